@@ -1,0 +1,36 @@
+"""Configuration: one frozen, validated model per YAML file.
+
+`schema` says which keys there are; `loading` reads files, applies ``key=value`` overrides, and turns every
+mistake into one message with the place and the nearest known key.
+"""
+
+from repmode_cl.config.loading import load_config, parse_config, shipped_config_names, shipped_config_text
+from repmode_cl.config.schema import (
+    Config,
+    DataConfig,
+    InferenceConfig,
+    NetworkConfig,
+    PatchConfig,
+    PreprocessingConfig,
+    SimulateConfig,
+    StrategyConfig,
+    StreamConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "InferenceConfig",
+    "NetworkConfig",
+    "PatchConfig",
+    "PreprocessingConfig",
+    "SimulateConfig",
+    "StrategyConfig",
+    "StreamConfig",
+    "TrainingConfig",
+    "load_config",
+    "parse_config",
+    "shipped_config_names",
+    "shipped_config_text",
+]

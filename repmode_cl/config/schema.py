@@ -1,0 +1,270 @@
+"""The keys of a configuration, their types, defaults and limits.
+
+Every model is frozen and forbids unknown keys. Sizes are in voxels and ordered z, y, x; voxel sizes are in um.
+This module imports neither torch nor avalanche.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from repmode_cl.structures import TWELVE_STRUCTURES, check_structure_name
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ExpertSpec",
+    "InferenceConfig",
+    "NetworkConfig",
+    "PatchConfig",
+    "PreprocessingConfig",
+    "SimulateConfig",
+    "StrategyConfig",
+    "StreamConfig",
+    "TrainingConfig",
+]
+
+_EXPERT = re.compile(r"conv[135]|avg[35]|lowrank:[1-9][0-9]{0,3}")
+
+
+def check_expert(spec: str) -> str:
+    """Return `spec` if it names an expert: conv1, conv3, conv5, avg3, avg5 or lowrank:R."""
+    if not _EXPERT.fullmatch(spec):
+        raise ValueError(f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R")
+    return spec
+
+
+ExpertSpec = Annotated[str, Field(description="conv1, conv3, conv5, avg3, avg5 or lowrank:R")]
+Positive = Annotated[int, Field(ge=1)]
+Size = tuple[Positive, Positive, Positive]
+VoxelSize = tuple[
+    Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
+]
+
+
+class Frozen(BaseModel):
+    """Frozen, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SimulateConfig(Frozen):
+    """Simulated cell colonies, used where no manifest is named."""
+
+    fields: Positive = 16
+    """Number of fields of view; each carries every structure of the stream."""
+    shape: Size = (32, 128, 128)
+    """Voxels (z, y, x) of a field, at 0.29 um."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the fields: the same seed gives the same images."""
+
+
+class PreprocessingConfig(Frozen):
+    """How images become training data (paper, section 4.1)."""
+
+    voxel_size: VoxelSize | None = (0.29, 0.29, 0.29)
+    """Voxel size in um (z, y, x) that images with a known one are resampled to; null keeps their own."""
+    order: Annotated[int, Field(ge=0, le=3)] = 1
+    """Order of the spline used to resample: 1 is linear, 3 cubic."""
+
+
+class DataConfig(Frozen):
+    """Where images come from."""
+
+    manifest: str | None = None
+    """Path of a manifest (CSV); null simulates cells."""
+    simulate: SimulateConfig = SimulateConfig()
+    cache: str | None = None
+    """Folder of prepared volumes; null puts it beside the run."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split of rows that name none."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Part of what is not test that is held out for selection."""
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    shuffle_signals: bool = False
+    """Give every target the signal of another image: a control that nothing can be learned from."""
+
+
+class StreamConfig(Frozen):
+    """Which structures arrive, and when."""
+
+    base: tuple[str, ...] = ()
+    """Structures that are learned jointly first; empty starts with the first of `order` alone."""
+    order: tuple[str, ...] | None = None
+    """Structures that follow, one experience each; null takes the manifest's others in its order."""
+    order_seed: int | None = None
+    """Shuffle what follows the base with this seed."""
+    order_file: str | None = None
+    """Text file with one structure a line, in place of `order`."""
+
+    @field_validator("base", "order")
+    @classmethod
+    def _names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            check_structure_name(name)
+        return names
+
+    @model_validator(mode="after")
+    def _one_order(self) -> StreamConfig:
+        if self.order is not None and self.order_file is not None:
+            raise ValueError("give either order or order_file, not both")
+        names = self.base + (self.order or ())
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named twice in base and order: a structure is learned once")
+        return self
+
+
+class NetworkConfig(Frozen):
+    """The U-Net that every strategy shares (paper, section 3.2)."""
+
+    width: Positive = 32
+    """Channels of the first level; they double with each of the `depth` levels."""
+    depth: Annotated[int, Field(ge=1, le=6)] = 4
+    """Number of times the resolution is halved."""
+    experts: tuple[ExpertSpec, ...] = ("conv5", "conv3", "conv1", "avg3", "avg5")
+    """Shared experts of each MoDE block."""
+
+    @field_validator("experts")
+    @classmethod
+    def _experts(cls, experts: tuple[str, ...]) -> tuple[str, ...]:
+        if not experts:
+            raise ValueError("at least one expert is needed")
+        if len(set(experts)) < len(experts):
+            raise ValueError("an expert is named twice")
+        return tuple(check_expert(spec) for spec in experts)
+
+
+class PatchConfig(Frozen):
+    """Training patches: one random crop per image and epoch, flipped at random on each axis."""
+
+    size: Size = (32, 128, 128)
+    flips: bool = True
+
+
+class TrainingConfig(Frozen):
+    """One experience's training; a strategy may override `steps` and `learning_rate` for itself."""
+
+    batch_size: Positive = 8
+    epochs: Positive | None = None
+    """Passes over the images of an experience; give this or `steps`."""
+    steps: Positive | None = None
+    """Optimiser steps for each experience that holds one structure."""
+    base_steps: Positive | None = None
+    """Optimiser steps for a first experience with several structures; null takes `steps` for each of them."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "one_cycle", "cosine"] = "constant"
+    validate_every: Positive | None = None
+    """Optimiser steps between validations; null takes ten validations an experience."""
+    validate_every_epochs: Positive | None = None
+    """The same in epochs, where `epochs` is used."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the processor computes it natively, else float32 (on GPUs float16 with scaling)."""
+    device: str = "auto"
+    """auto: cuda where there is one, else cpu."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient."""
+    checkpoint_every: Positive | None = None
+    """Optimiser steps between checkpoints; null takes each validation."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingConfig:
+        if self.epochs is not None and (self.steps is not None or self.base_steps is not None):
+            raise ValueError("give either epochs or steps, not both")
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give steps or epochs")
+        if self.validate_every is not None and self.validate_every_epochs is not None:
+            raise ValueError("give either validate_every or validate_every_epochs, not both")
+        if self.validate_every_epochs is not None and self.epochs is None:
+            raise ValueError("validate_every_epochs goes with epochs; with steps give validate_every")
+        return self
+
+
+class StrategyConfig(Frozen):
+    """One strategy of a benchmark."""
+
+    name: Literal["experts_frozen", "fine_tuning", "multi_net"]
+    label: str | None = None
+    """How tables name it; null makes one from the name and what differs from the default."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """For the experiences after the base; null takes training.learning_rate."""
+    expert: ExpertSpec | Literal["none"] = "conv3"
+    """experts_frozen: the fresh expert of each block."""
+    sees: Literal["own", "all"] = "own"
+    """experts_frozen: base and own expert, or those of all earlier additions too."""
+    norm: Literal["own", "base"] = "own"
+    """experts_frozen: own copies of every batch norm, or the base's, frozen."""
+    resampling: Literal["own", "base"] = "own"
+    """experts_frozen: own copies of the down and up layers, or the base's, frozen."""
+    kernel: Literal[3, 5] = 3
+    """multi_net: kernel size of the plain network."""
+
+    @field_validator("expert")
+    @classmethod
+    def _expert(cls, expert: str) -> str:
+        return expert if expert == "none" else check_expert(expert)
+
+    @model_validator(mode="after")
+    def _options_belong(self) -> StrategyConfig:
+        for key, owner in {
+            "expert": "experts_frozen", "sees": "experts_frozen", "norm": "experts_frozen",
+            "resampling": "experts_frozen", "kernel": "multi_net",
+        }.items():
+            if key in self.model_fields_set and self.name != owner:
+                raise ValueError(f"{key} is an option of {owner}, not of {self.name}")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What tables and folders call it: `label`, or the name with the options that were given."""
+        if self.label is not None:
+            return self.label
+        if self.name == "multi_net":
+            return f"multi_net_k{self.kernel}"
+        given = [str(getattr(self, key)).replace(":", "") for key in ("expert", "sees", "norm", "resampling")
+                 if getattr(self, key) != type(self).model_fields[key].default]
+        return "_".join([self.name, *given])
+
+
+class InferenceConfig(Frozen):
+    """Gaussian sliding window (paper, section 4.1)."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_size: Positive = 4
+    """Windows computed at once."""
+
+
+class Config(Frozen):
+    """A whole configuration file."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run: its folder below `output`."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    """Each strategy runs once with each seed: initial weights, crops and order of images."""
+    data: DataConfig = DataConfig()
+    stream: StreamConfig = StreamConfig(base=TWELVE_STRUCTURES)
+    network: NetworkConfig = NetworkConfig()
+    patch: PatchConfig = PatchConfig()
+    training: TrainingConfig
+    strategies: tuple[StrategyConfig, ...] = (StrategyConfig(name="experts_frozen"),)
+    inference: InferenceConfig = InferenceConfig()
+    output: str = "runs"
+    """Folder that runs are written below."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Config:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: at least one is needed, and none twice")
+        titles = [strategy.title for strategy in self.strategies]
+        if not titles:
+            raise ValueError("strategies: at least one is needed")
+        twice = sorted({title for title in titles if titles.count(title) > 1})
+        if twice:
+            raise ValueError(f"strategies: {', '.join(twice)} stands twice; give each a label of its own")
+        return self

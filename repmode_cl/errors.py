@@ -1,0 +1,75 @@
+"""Every error a user can cause, in one small tree.
+
+The commands print the message of a `RepmodeError` and exit with code 2, without a traceback; anything
+else is a defect of ours and keeps its traceback. A message says what was found, where, what is allowed
+and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "RepmodeError",
+    "ConfigError",
+    "ImageError",
+    "ManifestError",
+    "ModelError",
+    "StructureError",
+    "UnknownStructureError",
+    "did_you_mean",
+]
+
+
+class RepmodeError(ValueError):
+    """Base of all errors that a user's input can cause."""
+
+
+class ConfigError(RepmodeError):
+    """A configuration file or an override is wrong."""
+
+
+class ImageError(RepmodeError):
+    """An image file cannot be read as what is asked for."""
+
+
+class ManifestError(RepmodeError):
+    """A manifest, or what its rows point to, is wrong."""
+
+
+class ModelError(RepmodeError):
+    """A model directory is missing, damaged, or cannot take what is asked of it."""
+
+
+class StructureError(RepmodeError):
+    """A structure's name cannot be used."""
+
+
+class UnknownStructureError(StructureError):
+    """A structure was asked for that is not there.
+
+    Parameters
+    ----------
+    name
+        What was asked for.
+    known
+        The names that exist; listed in the message, the nearest one suggested.
+    where
+        What was searched, for the message ("this network", "the model model/").
+    """
+
+    def __init__(self, name: str, known: Iterable[str], where: str = "this network") -> None:
+        known = list(known)
+        listed = ", ".join(known) if known else "none"
+        super().__init__(
+            f"unknown structure {name!r}: {where} knows {listed}{did_you_mean(name, known)}"
+        )
+        self.name = name
+        self.known = tuple(known)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest of `known`, or an empty string."""
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

@@ -1,0 +1,69 @@
+"""Names of structures: the twelve of the paper, and what any other name must look like.
+
+A structure is a name everywhere, never an index: an index into a sorted list would renumber every task
+when one is added. This module imports nothing heavy, so that commands can check names at once.
+"""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+
+from repmode_cl.errors import StructureError
+
+__all__ = ["TWELVE_STRUCTURES", "DATASET_NAMES", "check_structure_name"]
+
+#: Structure -> the name of its data set in the public label-free collection (paper, Table 1).
+DATASET_NAMES = MappingProxyType(
+    {
+        "microtubule": "alpha_tubulin",
+        "actin_filament": "beta_actin",
+        "desmosome": "desmoplakin",
+        "dna": "dna",
+        "nucleolus": "fibrillarin",
+        "nuclear_envelope": "lamin_b1",
+        "cell_membrane": "membrane_caax_63x",
+        "actomyosin_bundle": "myosin_iib",
+        "endoplasmic_reticulum": "sec61_beta",
+        "golgi_apparatus": "st6gal1",
+        "mitochondria": "tom20",
+        "tight_junction": "zo1",
+    }
+)
+
+TWELVE_STRUCTURES = tuple(DATASET_NAMES)
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+# Keys of torch containers that hold a structure's parameters: an attribute's name cannot be a key there.
+# `base` is the key of the shared norms.
+_RESERVED = frozenset(
+    "base add_module append apply bfloat16 buffers call_super_init children clear compile copy cpu cuda "
+    "double dump_patches eval extend extra_repr float forward fromkeys get get_buffer get_extra_state "
+    "get_parameter get_submodule half insert ipu items keys load_state_dict modules mtia "
+    "named_buffers named_children named_modules named_parameters parameters pop popitem "
+    "register_backward_hook register_buffer register_forward_hook register_forward_pre_hook "
+    "register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook "
+    "register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook "
+    "register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule setdefault share_memory "
+    "state_dict to to_empty train training type update values xpu zero_grad".split()
+)
+
+
+def check_structure_name(name: str) -> str:
+    """Return `name` if it can name a structure.
+
+    Raises
+    ------
+    StructureError
+        If it is not lower-case letters, digits and underscores, beginning with a letter, at most 64
+        characters, or is a reserved word.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise StructureError(
+            f"structure name {name!r} cannot be used: a name is 1 to 64 lower-case letters, digits and "
+            "underscores and begins with a letter, such as 'nucleolus' or 'tight_junction'"
+        )
+    if name in _RESERVED:
+        raise StructureError(f"structure name {name!r} is reserved: choose a longer one, such as '{name}_structure'")
+    return name
