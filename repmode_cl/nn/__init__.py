@@ -1,1 +1,23 @@
-"""Placeholder docstring: replaced by the folder's owner."""
+"""The networks: RepMode's U-Net with MoDE blocks and GatRep, and the plain U-Net of the same topology."""
+
+from repmode_cl.nn.architecture import AdditionSpec, Architecture
+from repmode_cl.nn.experts import Expert, make_expert
+from repmode_cl.nn.gatrep import fuse_kernels
+from repmode_cl.nn.mode_block import ModeBlock
+from repmode_cl.nn.plain import PlainUNet
+from repmode_cl.nn.repmode import RepModeUNet
+from repmode_cl.nn.trainable import trainable_names
+from repmode_cl.nn.unet import smallest_size
+
+__all__ = [
+    "AdditionSpec",
+    "Architecture",
+    "Expert",
+    "ModeBlock",
+    "PlainUNet",
+    "RepModeUNet",
+    "fuse_kernels",
+    "make_expert",
+    "smallest_size",
+    "trainable_names",
+]

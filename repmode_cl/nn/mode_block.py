@@ -1,0 +1,108 @@
+"""The MoDE block (paper, section 3.3, Fig. 3 and 8): shared experts, a gate row per structure, additions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repmode_cl.errors import UnknownStructureError
+from repmode_cl.nn.architecture import AdditionSpec
+from repmode_cl.nn.experts import Expert, make_expert
+from repmode_cl.nn.gatrep import fuse_kernels
+from repmode_cl.nn.sites import Groups, NormSite, by_group
+
+__all__ = ["ModeAddition", "ModeBlock"]
+
+#: Half-width of the uniform distribution of a new gate row: that of a linear layer on the paper's 12-way one-hot.
+GATE_INIT = 12**-0.5
+
+
+def new_gate(experts: int, c_out: int, generator: torch.Generator) -> nn.Parameter:
+    """Return a gate row (T, C_out) near zero: near equal shares for all experts."""
+    return nn.Parameter((torch.rand((experts, c_out), generator=generator) * 2 - 1) * GATE_INIT)
+
+
+class ModeAddition(nn.Module):
+    """What an added structure owns in one block: a gate row and, unless it has none, a fresh expert."""
+
+    def __init__(self, expert: Expert | None, gate: nn.Parameter, needs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.expert = expert
+        self.gate = gate
+        self.needs = needs
+
+
+class ModeBlock(nn.Module):
+    """One MoDE block, C_in to C_out channels, stride 1.
+
+    Parameters
+    ----------
+    c_in, c_out
+        Channels in and out.
+    experts
+        Shared experts (`make_expert`'s names).
+    structures
+        Base structures: one gate row each.
+    activation
+        Whether batch norm and ReLU follow; the network's last block has neither.
+    generator
+        Source of the initial weights.
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, experts: Sequence[str], structures: Sequence[str], *,
+        activation: bool, generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.c_in, self.c_out = c_in, c_out
+        self.experts = nn.ModuleDict({spec: make_expert(spec, c_in, c_out, generator) for spec in experts})
+        self.gates = nn.ParameterDict({name: new_gate(len(experts), c_out, generator) for name in structures})
+        self.own = nn.ModuleDict()
+        self.norm = NormSite(c_out) if activation else None
+
+    def add_gate(self, name: str, generator: torch.Generator) -> None:
+        """Give `name` a gate row over the shared experts, and nothing else."""
+        self.gates[name] = new_gate(len(self.experts), self.c_out, generator)
+
+    def add(self, name: str, spec: AdditionSpec, generator: torch.Generator) -> None:
+        """Give `name` a fresh expert and a gate row over all that it sees (paper, Fig. 8)."""
+        expert = None if spec.expert == "none" else make_expert(spec.expert, self.c_in, self.c_out, generator)
+        seen = [self.addition(other).expert for other in spec.needs]
+        rows = len(self.experts) + sum(e is not None for e in [*seen, expert])
+        self.own[name] = ModeAddition(expert, new_gate(rows, self.c_out, generator), spec.needs)
+        if self.norm is not None and spec.norm == "own":
+            self.norm.add(name)
+
+    def addition(self, name: str) -> ModeAddition:
+        """Return what the addition `name` owns here."""
+        return cast(ModeAddition, self.own[name])
+
+    def visible(self, name: str) -> tuple[list[tuple[str, Expert]], Tensor]:
+        """Return the labelled experts that `name` sees, and its gate row (T, C_out) over them."""
+        shared = [(label, cast(Expert, expert)) for label, expert in self.experts.items()]
+        if name in self.gates:
+            return shared, self.gates[name]
+        if name not in self.own:
+            raise UnknownStructureError(name, [*self.gates, *self.own], "this block")
+        own = self.addition(name)
+        added = [(other, self.addition(other).expert) for other in (*own.needs, name)]
+        return shared + [(f"of {other}", e) for other, e in added if e is not None], own.gate
+
+    def kernel(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the one kernel that `name` convolves with here, (C_out, C_in, K, K, K) (paper, eq. 6)."""
+        experts, gate = self.visible(name)
+        return fuse_kernels([expert for _, expert in experts], gate, dtype)
+
+    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+        """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X): one kernel and one convolution for each structure in the batch."""
+
+        def convolve(part: Tensor, name: str) -> Tensor:
+            kernel = self.kernel(name)
+            return F.conv3d(part, kernel, padding=kernel.shape[-1] // 2)
+
+        x = by_group(x, groups, convolve)
+        return x if self.norm is None else torch.relu(self.norm(x, groups))

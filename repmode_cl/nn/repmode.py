@@ -1,0 +1,312 @@
+"""RepMode's network: one U-Net of MoDE blocks that switches modes by structure, and grows by additions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from repmode_cl.errors import ModelError, StructureError, UnknownStructureError
+from repmode_cl.nn.architecture import AdditionSpec, Architecture
+from repmode_cl.nn.mode_block import ModeBlock
+from repmode_cl.nn.plain import PlainBlock, PlainResampling, PlainUNet
+from repmode_cl.nn.sites import Groups, ResamplingSite
+from repmode_cl.nn.trainable import trainable_names
+from repmode_cl.nn.unet import UNet
+from repmode_cl.structures import check_structure_name
+
+__all__ = ["RepModeUNet"]
+
+
+class RepModeUNet(UNet):
+    """The RepMode U-Net (paper, section 3.2) with base structures and additions.
+
+    Parameters
+    ----------
+    architecture
+        Width, depth and shared experts.
+    base_structures
+        Structures that share the base's norms and are trained jointly; at least one.
+    seed
+        Seed of the initial weights; torch's global generator is left alone.
+    """
+
+    def __init__(self, architecture: Architecture, base_structures: Sequence[str], *, seed: int = 0) -> None:
+        names = tuple(check_structure_name(name) for name in base_structures)
+        if not names or len(set(names)) < len(names):
+            raise StructureError(f"base structures: at least one, and none twice, not {list(names)}")
+        generator = torch.Generator().manual_seed(seed)
+        super().__init__(
+            architecture.width, architecture.depth,
+            lambda c_in, c_out, act: ModeBlock(
+                c_in, c_out, architecture.experts, names, activation=act, generator=generator
+            ),
+            lambda c_in, c_out, up: ResamplingSite(c_in, c_out, up=up, generator=generator),
+        )
+        self.architecture = architecture
+        self._base = names
+        self._additions: dict[str, AdditionSpec] = {}
+        self._trained: frozenset[str] | None = None  # None: never restricted, as a fresh network
+
+    # -- what is here -------------------------------------------------------------------------------------------
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """All structures, the base's first, then the additions in the order they came."""
+        return (*self._base, *self._additions)
+
+    @property
+    def base_structures(self) -> tuple[str, ...]:
+        """Structures of the base."""
+        return self._base
+
+    @property
+    def additions(self) -> Mapping[str, AdditionSpec]:
+        """Added structures and how each was added, in the order they came."""
+        return dict(self._additions)
+
+    def named_mode_blocks(self) -> Iterator[tuple[str, ModeBlock]]:
+        """Yield the MoDE blocks with their names, from input to output."""
+        for name, block in self.named_blocks():
+            yield name, cast(ModeBlock, block)
+
+    def kernels(self, structure: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Return the fused kernel of each block for `structure`, (C_out, C_in, K, K, K) (paper, eq. 6)."""
+        self._check(structure)
+        with torch.no_grad():
+            return {name: block.kernel(structure, dtype) for name, block in self.named_mode_blocks()}
+
+    def gate_weights(self, structure: str) -> dict[str, dict[str, Tensor]]:
+        """Return the softmaxed gate weights of `structure`: block -> expert -> (C_out,) (paper, eq. 2 and Fig. 6)."""
+        self._check(structure)
+        weights = {}
+        for name, block in self.named_mode_blocks():
+            experts, gate = block.visible(structure)
+            shares = torch.softmax(gate.detach().float(), dim=0)
+            weights[name] = {label: shares[row].clone() for row, (label, _) in enumerate(experts)}
+        return weights
+
+    def _check(self, structure: str) -> None:
+        if structure not in self.structures:
+            raise UnknownStructureError(structure, self.structures)
+
+    # -- growing ------------------------------------------------------------------------------------------------
+
+    def add_structure(self, name: str, spec: AdditionSpec | None = None, *, seed: int = 0) -> AdditionSpec:
+        """Add `name` to the frozen network: a fresh expert and gate row per block, own norms, own resampling.
+
+        Parameters
+        ----------
+        name
+            The new structure.
+        spec
+            What it gets; the paper's choice where not given. With ``sees="all"`` its `needs` are filled in here,
+            unless they are given (as when a stored structure is loaded).
+        seed
+            Seed of the new weights, combined with the name.
+
+        Returns
+        -------
+        AdditionSpec
+            The specification as completed.
+        """
+        spec = spec or AdditionSpec()
+        self._check_new(name)
+        if spec.sees == "all" and not spec.needs:
+            spec = replace(spec, needs=tuple(n for n, s in self._additions.items() if s.expert != "none"))
+        for other in spec.needs:
+            if other not in self._additions:
+                raise UnknownStructureError(other, self._additions, f"{name!r} needs an addition and this network")
+        generator = self._generator(name, seed)
+        for _, block in self.named_mode_blocks():
+            block.add(name, spec, generator)
+        for _, site in self._resampling_sites():
+            if spec.norm == "own":
+                site.norm.add(name)
+            if spec.resampling == "own":
+                site.add(name)
+        self._additions[name] = spec
+        self._settle()
+        return spec
+
+    def add_base_structure(self, name: str, *, seed: int = 0) -> None:
+        """Give `name` a gate row over the shared experts and nothing of its own: what fine-tuning everything does."""
+        self._check_new(name)
+        if self._additions:
+            raise StructureError(
+                f"{name!r} cannot join the base: {', '.join(self._additions)} were added to it; make another base"
+            )
+        generator = self._generator(name, seed)
+        for _, block in self.named_mode_blocks():
+            block.add_gate(name, generator)
+        self._base = (*self._base, name)
+        self._settle()
+
+    def _check_new(self, name: str) -> None:
+        check_structure_name(name)
+        if name in self.structures:
+            raise StructureError(f"{name!r} is here already: this network knows {', '.join(self.structures)}")
+
+    @staticmethod
+    def _generator(name: str, seed: int) -> torch.Generator:
+        mixed = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7]
+        return torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
+
+    def _resampling_sites(self) -> Iterator[tuple[str, ResamplingSite]]:
+        for name, site in self.named_resampling():
+            yield name, cast(ResamplingSite, site)
+
+    def _settle(self) -> None:
+        """Bring what was just built to the device, trainability and mode of the rest."""
+        self.to(next(self.parameters()).device)
+        if self._trained is not None:
+            self.restrict_training(self._trained)
+        self.train(self.training)
+
+    # -- what may change ----------------------------------------------------------------------------------------
+
+    def train_only(self, structures: Sequence[str]) -> frozenset[str]:
+        """Make exactly what `trainable_names` tells trainable, everything else frozen, and return those names."""
+        return self.restrict_training(trainable_names(self, structures))
+
+    def restrict_training(self, names: frozenset[str]) -> frozenset[str]:
+        """Let exactly the parameters `names` take gradients; norms without one stay in evaluation mode from now on."""
+        self._trained = frozenset(names)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in names)
+            if name not in names:
+                parameter.grad = None
+        self.train(self.training)
+        return self._trained
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, but for frozen norms: whoever calls this, their running statistics must not drift."""
+        super().train(mode)
+        if self._trained is not None:
+            for name, module in self.named_modules():
+                if isinstance(module, nn.BatchNorm3d) and f"{name}.weight" not in self._trained:
+                    module.eval()
+        return self
+
+    # -- tensors by owner ---------------------------------------------------------------------------------------
+
+    def owned_names(self, structure: str) -> dict[str, str]:
+        """Return the state-dict names that the addition `structure` owns, each with its name without the structure."""
+        if structure not in self._additions:
+            raise UnknownStructureError(structure, self._additions, "the additions of this network")
+        part = f".own.{structure}."
+        return {name: name.replace(part, ".") for name in self.state_dict() if part in name}
+
+    def structure_state(self, structure: str) -> dict[str, Tensor]:
+        """Return what the addition `structure` owns, named without it: ``encoder.0.0.gate`` and so on."""
+        state = self.state_dict()
+        return {local: state[name].detach() for name, local in self.owned_names(structure).items()}
+
+    def base_state(self) -> dict[str, Tensor]:
+        """Return all that no addition owns: shared experts, resampling, base norms, gate rows of base structures."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items() if ".own." not in name}
+
+    def load_structure_state(self, structure: str, state: Mapping[str, Tensor]) -> None:
+        """Set what the addition `structure` owns.
+
+        Raises
+        ------
+        ModelError
+            If a tensor is missing, unexpected, or of another shape or type.
+        """
+        self._load({local: name for name, local in self.owned_names(structure).items()}, state, repr(structure))
+
+    def load_base_state(self, state: Mapping[str, Tensor]) -> None:
+        """Set all that no addition owns.
+
+        Raises
+        ------
+        ModelError
+            If a tensor is missing, unexpected, or of another shape or type.
+        """
+        self._load({name: name for name in self.base_state()}, state, "the base")
+
+    def _load(self, names: Mapping[str, str], state: Mapping[str, Tensor], what: str) -> None:
+        if missing := sorted(set(names) - set(state)):
+            raise ModelError(f"{what}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+        if extra := sorted(set(state) - set(names)):
+            raise ModelError(f"{what}: tensor {extra[0]!r} does not belong to this network ({len(extra)} in all)")
+        own = self.state_dict()
+        for local, name in names.items():
+            given, here = state[local], own[name]
+            if given.shape != here.shape or given.dtype != here.dtype:
+                raise ModelError(
+                    f"{what}: tensor {local!r} is {given.dtype} {tuple(given.shape)}, "
+                    f"this network's is {here.dtype} {tuple(here.shape)}"
+                )
+        with torch.no_grad():
+            for local, name in names.items():
+                own[name].copy_(state[local])
+
+    # -- computing ----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, structures: str | Sequence[str]) -> Tensor:
+        """Predict one structure for each sample.
+
+        Parameters
+        ----------
+        x
+            Transmitted light, (N, 1, Z, Y, X), z-scored.
+        structures
+            One name for all samples, or one for each.
+
+        Returns
+        -------
+        Tensor
+            Fluorescence, (N, 1, Z, Y, X), z-scored.
+
+        Raises
+        ------
+        UnknownStructureError
+            If a structure is not known; there is no fallback.
+        StructureError
+            If names and samples differ in number, or structures that do not share norms are mixed in training.
+        """
+        names = [structures] * len(x) if isinstance(structures, str) else list(structures)
+        if len(names) != len(x):
+            raise StructureError(f"{len(names)} structures for {len(x)} samples: give one for each, or one for all")
+        distinct = tuple(dict.fromkeys(names))
+        for name in distinct:
+            self._check(name)
+        if self.training and len(distinct) > 1 and any(name in self._additions for name in distinct):
+            raise StructureError(
+                f"{', '.join(distinct)} cannot be mixed in a training batch: added structures have norms of their own"
+            )
+        groups = Groups(distinct, tuple(names.count(name) for name in distinct))
+        if len(distinct) == 1:
+            return self.run(x, groups)
+        order = sorted(range(len(names)), key=lambda i: distinct.index(names[i]))
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return self.run(x[order], groups)[back.to(x.device)]
+
+    def fuse(self, structure: str) -> PlainUNet:
+        """Return the plain network that `structure` comes to (paper, section 3.4), a copy in evaluation mode.
+
+        Its predictions are bit-identical to this network's in evaluation mode.
+        """
+        self._check(structure)
+        kernels = self.kernels(structure)
+        plain = PlainUNet(self.width, self.depth, next(iter(kernels.values())).shape[-1])
+        state: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, block in plain.named_blocks():
+                cast(PlainBlock, block).weight.copy_(kernels[name])
+                norm = cast(ModeBlock, self.get_submodule(name)).norm
+                if norm is not None:
+                    state |= {f"{name}.norm.{k}": v for k, v in norm.of(structure).state_dict().items()}
+            for name, layer in plain.named_resampling():
+                site = cast(ResamplingSite, self.get_submodule(name))
+                cast(PlainResampling, layer).layer.load_state_dict(site.of(structure).state_dict())
+                state |= {f"{name}.norm.{k}": v for k, v in site.norm.of(structure).state_dict().items()}
+            plain.load_state_dict(state, strict=False)
+        return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
