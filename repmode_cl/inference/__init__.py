@@ -1,1 +1,1 @@
-"""Placeholder docstring: replaced by the folder's owner."""
+"""Prediction of volumes of any size: windows, blending and the files that come out."""

@@ -1,0 +1,111 @@
+"""``repmode-cl add``: one more structure for a model that keeps every prediction it made."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repmode_cl.cli.common import DeviceOption, ModelArgument, size
+
+__all__ = ["add"]
+
+AS_BASE = "as the base was trained with, by default."
+
+
+class Sees(StrEnum):
+    """Which experts the structure's gates weigh."""
+
+    own = "own"
+    all = "all"
+
+
+class Copy(StrEnum):
+    """Whose layers the structure uses."""
+
+    own = "own"
+    base = "base"
+
+
+class Precision(StrEnum):
+    """Number format that training computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def add(
+    model: ModelArgument,
+    structure: Annotated[str, typer.Option(metavar="NAME", help="Name of the new structure.")],
+    data: Annotated[Path, typer.Option(metavar="MANIFEST", help="A CSV of image pairs.")],
+    expert: Annotated[
+        str,
+        typer.Option(help="Fresh expert of each block: conv1, conv3, conv5, avg3, avg5, lowrank:R or none."),
+    ] = "conv3",
+    sees: Annotated[
+        Sees, typer.Option(help="Experts it weighs: base and own, or those of all earlier additions too.")
+    ] = Sees.own,
+    norm: Annotated[Copy, typer.Option(help="Batch norms: own copies, or the base's, frozen.")] = Copy.own,
+    resampling: Annotated[
+        Copy, typer.Option(help="Down and up layers: own copies, or the base's, frozen.")
+    ] = Copy.own,
+    steps: Annotated[int | None, typer.Option(min=1, help=f"Optimiser steps; {AS_BASE}")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help=f"Largest learning rate; {AS_BASE}")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help=f"Patches a step; {AS_BASE}")] = None,
+    patch: Annotated[str | None, typer.Option(metavar="Z,Y,X", help=f"Voxels of a patch; {AS_BASE}")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of new weights and of crops.")] = 0,
+    device: DeviceOption = "auto",
+    precision: Annotated[Precision, typer.Option(help="Number format of training.")] = Precision.auto,
+) -> None:
+    """Add a structure to a model and forget none.
+
+    What the model already predicts does not change by one bit.
+
+    For example:
+
+      repmode-cl add model --structure nucleolus --data new.csv
+
+      repmode-cl add model --structure dna --data new.csv --expert lowrank:4
+    """
+    from repmode_cl.errors import RepmodeError
+    from repmode_cl.structures import check_structure_name
+
+    check_structure_name(structure)
+    patch_size = size(patch, "--patch")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise RepmodeError(f"--learning-rate {learning_rate}: a positive number is needed")
+    _check_expert(expert)
+    from repmode_cl.nn import AdditionSpec
+    from repmode_cl.strategies import add_structure
+
+    add_structure(
+        model,
+        structure,
+        data,
+        spec=AdditionSpec(expert=expert, sees=sees.value, norm=norm.value, resampling=resampling.value),
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        patch=patch_size,
+        seed=seed,
+        device=device,
+        precision=precision.value,
+    )
+    from repmode_cl.cli.model import show
+
+    show(model)
+
+
+def _check_expert(expert: str) -> None:
+    from repmode_cl.config.schema import check_expert
+    from repmode_cl.errors import RepmodeError
+
+    if expert != "none":
+        try:
+            check_expert(expert)
+        except ValueError as error:
+            raise RepmodeError(f"--expert {error}, or none") from error

@@ -1,0 +1,64 @@
+"""The command ``repmode-cl``: puts the commands of the other files together."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+from repmode_cl import __version__
+from repmode_cl.cli import add, bench, config, data, model, report, train
+from repmode_cl.cli.common import Commands
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="repmode-cl",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"repmode-cl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Learn to predict one fluorescent structure after another from transmitted light, and forget none.
+
+    Example, from nothing to an answer:
+
+      repmode-cl bench quickstart
+    """
+
+
+app.command("bench")(bench.bench)
+app.command("train")(train.train)
+app.command("add")(add.add)
+app.command("show")(model.show)
+app.command("verify")(model.verify)
+app.command("predict")(model.predict)
+app.command("report")(report.report)
+app.add_typer(data.app, name="data")
+app.command("config")(config.config)
+
+
+def main() -> None:
+    """Run ``repmode-cl`` with the arguments of the process."""
+    for stream in (sys.stdout, sys.stderr):
+        # A console that knows no such character shows a replacement; a message must not end in another error.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app()

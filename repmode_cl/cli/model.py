@@ -1,0 +1,156 @@
+"""``repmode-cl show``, ``verify`` and ``predict``: what a model holds, whether unchanged, what it sees."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repmode_cl.cli.common import DeviceOption, ModelArgument, console, fail, size
+
+if TYPE_CHECKING:
+    from repmode_cl.nn import AdditionSpec
+
+__all__ = ["predict", "show", "verify"]
+
+
+class Level(StrEnum):
+    """How deep a check goes; each level includes the ones before."""
+
+    files = "files"
+    tensors = "tensors"
+    kernels = "kernels"
+    predictions = "predictions"
+
+
+def show(model: ModelArgument) -> None:
+    """List a model's structures and how each was added.
+
+    For example:
+
+      repmode-cl show model
+    """
+    from rich import box
+    from rich.table import Table
+
+    from repmode_cl.report.table import count_text
+    from repmode_cl.store import Model
+
+    opened = Model.open(model)
+    shape = opened.architecture
+    typer.echo(f"{model}: width {shape.width}, depth {shape.depth}, experts {', '.join(shape.experts)}")
+    if opened.voxel_size is not None:
+        typer.echo(f"voxel size (z, y, x) in um: {' x '.join(f'{um:g}' for um in opened.voxel_size)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("structure", "kind", "how", "R2", "parameters", "bytes", "digest", "stored"):
+        table.add_column(
+            heading, justify="right" if heading in ("R2", "parameters", "bytes") else "left", no_wrap=True
+        )
+    for entry in opened.entries.values():
+        r2 = entry.metrics.get("r2")
+        base = entry.spec is None
+        table.add_row(
+            entry.name,
+            entry.kind,
+            "" if entry.spec is None else _how(entry.spec),
+            f"{r2:.3f}" if isinstance(r2, (int, float)) else "",
+            # Base structures share one file: what it weighs is said once.
+            "" if base and entry.name != opened.base_structures[0] else count_text(entry.parameters),
+            "" if base and entry.name != opened.base_structures[0] else count_text(entry.bytes, "B"),
+            entry.digest[:8],
+            entry.created[:10],
+        )
+    console().print(table)
+
+
+def _how(spec: AdditionSpec) -> str:
+    """Write an addition's choices where they differ from the default: ``lowrank:4, sees all``."""
+    said = [spec.expert]
+    if spec.sees == "all":
+        said.append(f"sees {', '.join(spec.needs) or 'all'}")
+    said += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
+    return ", ".join(said)
+
+
+def verify(
+    model: ModelArgument,
+    level: Annotated[
+        Level, typer.Option(help="How deep: the files, their tensors, fused kernels, or predictions.")
+    ] = Level.predictions,
+) -> None:
+    """Prove that a model is what was stored; exit code 2 if not.
+
+    Where the computing environment is that of the stored proof, predictions are compared bit for bit;
+    elsewhere with a stated tolerance, and reported as such.
+
+    For example:
+
+      repmode-cl verify model
+    """
+    from repmode_cl.store import verify_model
+
+    report = verify_model(model, level.value)
+    width = max(len(result.structure) for result in report.results)
+    for result in report.results:
+        status = "FAILED" if not result.ok else result.status
+        typer.echo(f"{result.structure:{width}}  {status}: {result.detail}", err=not result.ok)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    if not report.ok:
+        failed = [result.structure for result in report.results if not result.ok]
+        fail(f"{model}: {', '.join(failed)} failed; put the named files back from a copy of the model")
+    typer.echo(f"{model}: {len(report.results)} structures verified ({report.level})")
+
+
+def predict(
+    model: ModelArgument,
+    image: Annotated[Path, typer.Argument(metavar="IN", help="An image file with transmitted light.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="OME-TIFF to write, in z-score units.")],
+    structure: Annotated[str, typer.Option(metavar="NAME", help="Structure to predict.")],
+    channel: Annotated[
+        str | None, typer.Option(help="Name or number (from 0) of the transmitted-light channel.")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="Voxels of a window; the model's by default.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Part that windows share, 0 to below 1; the model's by default.")
+    ] = None,
+    scene: Annotated[int | None, typer.Option(min=0, help="Which of several scenes.")] = None,
+    t: Annotated[int | None, typer.Option("--time", min=0, help="Which of several time points.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Predict one structure of an image file.
+
+    The result is an OME-TIFF with the input's grid and voxel size, float32 in z-score units.
+
+    For example:
+
+      repmode-cl predict model --structure nucleolus cells.ome.tif nucleolus.ome.tif
+
+      repmode-cl predict model --structure dna in.tif out.ome.tif --channel 0
+    """
+    window_size = size(window, "--window")
+    from repmode_cl.inference.predict_file import predict_file
+    from repmode_cl.progress import task
+
+    with task(f"Predicting {structure}") as bar:
+        done = predict_file(
+            model,
+            structure,
+            image,
+            out,
+            channel=int(channel) if channel is not None and channel.isdecimal() else channel,
+            window=window_size,
+            overlap=overlap,
+            device=device,
+            scene=scene,
+            t=t,
+            progress=lambda count, total: bar.update(completed=count, total=total),
+        )
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    voxels = " x ".join(str(extent) for extent in done.shape)
+    typer.echo(f"{done.path}: {structure}, {voxels} voxels (z, y, x), z-score units, in {done.seconds:.1f} s")

@@ -1,0 +1,44 @@
+"""``repmode-cl train``: a model of the base structures, which `add` grows later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repmode_cl.cli.common import ConfigArgument, OverridesOption
+
+__all__ = ["train"]
+
+
+def train(
+    config: ConfigArgument,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="MODEL", help="Folder of the model; must not exist yet.")
+    ],
+    overrides: OverridesOption = None,
+) -> None:
+    """Train a model of base structures, jointly.
+
+    The structures are those of stream.base; `repmode-cl add` adds others later.
+
+    For example:
+
+      repmode-cl train my.yaml --out model
+
+      repmode-cl train my.yaml --out model --set "stream.base=[dna, cell_membrane]"
+    """
+    from repmode_cl.config import load_config
+    from repmode_cl.errors import ModelError
+
+    loaded = load_config(config, overrides or ())
+    # Asked for before hours of training, not after.
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
+    from repmode_cl.strategies import train_base
+
+    train_base(loaded, out)
+    from repmode_cl.cli.model import show
+
+    show(out)

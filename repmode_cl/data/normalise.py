@@ -1,0 +1,131 @@
+"""The arithmetic of preprocessing (paper, section 4.1): resampling to a voxel size, z-score of an image.
+
+Training and prediction use these same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.errors import ImageError
+
+__all__ = ["normalise", "resample", "resample_to"]
+
+#: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
+_LARGEST_RATIO = 100.0
+
+
+def normalise(volume: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the z-score of a volume: mean 0 and standard deviation 1 over all of its voxels.
+
+    Mean and deviation (that of the population) are summed in float64, plane by plane.
+
+    Parameters
+    ----------
+    volume
+        (Z, Y, X), real numbers.
+
+    Returns
+    -------
+    ndarray
+        float32 (Z, Y, X).
+
+    Raises
+    ------
+    ImageError
+        If the volume is empty or constant, or a voxel is not finite: such an image has no z-score.
+    """
+    if volume.size == 0:
+        raise ImageError(f"the volume is empty: its shape is {volume.shape}")
+    low, high, total = math.inf, -math.inf, 0.0
+    for plane in volume:
+        low, high = min(low, float(plane.min())), max(high, float(plane.max()))
+        total += float(plane.sum(dtype=np.float64))
+        # NaN compares false with everything, so that a minimum alone might miss it; the sum does not.
+        if not math.isfinite(total):
+            raise ImageError("a voxel is NaN or infinite; replace such voxels or leave them out by a region")
+    if low == high:
+        raise ImageError(f"every voxel is {low:g}: a constant image has no z-score")
+    mean = total / volume.size
+    squares = sum(float(np.square(plane.astype(np.float64) - mean).sum()) for plane in volume)
+    deviation = math.sqrt(squares / volume.size)
+    result = np.empty(volume.shape, np.float32)
+    for z, plane in enumerate(volume):
+        result[z] = (plane.astype(np.float64) - mean) / deviation
+    return result
+
+
+def resample(
+    volume: NDArray[Any], from_voxel: Sequence[float], to_voxel: Sequence[float], order: int = 1
+) -> NDArray[Any]:
+    """Resample a volume to another voxel size.
+
+    Parameters
+    ----------
+    volume
+        (Z, Y, X); bool and order 0 for a mask.
+    from_voxel, to_voxel
+        Voxel sizes (z, y, x) in um.
+    order
+        Of the spline: 0 takes the nearest voxel, 1 is linear, 3 cubic.
+
+    Returns
+    -------
+    ndarray
+        float32, or bool where `volume` is. Sizes are rounded to whole voxels; both volumes cover the same
+        field.
+
+    Raises
+    ------
+    ImageError
+        If a voxel size is not a positive number or the two differ so much that a unit must be wrong.
+    """
+    shape = []
+    for axis, size, a, b in zip("zyx", volume.shape, from_voxel, to_voxel, strict=True):
+        if not (math.isfinite(a) and math.isfinite(b) and a > 0 and b > 0):
+            raise ImageError(f"voxel sizes are positive numbers in um, got {a} and {b} on axis {axis}")
+        if max(a / b, b / a) > _LARGEST_RATIO:
+            raise ImageError(
+                f"a voxel size of {a:g} um on axis {axis} cannot be resampled to {b:g} um: is it in another "
+                "unit? The column voxel_size_zyx of a manifest overrides the file's"
+            )
+        shape.append(max(1, round(size * a / b)))
+    return resample_to(volume, shape, order)
+
+
+def resample_to(volume: NDArray[Any], shape: Sequence[int], order: int = 1) -> NDArray[Any]:
+    """Resample a volume to another number of voxels over the same field.
+
+    Voxels are boxes, so that the borders of the field stay where they are (not the centres of the outermost
+    voxels).
+
+    Parameters
+    ----------
+    volume
+        (Z, Y, X).
+    shape
+        Voxels (Z, Y, X) wanted.
+    order
+        Of the spline, 0 to 3.
+
+    Returns
+    -------
+    ndarray
+        float32, or bool where `volume` is.
+    """
+    is_mask = volume.dtype == np.bool_
+    wanted = tuple(int(size) for size in shape)
+    # Half precision and the like are no types of scipy's; of a mask it interpolates 0 and 1.
+    source = volume.astype(np.uint8 if is_mask else np.float32)
+    if wanted != volume.shape:
+        # Imported here, because training reads the cache and never resamples.
+        from scipy import ndimage
+
+        factors = [new / old for new, old in zip(wanted, volume.shape, strict=True)]
+        source = ndimage.zoom(source, factors, order=0 if is_mask else order, mode="nearest", grid_mode=True)
+    return source.astype(np.bool_) if is_mask else source

@@ -1,0 +1,312 @@
+"""From the rows of a manifest to volumes that training can map into memory.
+
+Each volume is read, resampled to one voxel size, z-scored (paper, section 4.1) and cached. A signal that
+several structures share is prepared once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from repmode_cl.config.schema import PreprocessingConfig
+from repmode_cl.data.cache import ContentDigests, VolumeCache
+from repmode_cl.data.manifest import Manifest, Row
+from repmode_cl.data.normalise import normalise, resample, resample_to
+from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.sample import Sample, digest_of, shuffle_signals
+from repmode_cl.errors import ImageError, ManifestError, RepmodeError, UnknownStructureError
+from repmode_cl.progress import track
+
+__all__ = ["prepare", "Sample", "normalise", "resample", "resample_to", "shuffle_signals"]
+
+VoxelSize = tuple[float, float, float]
+
+#: Two files of one row may state voxel sizes that differ by this much: rounding in their metadata.
+_SAME_VOXEL = 0.01
+
+
+def prepare(
+    manifest: Manifest,
+    splits: Mapping[int, str],
+    preprocessing: PreprocessingConfig,
+    cache: str | Path,
+    *,
+    structures: Sequence[str] | None = None,
+    workers: int = 1,
+) -> list[Sample]:
+    """Prepare the images of a manifest, as far as the cache does not hold them.
+
+    Parameters
+    ----------
+    manifest
+        The rows.
+    splits
+        Split (train, val, test) by row number, as `assign_splits` returns.
+    preprocessing
+        Voxel size and order of the resampling. Images without a known voxel size keep their own.
+    cache
+        Folder of prepared volumes.
+    structures
+        Prepare these alone; None takes all.
+    workers
+        Processes at work at once; 1 works in this one.
+
+    Returns
+    -------
+    list[Sample]
+        One per row, in the manifest's order.
+
+    Raises
+    ------
+    ManifestError
+        Listing every row whose images cannot be read, are constant or not finite, or do not fit together.
+    UnknownStructureError
+        If `structures` names one that the manifest does not have.
+    """
+    for name in structures or ():
+        if name not in manifest.structures:
+            raise UnknownStructureError(name, manifest.structures, f"the manifest {manifest.path}")
+    rows = [row for row in manifest.rows if structures is None or row.structure in structures]
+    unsplit = [row.number for row in rows if row.number not in splits]
+    if unsplit:
+        raise ValueError(f"splits has no entry for the rows {unsplit} of {manifest.path}")
+    store = VolumeCache(cache)
+    digests = ContentDigests(store.folder / "contents.json")
+    problems: list[tuple[int, str]] = []
+    plans: list[_Plan] = []
+    headers: _Headers = {}
+    for row in track(rows, "reading headers", len(rows)):
+        try:
+            plans.append(_plan(row, preprocessing, digests, headers))
+        except (RepmodeError, OSError) as error:
+            problems.append((row.number, str(error)))
+    digests.save()
+    shapes, failed = _prepare_all([job for plan in plans for job in plan.jobs], store, workers)
+    samples = []
+    for plan in plans:
+        row = plan.row
+        said = [failed[job.key] for job in plan.jobs if job.key in failed]
+        found = {job.column: shapes[job.key] for job in plan.jobs if job.key in shapes}
+        if not said and len(set(found.values())) > 1:
+            listed = ", ".join(f"{column} {shape}" for column, shape in found.items())
+            said = [f"the shapes (z, y, x) differ: {listed}; the images of a row cover the same voxels"]
+        problems += [(row.number, what) for what in said]
+        if said:
+            continue
+        signal, target = plan.signal, plan.target
+        samples.append(
+            Sample(
+                structure=row.structure,
+                split=splits[row.number],
+                row=row.number,
+                image_id=plan.image_id,
+                signal=store.path(signal.key),
+                target=store.path(target.key),
+                mask=None if plan.mask is None else store.path(plan.mask.key),
+                shape=shapes[signal.key],
+                group=row.group if row.group is not None else plan.content,
+            )
+        )
+    if problems:
+        lines = [f"  line {number}: {what}" for number, what in sorted(problems)]
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise ManifestError(f"{manifest.path}: {count} in preparing its images\n" + "\n".join(lines))
+    return samples
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the header of a file says about one channel."""
+
+    channel: int
+    shape: tuple[int, int, int]
+    voxel_size: VoxelSize | None
+    n_scenes: int
+    n_times: int
+
+
+# By file, channel as the manifest names it, and scene.
+_Headers = dict[tuple[Path, str | int | None, int | None], _Header]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One volume to make; everything that a worker process needs."""
+
+    key: str
+    column: str
+    path: Path
+    channel: int
+    region: Region | None
+    scene: int | None
+    t: int | None
+    voxel_from: VoxelSize | None
+    voxel_to: VoxelSize | None
+    order: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one row needs."""
+
+    row: Row
+    image_id: str
+    content: str
+    signal: _Job
+    target: _Job
+    mask: _Job | None
+
+    @property
+    def jobs(self) -> tuple[_Job, ...]:
+        return (self.signal, self.target) if self.mask is None else (self.signal, self.target, self.mask)
+
+
+def _plan(
+    row: Row,
+    preprocessing: PreprocessingConfig,
+    digests: ContentDigests,
+    headers: _Headers,
+) -> _Plan:
+    signal = _header(row.signal, row.signal_channel, row.scene, headers)
+    target = _header(row.target, row.target_channel, row.scene, headers)
+    voxel_from = _voxel_size(row, signal, target)
+    voxel_to = preprocessing.voxel_size if voxel_from is not None else None
+
+    def part(header: _Header) -> list[list[int]]:
+        """Return the voxels taken, so that a region of the whole file and none are the same."""
+        return [[span.start, span.stop] for span in (row.region or Region()).resolve(header.shape)]
+
+    def job(column: str, path: Path, header: _Header, scene: int | None, t: int | None) -> _Job:
+        made_from = {
+            "kind": "mask" if column == "mask" else "image",
+            "content": digests.of(path),
+            "channel": header.channel,
+            "region": part(header),
+            "scene": scene,
+            "t": t,
+            # Without both there is no resampling, and its settings make no difference.
+            "voxel_size": None if voxel_from is None or voxel_to is None else [voxel_from, voxel_to],
+            "order": None if voxel_to is None or column == "mask" else preprocessing.order,
+        }
+        key = VolumeCache.key(made_from)
+        return _Job(
+            key, column, path, header.channel, row.region, scene, t, voxel_from, voxel_to, preprocessing.order
+        )
+
+    mask = None
+    if row.mask is not None:
+        # One mask may serve every scene and time of an image.
+        header = _header(row.mask, row.mask_channel, None, headers)
+        scene = row.scene if header.n_scenes > 1 else None
+        if scene is not None:
+            header = _header(row.mask, row.mask_channel, scene, headers)
+        mask = job("mask", row.mask, header, scene, row.t if header.n_times > 1 else None)
+    content = digests.of(row.signal)
+    taken = f"channel {signal.channel}, scene {row.scene}, t {row.t}, region {part(signal)}"
+    return _Plan(
+        row=row,
+        image_id=digest_of("image", content, taken).hex()[:16],
+        content=content[:16],
+        signal=job("signal", row.signal, signal, row.scene, row.t),
+        target=job("target", row.target, target, row.scene, row.t),
+        mask=mask,
+    )
+
+
+def _header(path: Path, channel: str | int | None, scene: int | None, headers: _Headers) -> _Header:
+    found = headers.get((path, channel, scene))
+    if found is None:
+        with open_image(path, scene) as image:
+            number = image.channel_index(channel)
+            found = _Header(number, image.shape, image.voxel_size, image.n_scenes, image.n_times)
+        headers[path, channel, scene] = found
+    return found
+
+
+def _voxel_size(row: Row, signal: _Header, target: _Header) -> VoxelSize | None:
+    """Return the one voxel size of a row: the manifest's, the signal's or the target's."""
+    if row.voxel_size is not None:
+        z, y, x = row.voxel_size
+        return z, y, x
+    if signal.voxel_size is not None and target.voxel_size is not None:
+        pairs = zip(signal.voxel_size, target.voxel_size, strict=True)
+        if any(abs(a - b) > _SAME_VOXEL * max(a, b) for a, b in pairs):
+            raise ManifestError(
+                f"signal and target state other voxel sizes (z, y, x in um): {signal.voxel_size} and "
+                f"{target.voxel_size}; give the right one in the column voxel_size_zyx"
+            )
+    return signal.voxel_size if signal.voxel_size is not None else target.voxel_size
+
+
+def _prepare_all(
+    jobs: Sequence[_Job], store: VolumeCache, workers: int
+) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
+    """Make what the cache lacks; return the shapes and the failures, both by key."""
+    shapes: dict[str, tuple[int, int, int]] = {}
+    missing: dict[str, _Job] = {}
+    for job in jobs:
+        if job.key in shapes or job.key in missing:
+            continue
+        shape = store.find(job.key)
+        if shape is None:
+            missing[job.key] = job
+        else:
+            shapes[job.key] = shape
+    failed: dict[str, str] = {}
+    made = _run(list(missing.values()), store, workers)
+    for key, shape, problem in track(made, "preparing images", len(missing)):
+        if shape is None:
+            failed[key] = problem
+        else:
+            shapes[key] = shape
+    return shapes, failed
+
+
+_Made = tuple[str, tuple[int, int, int] | None, str]
+
+
+def _run(jobs: Sequence[_Job], store: VolumeCache, workers: int) -> Iterator[_Made]:
+    if workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield _make(job, store.folder)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        pending = [pool.submit(_make, job, store.folder) for job in jobs]
+        try:
+            for done in as_completed(pending):
+                yield done.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _make(job: _Job, folder: Path) -> _Made:
+    """Make one volume and return its key with its shape, or with what is wrong with it."""
+    try:
+        with open_image(job.path, job.scene) as image:
+            volume = image.read(job.channel, job.region, scene=job.scene, t=job.t)
+        is_mask = job.column == "mask"
+        about = {"source": job.path.name, "column": job.column}
+        if is_mask:
+            volume = volume != 0
+            if not volume.any():
+                raise ImageError(f"{job.path}: the mask is 0 everywhere, so no voxel would count")
+        if job.voxel_from is not None and job.voxel_to is not None:
+            volume = resample(volume, job.voxel_from, job.voxel_to, order=0 if is_mask else job.order)
+        if not is_mask:
+            try:
+                volume = normalise(volume)
+            except ImageError as error:
+                raise ImageError(f"{job.path}, channel {job.channel}: {error}") from error
+        VolumeCache(folder).store(job.key, volume, about)
+        z, y, x = np.shape(volume)
+    except RepmodeError as error:
+        return job.key, None, str(error)
+    return job.key, (z, y, x), ""

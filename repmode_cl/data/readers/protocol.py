@@ -1,0 +1,191 @@
+"""What every image reader offers, whatever the format: the only view of files the rest of the project has.
+
+Opening reads headers; `read` fetches one channel's sub-volume and no more planes than that needs. A further
+format is another class with these members and a line in `registry.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.errors import ImageError, did_you_mean
+
+__all__ = ["ImageReader", "Region", "find_channel"]
+
+Span = tuple[int, int | None]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box in voxels of the file: half-open spans in z, y and x.
+
+    A stop of None is the end of the axis, whose length only the file knows.
+    """
+
+    z: Span = (0, None)
+    y: Span = (0, None)
+    x: Span = (0, None)
+
+    def __post_init__(self) -> None:
+        for axis, (start, stop) in zip("zyx", (self.z, self.y, self.x), strict=True):
+            if start < 0 or (stop is not None and stop <= start):
+                raise ImageError(
+                    f"region {self}: {axis} {start}:{'' if stop is None else stop} holds nothing; "
+                    "a span is start:stop with 0 <= start < stop"
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> Region:
+        """Read ``z0:z1,y0:y1,x0:x1``; an empty start or stop (``:``, ``8:``) means the end of the axis.
+
+        Raises
+        ------
+        ImageError
+            If `text` is anything else.
+        """
+        spans: list[Span] = []
+        for part in text.split(","):
+            start, colon, stop = (piece.strip() for piece in part.partition(":"))
+            numbers = not (start + stop) or (start + stop).isdecimal()
+            if not colon or not numbers or not text.isascii():
+                break
+            spans.append((int(start or 0), int(stop) if stop else None))
+        if len(spans) != 3 or len(text.split(",")) != 3:
+            raise ImageError(
+                f"region {text!r} is not z0:z1,y0:y1,x0:x1 in voxels of the file, such as 0:32,:,100:228"
+            )
+        return cls(*spans)
+
+    def __str__(self) -> str:
+        spans = (self.z, self.y, self.x)
+        return ",".join(f"{start or ''}:{'' if stop is None else stop}" for start, stop in spans)
+
+    def resolve(self, shape: Sequence[int]) -> tuple[slice, slice, slice]:
+        """Return slices with both ends for a volume of `shape` (Z, Y, X).
+
+        Raises
+        ------
+        ImageError
+            If the region reaches beyond the volume.
+        """
+        slices = []
+        for axis, (start, stop), size in zip("zyx", (self.z, self.y, self.x), shape, strict=True):
+            end = size if stop is None else stop
+            if end > size or start >= end:
+                raise ImageError(
+                    f"region {self} reaches beyond the volume of {_times(shape)} voxels (z, y, x): "
+                    f"{axis} has 0:{size}"
+                )
+            slices.append(slice(start, end))
+        return slices[0], slices[1], slices[2]
+
+    def shape_in(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return the region's own size (Z, Y, X) within a volume of `shape`."""
+        z, y, x = self.resolve(shape)
+        return z.stop - z.start, y.stop - y.start, x.stop - x.start
+
+
+@runtime_checkable
+class ImageReader(Protocol):
+    """An open image file; a context manager.
+
+    Sizes describe one scene: the one it was opened with, else the first.
+    """
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def axes(self) -> str:
+        """Axes every reader exposes once time and scene are chosen: always ``"CZYX"``."""
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (Z, Y, X) of one channel."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the voxels, in this machine's byte order."""
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float] | None:
+        """Edges of a voxel (z, y, x) in um; None unless the file states all three."""
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """One name for each channel; ``C0``, ``C1`` ... where the file names none."""
+
+    @property
+    def n_scenes(self) -> int:
+        """Number of separate images (series, scenes, positions) in the file."""
+
+    @property
+    def n_times(self) -> int:
+        """Number of time points."""
+
+    def read(
+        self, channel: int, region: Region | None = None, scene: int | None = None, t: int | None = None
+    ) -> NDArray[Any]:
+        """Return one channel's sub-volume (Z, Y, X) in the file's own type.
+
+        Raises
+        ------
+        ImageError
+            If there are several scenes or time points and none is named, or what is asked for is not there.
+        """
+
+    def channel_index(self, channel: str | int | None) -> int:
+        """Return the number of a channel given by name, number, or (where there is only one) not at all."""
+
+    def close(self) -> None:
+        """Close the file; reading afterwards fails."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def find_channel(channel: str | int | None, names: Sequence[str], path: Path) -> int:
+    """Return the number of `channel` among `names`: a name first, then a number counted from 0.
+
+    A number that is out of range may still be a name, such as the wavelength "488".
+
+    Raises
+    ------
+    ImageError
+        If nothing or more than one channel fits; the message lists the channels.
+    """
+    listed = ", ".join(f"{number} {name!r}" for number, name in enumerate(names))
+    if channel is None:
+        if len(names) == 1:
+            return 0
+        raise ImageError(f"{path}: no channel is named, and there are {len(names)}: {listed}; name one")
+    if isinstance(channel, int) and 0 <= channel < len(names):
+        return int(channel)
+    found = [number for number, name in enumerate(names) if name == str(channel)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ImageError(f"{path}: several channels are named {channel!r}: {listed}; give the number instead")
+    if isinstance(channel, str) and channel.isascii() and channel.isdigit() and int(channel) < len(names):
+        return int(channel)
+    hint = did_you_mean(str(channel), names)
+    raise ImageError(f"{path}: there is no channel {channel!r}{hint}; there are {listed}")
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)

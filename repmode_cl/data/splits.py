@@ -1,0 +1,233 @@
+"""Which rows train, validate and test: decided once, by content, and never moved afterwards.
+
+An image must not straddle splits, whatever its files are called and however many structures it carries, so
+groups are named by the content of the signal file. Rows that name a split keep it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from repmode_cl.data.manifest import SPLITS, Manifest, Row
+from repmode_cl.errors import ManifestError
+from repmode_cl.files import sha256_file, write_json
+
+__all__ = ["Assignment", "assign_splits", "counts"]
+
+_FORMAT = 1
+
+
+class Assignment(dict[int, str]):
+    """Split ("train", "val" or "test") by row number, with remarks for the user in `notes`."""
+
+    def __init__(self, splits: Mapping[int, str], notes: Iterable[str] = ()) -> None:
+        super().__init__(splits)
+        self.notes = tuple(notes)
+
+
+def counts(groups: int, test_fraction: float, val_fraction: float) -> tuple[int, int]:
+    """Return how many of `groups` test and how many validate.
+
+    Exact fractions, rounded half up: `test_fraction` of all, `val_fraction` of the rest, and at least one
+    each from four groups up (unless the fraction is 0). Two or three groups test one and validate none; one
+    group only trains.
+    """
+    if groups < 2:
+        return 0, 0
+    if groups < 4:
+        return (1 if test_fraction else 0), 0
+    test = min(max(math.floor(test_fraction * groups + 0.5), 1 if test_fraction else 0), groups - 2)
+    rest = groups - test
+    val = min(max(math.floor(val_fraction * rest + 0.5), 1 if val_fraction else 0), rest - 1)
+    return test, val
+
+
+def assign_splits(
+    manifest: Manifest,
+    *,
+    seed: int,
+    test_fraction: float = 0.25,
+    val_fraction: float = 0.1,
+    record: str | Path | None = None,
+    digest: Callable[[Path], str] = sha256_file,
+) -> Assignment:
+    """Decide the split of every row.
+
+    Parameters
+    ----------
+    manifest
+        The rows. A row's `split` wins; other rows of the same group, if all of those agree, follow it.
+    seed
+        Orders the groups: by the SHA-256 of seed and group.
+    test_fraction, val_fraction
+        Part of each structure's groups that tests, and of the rest that validates. Structures that share all
+        their images share the split; where they share some, those already held out count for each.
+    record
+        JSON file of what was decided. What stands there is kept, whatever images are added; each seed has a
+        part of its own in it.
+    digest
+        Names a file's content; pass one with a memory where files are large. Called for rows without
+        `group`.
+
+    Returns
+    -------
+    Assignment
+        Split by row number; `notes` says which structure has nothing to validate or test with.
+
+    Raises
+    ------
+    ManifestError
+        If rows of one group are in several splits and others of it in none, a named group straddles splits,
+        or the record is damaged.
+    """
+    keys = _group_keys(manifest.rows, digest)
+    decided = _explicit(manifest, keys)
+    notes: list[str] = []
+    if record is None:
+        chosen = _fill(manifest, keys, decided, {}, seed, test_fraction, val_fraction)
+    else:
+        record = Path(record)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{record}.lock"):
+            # A run that decides at the same time must see this one's decisions.
+            known = _load(record)
+            before = known.get(str(seed), {})
+            chosen = _fill(manifest, keys, decided, before, seed, test_fraction, val_fraction)
+            moved = sorted({key for key, split in decided.items() if before.get(key, split) != split})
+            if moved:
+                notes.append(
+                    f"{len(moved)} images are now placed by the manifest, not as recorded in {record}"
+                )
+            if added := {key: split for key, split in chosen.items() if key not in before}:
+                known[str(seed)] = {**before, **added}
+                write_json(record, {"format": _FORMAT, "seeds": known})
+    splits = {
+        row.number: row.split or decided.get(key) or chosen[key]
+        for row, key in zip(manifest.rows, keys, strict=True)
+    }
+    return Assignment(splits, notes + _missing(manifest, splits))
+
+
+def _group_keys(rows: Iterable[Row], digest: Callable[[Path], str]) -> list[str]:
+    """Return the group of each row: its own name for it, or content and scene of the signal file.
+
+    Channels, time points and regions of one file show the same cells and are not told apart.
+    """
+    contents: dict[Path, str] = {}
+    keys = []
+    for row in rows:
+        if row.group is not None:
+            keys.append(f"group {row.group}")
+            continue
+        if row.signal not in contents:
+            try:
+                contents[row.signal] = digest(row.signal)
+            except OSError as error:
+                raise ManifestError(
+                    f"line {row.number}, signal: {row.signal} cannot be read ({error.strerror or error})"
+                ) from error
+        keys.append(f"sha256 {contents[row.signal]}" + (f" scene {row.scene}" if row.scene else ""))
+    return keys
+
+
+def _explicit(manifest: Manifest, keys: list[str]) -> dict[str, str]:
+    """Return the groups whose rows name one split; rows of the group that name none follow it."""
+    named: dict[str, dict[str, int]] = {}
+    open_rows: dict[str, int] = {}
+    for row, key in zip(manifest.rows, keys, strict=True):
+        if row.split is None:
+            open_rows.setdefault(key, row.number)
+        else:
+            named.setdefault(key, {}).setdefault(row.split, row.number)
+    for key, splits in named.items():
+        listed = ", ".join(f"{split} (line {number})" for split, number in splits.items())
+        if len(splits) > 1 and key.startswith("group "):
+            raise ManifestError(f"{manifest.path}: {key!r} straddles splits: {listed}; a group stays in one")
+        if len(splits) > 1 and key in open_rows:
+            raise ManifestError(
+                f"{manifest.path}: line {open_rows[key]} names no split, but other rows of the same image are "
+                f"in several: {listed}; name its split"
+            )
+    return {key: next(iter(splits)) for key, splits in named.items() if len(splits) == 1}
+
+
+def _fill(
+    manifest: Manifest,
+    keys: list[str],
+    decided: Mapping[str, str],
+    before: Mapping[str, str],
+    seed: int,
+    test_fraction: float,
+    val_fraction: float,
+) -> dict[str, str]:
+    """Return the split of every group that no row places, structure by structure."""
+    placed: dict[str, str] = {}
+    members: dict[str, list[str]] = {}
+    # Regions of one image that are placed in several splits count as groups of those splits.
+    apart: dict[str, set[tuple[str, str]]] = {}
+    for row, key in zip(manifest.rows, keys, strict=True):
+        if row.split is not None and key not in decided:
+            apart.setdefault(row.structure, set()).add((key, row.split))
+            continue
+        members.setdefault(row.structure, []).append(key)
+        if key in decided or key in before:
+            placed[key] = decided.get(key) or before[key]
+
+    def order(key: str) -> str:
+        return hashlib.sha256(f"{seed}\0{key}".encode()).hexdigest()
+
+    # By name and not by row, so that sorting a manifest changes nothing.
+    for structure in sorted(members):
+        groups = sorted(set(members[structure]), key=order)
+        held = [placed[key] for key in groups if key in placed]
+        held += [split for _, split in apart.get(structure, ())]
+        open_groups = [key for key in groups if key not in placed]
+        wanted = counts(len(open_groups) + len(held), test_fraction, val_fraction)
+        for split, count in zip(("test", "val"), wanted, strict=True):
+            # The last open group trains where nothing else does.
+            spare = len(open_groups) - (0 if "train" in held else 1)
+            take = max(0, min(count - held.count(split), spare))
+            placed.update(dict.fromkeys(open_groups[:take], split))
+            open_groups = open_groups[take:]
+        placed.update(dict.fromkeys(open_groups, "train"))
+    return {key: split for key, split in placed.items() if key not in decided}
+
+
+def _load(record: Path) -> dict[str, dict[str, str]]:
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            f"{record}: the record of splits cannot be read ({error}); restore it or remove it"
+        ) from error
+    seeds = content.get("seeds") if isinstance(content, dict) and content.get("format") == _FORMAT else None
+    if not isinstance(seeds, dict) or not all(
+        isinstance(groups, dict) and all(split in SPLITS for split in groups.values())
+        for groups in seeds.values()
+    ):
+        raise ManifestError(
+            f"{record}: no record of splits of format {_FORMAT}; restore it, or remove it to have images "
+            "split anew"
+        )
+    return seeds
+
+
+def _missing(manifest: Manifest, splits: Mapping[int, str]) -> list[str]:
+    notes = []
+    for structure in manifest.structures:
+        held = {splits[row.number] for row in manifest.for_structure(structure)}
+        if "train" not in held:
+            notes.append(f"{structure}: no image trains")
+        if "val" not in held:
+            notes.append(f"{structure}: no image validates; the last step is kept, not the best")
+        if "test" not in held:
+            notes.append(f"{structure}: no image tests; nothing can be said of images it was not trained on")
+    return notes

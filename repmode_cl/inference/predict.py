@@ -1,0 +1,100 @@
+"""Predict a volume of any size by a Gaussian sliding window (paper, section 4.1), with the volume in memory.
+
+A network sees windows of the size that it was trained on; overlapping predictions are averaged with weights
+that fall towards a window's borders, where a prediction has least context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repmode_cl.errors import ImageError
+from repmode_cl.inference.windows import gaussian_weights, plan_windows
+
+__all__ = ["sliding_window"]
+
+
+def sliding_window(
+    network: Callable[[Tensor], Tensor],
+    volume: Tensor | NDArray[np.generic],
+    *,
+    window: Sequence[int],
+    overlap: float = 0.5,
+    batch_size: int = 4,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Predict `volume` window by window and blend the predictions.
+
+    Only the windows of one batch are on the device; the volume may be a memory map. Windows and batches are
+    the same for the same arguments, so the same network gives the same bits on one machine.
+
+    Parameters
+    ----------
+    network
+        Maps float32 (N, 1, z, y, x) to (N, 1, z, y, x). Called without gradients; put it in evaluation mode
+        before.
+    volume
+        (Z, Y, X), z-scored, on the network's voxel size.
+    window
+        Voxels (z, y, x) of a window; where the volume is smaller, the volume's size is taken.
+    overlap
+        Part of a window that its neighbour repeats.
+    batch_size
+        Windows computed at once.
+    device
+        Where the network is.
+    progress
+        Called with the number of windows done and their total.
+
+    Returns
+    -------
+    ndarray
+        float32 (Z, Y, X), in the units of the network's output.
+
+    Raises
+    ------
+    ImageError
+        If `volume` does not have three axes.
+    ValueError
+        If a size or `overlap` is out of range, or the network's output has another shape than its input.
+    """
+    if volume.ndim != 3:
+        raise ImageError(f"a volume has three axes (Z, Y, X), got the shape {tuple(volume.shape)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    shape = tuple(int(size) for size in volume.shape)
+    windows = plan_windows(shape, window, overlap)
+    weights = gaussian_weights(windows[0].shape)
+    total = np.zeros(shape, np.float32)
+    weight = np.zeros(shape, np.float32)
+    with torch.no_grad():
+        for first in range(0, len(windows), batch_size):
+            batch = windows[first : first + batch_size]
+            inputs = torch.stack([_cut(volume, part.slices) for part in batch])[:, None].to(device)
+            outputs = network(inputs)
+            if outputs.shape != inputs.shape:
+                raise ValueError(
+                    f"the network made {tuple(outputs.shape)} of {tuple(inputs.shape)}: one channel of "
+                    "the same size is needed"
+                )
+            found = outputs[:, 0].to("cpu", torch.float32).numpy()
+            for part, prediction in zip(batch, found, strict=True):
+                total[part.slices] += prediction * weights
+                weight[part.slices] += weights
+            if progress is not None:
+                progress(first + len(batch), len(windows))
+    total /= weight
+    return total
+
+
+def _cut(volume: Tensor | NDArray[np.generic], where: tuple[slice, slice, slice]) -> Tensor:
+    """Return the window `where` as a float32 tensor of its own on the CPU."""
+    if isinstance(volume, Tensor):
+        return volume[where].detach().to("cpu", torch.float32)
+    return torch.from_numpy(np.array(volume[where], np.float32))

@@ -1,0 +1,153 @@
+"""Slices of volumes as PNG data URIs: transmitted light, and truth and predictions with one contrast."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.errors import RepmodeError
+from repmode_cl.evaluation.metrics import image_metrics
+from repmode_cl.report.charts import number
+
+__all__ = ["Panel", "Prediction", "read_prediction", "panels", "png_data_uri"]
+
+#: Longest side of a picture in the page, in pixels: larger slices are reduced by whole factors.
+LONGEST = 512
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Volumes of one fixed test image, (Z, Y, X) float32 in z-score units."""
+
+    signal: NDArray[np.float32]
+    target: NDArray[np.float32]
+    prediction: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One column of a structure's pictures.
+
+    Attributes
+    ----------
+    title, note
+        What stands above it, and the figures below that.
+    xy, xz
+        Data URIs of the two slices.
+    """
+
+    title: str
+    note: str
+    xy: str
+    xz: str
+
+
+def read_prediction(path: str | Path) -> Prediction:
+    """Read the volumes that a benchmark kept of one test image.
+
+    Raises
+    ------
+    RepmodeError
+        If the file is no such archive, or its volumes differ in shape.
+    """
+    try:
+        # Without pickle: an archive that needs it is refused.
+        with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
+            volumes = [archive[key].astype(np.float32) for key in ("signal", "target", "prediction")]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise RepmodeError(f"{path}: cannot be read as volumes of one test image: {error}") from error
+    shapes = {volume.shape for volume in volumes}
+    if len(shapes) > 1 or volumes[0].ndim != 3 or volumes[0].size == 0:
+        raise RepmodeError(f"{path}: holds volumes of shapes {sorted(shapes)}, expected one shape (Z, Y, X)")
+    return Prediction(*volumes)
+
+
+def panels(by_strategy: dict[str, Prediction]) -> tuple[list[Panel], str]:
+    """Return the pictures of one structure and what is to be said about them.
+
+    Parameters
+    ----------
+    by_strategy
+        Strategy -> its volumes; signal and truth are those of the first. A strategy whose image has another
+        shape shows its own.
+
+    Returns
+    -------
+    panels
+        Transmitted light, truth, then each strategy.
+    caption
+        Which slices, and the grey levels.
+    """
+    first = next(iter(by_strategy.values()))
+    target = first.target
+    # The plane and the row in which there is most to see in the truth.
+    z = int(np.argmax(target.std(axis=(1, 2))))
+    y = int(np.argmax(target.std(axis=(0, 2))))
+    low, high = _contrast(target, 0.5, 99.7)
+    made = [
+        _panel("transmitted light", "input", first.signal, z, y, *_contrast(first.signal, 0.5, 99.5)),
+        _panel("truth", "fluorescence", target, z, y, low, high),
+    ]
+    for title, volumes in by_strategy.items():
+        metrics = image_metrics(volumes.prediction, volumes.target)
+        note = f"R² {metrics['r2']:.3f}, r {metrics['pearson']:.3f}"
+        made.append(_panel(title, note, volumes.prediction, z, y, low, high))
+    depth, height, width = target.shape
+    times = "\N{MULTIPLICATION SIGN}"
+    caption = (
+        f"{width} {times} {height} {times} {depth} voxels (x, y, z); xy at z = {z}, xz at y = {y}; "
+        f"truth and predictions: black {number(low, 1)}, white {number(high, 1)} z-score units"
+    )
+    return made, caption
+
+
+def _contrast(volume: NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
+    finite = volume[np.isfinite(volume)]
+    if finite.size == 0:
+        return 0.0, 1.0
+    a, b = (float(value) for value in np.percentile(finite, (low, high)))
+    return (a, b) if b > a else (a, a + 1.0)
+
+
+def _panel(
+    title: str, note: str, volume: NDArray[np.float32], z: int, y: int, low: float, high: float
+) -> Panel:
+    depth, height, _ = volume.shape
+    xy = volume[min(z, depth - 1)]
+    xz = volume[:, min(y, height - 1)]
+    return Panel(title, note, *(png_data_uri(_grey(image, low, high)) for image in (xy, xz)))
+
+
+def _grey(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    factor = -(-max(image.shape) // LONGEST)
+    if factor > 1:
+        rows, columns = (max(1, size // factor) for size in image.shape)
+        fy, fx = (min(factor, size) for size in image.shape)
+        image = image[: rows * fy, : columns * fx].reshape(rows, fy, columns, fx).mean(axis=(1, 3))
+    scaled = np.nan_to_num((image.astype(np.float64) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+    return (255.0 * np.clip(scaled, 0.0, 1.0) + 0.5).astype(np.uint8)
+
+
+def png_data_uri(image: NDArray[np.uint8]) -> str:
+    """Encode an (Y, X) image of 8-bit grey levels as PNG in a data URI."""
+    height, width = image.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    # Each row begins with the number of its filter: 0, none.
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), image], axis=1).tobytes()
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

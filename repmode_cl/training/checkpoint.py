@@ -1,0 +1,307 @@
+"""The one checkpoint format: what training needs to go on as if it had never stopped.
+
+A checkpoint is a pair of files, tensors (safetensors) and everything else (JSON), and a pointer that is
+replaced last: a process may die at any instant, and the folder still holds a whole checkpoint. The one before
+is kept too, for a disk that lied about having written. Nothing is ever pickled.
+
+    checkpoints/
+      00000007.safetensors  00000007.json
+      00000008.safetensors  00000008.json
+      latest.json           which numbers count, newest first, with the SHA-256 of their files
+
+Any nested value of dicts, lists, tuples, numbers, strings, tensors and arrays can be stored: `flatten` takes
+the tensors out of it, `restore` puts them back. `capture` and `reinstate` do so for an optimiser, a schedule
+and the random number generators.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repmode_cl.errors import ModelError
+from repmode_cl.files import TEMPORARY_MARK, sha256_file, write_json
+from repmode_cl.store.tensors import read_tensors, write_tensors
+
+__all__ = [
+    "Checkpoint",
+    "Stateful",
+    "capture",
+    "flatten",
+    "has_checkpoint",
+    "load_checkpoint",
+    "random_state",
+    "reinstate",
+    "restore",
+    "save_checkpoint",
+    "set_random_state",
+]
+
+FORMAT = "repmode-cl checkpoint"
+VERSION = 1
+KEEP = 2
+POINTER = "latest.json"
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """What `load_checkpoint` read."""
+
+    tensors: dict[str, Tensor]
+    state: Any
+
+
+class Stateful(Protocol):
+    """An optimiser, a learning-rate schedule or a gradient scaler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its whole state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Take a state back."""
+
+
+def save_checkpoint(folder: str | Path, *, tensors: Mapping[str, Tensor], state: Any) -> None:
+    """Write a checkpoint; the newest before it stays, older ones go.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there. One writer at a time.
+    tensors
+        By name, any shape, dtype and device; stored as they are.
+    state
+        A JSON value (`flatten` makes one of anything else).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _pointer(folder)["checkpoints"] if (folder / POINTER).is_file() else []
+    number = 1 + max((entry["number"] for entry in kept), default=0)
+    names = {suffix: f"{number:08d}.{suffix}" for suffix in ("safetensors", "json")}
+    write_tensors(folder / names["safetensors"], tensors, {"format": FORMAT, "version": str(VERSION)})
+    write_json(folder / names["json"], {"format": FORMAT, "version": VERSION, "state": state})
+    entry = {"number": number, "files": {name: sha256_file(folder / name) for name in names.values()}}
+    kept = [entry, *kept][:KEEP]
+    # Until this line the folder's checkpoint is the one before; from it on, the new one.
+    write_json(folder / POINTER, {"format": FORMAT, "version": VERSION, "checkpoints": kept})
+    _sweep(folder, {name for entry in kept for name in entry["files"]})
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Say whether `folder` holds a checkpoint; one whose first write was cut short does not."""
+    return (Path(folder) / POINTER).is_file()
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read the newest checkpoint that is whole: its tensors on the CPU, and its state.
+
+    Raises
+    ------
+    ModelError
+        If there is none, it has another format's version, or every one that is kept is damaged.
+    """
+    folder = Path(folder)
+    if not has_checkpoint(folder):
+        raise ModelError(f"{folder} holds no checkpoint (no {POINTER} in it): start without resuming")
+    damage: list[str] = []
+    for entry in _pointer(folder)["checkpoints"]:
+        try:
+            checkpoint = _read(folder, entry)
+        except (OSError, ValueError, KeyError) as error:
+            damage.append(str(error))
+            continue
+        if damage:
+            _log.warning("%s; continuing from the checkpoint before it", damage[-1])
+        return checkpoint
+    raise ModelError(
+        f"no checkpoint in {folder} can be read: {'; '.join(damage)}. Remove the folder to start afresh"
+    )
+
+
+def _read(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
+    paths: dict[str, Path] = {}
+    for name, sha256 in entry["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"{path} is missing")
+        if sha256_file(path) != sha256:
+            raise ModelError(f"{path} is damaged (its SHA-256 is not the one recorded)")
+        paths[path.suffix] = path
+    return Checkpoint(
+        read_tensors(paths[".safetensors"])[0],
+        json.loads(paths[".json"].read_text(encoding="utf-8"))["state"],
+    )
+
+
+def _pointer(folder: Path) -> dict[str, Any]:
+    path = folder / POINTER
+    try:
+        pointer = json.loads(path.read_text(encoding="utf-8"))
+        format_, version = pointer["format"], pointer["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): remove {folder} to start afresh") from error
+    if format_ != FORMAT or version != VERSION:
+        raise ModelError(
+            f"{path} is {format_!r} version {version!r}; this repmode-cl reads {FORMAT!r} version {VERSION}: "
+            "resume with the repmode-cl that wrote it"
+        )
+    return dict(pointer)
+
+
+def _sweep(folder: Path, keep: set[str]) -> None:
+    """Remove what no pointer names: older checkpoints, and what a killed process left."""
+    for path in folder.iterdir():
+        ours = path.suffix in {".safetensors", ".json"} and path.stem.isdigit() and path.name not in keep
+        if ours or TEMPORARY_MARK in path.name:
+            try:
+                path.unlink()
+            except OSError as error:  # on Windows a reader may hold it open: the next write removes it
+                _log.debug("cannot remove %s yet: %s", path, error)
+
+
+def flatten(value: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:
+    """Split a nested value into its tensors and a JSON value that says where they belong.
+
+    Parameters
+    ----------
+    value
+        Dicts (keys str or int), lists, tuples, numbers, strings, bools, None, tensors, numpy arrays.
+    prefix
+        First part of the tensors' names, so that several values can share one checkpoint.
+
+    Raises
+    ------
+    TypeError
+        If it holds anything else, such as a function: that could only be pickled.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def walk(item: Any, name: str) -> Any:
+        if isinstance(item, np.generic):
+            item = item.item()
+        if item is None or isinstance(item, bool | int | str):
+            return item
+        if isinstance(item, float):
+            return item if math.isfinite(item) else {"float": repr(item)}
+        if isinstance(item, Tensor):
+            tensors[name] = item
+            return {"tensor": name}
+        if isinstance(item, np.ndarray):
+            little = np.ascontiguousarray(item, dtype=item.dtype.newbyteorder("<"))
+            tensors[name] = torch.from_numpy(np.frombuffer(little.tobytes(), dtype=np.uint8).copy())
+            return {"array": name, "dtype": item.dtype.name, "shape": list(item.shape)}
+        if isinstance(item, Mapping):
+            for key in item:
+                if isinstance(key, bool) or not isinstance(key, str | int):
+                    raise TypeError(f"{name}: a key {key!r} of type {type(key).__name__} cannot be stored")
+            return {"dict": [[key, walk(below, f"{name}.{key}")] for key, below in item.items()]}
+        if isinstance(item, list | tuple):
+            kind = "list" if isinstance(item, list) else "tuple"
+            return {kind: [walk(below, f"{name}.{place}") for place, below in enumerate(item)]}
+        raise TypeError(f"{name}: a value of type {type(item).__name__} cannot be stored without pickling it")
+
+    return tensors, walk(value, prefix)
+
+
+def restore(state: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Put together again what `flatten` took apart.
+
+    Raises
+    ------
+    ModelError
+        If a tensor that it speaks of is not among `tensors`.
+    """
+    if not isinstance(state, dict):
+        return state
+    (kind, content), *more = state.items()
+    if kind in {"tensor", "array"}:
+        if content not in tensors:
+            raise ModelError(f"the checkpoint lacks the tensor {content!r}: it is not a whole one")
+        tensor = tensors[content]
+        if kind == "tensor":
+            return tensor
+        rest = dict(more)
+        values = np.frombuffer(tensor.numpy().tobytes(), dtype=np.dtype(rest["dtype"]).newbyteorder("<"))
+        return values.astype(rest["dtype"]).reshape(rest["shape"])
+    if kind == "dict":
+        return {key: restore(below, tensors) for key, below in content}
+    if kind == "list":
+        return [restore(below, tensors) for below in content]
+    if kind == "tuple":
+        return tuple(restore(below, tensors) for below in content)
+    if kind == "float":
+        return float(content)
+    raise ModelError(f"the checkpoint's state has an unknown part {kind!r}: another version wrote it")
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of the random number generators of python, numpy and torch (every GPU in use too)."""
+    state = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Take back a state of `random_state`; that of GPUs only on a machine with as many of them."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available() and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def capture(**parts: Stateful | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and JSON for `save_checkpoint` of named parts and of the random number generators.
+
+    Parameters
+    ----------
+    **parts
+        Such as ``optimizer=..., scheduler=..., scaler=...``; what is None is left out.
+
+    Examples
+    --------
+    >>> tensors, state = capture(optimizer=optimizer, scheduler=scheduler)
+    >>> tensors |= {f"network.{name}": value for name, value in network.state_dict().items()}
+    >>> save_checkpoint(folder, tensors=tensors, state={"step": step, "training": state})
+    """
+    values: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    values["random"] = random_state()
+    tensors: dict[str, Tensor] = {}
+    state: dict[str, Any] = {}
+    for name, value in values.items():
+        found, state[name] = flatten(value, f"capture.{name}")
+        tensors |= found
+    return tensors, state
+
+
+def reinstate(tensors: Mapping[str, Tensor], state: Mapping[str, Any], **parts: Stateful | None) -> None:
+    """Give named parts, and the random number generators, the state that `capture` took.
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint does not hold one of the parts.
+    """
+    for name, part in parts.items():
+        if part is None:
+            continue
+        if name not in state:
+            raise ModelError(f"the checkpoint holds no {name!r} (it holds {', '.join(sorted(state))})")
+        part.load_state_dict(restore(state[name], tensors))
+    # Last, because taking a state back may draw numbers.
+    set_random_state(restore(state["random"], tensors))
