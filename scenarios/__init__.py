@@ -1,1 +1,13 @@
-"""Owner fills this in."""
+"""Avalanche streams of structures (imported as `repmode_cl.scenarios`)."""
+
+import warnings
+
+with warnings.catch_warnings():
+    # Importing Avalanche complains of solvers and modules that nothing here uses.
+    warnings.simplefilter("ignore")
+    import avalanche.training
+
+from repmode_cl.scenarios.sources import prepared_samples
+from repmode_cl.scenarios.stream import StructureStream, experience_names, stream_of_samples, structure_stream
+
+__all__ = ["StructureStream", "experience_names", "prepared_samples", "stream_of_samples", "structure_stream"]

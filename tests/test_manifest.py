@@ -113,7 +113,7 @@ def test_unreadable_manifests(tmp_path: Path) -> None:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Write a field of 12 x 40 x 100 voxels with channels light, dna, flat and broken; and some that do not fit."""
+    """Write a field of 12 x 40 x 100 voxels with four channels, and files that do not fit it."""
     rng = np.random.default_rng(0)
     field = rng.normal(size=(4, 12, 40, 100)).astype("float32")
     field[2] = 7
@@ -155,8 +155,10 @@ def test_check_lists_the_problems_of_every_row(images: Path) -> None:
     problems = found(path)
     for line, expected in [
         (2, "signal: "), (2, "no such file"), (3, "target: "), (3, "no format known"),
-        (4, "no channel 'dan' (did you mean 'dna'?)"), (5, "target: 4 x 40 x 90 voxels"), (6, "the volume is constant (7"),
-        (7, "not finite"), (8, "unknown split 'tset'"), (8, "too small: 4 x 40 x 90"), (9, "same channel of the same file"),
+        (4, "no channel 'dan' (did you mean 'dna'?)"), (5, "target: 4 x 40 x 90 voxels"),
+        (6, "the volume is constant (7"),
+        (7, "not finite"), (8, "unknown split 'tset'"), (8, "too small: 4 x 40 x 90"),
+        (9, "same channel of the same file"),
         (9, "mask is zero everywhere"), (10, "unknown split"), (10, "no such file"),
     ]:  # fmt: skip
         assert any(text.startswith(f"line {line}, ") and expected in text for text in problems), (

@@ -167,7 +167,7 @@ def test_only_the_planes_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.
     with open_image(path) as reader:
         assert read == []
         reader.read(2, Region((1, 3)))
-    assert read == [9, 10]
+    assert sorted(set(read)) == [9, 10]
 
 
 def test_several_times_or_scenes_are_never_chosen_silently(tmp_path: Path) -> None:
@@ -260,7 +260,8 @@ def test_absurd_ome_header(tmp_path: Path) -> None:
         reader.read(0, t=8)
     xml = '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
     xml += '<Image ID="Image:0"><Pixels ID="P:0" DimensionOrder="XYZCT" Type="uint8" SizeX="4" SizeY="4" '
-    xml += 'SizeZ="2000000000" SizeC="1" SizeT="1"><TiffData IFD="0" PlaneCount="2000000000"/></Pixels></Image></OME>'
+    xml += 'SizeZ="2000000000" SizeC="1" SizeT="1"><TiffData IFD="0" PlaneCount="2000000000"/></Pixels>'
+    xml += "</Image></OME>"
     tifffile.imwrite(path, np.zeros((4, 4), "uint8"), description=xml, metadata=None)
     with pytest.raises(ImageError, match="claims 2000000000 planes"):
         open_image(path)

@@ -131,7 +131,7 @@ def _volumes(path, name, kind, level, shape):
 class Page(HTMLParser):
     """Collects tags, checks that they are closed, and gathers text and addresses."""
 
-    VOID = frozenset({"meta", "img", "br", "hr", "input", "link"})
+    VOID = frozenset({"meta", "img", "br", "hr", "input", "link", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -153,18 +153,21 @@ class _Look:
         return problems, signal
 
     def _image(self, column: str, path: Path, channel: str | int | None, row: Row) -> _Image:
-        reader = self._open(path, row.scene)
-        # One mask may serve every time point of an image.
-        t = None if column == "mask" and reader.n_times == 1 else row.t
+        # One mask may serve every scene and time point of an image.
+        shared = column == "mask"
+        reader = self._open(path, None if shared else row.scene)
+        if shared and row.scene is not None and reader.n_scenes > 1:
+            reader = self._open(path, row.scene)
+        t = None if shared and reader.n_times == 1 else row.t
         image = _Image(reader.channel_index(channel), reader.shape, reader.voxel_size)
         if row.scene is None and reader.n_scenes > 1:
             reader.read(image.channel, Region((0, 1), (0, 1), (0, 1)))  # says which scenes there are
         if reader.n_times > 1 or t is not None:
             reader.read(image.channel, Region((0, 1), (0, 1), (0, 1)), t=t)
         (row.region or Region()).resolve(image.shape)
-        key = (path, image.channel, row.region, row.scene, t, column == "mask")
+        key = (path, image.channel, row.region, row.scene, t, shared)
         if self.read_voxels and key not in self._seen:
-            self._seen[key] = _look_at_voxels(reader, image.channel, row.region, t, column == "mask")
+            self._seen[key] = _look_at_voxels(reader, image.channel, row.region, t, shared)
         wrong = self._seen.get(key)
         if wrong is not None:
             raise ImageError(wrong)

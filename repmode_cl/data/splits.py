@@ -151,8 +151,8 @@ def _explicit(manifest: Manifest, keys: list[str]) -> dict[str, str]:
             raise ManifestError(f"{manifest.path}: {key!r} straddles splits: {listed}; a group stays in one")
         if len(splits) > 1 and key in open_rows:
             raise ManifestError(
-                f"{manifest.path}: line {open_rows[key]} names no split, but other rows of the same image are "
-                f"in several: {listed}; name its split"
+                f"{manifest.path}: line {open_rows[key]} names no split, but other rows of the same image "
+                f"are in several: {listed}; name its split"
             )
     return {key: next(iter(splits)) for key, splits in named.items() if len(splits) == 1}
 

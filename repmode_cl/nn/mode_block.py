@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmode_cl.errors import UnknownStructureError
 from repmode_cl.nn.architecture import AdditionSpec
 from repmode_cl.nn.experts import Expert, make_expert
 from repmode_cl.nn.gatrep import fuse_kernels
-from repmode_cl.nn.sites import Groups, NormSite, by_group
+from repmode_cl.nn.sites import Groups, NormSite, by_group, convolve
 
 __all__ = ["ModeAddition", "ModeBlock"]
 
@@ -99,10 +98,5 @@ class ModeBlock(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X): one kernel and one convolution for each structure in the batch."""
-
-        def convolve(part: Tensor, name: str) -> Tensor:
-            kernel = self.kernel(name)
-            return F.conv3d(part, kernel, padding=kernel.shape[-1] // 2)
-
-        x = by_group(x, groups, convolve)
+        x = by_group(x, groups, lambda part, name: convolve(part, self.kernel(name)))
         return x if self.norm is None else torch.relu(self.norm(x, groups))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmode_cl.nn.experts import kaiming
-from repmode_cl.nn.sites import Resampling
+from repmode_cl.nn.sites import Resampling, convolve
 from repmode_cl.nn.unet import UNet
 
 __all__ = ["PlainBlock", "PlainResampling", "PlainUNet"]
@@ -25,7 +24,7 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Any = None) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X)."""
-        x = F.conv3d(x, self.weight, padding=self.weight.shape[-1] // 2)
+        x = convolve(x, self.weight)
         return x if self.norm is None else torch.relu(self.norm(x))
 
 

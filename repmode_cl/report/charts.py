@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 __all__ = ["Line", "line_chart", "nice_ticks", "heat_style", "number", "stacked_bar"]
 
-_WIDTH, _HEIGHT = 300, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 10, 34
+_WIDTH, _HEIGHT = 270, 178
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 10, 26
 
 #: Ramp of the heat maps, worst to best; readable on light and dark pages alike.
 _RAMP = ((0.0, (252, 243, 219)), (0.35, (186, 214, 186)), (0.7, (66, 145, 143)), (1.0, (18, 74, 98)))
@@ -105,7 +105,7 @@ def line_chart(
         out.append(f'<text class="tick" x="{_LEFT - 6}" y="{py(tick) + 3.5}" text-anchor="end">'
                    f"{number(tick, digits)}</text>")
     for k, (x, label) in enumerate(x_ticks):
-        anchor = "end" if k == len(x_ticks) - 1 and px(x) > right - 12 else "middle"
+        anchor = "end" if k == len(x_ticks) - 1 and px(x) > right - 12 and len(label) > 2 else "middle"
         out.append(f'<text class="tick" x="{px(x)}" y="{bottom + 15}" text-anchor="{anchor}">'
                    f"{escape(label)}</text>")
     if from_x is not None and x0 < from_x <= x1:

@@ -87,9 +87,9 @@ def panels(by_strategy: dict[str, Prediction]) -> tuple[list[Panel], str]:
     """
     first = next(iter(by_strategy.values()))
     target = first.target
-    # The plane and the row in which there is most to see in the truth.
-    z = int(np.argmax(target.std(axis=(1, 2))))
-    y = int(np.argmax(target.std(axis=(0, 2))))
+    # The plane and the row in which there is most to see in the truth, away from the borders.
+    z = _busiest(target.std(axis=(1, 2)))
+    y = _busiest(target.std(axis=(0, 2)))
     low, high = _contrast(target, 0.5, 99.7)
     made = [
         _panel("transmitted light", "input", first.signal, z, y, *_contrast(first.signal, 0.5, 99.5)),
@@ -106,6 +106,11 @@ def panels(by_strategy: dict[str, Prediction]) -> tuple[list[Panel], str]:
         f"truth and predictions: black {number(low, 1)}, white {number(high, 1)} z-score units"
     )
     return made, caption
+
+
+def _busiest(spread: NDArray[np.float32]) -> int:
+    edge = len(spread) // 4
+    return edge + int(np.argmax(spread[edge : len(spread) - edge]))
 
 
 def _contrast(volume: NDArray[np.float32], low: float, high: float) -> tuple[float, float]:

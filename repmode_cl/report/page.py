@@ -28,7 +28,7 @@ __all__ = ["build_report"]
 _COLUMNS: tuple[tuple[str, str, int, bool, bool, str], ...] = (
     ("final_r2", "R²", 3, False, True, "after the last step, mean over all structures"),
     ("added_r2", "R² of added", 3, False, True, "after the last step, mean over those added to the base"),
-    ("final_pearson", "Pearson r", 3, False, True, "after the last step, mean over all structures"),
+    ("final_pearson", "Pearson", 3, False, True, "after the last step, mean over all structures"),
     ("final_mse", "MSE", 3, False, False, "after the last step, mean over all structures"),
     ("improvement_r2", "Δ R² %", 1, True, True, "relative improvement of the mean R² over Multi-Net"),
     ("forgetting_r2", "forgetting (R²)", 3, True, False, "best earlier R² minus final; positive is worse"),
@@ -148,7 +148,7 @@ def _rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _seconds(value: float | None) -> str:
     if value is None:
         return "-"
-    if value < 120:
+    if value < 600:
         return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
@@ -160,7 +160,9 @@ def _findings(table: Sequence[Mapping[str, Any]], run: Run) -> list[str]:
         value = row["forgetting_r2"]
         if value is None or not row["seeds"]:
             continue
-        if forgetting_text(row).startswith("0.0"):
+        if row["name"] == "multi_net" and value == 0.0:
+            lines.append(f"{row['strategy']}: one network per structure, so nothing to forget.")
+        elif forgetting_text(row).startswith("0.0"):
             how = "bit for bit" if row["bit_identical"] else "to the last digit"
             lines.append(f"{row['strategy']}: what was learned before stayed the same {how}.")
         elif math.isnan(value):

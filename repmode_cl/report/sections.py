@@ -132,11 +132,14 @@ def line_bands(lines: Sequence[Line]) -> list[tuple[float, float]]:
 
 
 def forgetting_charts(run: Run, metric: str) -> list[Chart]:
-    """Draw for each structure its test metric after each step since it was learned."""
+    """Draw for each structure its test metric after each step since it was learned.
+
+    What is learned in the last step is left out: a single point shows nothing.
+    """
     matrices = {title: _matrices(run, title, metric) for title in run.info.strategies}
     last = len(run.info.experiences) - 1
     drawn: list[tuple[str, int, list[Line]]] = []
-    for step, names in enumerate(run.info.experiences):
+    for step, names in enumerate(run.info.experiences[:-1]):
         for name in names:
             lines = []
             for style, (title, of_seeds) in enumerate(matrices.items()):
@@ -198,6 +201,7 @@ def heat_maps(run: Run, metric: str) -> list[HeatMap]:
     worst, best = float(known.min()), float(known.max())
     if not HIGHER_IS_BETTER[metric]:
         worst, best = best, worst
+    worst = _no_worse_than_the_mean(worst, best, metric)
     styles = {title: style for style, title in enumerate(run.info.strategies)}
     maps = []
     for title, (mean, matrices) in means.items():
@@ -214,6 +218,15 @@ def heat_maps(run: Run, metric: str) -> list[HeatMap]:
             tuple(_lost([of[name] for of in lost if name in of]) for name in run.info.structures),
         ))
     return maps
+
+
+def _no_worse_than_the_mean(worst: float, best: float, metric: str) -> float:
+    """Begin the scale of colours where a prediction is worth something, or one disaster takes all of it."""
+    if metric == "mse":
+        return min(worst, 1.0) if best < 1.0 else worst
+    if metric == "mae":
+        return worst
+    return max(worst, 0.0) if best > 0.0 else worst
 
 
 def _step_label(names: Sequence[str], step: int) -> str:

@@ -25,13 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repmode_cl.errors import ModelError, UnknownStructureError
-from repmode_cl.files import TEMPORARY_MARK, canonical_json, sha256_file, write_json
+from repmode_cl.files import TEMPORARY_MARK, sha256_file, write_json
 from repmode_cl.nn import Architecture, PlainUNet, RepModeUNet
 from repmode_cl.store import records
 from repmode_cl.store.digests import tensor_digest
-from repmode_cl.store.proof import Proof, on_cpu, prove
+from repmode_cl.store.proof import on_cpu, prove
 from repmode_cl.store.registry import REGISTRY, VERSION, Entry, Registry, plain_json
-from repmode_cl.store.tensors import write_tensors
 from repmode_cl.store.verify import Level, VerifyReport, verify_model
 from repmode_cl.structures import check_structure_name
 
@@ -114,7 +113,7 @@ class Model:
         with _writing(path):
             _check_vacant(path)
             record = {"facts": facts, "digest": document["base"]["digest"]}
-            file = _write_record(path, records.BASE, base, record, proofs)
+            file = records.write_record(path, records.BASE, base, record, proofs)
             write_json(path / records.MODEL, document)
             entries = tuple(
                 Entry(
@@ -310,7 +309,7 @@ class Model:
             facts = records.structure_facts(name, spec, self.base_digest, needs)
             state = network.structure_state(name)
             digest = tensor_digest(state, facts)
-            file = _write_record(
+            file = records.write_record(
                 self.path, f"{records.STRUCTURES}/{name}-{digest[:8]}.safetensors", state,
                 {"facts": facts, "digest": digest}, {name: proof},
             )
@@ -364,20 +363,6 @@ def _check_vacant(path: Path) -> None:
     others = sorted(item.name for item in path.iterdir() if item.name not in ours)
     if others:
         raise ModelError(f"{path} holds {', '.join(others[:3])}: a model needs a folder of its own")
-
-
-def _write_record(
-    path: Path, file: str, state: Mapping[str, Tensor], record: Mapping[str, Any], proofs: Mapping[str, Proof]
-) -> dict[str, Any]:
-    """Write a record's file and return what an entry says of it: file, bytes and sha256."""
-    kept = {
-        f"{records.PROOF}{name}.{key}": value
-        for name, proof in proofs.items()
-        for key, value in proof.references.items()
-    }
-    metadata = {"format": records.RECORD_FORMAT, "version": str(VERSION), "record": canonical_json(record)}
-    write_tensors(path / file, {**state, **kept}, metadata)
-    return {"file": file, "bytes": (path / file).stat().st_size, "sha256": sha256_file(path / file)}
 
 
 @contextmanager

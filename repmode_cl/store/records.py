@@ -13,11 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import sha256_file
+from repmode_cl.files import canonical_json, sha256_file
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store.digests import tensor_digest
-from repmode_cl.store.registry import Entry, Registry, read_document
-from repmode_cl.store.tensors import read_tensors
+from repmode_cl.store.proof import Proof
+from repmode_cl.store.registry import VERSION, Entry, Registry, read_document
+from repmode_cl.store.tensors import read_tensors, write_tensors
 
 __all__ = [
     "base_facts",
@@ -27,6 +28,7 @@ __all__ = [
     "read_references",
     "read_structure",
     "structure_facts",
+    "write_record",
 ]
 
 MODEL = "model.json"
@@ -71,6 +73,20 @@ def check_size(path: Path, entry: Entry) -> None:
             f"{file} ({entry.name}) has {file.stat().st_size} bytes instead of {entry.bytes}: "
             "put it back from a copy of the model"
         )
+
+
+def write_record(
+    path: Path, file: str, state: Mapping[str, Tensor], record: Mapping[str, Any], proofs: Mapping[str, Proof]
+) -> dict[str, Any]:
+    """Write a record and its proofs' references; return what an entry says of it: file, bytes, sha256."""
+    kept = {
+        f"{PROOF}{name}.{key}": value
+        for name, proof in proofs.items()
+        for key, value in proof.references.items()
+    }
+    metadata = {"format": RECORD_FORMAT, "version": str(VERSION), "record": canonical_json(record)}
+    write_tensors(path / file, {**state, **kept}, metadata)
+    return {"file": file, "bytes": (path / file).stat().st_size, "sha256": sha256_file(path / file)}
 
 
 def read_base(path: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -87,6 +87,20 @@ def _lattice(rng: np.random.Generator, extent: tuple[float, float]) -> NDArray[n
     return np.asarray((points - middle) @ rotation.T + middle)
 
 
+def _box(
+    place: NDArray[np.float64], reach: float, shape: tuple[int, int, int], voxel: tuple[float, float, float]
+) -> tuple[slice, slice, slice] | None:
+    """Return the voxels within `reach` um of `place` (y, x) on both axes, at every z, if there are any."""
+    parts = []
+    for axis in (1, 2):
+        low = max(int(np.floor((place[axis - 1] - reach) / voxel[axis])), 0)
+        high = min(int(np.ceil((place[axis - 1] + reach) / voxel[axis])) + 1, shape[axis])
+        if low >= high:
+            return None
+        parts.append(slice(low, high))
+    return slice(None), parts[0], parts[1]
+
+
 def _walls(
     streams: Streams, shape: tuple[int, int, int], voxel: tuple[float, float, float], height: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int16], Floats]:
@@ -103,17 +117,23 @@ def _walls(
     second = np.full(shape, 1e9, np.float32)
     label = np.zeros(shape, np.int16)
     runner_up = np.zeros(shape, np.int16)
+    # The two nearest cells are never further away than this, so a large field costs what its area does.
+    reach = 2.6 * SPACING
     for number, (seed, lean, weight) in enumerate(zip(seeds, leans, weights, strict=True)):
-        distance = (y - np.float32(seed[0]) - np.float32(lean[0]) * z) ** 2
-        distance += (x - np.float32(seed[1]) - np.float32(lean[1]) * z) ** 2
+        box = _box(seed, reach, shape, voxel)
+        if box is None:
+            continue
+        distance = (y[box] - np.float32(seed[0]) - np.float32(lean[0]) * z) ** 2
+        distance += (x[box] - np.float32(seed[1]) - np.float32(lean[1]) * z) ** 2
         distance -= np.float32(weight)
-        nearest = distance < first
-        np.copyto(second, distance, where=~nearest & (distance < second))
-        np.copyto(runner_up, np.int16(number), where=second == distance)
-        np.copyto(second, first, where=nearest)
-        np.copyto(runner_up, label, where=nearest)
-        np.copyto(first, distance, where=nearest)
-        np.copyto(label, np.int16(number), where=nearest)
+        nearest = distance < first[box]
+        between = ~nearest & (distance < second[box])
+        np.copyto(second[box], distance, where=between)
+        np.copyto(runner_up[box], np.int16(number), where=between)
+        np.copyto(second[box], first[box], where=nearest)
+        np.copyto(runner_up[box], label[box], where=nearest)
+        np.copyto(first[box], distance, where=nearest)
+        np.copyto(label[box], np.int16(number), where=nearest)
     apart = np.linalg.norm(seeds[:, None] - seeds[None], axis=-1).astype(np.float32)
     np.fill_diagonal(apart, SPACING)
     lateral = (second - first) / (2 * np.maximum(apart[label, runner_up], 0.3 * SPACING))
@@ -192,17 +212,11 @@ def grow_colony(streams: Streams, shape: tuple[int, int, int], voxel: tuple[floa
     for number, centre in enumerate(centres):
         cell = _cell(rng, centre, leans[number], height, floor)
         cells.append(cell)
-        reach = float(cell.axes[1:].max()) + 1.5
-        box = []
-        for axis in (1, 2):
-            low = int(np.floor((cell.centre[axis] - reach) / voxel[axis]))
-            high = int(np.ceil((cell.centre[axis] + reach) / voxel[axis])) + 1
-            box.append(slice(max(low, 0), min(high, shape[axis])))
-        if any(part.start >= part.stop for part in box):
+        window = _box(cell.centre[1:], float(cell.axes[1:].max()) + 1.5, shape, voxel)
+        if window is None:
             continue
-        window = (slice(None), *box)
-        y = (np.arange(box[0].start, box[0].stop) * voxel[1] - cell.centre[1]).astype(np.float32)
-        x = (np.arange(box[1].start, box[1].stop) * voxel[2] - cell.centre[2]).astype(np.float32)
+        y = (np.arange(window[1].start, window[1].stop) * voxel[1] - cell.centre[1]).astype(np.float32)
+        x = (np.arange(window[2].start, window[2].stop) * voxel[2] - cell.centre[2]).astype(np.float32)
         offsets = (z - np.float32(cell.centre[0]), y.reshape(1, -1, 1), x.reshape(1, 1, -1))
         inside = _ellipsoid(offsets, cell.axes, cell.angle) + wobble[window]
         # A nucleus never leaves its cell: the envelope keeps its distance from the cell's surface.

@@ -1,8 +1,9 @@
 """The microscope: transmitted light from refractive index, fluorescence from density, and the camera.
 
-The constants are those of the instrument that the public label-free collection was made with, a spinning-disk
-microscope with a 100x water immersion objective; none was chosen to make a structure easier or harder to
-predict.
+The objective, the filter and the kind of camera are those reported for the public label-free collection (a
+spinning-disk microscope, 100x water immersion); the others are typical of such instruments. None was chosen
+to make a structure easier or harder to predict. The one constant that was compared with real stacks is the
+opening of the condenser's diaphragm, which nobody records: see `CONDENSER_NA`.
 
 Transmitted light follows the theory of partially coherent imaging of weak phase objects (Streibl, J. Opt.
 Soc. Am. A 2, 121, 1985): contrast is the refractive index convolved with a kernel that is odd in z, so that
@@ -33,7 +34,8 @@ __all__ = [
 #: Numerical aperture of the objective: 100x/1.25 water immersion.
 OBJECTIVE_NA = 1.25
 #: Numerical aperture of the illumination: a long-distance condenser of 0.55, its diaphragm closed to seven
-#: tenths of that, the usual compromise between contrast and resolution.
+#: tenths of that, the usual compromise between contrast and resolution. Fully open, a plane's contrast
+#: (standard deviation over mean) is 5.5 %, at 0.2 it is 13 %, here it is 8 %; real stacks have 6 to 10 %.
 CONDENSER_NA = 0.39
 #: Refractive index of culture medium and of the immersion water, near enough to each other.
 MEDIUM_INDEX = 1.337
@@ -99,9 +101,10 @@ def light_transfer(shape: tuple[int, int, int], voxel: tuple[float, float, float
 
     to the contrast, where P is the objective's pupil, g(q) = sqrt((m / wavelength)^2 - q^2) and m the
     medium's index. The cone is summed numerically; it is round, so the sum depends on abs(k) alone and is
-    tabulated. The lamp stands above and
-    the objective below (an inverted microscope), so a dense body gathers light below itself: bright when the
-    focus is nearer the glass than the body, dark when it is further.
+    tabulated.
+
+    The lamp stands above and the objective below (an inverted microscope), so a dense body gathers light
+    below itself: bright when the focus is nearer the glass than the body, dark when it is further.
     """
     rim, pupil = CONDENSER_NA / LIGHT_WAVELENGTH, OBJECTIVE_NA / LIGHT_WAVELENGTH
     lateral = _radial_frequencies((shape[1], shape[2]), (voxel[1], voxel[2]))

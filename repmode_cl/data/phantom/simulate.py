@@ -142,8 +142,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             key for key in settings if not isinstance(found, dict) or found.get(key) != settings[key]
         )
         raise ConfigError(
-            f"{out} holds a simulation of other settings ({', '.join(different) or 'unknown keys'} differ):
-            choose " "another folder, or remove this one"
+            f"{out} holds a simulation of other settings ({', '.join(different) or 'unknown keys'} differ): "
+            "choose another folder, or remove this one"
         )
 
 

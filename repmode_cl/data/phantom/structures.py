@@ -1,9 +1,10 @@
 """What each structure looks like: its density on the grid, its refractive index, and how its label glows.
 
-Densities are 1 where a structure fills a voxel as densely as it does in life. Refractive indices are excesses over
-the cytosol at density 1, from quantitative phase imaging of living cells where there is a measurement, else the
-protein's or lipid's own excess times the part of a 0.29 um voxel that the structure fills. Thin or sparse structures
-(a microtubule is 25 nm wide) are therefore faint in transmitted light and dense ones are not.
+Densities are 1 where a structure fills a voxel as densely as it does in life. Refractive indices are excesses
+over the cytosol at density 1, from quantitative phase imaging of living cells where there is a measurement,
+else the protein's or lipid's own excess times the part of a 0.29 um voxel that the structure fills. Thin or
+sparse structures (a microtubule is 25 nm wide) are therefore faint in transmitted light and dense ones are
+not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ CYTOSOL_INDEX = 0.023
 #: Excess over the cytosol at density 1.
 INDEX_EXCESS = MappingProxyType(
     {
-        # A nucleus is less dense than the cytosol around it (1.355); chromatin modulates it. See `refractive_index`.
+        # A nucleus is less dense than the cytosol around it (1.355); chromatin modulates it. See
+        # `refractive_index`.
         "dna": 0.012,
         # Dense ribonucleoprotein: 1.378, between 1.375 and 1.385 as measured.
         "nucleolus": 0.027,
@@ -52,8 +54,8 @@ INDEX_EXCESS = MappingProxyType(
     }
 )
 
-#: Dyes for DNA (blue) and membrane (far red) are bright; the others are proteins at natural expression with EGFP,
-#: tens of photons a voxel at the exposures that living cells bear.
+#: Dyes for DNA (blue) and membrane (far red) are bright; the others are proteins at natural expression with
+#: EGFP, tens of photons a voxel at the exposures that living cells bear.
 EMISSIONS = MappingProxyType(
     {
         "dna": Emission(0.460, 60.0, 0.02, 0.12),
@@ -344,8 +346,8 @@ _MAKERS: MappingProxyType[str, Callable[[Anatomy, np.random.Generator], Floats]]
 def refractive_index(body: Anatomy) -> Floats:
     """Return the refractive index minus the medium's, (Z, Y, X): all structures, whichever are asked for.
 
-    Besides the twelve it holds what no channel shows: granular cytoplasm, and droplets and lysosomes, the strongest
-    scatterers of a real cell.
+    Besides the twelve it holds what no channel shows: granular cytoplasm, and droplets and lysosomes, the
+    strongest scatterers of a real cell.
     """
     colony, rng = body.colony, body.streams("unlabelled")
     # Ribosomes, vesicles and what else crowds the cytoplasm; a nucleus is smoother.

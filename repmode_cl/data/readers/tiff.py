@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,17 +19,11 @@ import tifffile
 from numpy.typing import NDArray
 
 from repmode_cl.data.readers.protocol import Region, find_channel
+from repmode_cl.data.readers.tiff_axes import name_axes
 from repmode_cl.data.readers.tiff_metadata import SceneMetadata, check_ome, read_imagej, read_ome
 from repmode_cl.errors import ImageError
 
 __all__ = ["TiffReader"]
-
-# What tifffile's codes for further axes stand for, for messages.
-_AXIS_NAMES = {
-    "S": "colour samples (RGB)", "H": "lifetime bins", "P": "phases", "A": "angles", "E": "wavelengths",
-    "R": "regions or positions", "M": "mosaic tiles", "L": "positions", "V": "views", "Q": "unnamed axis",
-    "I": "unnamed images", "K": "further axis", "F": "phases", "W": "lambda", "B": "blocks",
-}  # fmt: skip
 
 # No codec of use here shrinks more than this; a header that claims more is damaged. Small planes are never
 # suspected.
@@ -239,7 +232,7 @@ class TiffReader:
     def _describe(self, number: int) -> _Scene:
         series = self._series[number]
         axes, sizes = str(series.get_axes(False)), tuple(int(size) for size in series.get_shape(False))
-        axes = self._name_axes(axes, sizes)
+        axes = name_axes(axes, sizes, self._path)
         sizes = tuple(size for axis, size in zip(axes, sizes, strict=True) if axis != "_")
         axes = axes.replace("_", "")
         dtype = np.dtype(series.dtype)
@@ -254,30 +247,6 @@ class TiffReader:
         given = found.channel_names if len(found.channel_names) == n_channels else ()
         names = tuple(name or f"C{place}" for place, name in enumerate(given or (None,) * n_channels))
         return _Scene(series, axes, sizes, names, found.voxel_size)
-
-    def _name_axes(self, axes: str, sizes: Sequence[int]) -> str:
-        """Return `axes` with the planes of an unnamed stack as Z, and ``_`` for other axes of length 1."""
-        letters = [axis if axis in "ZYX" or n > 1 else "_" for axis, n in zip(axes, sizes, strict=True)]
-        unnamed = [place for place, axis in enumerate(letters) if axis in "QI"]
-        z = [place for place, axis in enumerate(letters) if axis == "Z"]
-        if len(unnamed) == 1 and all(sizes[place] == 1 for place in z):
-            for place in z:
-                letters[place] = "_"
-            letters[unnamed[0]] = "Z"
-        wrong = [axis for axis in letters if axis not in "TCZYX_"]
-        seen = [axis for axis in letters if axis != "_"]
-        if wrong or len(set(seen)) < len(seen) or not {"Y", "X"} <= set(seen):
-            held = ", ".join(
-                f"{size} {_AXIS_NAMES.get(axis, 'along ' + axis) if axis in wrong else axis}"
-                for axis, size in zip(letters, sizes, strict=True)
-                if size > 1
-            )
-            what = " and ".join(dict.fromkeys(_AXIS_NAMES.get(axis, axis) for axis in wrong)) or "such axes"
-            raise ImageError(
-                f"{self._path}: holds {held} (axes {axes}); {what} cannot be used: save "
-                "an OME-TIFF with axes C, Z, Y, X (and T) only"
-            )
-        return "".join(letters)
 
     def _metadata(self, number: int, scene: _Scene) -> SceneMetadata:
         if scene.series.kind == "ome":

@@ -1,0 +1,52 @@
+"""What the axes of a TIFF series mean, and which of them cannot be used here.
+
+tifffile names each axis by a letter; only time, channel and the three of space have a meaning for this
+project, and guessing at others would mix, say, lifetime bins with planes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from repmode_cl.errors import ImageError
+
+__all__ = ["name_axes"]
+
+# What tifffile's codes for further axes stand for, for messages.
+_AXIS_NAMES = {
+    "S": "colour samples (RGB)", "H": "lifetime bins", "P": "phases", "A": "angles", "E": "wavelengths",
+    "R": "regions or positions", "M": "mosaic tiles", "L": "positions", "V": "views", "Q": "unnamed axis",
+    "I": "unnamed images", "K": "further axis", "F": "phases", "W": "lambda", "B": "blocks",
+}  # fmt: skip
+
+
+def name_axes(axes: str, sizes: Sequence[int], path: Path) -> str:
+    """Return `axes` with the planes of an unnamed stack as Z, and ``_`` for other axes of length 1.
+
+    Raises
+    ------
+    ImageError
+        If there are other axes, or unnamed ones that could mean more than one thing.
+    """
+    letters = [axis if axis in "ZYX" or n > 1 else "_" for axis, n in zip(axes, sizes, strict=True)]
+    unnamed = [place for place, axis in enumerate(letters) if axis in "QI"]
+    z = [place for place, axis in enumerate(letters) if axis == "Z"]
+    if len(unnamed) == 1 and all(sizes[place] == 1 for place in z):
+        for place in z:
+            letters[place] = "_"
+        letters[unnamed[0]] = "Z"
+    wrong = [axis for axis in letters if axis not in "TCZYX_"]
+    seen = [axis for axis in letters if axis != "_"]
+    if wrong or len(set(seen)) < len(seen) or not {"Y", "X"} <= set(seen):
+        held = ", ".join(
+            f"{size} {_AXIS_NAMES.get(axis, 'along ' + axis) if axis in wrong else axis}"
+            for axis, size in zip(letters, sizes, strict=True)
+            if size > 1
+        )
+        what = " and ".join(dict.fromkeys(_AXIS_NAMES.get(axis, axis) for axis in wrong)) or "such axes"
+        raise ImageError(
+            f"{path}: holds {held} (axes {axes}); {what} cannot be used: save "
+            "an OME-TIFF with axes C, Z, Y, X (and T) only"
+        )
+    return "".join(letters)

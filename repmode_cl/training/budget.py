@@ -1,0 +1,51 @@
+"""How long an experience trains, and when it validates: one rule for every strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repmode_cl.config import TrainingConfig
+
+__all__ = ["Budget", "budget_of"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Optimiser steps of one experience.
+
+    Attributes
+    ----------
+    steps
+        Steps in all.
+    validate_every
+        Steps between validations; the last step is validated too.
+    """
+
+    steps: int
+    validate_every: int
+
+    def validates(self, step: int) -> bool:
+        """Tell whether a validation follows after `step` steps."""
+        return step == self.steps or step % self.validate_every == 0
+
+
+def budget_of(training: TrainingConfig, structures: int, images: int) -> Budget:
+    """Return the budget of an experience with so many structures and training images.
+
+    With `epochs`, a step sees `batch_size` patches and an epoch one patch of each image (paper, section 4.1).
+    """
+    if training.epochs is not None:
+        steps = -(-training.epochs * images // training.batch_size)
+    elif structures > 1:
+        steps = training.base_steps or structures * (training.steps or 1)
+    else:
+        steps = training.steps or 1
+    if training.validate_every is not None:
+        every = training.validate_every
+    elif training.validate_every_epochs is not None:
+        every = -(-training.validate_every_epochs * images // training.batch_size)
+    else:
+        every = -(-steps // 10)
+    return Budget(steps, min(every, steps))

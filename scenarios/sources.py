@@ -1,0 +1,77 @@
+"""From a configuration's data section to prepared samples: simulate or read, split, prepare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from repmode_cl.config import DataConfig
+from repmode_cl.data.cache import ContentDigests
+from repmode_cl.data.manifest import Manifest, read_manifest
+from repmode_cl.data.phantom import simulate
+from repmode_cl.data.prepare import prepare, shuffle_signals
+from repmode_cl.data.sample import Sample
+from repmode_cl.data.splits import assign_splits
+from repmode_cl.structures import TWELVE_STRUCTURES
+
+__all__ = ["prepared_samples", "workers_here"]
+
+
+def workers_here() -> int:
+    """Return how many processes may work at once: the processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepared_samples(
+    data: DataConfig,
+    folder: Path,
+    *,
+    structures: Sequence[str] | None = None,
+    manifest: Manifest | None = None,
+) -> tuple[list[Sample], list[str]]:
+    """Return the samples that `data` describes, prepared in a cache, and notes a person should see.
+
+    Parameters
+    ----------
+    data
+        The data section of a configuration.
+    folder
+        Where simulated images and the cache go when `data` names no cache.
+    structures
+        Structures to prepare; ``None`` takes all that there are.
+    manifest
+        An opened manifest, in place of the one `data` names.
+
+    Returns
+    -------
+    list of Sample
+        One per row of the chosen structures.
+    list of str
+        What the split could not do (too few images to hold any out, and so on).
+    """
+    if manifest is None and data.manifest is None:
+        wanted = [name for name in TWELVE_STRUCTURES if structures is None or name in structures]
+        foreign = [name for name in structures or () if name not in TWELVE_STRUCTURES]
+        sim = data.simulate
+        path = simulate(
+            folder / "simulated", fields=sim.fields, structures=[*wanted, *foreign], seed=sim.seed,
+            shape=sim.shape, workers=workers_here(),
+        )
+    elif manifest is None:
+        path = Path(str(data.manifest))
+    manifest = manifest if manifest is not None else read_manifest(path)
+    cache = Path(data.cache) if data.cache is not None else folder / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    digests = ContentDigests(cache / "contents.json")
+    assignment = assign_splits(
+        manifest, seed=data.split_seed, test_fraction=data.test_fraction, val_fraction=data.val_fraction,
+        record=cache / "splits.json", digest=digests.of,
+    )
+    digests.save()
+    samples = prepare(
+        manifest, assignment, data.preprocessing, cache, structures=structures, workers=workers_here()
+    )
+    if data.shuffle_signals:
+        samples = shuffle_signals(samples, data.split_seed)
+    return samples, list(assignment.notes)

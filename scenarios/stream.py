@@ -1,0 +1,243 @@
+"""Streams of structures: Avalanche experiences in which only the current structures' images are reachable.
+
+Integers exist here and nowhere else, because Avalanche's task labels are integers: one mapping, kept with the run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avalanche.benchmarks import CLExperience, CLStream, benchmark_from_datasets, with_task_labels
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.data_attribute import TaskLabels
+from torch.utils.data import Dataset
+
+from repmode_cl.config import DataConfig, StreamConfig
+from repmode_cl.data.manifest import Manifest, read_manifest
+from repmode_cl.data.patches import PatchDataset, VolumeDataset
+from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ConfigError, ManifestError, UnknownStructureError
+from repmode_cl.scenarios.sources import prepared_samples
+
+__all__ = ["StructureStream", "experience_names", "stream_of_samples", "structure_stream"]
+
+#: (structures of an experience, number of its training images) -> number of patches it trains on.
+PatchCount = Callable[[tuple[str, ...], int], int]
+
+
+@dataclass(frozen=True)
+class StructureStream:
+    """A task-incremental benchmark over structures.
+
+    Attributes
+    ----------
+    benchmark
+        Avalanche's scenario with the streams ``train``, ``val`` and ``test``.
+    experiences
+        Structures of each experience, in order.
+    labels
+        Avalanche's task label of each structure: the one place where a structure has a number.
+    images, tests
+        Training and test images of each experience.
+    """
+
+    benchmark: Any
+    experiences: tuple[tuple[str, ...], ...]
+    labels: Mapping[str, int]
+    images: tuple[tuple[Sample, ...], ...]
+    tests: tuple[tuple[Sample, ...], ...]
+
+    @property
+    def train(self) -> CLStream[Any]:
+        """Training stream: patches, one experience per step."""
+        return self.benchmark.train_stream
+
+    @property
+    def val(self) -> CLStream[Any]:
+        """Validation stream: whole volumes; an experience of it may be empty."""
+        return self.benchmark.val_stream
+
+    @property
+    def test(self) -> CLStream[Any]:
+        """Test stream: whole volumes."""
+        return self.benchmark.test_stream
+
+    def names_of(self, experience: CLExperience) -> tuple[str, ...]:
+        """Return the structures of an experience of any of the streams."""
+        return self.experiences[int(experience.current_experience)]
+
+    def samples_of(self, experience: CLExperience) -> tuple[Sample, ...]:
+        """Return the images that an experience of the training stream draws its patches from."""
+        return self.images[int(experience.current_experience)]
+
+    def held_out(self, experience: CLExperience) -> tuple[Sample, ...]:
+        """Return the test images of an experience."""
+        return self.tests[int(experience.current_experience)]
+
+    def names(self, labels: Sequence[int]) -> list[str]:
+        """Return the structures that task labels stand for."""
+        by_label = {label: name for name, label in self.labels.items()}
+        return [by_label[int(label)] for label in labels]
+
+
+def experience_names(config: StreamConfig, known: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the structures of each experience.
+
+    Parameters
+    ----------
+    config
+        Base, order by list, by file, or all that is known; shuffled where a seed is given.
+    known
+        Structures that there are images of, in the manifest's order.
+
+    Raises
+    ------
+    UnknownStructureError
+        If there are no images of a structure.
+    ConfigError
+        If nothing is left to learn.
+    """
+    if config.order_file is not None:
+        path = Path(config.order_file)
+        try:
+            lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"stream.order_file {path} cannot be read: {error}") from error
+        order = [line for line in lines if line]
+    elif config.order is not None:
+        order = list(config.order)
+    else:
+        order = [name for name in known if name not in config.base]
+    for name in (*config.base, *order):
+        if name not in known:
+            raise UnknownStructureError(name, known, "the manifest")
+    names = [*config.base, *order]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"stream: {', '.join(twice)} named twice; a structure is learned once")
+    if config.order_seed is not None:
+        random.Random(config.order_seed).shuffle(order)
+    experiences = ([tuple(config.base)] if config.base else []) + [(name,) for name in order]
+    if not experiences:
+        raise ConfigError("stream: no structure to learn; name some in stream.base or stream.order")
+    return tuple(experiences)
+
+
+def structure_stream(
+    manifest: Manifest | str | Path,
+    order: Sequence[str] | int | Path | None = None,
+    *,
+    base: Sequence[str] = (),
+    cache: str | Path,
+    patch: Sequence[int] = (32, 128, 128),
+    patches: int | PatchCount | None = None,
+    seed: int = 0,
+    flips: bool = True,
+    data: DataConfig | None = None,
+) -> StructureStream:
+    """Make Avalanche train, validation and test streams of structures from a manifest.
+
+    Parameters
+    ----------
+    manifest
+        A manifest, or the path of one.
+    order
+        Structures after the base: their names, a seed that shuffles the manifest's, the path of a text file
+        with one a line, or ``None`` for the manifest's order.
+    base
+        Structures learned jointly in the first experience; without any, each experience holds one structure.
+    cache
+        Folder of prepared volumes.
+    patch
+        Voxels (z, y, x) of training patches.
+    patches
+        Patches an experience trains on: a number, or a function of its structures and its number of images.
+        ``None`` takes one of each image.
+    seed
+        Seed of crops, flips and the order of images.
+    flips
+        Whether to flip at random on each axis.
+    data
+        Splits and preprocessing; its `manifest` is not used.
+
+    Returns
+    -------
+    StructureStream
+        One experience per structure after the base. Building it prepares the images; each experience reaches
+        its own structures' images only.
+    """
+    manifest = manifest if isinstance(manifest, Manifest) else read_manifest(Path(manifest))
+    values: dict[str, Any] = {"base": tuple(base)}
+    if isinstance(order, int):
+        values["order_seed"] = order
+    elif isinstance(order, Path):
+        values["order_file"] = str(order)
+    elif order is not None:
+        values["order"] = tuple(order)
+    experiences = experience_names(StreamConfig(**values), manifest.structures)
+    structures = [name for names in experiences for name in names]
+    data = (data or DataConfig()).model_copy(update={"cache": str(cache)})
+    samples, _ = prepared_samples(data, Path(cache), structures=structures, manifest=manifest)
+    count: PatchCount = patches if callable(patches) else lambda _, images: patches or images
+    return stream_of_samples(samples, experiences, patch=patch, count=count, seed=seed, flips=flips)
+
+
+def stream_of_samples(
+    samples: Sequence[Sample],
+    experiences: Sequence[Sequence[str]],
+    *,
+    patch: Sequence[int],
+    count: PatchCount,
+    seed: int,
+    flips: bool = True,
+    labels: Mapping[str, int] | None = None,
+) -> StructureStream:
+    """Make a stream of prepared samples; see `structure_stream`.
+
+    Raises
+    ------
+    ManifestError
+        If a structure has no training image.
+    """
+    names = [name for group in experiences for name in group]
+    labels = dict(labels) if labels is not None else {name: label for label, name in enumerate(names)}
+    train, val, test, images, tests = [], [], [], [], []
+    for group in experiences:
+        mine = {
+            split: [s for s in samples if s.structure in group and s.split == split] for split in ("train", "val", "test")
+        }
+        for name in group:
+            if not any(sample.structure == name for sample in mine["train"]):
+                raise ManifestError(
+                    f"no training image of {name!r}: the manifest needs at least one row of it that is not held "
+                    "out (split train, or no split)"
+                )
+        length = count(tuple(group), len(mine["train"]))
+        patches = PatchDataset(mine["train"], patch=patch, seed=seed, length=length, flips=flips)
+        images.append(tuple(mine["train"]))
+        tests.append(tuple(mine["test"]))
+        train.append(_labelled(patches, [labels[patches.structure_of(i)] for i in range(length)]))
+        for stream, split in ((val, "val"), (test, "test")):
+            volumes: Dataset[Any] = VolumeDataset(mine[split]) if mine[split] else _NoVolumes()
+            stream.append(_labelled(volumes, [labels[sample.structure] for sample in mine[split]]))
+    benchmark = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
+    return StructureStream(benchmark, tuple(tuple(group) for group in experiences), labels, tuple(images), tuple(tests))
+
+
+class _NoVolumes(Dataset[Any]):
+    """Stands in a stream where an experience has no image to validate or test on."""
+
+    samples: tuple[Sample, ...] = ()
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Any:
+        raise IndexError(f"item {index} of 0")
+
+
+def _labelled(dataset: Dataset[Any], labels: Sequence[int]) -> AvalancheDataset[Any]:
+    return AvalancheDataset([dataset], data_attributes=[TaskLabels(list(labels))])

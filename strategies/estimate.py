@@ -1,0 +1,139 @@
+"""What a benchmark would do and about how long it would take, from a few timed steps of the real networks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.data.manifest import read_manifest
+from repmode_cl.inference.windows import plan_windows
+from repmode_cl.nn import RepModeUNet
+from repmode_cl.strategies.build import STRATEGIES, architecture_of
+from repmode_cl.strategies.multi_net import PlainNetworks
+from repmode_cl.training import budget_of, masked_mse, resolve_device, resolve_precision
+
+__all__ = ["DryRun", "estimate"]
+
+#: A field of the simulator is predicted at its size; of a manifest's images, whose headers are not read, the
+#: size is taken to be this many patches.
+_ASSUMED_PATCHES = 8
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What would run.
+
+    Attributes
+    ----------
+    lines
+        One per strategy: what it trains and about how long.
+    seconds
+        In all, training and evaluation.
+    """
+
+    lines: tuple[str, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines, f"about {_minutes(self.seconds)} in all; nothing was run"])
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def estimate(config: Config, experiences: tuple[tuple[str, ...], ...]) -> DryRun:
+    """Time a few steps of each kind of network on noise of the configured size, and multiply."""
+    images = _images(config, experiences)
+    lines, total = [], 0.0
+    shared_base = False
+    shape = config.data.simulate.shape if config.data.manifest is None else None
+    windows = len(plan_windows(shape, config.patch.size, config.inference.overlap)) if shape else _ASSUMED_PATCHES
+    for options in config.strategies:
+        joint = STRATEGIES[options.name].joint_base
+        step_time, window_time = _time(config, options)
+        groups = experiences if joint else tuple((name,) for names in experiences for name in names)
+        steps = [
+            budget_of(config.training, len(names), sum(images[name][0] for name in names)) for names in groups
+        ]
+        seconds = 0.0
+        for number, (names, budget) in enumerate(zip(groups, steps, strict=True)):
+            validations = -(-budget.steps // budget.validate_every)
+            held = sum(images[name][1] for name in names)
+            if not (number == 0 and joint and shared_base):
+                seconds += budget.steps * step_time + validations * held * windows * window_time
+            seconds += sum(images[name][2] for group in groups[: number + 1] for name in group) * windows * window_time
+        shared_base |= joint
+        count = sum(budget.steps for budget in steps)
+        lines.append(
+            f"{options.title}: {len(config.seeds)} seed(s) x {count} steps of {config.training.batch_size} patches, "
+            f"{step_time:.2f} s a step: about {_minutes(seconds * len(config.seeds))}"
+        )
+        total += seconds * len(config.seeds)
+    order = ", then ".join(" + ".join(names) for names in experiences)
+    return DryRun((f"stream: {order}", *lines), total)
+
+
+def _images(config: Config, experiences: tuple[tuple[str, ...], ...]) -> dict[str, tuple[int, int, int]]:
+    """Return about how many images of each structure train, validate and test."""
+    names = [name for group in experiences for name in group]
+    if config.data.manifest is None:
+        counts = dict.fromkeys(names, config.data.simulate.fields)
+    else:
+        manifest = read_manifest(config.data.manifest)
+        counts = {name: len(manifest.for_structure(name)) for name in names}
+    found = {}
+    for name, count in counts.items():
+        test = round(count * config.data.test_fraction)
+        val = round((count - test) * config.data.val_fraction)
+        found[name] = (count - test - val, val, test)
+    return found
+
+
+def _time(config: Config, options: StrategyConfig) -> tuple[float, float]:
+    """Return the median seconds of a training step and of predicting one window."""
+    device = resolve_device(config.training.device)
+    precision = resolve_precision(config.training.precision, device)
+    architecture = architecture_of(config)
+    network: RepModeUNet | PlainNetworks
+    if options.name == "multi_net":
+        network = PlainNetworks(architecture, options.kernel)
+        network.add("dna", seed=0)
+    else:
+        network = RepModeUNet(architecture, ["dna"])
+    network.to(device).train()
+    network.train_only(["dna"])
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
+    x = torch.randn(config.training.batch_size, 1, *config.patch.size, device=device)
+    names = ["dna"] * len(x)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with precision.autocast():
+            output = network(x, names)
+        masked_mse(output, x).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def window() -> None:
+        with torch.no_grad():
+            network.fuse("dna")(x[:1])
+
+    step_time = _median(step, device)
+    network.eval()
+    return step_time, _median(window, device)
+
+
+def _median(call: Callable[[], None], device: torch.device, repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])  # the first sets up what later ones reuse

@@ -1,0 +1,95 @@
+"""Multi-Net (paper, section 4.2): a fresh plain network for each structure, which never meet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from repmode_cl.errors import StructureError, UnknownStructureError
+from repmode_cl.nn import Architecture, PlainUNet
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.structures import check_structure_name
+
+__all__ = ["MultiNet", "PlainNetworks"]
+
+
+class PlainNetworks(nn.Module):
+    """One plain U-Net for each structure.
+
+    Parameters
+    ----------
+    architecture
+        Width and depth; its experts have no meaning here.
+    kernel
+        Edge of the convolution kernels, 3 or 5.
+    """
+
+    def __init__(self, architecture: Architecture, kernel: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.kernel = kernel
+        self.networks = nn.ModuleDict()
+        self._trained: str | None = None
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Structures that have a network."""
+        return tuple(self.networks)
+
+    def add(self, name: str, *, seed: int) -> None:
+        """Give `name` a fresh network; its weights depend on the seed and the name."""
+        check_structure_name(name)
+        if name in self.networks:
+            raise StructureError(f"{name!r} has a network already")
+        mixed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
+        self.networks[name] = PlainUNet(self.architecture.width, self.architecture.depth, self.kernel, seed=mixed)
+
+    def train_only(self, structures: Sequence[str]) -> frozenset[str]:
+        """Make one structure's network trainable and freeze the others."""
+        if len(structures) != 1:
+            raise StructureError(f"networks are trained one at a time, not {', '.join(structures)} together")
+        [self._trained] = structures
+        self._get(self._trained)
+        for name, network in self.networks.items():
+            network.requires_grad_(name == self._trained)
+        self.train(self.training)
+        return frozenset(name for name, p in self.named_parameters() if p.requires_grad)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode for the network that is trained; the others' norms must not drift."""
+        super().train(mode)
+        for name, network in self.networks.items():
+            network.train(mode and name == self._trained)
+        return self
+
+    def fuse(self, structure: str) -> PlainUNet:
+        """Return the network of `structure`, in evaluation mode if the whole is."""
+        return self._get(structure).eval()
+
+    def forward(self, x: Tensor, structures: Sequence[str]) -> Tensor:
+        """(N, 1, Z, Y, X) -> (N, 1, Z, Y, X), each sample by its structure's network."""
+        distinct = dict.fromkeys(structures)
+        if len(distinct) == 1:
+            result: Tensor = self._get(structures[0])(x)
+            return result
+        return torch.cat([self._get(name)(x[i : i + 1]) for i, name in enumerate(structures)])
+
+    def _get(self, name: str) -> PlainUNet:
+        if name not in self.networks:
+            raise UnknownStructureError(name, self.networks, "Multi-Net")
+        return cast(PlainUNet, self.networks[name])
+
+
+class MultiNet(StructureStrategy):
+    """Individual training: never forgets, and grows by a whole network with each structure."""
+
+    joint_base = False
+
+    def grow(self, structures: Sequence[str]) -> None:
+        """Give each structure a fresh network."""
+        for name in structures:
+            self.network.add(name, seed=self.seed)
