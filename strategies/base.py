@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
@@ -49,6 +50,10 @@ class StructureNetwork(Protocol):
 
     def fuse(self, structure: str) -> nn.Module:
         """Return the plain network that predicts `structure`, in evaluation mode."""
+
+
+class _NoLogger(BaseLogger):
+    """Avalanche warns of an evaluator without a logger; figures are recorded by listeners here."""
 
 
 @dataclass
@@ -117,7 +122,7 @@ class StructureStrategy(SupervisedTemplate):
             eval_mb_size=1,
             device=device,
             plugins=list(plugins),
-            evaluator=EvaluationPlugin(),
+            evaluator=EvaluationPlugin(loggers=[_NoLogger()]),
         )
         self.stream = stream
         self.training_config = training
@@ -203,7 +208,9 @@ class StructureStrategy(SupervisedTemplate):
             with self.precision.autocast():
                 output: Tensor = self.model(self.mb_x, names)
             return output
-        return torch.from_numpy(self.predict(self.mb_x[0, 0], names[0]))[None, None]
+        if names[0] not in self._plain:
+            self._plain[names[0]] = self.network.fuse(names[0])
+        return torch.from_numpy(self._slide(self._plain[names[0]], self.mb_x[0, 0]))[None, None]
 
     def criterion(self) -> Tensor:
         """Return the mean squared error over the voxels that count."""
@@ -278,7 +285,9 @@ class StructureStrategy(SupervisedTemplate):
     def evaluate(self, experiences: Iterable[Any]) -> Evaluation:
         """Predict every volume of `experiences` and return each structure's mean metrics (paper, section 4.1)."""
         self._figures: dict[str, list[dict[str, float]]] = {}
+        self._plain: dict[str, nn.Module] = {}  # fused once per evaluation, not once per volume
         self.eval([experience for experience in experiences if len(experience.dataset)])
+        self._plain = {}
         self.model.train(self.is_training)  # Avalanche restores modes layer by layer; frozen norms are ours to keep
         return {name: mean_metrics(images) for name, images in self._figures.items()}
 
@@ -292,7 +301,10 @@ class StructureStrategy(SupervisedTemplate):
 
     def predict(self, volume: Tensor, structure: str) -> Any:
         """Predict one whole volume (Z, Y, X), z-scored, in float32; returns an array of that shape."""
+        return self._slide(self.network.fuse(structure), volume)
+
+    def _slide(self, plain: nn.Module, volume: Tensor) -> Any:
         return sliding_window(
-            self.network.fuse(structure), volume, window=self.patch, overlap=self.inference.overlap,
+            plain, volume, window=self.patch, overlap=self.inference.overlap,
             batch_size=self.inference.batch_size, device=self.device,
         )

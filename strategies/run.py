@@ -1,10 +1,11 @@
 """One strategy learns one stream with one seed: train, evaluate, store, record; interrupted anywhere, it goes on.
 
-A run's state is its checkpoint: the network, the optimiser in the middle of an experience, and every figure so far.
+A run's state is its checkpoint, with every figure so far.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,9 @@ from repmode_cl.scenarios import stream_of_samples
 from repmode_cl.store import Model
 from repmode_cl.strategies.base import Progress, StructureStrategy
 from repmode_cl.strategies.build import STRATEGIES, build_strategy
+from repmode_cl.strategies.checkpoints import StrategyCheckpoint
 from repmode_cl.strategies.recording import Events, parameter_bytes, write_curve, write_gates, write_predictions
-from repmode_cl.training import (
-    budget_of,
-    capture,
-    has_checkpoint,
-    load_checkpoint,
-    reinstate,
-    save_checkpoint,
-)
+from repmode_cl.training import budget_of, has_checkpoint, load_checkpoint, save_checkpoint
 
 __all__ = ["StrategyRun"]
 
@@ -70,6 +65,7 @@ class StrategyRun:
         )
         self.strategy: StructureStrategy = build_strategy(config, strategy, self.stream, seed)
         self.rows: list[Result] = []
+        self.checkpoint = StrategyCheckpoint(self.folder / "checkpoint", lambda: [list(row) for row in self.rows])
         self.bit_identical: bool | None = None
 
     def _patches(self, structures: tuple[str, ...], images: int) -> int:
@@ -82,11 +78,12 @@ class StrategyRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         events = Events(self.folder / "tensorboard")
         try:
-            self._resume()
+            rows = self.checkpoint.resume(self.strategy)
+            self.rows = [Result(*row) for row in rows or ()]
             done = sum(self._budget(k) for k in range(self.strategy.progress.experience)) + self.strategy.progress.step
             events.resumed(done, len(self.strategy.progress.curve))
             self.strategy.listeners.append(events.after_step)
-            self.strategy.on_validation += [events.after_validation, self._checkpoint]
+            self.strategy.on_validation += [events.after_validation, self.checkpoint.save]
             for number in range(self.strategy.progress.experience, len(self.stream.experiences)):
                 self._learn(number, events)
             self._finish()
@@ -119,7 +116,7 @@ class StrategyRun:
         if number == 0:
             self._give_base()
         self.strategy.progress = Progress(number + 1, 0, 0.0, self.strategy.progress.curve)
-        self._checkpoint(self.strategy)
+        self.checkpoint.save(self.strategy)
         write_curve(self.folder / "learning.csv", self._curve())
 
     def _finish(self) -> None:
@@ -170,10 +167,8 @@ class StrategyRun:
             return
         path = self.folder / "model"
         network = self.strategy.network
-        provenance = {
-            "run": self.config.name, "seed": self.seed,
-            "images": digest_of(*sorted(s.image_id for s in self.samples if s.structure in names)).hex(),
-        }
+        images = [sample for sample in self.samples if sample.structure in names]
+        provenance = provenance_of(self.config, self.options, self.seed, images)
         metrics = {row.structure: {} for row in self.rows if row.structure in names}
         for row in self.rows:
             if row.structure in names and row.metric in ("mse", "mae", "r2", "pearson"):
@@ -210,48 +205,18 @@ class StrategyRun:
             state = {"progress": asdict(self.strategy.progress)}
             save_checkpoint(self._base_folder, tensors=self.strategy.network.state_dict(), state=state)
 
-    # -- checkpoints --------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, strategy: StructureStrategy) -> None:
-        tensors = {f"network.{name}": tensor for name, tensor in strategy.model.state_dict().items()}
-        state: dict[str, Any] = {
-            "progress": asdict(strategy.progress), "rows": [list(row) for row in self.rows], "training": None,
-        }
-        if strategy.progress.step:
-            captured, state["training"] = capture(
-                optimizer=strategy.optimizer, scheduler=strategy.scheduler, scaler=strategy.scaler
-            )
-            tensors |= captured
-            tensors |= {f"best.{name}": tensor for name, tensor in strategy.selection.tensors.items()}
-            state["best"] = [strategy.selection.step, strategy.selection.best] if strategy.selection.tensors else None
-        save_checkpoint(self.folder / "checkpoint", tensors=tensors, state=state)
-
-    def _resume(self) -> None:
-        if not has_checkpoint(self.folder / "checkpoint"):
-            return
-        tensors, state = load_checkpoint(self.folder / "checkpoint")
-        strategy = self.strategy
-        self.rows = [Result(*row) for row in state["rows"]]
-        strategy.progress = Progress(**state["progress"])
-        network = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-        for names in self.stream.experiences[: strategy.progress.experience]:
-            if new := [name for name in names if name not in strategy.network.structures]:
-                strategy.grow(new)
-        if not strategy.progress.step:
-            strategy.network.load_state_dict(network)
-            return
-
-        def bring_back(strategy: StructureStrategy) -> None:
-            strategy.network.load_state_dict(network)
-            reinstate(
-                tensors, state["training"], optimizer=strategy.optimizer, scheduler=strategy.scheduler,
-                scaler=strategy.scaler,
-            )
-            if state["best"] is not None:
-                best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
-                strategy.selection.load(best, *state["best"])
-
-        strategy.resume = bring_back
+def provenance_of(
+    config: Config, options: StrategyConfig, seed: int, images: Sequence[Sample]
+) -> dict[str, Any]:
+    """Return what a model keeps of how a structure was learned; `add` takes its defaults from it."""
+    return {
+        "config": config.name,
+        "seed": seed,
+        "training": config.training.model_dump(mode="json"),
+        "addition": options.model_dump(mode="json", include={"learning_rate"}),
+        "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
+    }
 
 
 def create_model(

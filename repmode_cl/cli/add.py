@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.common import DeviceOption, ModelArgument, size
+from repmode_cl.cli.common import DeviceOption, ModelArgument, continue_with, size
+
+if TYPE_CHECKING:
+    from repmode_cl.strategies import AddResult
 
 __all__ = ["add"]
 
@@ -39,6 +42,7 @@ class Precision(StrEnum):
 
 
 def add(
+    ctx: typer.Context,
     model: ModelArgument,
     structure: Annotated[str, typer.Option(metavar="NAME", help="Name of the new structure.")],
     data: Annotated[Path, typer.Option(metavar="MANIFEST", help="A CSV of image pairs.")],
@@ -79,10 +83,11 @@ def add(
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         raise RepmodeError(f"--learning-rate {learning_rate}: a positive number is needed")
     _check_expert(expert)
+    continue_with(ctx, "the same command: what was trained is kept in the model's pending folder")
     from repmode_cl.nn import AdditionSpec
     from repmode_cl.strategies import add_structure
 
-    add_structure(
+    result = add_structure(
         model,
         structure,
         data,
@@ -95,9 +100,25 @@ def add(
         device=device,
         precision=precision.value,
     )
-    from repmode_cl.cli.model import show
+    _tell(result)
 
-    show(model)
+
+def _tell(result: AddResult) -> None:
+    """Print what came of it: figures on held-out images, cost, and the proof that nothing else changed."""
+    for note in result.notes:
+        typer.echo(f"note: {note}")
+    if result.metrics:
+        figures = ", ".join(f"{key} {value:.3f}" for key, value in result.metrics.items())
+        typer.echo(f"{result.structure} on the {result.held_out} images: {figures}")
+    else:
+        typer.echo(f"{result.structure}: no image was held out, so how well it is predicted is not known")
+    typer.echo(
+        f"added {result.parameters:,} parameters, {result.bytes:,} bytes, {result.seconds:.0f} s of training"
+    )
+    for one in result.verified.results:
+        if one.structure != result.structure:
+            typer.echo(f"{one.structure}: {one.status}, unchanged")
+    typer.echo(f"model: {result.model.path}")
 
 
 def _check_expert(expert: str) -> None:

@@ -189,7 +189,7 @@ class StrategyConfig(Frozen):
     """One strategy of a benchmark."""
 
     name: Literal["experts_frozen", "fine_tuning", "multi_net"]
-    label: str | None = None
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$")] | None = None
     """How tables name it; null makes one from the name and what differs from the default."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """For the experiences after the base; null takes training.learning_rate."""

@@ -1,0 +1,82 @@
+# Everything runs in an environment of its own, .venv, made on first use with plain pip.
+#   make quickstart   install, run the small benchmark, print its table and the path of its report
+#   make test         install what tests need, run them (test-slow: those that take minutes)
+# PYTHON=python3.12 chooses the interpreter, VENV=path another environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where `make types` puts the installed copy that it checks.
+TYPED ?= build/typed
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+SOURCES := repmode_cl strategies scenarios configs tests
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow lint types report install install-test install-dev clean distclean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo 'make lint         check style'
+	@echo 'make types        check types'
+	@echo 'make report       build the report of the quickstart again'
+	@echo 'make clean        remove what was built and cached (distclean: .venv and runs too)'
+
+# A stamp stands for an installed set of packages: it is redone when pyproject.toml changed since. The sources
+# are installed editable, so that changing them asks for nothing.
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "repmode-cl needs Python 3.11 or newer, but '$(PYTHON)' is" \
+	    "$$($(PYTHON) -V 2>/dev/null || echo not there)." >&2; \
+	  echo "Install one and name it: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv "$(VENV)"
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+# A run that stands there already is gone on with, or shown again if it is finished.
+quickstart: $(VENV)/.installed
+	$(BIN)/repmode-cl bench quickstart $$(test -e $(RUN)/run.json && echo --resume)
+
+report: $(VENV)/.installed
+	$(BIN)/repmode-cl report $(RUN)
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+# Type checkers do not follow the finder of an editable install to strategies/ and scenarios/: an installed copy
+# is checked, made afresh, without what an earlier build left behind.
+types: $(VENV)/.installed-dev
+	@rm -rf build "$(TYPED)"
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target "$(TYPED)" .
+	cd "$(TYPED)" && "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" \
+	  --cache-dir "$(CURDIR)/.mypy_cache" -p repmode_cl
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf "$(VENV)" runs

@@ -1,0 +1,80 @@
+"""A strategy's checkpoint: network, optimiser, schedule, random states, best state and figures; interrupted anywhere.
+
+The format is `repmode_cl.training.checkpoint`'s: safetensors and JSON, the newest two kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.strategies.base import Progress, StructureStrategy
+from repmode_cl.training import capture, has_checkpoint, load_checkpoint, reinstate, save_checkpoint
+
+__all__ = ["StrategyCheckpoint"]
+
+
+class StrategyCheckpoint:
+    """Where a strategy's state is kept while it learns a stream.
+
+    Parameters
+    ----------
+    folder
+        Folder of the checkpoints.
+    extra
+        Called at each saving; returns JSON that is kept besides, such as the figures so far.
+    """
+
+    def __init__(self, folder: Path, extra: Callable[[], Any] = lambda: None) -> None:
+        self.folder = folder
+        self._extra = extra
+
+    def save(self, strategy: StructureStrategy) -> None:
+        """Write the strategy's state; in the middle of an experience, the optimiser's and the best state too."""
+        tensors = {f"network.{name}": tensor for name, tensor in strategy.model.state_dict().items()}
+        state: dict[str, Any] = {
+            "progress": asdict(strategy.progress), "extra": self._extra(), "training": None, "best": None,
+        }
+        if strategy.progress.step:
+            captured, state["training"] = capture(
+                optimizer=strategy.optimizer, scheduler=strategy.scheduler, scaler=strategy.scaler
+            )
+            tensors |= captured
+            tensors |= {f"best.{name}": tensor for name, tensor in strategy.selection.tensors.items()}
+            if strategy.selection.tensors:
+                state["best"] = [strategy.selection.step, strategy.selection.best]
+        save_checkpoint(self.folder, tensors=tensors, state=state)
+
+    def resume(self, strategy: StructureStrategy) -> Any:
+        """Bring `strategy` to the last checkpoint, if there is one, and return what was kept besides (or None).
+
+        The state of an experience under way is set when its training begins: only then does its network exist.
+        """
+        if not has_checkpoint(self.folder):
+            return None
+        tensors, state = load_checkpoint(self.folder)
+
+        def part(prefix: str) -> dict[str, Any]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        strategy.progress = Progress(**state["progress"])
+        for names in strategy.stream.experiences[: strategy.progress.experience]:
+            if new := [name for name in names if name not in strategy.network.structures]:
+                strategy.grow(new)
+        if not strategy.progress.step:
+            strategy.network.load_state_dict(part("network."))
+            return state["extra"]
+
+        def bring_back(strategy: StructureStrategy) -> None:
+            strategy.network.load_state_dict(part("network."))
+            reinstate(
+                tensors, state["training"], optimizer=strategy.optimizer, scheduler=strategy.scheduler,
+                scaler=strategy.scaler,
+            )
+            if state["best"] is not None:
+                strategy.selection.load(part("best."), *state["best"])
+
+        strategy.resume = bring_back
+        return state["extra"]
