@@ -71,6 +71,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	@rm -rf build "$(TYPED)"
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target "$(TYPED)" .
+	@rm -rf build/lib build/bdist.*
 	cd "$(TYPED)" && "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" \
 	  --cache-dir "$(CURDIR)/.mypy_cache" -p repmode_cl
 

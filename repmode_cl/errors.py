@@ -62,9 +62,7 @@ class UnknownStructureError(StructureError):
     def __init__(self, name: str, known: Iterable[str], where: str = "this network") -> None:
         known = list(known)
         listed = ", ".join(known) if known else "none"
-        super().__init__(
-            f"unknown structure {name!r}: {where} knows {listed}{did_you_mean(name, known)}"
-        )
+        super().__init__(f"unknown structure {name!r}: {where} knows {listed}{did_you_mean(name, known)}")
         self.name = name
         self.known = tuple(known)
 

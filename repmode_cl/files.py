@@ -14,7 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "replacing", "sha256_file", "write_bytes", "write_json", "write_text", "TEMPORARY_MARK"]
+__all__ = [
+    "canonical_json",
+    "replacing",
+    "sha256_file",
+    "write_bytes",
+    "write_json",
+    "write_text",
+    "TEMPORARY_MARK",
+]
 
 #: Part of the name of every temporary file made here, so that left-overs of a killed process can be told.
 TEMPORARY_MARK = ".writing-"
@@ -39,7 +47,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield beside
         with beside.open("rb+") as handle:
             os.fsync(handle.fileno())
-        os.replace(beside, path)
+        beside.replace(path)
         _sync_folder(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):

@@ -55,8 +55,12 @@ def prepared_samples(
         foreign = [name for name in structures or () if name not in TWELVE_STRUCTURES]
         sim = data.simulate
         path = simulate(
-            folder / "simulated", fields=sim.fields, structures=[*wanted, *foreign], seed=sim.seed,
-            shape=sim.shape, workers=workers_here(),
+            folder / "simulated",
+            fields=sim.fields,
+            structures=[*wanted, *foreign],
+            seed=sim.seed,
+            shape=sim.shape,
+            workers=workers_here(),
         )
     elif manifest is None:
         path = Path(str(data.manifest))
@@ -65,8 +69,12 @@ def prepared_samples(
     cache.mkdir(parents=True, exist_ok=True)
     digests = ContentDigests(cache / "contents.json")
     assignment = assign_splits(
-        manifest, seed=data.split_seed, test_fraction=data.test_fraction, val_fraction=data.val_fraction,
-        record=cache / "splits.json", digest=digests.of,
+        manifest,
+        seed=data.split_seed,
+        test_fraction=data.test_fraction,
+        val_fraction=data.val_fraction,
+        record=cache / "splits.json",
+        digest=digests.of,
     )
     digests.save()
     samples = prepare(

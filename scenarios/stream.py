@@ -14,6 +14,7 @@ from typing import Any
 from avalanche.benchmarks import CLExperience, CLStream, benchmark_from_datasets, with_task_labels
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
+from repmode_cl.scenarios.sources import prepared_samples
 from torch.utils.data import Dataset
 
 from repmode_cl.config import DataConfig, StreamConfig
@@ -21,7 +22,6 @@ from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.data.patches import PatchDataset, VolumeDataset
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ManifestError, UnknownStructureError
-from repmode_cl.scenarios.sources import prepared_samples
 
 __all__ = ["StructureStream", "experience_names", "stream_of_samples", "structure_stream"]
 
@@ -207,7 +207,8 @@ def stream_of_samples(
     train, val, test, images, tests = [], [], [], [], []
     for group in experiences:
         mine = {
-            split: [s for s in samples if s.structure in group and s.split == split] for split in ("train", "val", "test")
+            split: [s for s in samples if s.structure in group and s.split == split]
+            for split in ("train", "val", "test")
         }
         for name in group:
             if not any(sample.structure == name for sample in mine["train"]):
@@ -224,7 +225,9 @@ def stream_of_samples(
             volumes: Dataset[Any] = VolumeDataset(mine[split]) if mine[split] else _NoVolumes()
             stream.append(_labelled(volumes, [labels[sample.structure] for sample in mine[split]]))
     benchmark = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
-    return StructureStream(benchmark, tuple(tuple(group) for group in experiences), labels, tuple(images), tuple(tests))
+    return StructureStream(
+        benchmark, tuple(tuple(group) for group in experiences), labels, tuple(images), tuple(tests)
+    )
 
 
 class _NoVolumes(Dataset[Any]):

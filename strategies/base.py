@@ -15,6 +15,7 @@ import torch
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
+from repmode_cl.scenarios import StructureStream
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -22,7 +23,6 @@ from repmode_cl.config import InferenceConfig, TrainingConfig
 from repmode_cl.evaluation.metrics import image_metrics, mean_metrics
 from repmode_cl.inference.predict import sliding_window
 from repmode_cl.progress import Task
-from repmode_cl.scenarios import StructureStream
 from repmode_cl.training import (
     Budget,
     Precision,
@@ -196,7 +196,9 @@ class StructureStrategy(SupervisedTemplate):
         names = self.stream.names_of(self.experience)
         self.budget = budget_of(self.training_config, len(names), self._images())
         start = self.progress.step * self.train_mb_size
-        self.dataloader = DataLoader(Subset(dataset, range(start, len(dataset))), batch_size=self.train_mb_size)
+        self.dataloader = DataLoader(
+            Subset(dataset, range(start, len(dataset))), batch_size=self.train_mb_size
+        )
 
     def _images(self) -> int:
         return len(self.stream.samples_of(self.experience))
@@ -219,7 +221,7 @@ class StructureStrategy(SupervisedTemplate):
     def training_epoch(self, **kwargs: Any) -> None:
         """Run the experience's steps: mixed precision, clipping, schedule, validation and selection."""
         began = time.perf_counter()
-        for self.mbatch in self.dataloader:
+        for self.mbatch in self.dataloader:  # noqa: B020 - Avalanche's way to hand the batch to plugins
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             self.optimizer.zero_grad(set_to_none=True)
@@ -273,8 +275,13 @@ class StructureStrategy(SupervisedTemplate):
         for structure, metrics in figures.items():
             for metric, value in metrics.items():
                 self.progress.curve.append(
-                    {"experience": number, "structure": structure, "train_step": self.progress.step,
-                     "metric": metric, "value": value}
+                    {
+                        "experience": number,
+                        "structure": structure,
+                        "train_step": self.progress.step,
+                        "metric": metric,
+                        "value": value,
+                    }
                 )
         if figures:
             mse = sum(metrics["mse"] for metrics in figures.values()) / len(figures)
@@ -288,7 +295,9 @@ class StructureStrategy(SupervisedTemplate):
         self._plain: dict[str, nn.Module] = {}  # fused once per evaluation, not once per volume
         self.eval([experience for experience in experiences if len(experience.dataset)])
         self._plain = {}
-        self.model.train(self.is_training)  # Avalanche restores modes layer by layer; frozen norms are ours to keep
+        self.model.train(
+            self.is_training
+        )  # Avalanche restores modes layer by layer; frozen norms are ours to keep
         return {name: mean_metrics(images) for name, images in self._figures.items()}
 
     def _after_eval_iteration(self, **kwargs: Any) -> None:
@@ -305,6 +314,10 @@ class StructureStrategy(SupervisedTemplate):
 
     def _slide(self, plain: nn.Module, volume: Tensor) -> Any:
         return sliding_window(
-            plain, volume, window=self.patch, overlap=self.inference.overlap,
-            batch_size=self.inference.batch_size, device=self.device,
+            plain,
+            volume,
+            window=self.patch,
+            overlap=self.inference.overlap,
+            batch_size=self.inference.batch_size,
+            device=self.device,
         )

@@ -9,6 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from repmode_cl.scenarios import experience_names, prepared_samples
+from repmode_cl.strategies.estimate import DryRun, estimate
+from repmode_cl.strategies.run import StrategyRun
+
 from repmode_cl.config import Config
 from repmode_cl.config.loading import dump_config
 from repmode_cl.data.manifest import read_manifest
@@ -16,10 +20,7 @@ from repmode_cl.errors import ConfigError
 from repmode_cl.evaluation.results import ResultsTable
 from repmode_cl.files import write_json, write_text
 from repmode_cl.report import build_report
-from repmode_cl.scenarios import experience_names, prepared_samples
 from repmode_cl.store.environment import environment_fingerprint
-from repmode_cl.strategies.estimate import DryRun, estimate
-from repmode_cl.strategies.run import StrategyRun
 from repmode_cl.structures import TWELVE_STRUCTURES
 from repmode_cl.training import resolve_device, resolve_precision
 
@@ -48,7 +49,11 @@ def run_benchmark(config: Config, *, resume: bool = False, dry_run: bool = False
     ConfigError
         If the folder holds a run already and `resume` is not given, or one of another configuration.
     """
-    known = TWELVE_STRUCTURES if config.data.manifest is None else read_manifest(Path(config.data.manifest)).structures
+    known = (
+        TWELVE_STRUCTURES
+        if config.data.manifest is None
+        else read_manifest(Path(config.data.manifest)).structures
+    )
     if config.data.manifest is None:
         known = (*known, *_foreign(config))
     experiences = experience_names(config.stream, known)
@@ -61,7 +66,9 @@ def run_benchmark(config: Config, *, resume: bool = False, dry_run: bool = False
     if notes:
         write_text(folder / "notes.txt", "\n".join(notes) + "\n")
     _write_environment(config, folder)
-    results = ResultsTable.read(folder / "results.csv") if (folder / "results.csv").exists() else ResultsTable()
+    results = (
+        ResultsTable.read(folder / "results.csv") if (folder / "results.csv").exists() else ResultsTable()
+    )
     for seed in config.seeds:
         for options in config.strategies:
             if [options.title, seed] in info["finished"]:
@@ -84,7 +91,9 @@ def _foreign(config: Config) -> tuple[str, ...]:
     return tuple(name for name in names if name not in TWELVE_STRUCTURES)
 
 
-def _open_run(config: Config, folder: Path, experiences: tuple[tuple[str, ...], ...], *, resume: bool) -> dict[str, Any]:
+def _open_run(
+    config: Config, folder: Path, experiences: tuple[tuple[str, ...], ...], *, resume: bool
+) -> dict[str, Any]:
     text = dump_config(config)
     path = folder / "run.json"
     if path.exists():
@@ -100,7 +109,9 @@ def _open_run(config: Config, folder: Path, experiences: tuple[tuple[str, ...], 
     info = {
         "experiences": [list(names) for names in experiences],
         "strategies": {s.title: {"name": s.name, "bit_identical": None} for s in config.strategies},
-        "seeds": list(config.seeds), "multi_net": multi_net, "finished": [],
+        "seeds": list(config.seeds),
+        "multi_net": multi_net,
+        "finished": [],
         "task_labels": {n: label for label, n in enumerate(name for names in experiences for name in names)},
     }
     write_text(folder / "config.yaml", text)
@@ -147,11 +158,14 @@ def _write_environment(config: Config, folder: Path) -> None:
     write_json(
         folder / "environment.json",
         {
-            **environment_fingerprint(device=device, window=config.patch.size, batch=config.inference.batch_size),
+            **environment_fingerprint(
+                device=device, window=config.patch.size, batch=config.inference.batch_size
+            ),
             "precision": resolve_precision(config.training.precision, device).format,
             "python": platform.python_version(),
             "packages": {
-                name: version(name) for name in ("repmode-cl", "torch", "avalanche-lib", "numpy", "scipy", "tifffile")
+                name: version(name)
+                for name in ("repmode-cl", "torch", "avalanche-lib", "numpy", "scipy", "tifffile")
             },
         },
     )

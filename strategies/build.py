@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
+
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 
 __all__ = ["STRATEGIES", "architecture_of", "build_strategy"]
 
@@ -46,8 +47,13 @@ def build_strategy(
         For `StructureStrategy`.
     """
     options = {
-        "stream": stream, "training": config.training, "patch": config.patch.size, "inference": config.inference,
-        "addition_learning_rate": strategy.learning_rate, "seed": seed, **options,
+        "stream": stream,
+        "training": config.training,
+        "patch": config.patch.size,
+        "inference": config.inference,
+        "addition_learning_rate": strategy.learning_rate,
+        "seed": seed,
+        **options,
     }
     architecture = architecture_of(config)
     first: Sequence[str] = stream.experiences[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.strategies.base import Progress, StructureStrategy
+
 from repmode_cl.training import capture, has_checkpoint, load_checkpoint, reinstate, save_checkpoint
 
 __all__ = ["StrategyCheckpoint"]
@@ -35,7 +36,10 @@ class StrategyCheckpoint:
         """Write the strategy's state; in the middle of an experience, the optimiser's and the best state too."""
         tensors = {f"network.{name}": tensor for name, tensor in strategy.model.state_dict().items()}
         state: dict[str, Any] = {
-            "progress": asdict(strategy.progress), "extra": self._extra(), "training": None, "best": None,
+            "progress": asdict(strategy.progress),
+            "extra": self._extra(),
+            "training": None,
+            "best": None,
         }
         if strategy.progress.step:
             captured, state["training"] = capture(
@@ -70,7 +74,10 @@ class StrategyCheckpoint:
         def bring_back(strategy: StructureStrategy) -> None:
             strategy.network.load_state_dict(part("network."))
             reinstate(
-                tensors, state["training"], optimizer=strategy.optimizer, scheduler=strategy.scheduler,
+                tensors,
+                state["training"],
+                optimizer=strategy.optimizer,
+                scheduler=strategy.scheduler,
                 scaler=strategy.scaler,
             )
             if state["best"] is not None:

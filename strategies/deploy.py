@@ -12,7 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repmode_cl.config import Config, DataConfig, InferenceConfig, PreprocessingConfig, StrategyConfig, TrainingConfig
+from repmode_cl.scenarios import StructureStream, experience_names, prepared_samples, stream_of_samples
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.build import build_strategy
+from repmode_cl.strategies.checkpoints import StrategyCheckpoint
+from repmode_cl.strategies.experts_frozen import ExpertsFrozen
+from repmode_cl.strategies.recording import Events, write_curve
+from repmode_cl.strategies.run import create_model, provenance_of
+
+from repmode_cl.config import (
+    Config,
+    DataConfig,
+    InferenceConfig,
+    PreprocessingConfig,
+    StrategyConfig,
+    TrainingConfig,
+)
 from repmode_cl.config.loading import dump_config
 from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.data.sample import Sample, digest_of
@@ -20,15 +35,8 @@ from repmode_cl.errors import ConfigError, ManifestError, ModelError
 from repmode_cl.files import write_json
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.progress import task
-from repmode_cl.scenarios import StructureStream, experience_names, prepared_samples, stream_of_samples
 from repmode_cl.store import Model
 from repmode_cl.store.verify import VerifyReport
-from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.build import build_strategy
-from repmode_cl.strategies.checkpoints import StrategyCheckpoint
-from repmode_cl.strategies.experts_frozen import ExpertsFrozen
-from repmode_cl.strategies.recording import Events, write_curve
-from repmode_cl.strategies.run import create_model, provenance_of
 from repmode_cl.structures import TWELVE_STRUCTURES, check_structure_name
 from repmode_cl.training import budget_of
 
@@ -97,15 +105,23 @@ def train_base(config: Config, out: str | Path) -> Model:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists already: give a new folder, or grow a model with `repmode-cl add`")
     if not config.stream.base:
-        raise ConfigError("stream.base is empty: name the structures that the base learns jointly, such as [dna]")
-    known = TWELVE_STRUCTURES if config.data.manifest is None else read_manifest(Path(config.data.manifest)).structures
+        raise ConfigError(
+            "stream.base is empty: name the structures that the base learns jointly, such as [dna]"
+        )
+    known = (
+        TWELVE_STRUCTURES
+        if config.data.manifest is None
+        else read_manifest(Path(config.data.manifest)).structures
+    )
     only_base = config.stream.model_copy(update={"order": (), "order_file": None, "order_seed": None})
     experiences = experience_names(only_base, known)
     work = out.with_name(f"{out.name}.training")
     _same_request(work / "request.json", {"config": dump_config(config)}, "training")
     samples, notes = prepared_samples(config.data, work, structures=experiences[0])
     stream = _stream(config, samples, experiences)
-    options = next((s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen"))
+    options = next(
+        (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
+    )
     seed = config.seeds[0]
     strategy = build_strategy(config, options, stream, seed)
     _learn(strategy, work, f"base: {' + '.join(experiences[0])}")
@@ -188,33 +204,48 @@ def add_structure(
     size = tuple(int(n) for n in patch or model.inference["window"])
     # A benchmark's configuration, with what the model fixes: the same code trains both.
     config = Config(
-        name=f"add-{structure}".replace("_", "-"), seeds=(seed,), training=training,
+        name=f"add-{structure}".replace("_", "-"),
+        seeds=(seed,),
+        training=training,
         data=DataConfig(
-            manifest=str(manifest.path), cache=str(cache if cache is not None else work / "cache"),
-            preprocessing=PreprocessingConfig(voxel_size=model.voxel_size, order=model.preprocessing.get("order", 1)),
+            manifest=str(manifest.path),
+            cache=str(cache if cache is not None else work / "cache"),
+            preprocessing=PreprocessingConfig(
+                voxel_size=model.voxel_size, order=model.preprocessing.get("order", 1)
+            ),
         ),
-        patch={"size": size}, inference=InferenceConfig(
-            overlap=model.inference["overlap"], batch_size=model.inference["batch"]
-        ),
+        patch={"size": size},
+        inference=InferenceConfig(overlap=model.inference["overlap"], batch_size=model.inference["batch"]),
     )
     rows = [str(row) for row in manifest.rows if row.structure == structure]
     request = {
-        "config": dump_config(config), "spec": spec.to_json(), "base": model.base_digest,
+        "config": dump_config(config),
+        "spec": spec.to_json(),
+        "base": model.base_digest,
         "rows": digest_of(*rows).hex(),
     }
     _same_request(work / "request.json", request, f"addition of {structure!r}")
     samples, notes = prepared_samples(config.data, work, structures=[structure], manifest=manifest)
     stream = _stream(config, samples, ((structure,),))
     strategy = ExpertsFrozen(
-        network=model.network(), stream=stream, training=training, patch=size, inference=config.inference,
-        seed=seed, spec=spec,
+        network=model.network(),
+        stream=stream,
+        training=training,
+        patch=size,
+        inference=config.inference,
+        seed=seed,
+        spec=spec,
     )
     _learn(strategy, work, f"adding {structure}")
     metrics, held_out = _held_out(strategy, stream)
     options = StrategyConfig(name="experts_frozen", learning_rate=training.learning_rate)
     provenance = {
-        **provenance_of(config, options, seed, samples), "held_out": held_out, "notes": notes,
-        "manifest": manifest.path.name, "steps": strategy.budget.steps, "selected_step": strategy.selection.step,
+        **provenance_of(config, options, seed, samples),
+        "held_out": held_out,
+        "notes": notes,
+        "manifest": manifest.path.name,
+        "steps": strategy.budget.steps,
+        "selected_step": strategy.selection.step,
     }
     entry = model.add(structure, strategy.network, provenance=provenance, metrics=metrics.get(structure, {}))
     report = model.verify()
@@ -222,17 +253,31 @@ def add_structure(
         raise ModelError(f"{model.path} does not verify after adding {structure!r}: run `repmode-cl verify`")
     shutil.rmtree(work)
     return AddResult(
-        model, structure, metrics.get(structure, {}), held_out, entry.parameters, entry.bytes,
-        strategy.progress.seconds, report, tuple(notes),
+        model,
+        structure,
+        metrics.get(structure, {}),
+        held_out,
+        entry.parameters,
+        entry.bytes,
+        strategy.progress.seconds,
+        report,
+        tuple(notes),
     )
 
 
 def _training_of(
-    model: Model, steps: int | None, learning_rate: float | None, batch_size: int | None, device: str, precision: str
+    model: Model,
+    steps: int | None,
+    learning_rate: float | None,
+    batch_size: int | None,
+    device: str,
+    precision: str,
 ) -> TrainingConfig:
     """Return the training that the base's provenance and what was given come to."""
     origin = model.entries[model.base_structures[0]].provenance
-    values: dict[str, Any] = dict(origin.get("training", {"steps": 300, "learning_rate": 2e-3, "schedule": "one_cycle"}))
+    values: dict[str, Any] = dict(
+        origin.get("training", {"steps": 300, "learning_rate": 2e-3, "schedule": "one_cycle"})
+    )
     values["base_steps"] = None
     if steps is not None:
         values |= {"steps": steps, "epochs": None, "validate_every": None, "validate_every_epochs": None}
@@ -243,14 +288,21 @@ def _training_of(
     return TrainingConfig(**values)
 
 
-def _stream(config: Config, samples: list[Sample], experiences: tuple[tuple[str, ...], ...]) -> StructureStream:
+def _stream(
+    config: Config, samples: list[Sample], experiences: tuple[tuple[str, ...], ...]
+) -> StructureStream:
     training = config.training
 
     def patches(structures: tuple[str, ...], images: int) -> int:
         return budget_of(training, len(structures), images).steps * training.batch_size
 
     return stream_of_samples(
-        samples, experiences, patch=config.patch.size, count=patches, seed=config.seeds[0], flips=config.patch.flips
+        samples,
+        experiences,
+        patch=config.patch.size,
+        count=patches,
+        seed=config.seeds[0],
+        flips=config.patch.flips,
     )
 
 
@@ -274,7 +326,9 @@ def _learn(strategy: StructureStrategy, work: Path, what: str) -> None:
         events.close()
 
 
-def _held_out(strategy: StructureStrategy, stream: StructureStream) -> tuple[dict[str, dict[str, float]], str]:
+def _held_out(
+    strategy: StructureStrategy, stream: StructureStream
+) -> tuple[dict[str, dict[str, float]], str]:
     """Return figures on the test images, or on the validation images where there are none."""
     for name, experiences in (("test", stream.test), ("val", stream.val)):
         if len(experiences[0].dataset):

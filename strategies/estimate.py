@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from repmode_cl.strategies.build import STRATEGIES, architecture_of
+from repmode_cl.strategies.multi_net import PlainNetworks
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.manifest import read_manifest
 from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.strategies.build import STRATEGIES, architecture_of
-from repmode_cl.strategies.multi_net import PlainNetworks
 from repmode_cl.training import budget_of, masked_mse, resolve_device, resolve_precision
 
 __all__ = ["DryRun", "estimate"]
@@ -44,7 +44,13 @@ class DryRun:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def estimate(config: Config, experiences: tuple[tuple[str, ...], ...]) -> DryRun:
@@ -53,7 +59,9 @@ def estimate(config: Config, experiences: tuple[tuple[str, ...], ...]) -> DryRun
     lines, total = [], 0.0
     shared_base = False
     shape = config.data.simulate.shape if config.data.manifest is None else None
-    windows = len(plan_windows(shape, config.patch.size, config.inference.overlap)) if shape else _ASSUMED_PATCHES
+    windows = (
+        len(plan_windows(shape, config.patch.size, config.inference.overlap)) if shape else _ASSUMED_PATCHES
+    )
     for options in config.strategies:
         joint = STRATEGIES[options.name].joint_base
         step_time, window_time = _time(config, options)
@@ -67,7 +75,11 @@ def estimate(config: Config, experiences: tuple[tuple[str, ...], ...]) -> DryRun
             held = sum(images[name][1] for name in names)
             if not (number == 0 and joint and shared_base):
                 seconds += budget.steps * step_time + validations * held * windows * window_time
-            seconds += sum(images[name][2] for group in groups[: number + 1] for name in group) * windows * window_time
+            seconds += (
+                sum(images[name][2] for group in groups[: number + 1] for name in group)
+                * windows
+                * window_time
+            )
         shared_base |= joint
         count = sum(budget.steps for budget in steps)
         lines.append(

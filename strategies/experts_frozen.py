@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.strategies.base import StructureStrategy
+
+from repmode_cl.nn import AdditionSpec, RepModeUNet
 
 __all__ = ["ExpertsFrozen"]
 

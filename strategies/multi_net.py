@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Self, cast
 
 import torch
+from repmode_cl.strategies.base import StructureStrategy
 from torch import Tensor, nn
 
 from repmode_cl.errors import StructureError, UnknownStructureError
 from repmode_cl.nn import Architecture, PlainUNet
-from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["MultiNet", "PlainNetworks"]
@@ -46,7 +46,9 @@ class PlainNetworks(nn.Module):
         if name in self.networks:
             raise StructureError(f"{name!r} has a network already")
         mixed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
-        self.networks[name] = PlainUNet(self.architecture.width, self.architecture.depth, self.kernel, seed=mixed)
+        self.networks[name] = PlainUNet(
+            self.architecture.width, self.architecture.depth, self.kernel, seed=mixed
+        )
 
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
         """Make one structure's network trainable and freeze the others."""

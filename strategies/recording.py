@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from repmode_cl.scenarios import StructureStream
+from repmode_cl.strategies.base import Evaluation, StructureStrategy
 from torch.utils.tensorboard import SummaryWriter
 
 from repmode_cl.data.patches import VolumeDataset
 from repmode_cl.files import replacing, write_json, write_text
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.scenarios import StructureStream
-from repmode_cl.strategies.base import Evaluation, StructureStrategy
 
 __all__ = ["Events", "write_curve", "write_gates", "write_predictions"]
 
@@ -78,7 +78,9 @@ class Events:
         self._steps += 1
         if self._steps % self._every == 0 and strategy.last_loss is not None:
             self._writer.add_scalar("train/mse", float(strategy.last_loss), self._steps)
-            self._writer.add_scalar("train/learning_rate", strategy.optimizer.param_groups[0]["lr"], self._steps)
+            self._writer.add_scalar(
+                "train/learning_rate", strategy.optimizer.param_groups[0]["lr"], self._steps
+            )
 
     def after_validation(self, strategy: StructureStrategy) -> None:
         """Write what was validated since the last time."""

@@ -10,18 +10,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.strategies.base import Progress, StructureStrategy
+from repmode_cl.strategies.build import STRATEGIES, build_strategy
+from repmode_cl.strategies.checkpoints import StrategyCheckpoint
+from repmode_cl.strategies.recording import (
+    Events,
+    parameter_bytes,
+    write_curve,
+    write_gates,
+    write_predictions,
+)
+
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ModelError
 from repmode_cl.evaluation.results import BASE, Result
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.progress import task
-from repmode_cl.scenarios import stream_of_samples
 from repmode_cl.store import Model
-from repmode_cl.strategies.base import Progress, StructureStrategy
-from repmode_cl.strategies.build import STRATEGIES, build_strategy
-from repmode_cl.strategies.checkpoints import StrategyCheckpoint
-from repmode_cl.strategies.recording import Events, parameter_bytes, write_curve, write_gates, write_predictions
 from repmode_cl.training import budget_of, has_checkpoint, load_checkpoint, save_checkpoint
 
 __all__ = ["StrategyRun"]
@@ -47,8 +54,13 @@ class StrategyRun:
     """
 
     def __init__(
-        self, config: Config, strategy: StrategyConfig, seed: int, samples: list[Sample],
-        experiences: tuple[tuple[str, ...], ...], folder: Path,
+        self,
+        config: Config,
+        strategy: StrategyConfig,
+        seed: int,
+        samples: list[Sample],
+        experiences: tuple[tuple[str, ...], ...],
+        folder: Path,
     ) -> None:
         self.config, self.options, self.seed, self.steps = config, strategy, seed, experiences
         self.title = strategy.title
@@ -57,19 +69,33 @@ class StrategyRun:
         joint = STRATEGIES[strategy.name].joint_base
         # Without a joint base, a first step of several structures is as many experiences.
         groups = experiences if joint else tuple((name,) for names in experiences for name in names)
-        self.step_of = {group: step for step, names in enumerate(experiences) for group in groups if set(group) <= set(names)}
+        self.step_of = {
+            group: step
+            for step, names in enumerate(experiences)
+            for group in groups
+            if set(group) <= set(names)
+        }
         self.samples = samples
         self.stream = stream_of_samples(
-            samples, groups, patch=config.patch.size, count=self._patches, seed=seed, flips=config.patch.flips,
+            samples,
+            groups,
+            patch=config.patch.size,
+            count=self._patches,
+            seed=seed,
+            flips=config.patch.flips,
             labels={name: label for label, name in enumerate(n for names in experiences for n in names)},
         )
         self.strategy: StructureStrategy = build_strategy(config, strategy, self.stream, seed)
         self.rows: list[Result] = []
-        self.checkpoint = StrategyCheckpoint(self.folder / "checkpoint", lambda: [list(row) for row in self.rows])
+        self.checkpoint = StrategyCheckpoint(
+            self.folder / "checkpoint", lambda: [list(row) for row in self.rows]
+        )
         self.bit_identical: bool | None = None
 
     def _patches(self, structures: tuple[str, ...], images: int) -> int:
-        return budget_of(self.config.training, len(structures), images).steps * self.config.training.batch_size
+        return (
+            budget_of(self.config.training, len(structures), images).steps * self.config.training.batch_size
+        )
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -80,7 +106,10 @@ class StrategyRun:
         try:
             rows = self.checkpoint.resume(self.strategy)
             self.rows = [Result(*row) for row in rows or ()]
-            done = sum(self._budget(k) for k in range(self.strategy.progress.experience)) + self.strategy.progress.step
+            done = (
+                sum(self._budget(k) for k in range(self.strategy.progress.experience))
+                + self.strategy.progress.step
+            )
             events.resumed(done, len(self.strategy.progress.curve))
             self.strategy.listeners.append(events.after_step)
             self.strategy.on_validation += [events.after_validation, self.checkpoint.save]
@@ -106,7 +135,10 @@ class StrategyRun:
                 self.strategy.train(self.stream.train[number], eval_streams=[])
                 self.strategy.bar = None
         self._cost(names, step, [n for n in self.strategy.network.state_dict() if n not in known])
-        if number + 1 == len(self.stream.experiences) or self.step_of[self.stream.experiences[number + 1]] > step:
+        if (
+            number + 1 == len(self.stream.experiences)
+            or self.step_of[self.stream.experiences[number + 1]] > step
+        ):
             with task(f"{self.title} seed {self.seed}: evaluating after step {step}"):
                 figures = self.strategy.evaluate(self.stream.test[k] for k in range(number + 1))
             events.after_experience(step, figures)
@@ -127,7 +159,9 @@ class StrategyRun:
         if self.options.name == "experts_frozen":
             report = Model.open(self.folder / "model").verify()
             if not report.ok:
-                raise ModelError(f"{self.folder / 'model'}: a stored structure changed during the run: {report}")
+                raise ModelError(
+                    f"{self.folder / 'model'}: a stored structure changed during the run: {report}"
+                )
             self.bit_identical = report.bit_identical and not self._drift()
 
     def _drift(self) -> bool:
@@ -150,8 +184,10 @@ class StrategyRun:
         parameters, size = parameter_bytes(self.strategy.network, added)
         structure = names[0] if len(names) == 1 else BASE
         for metric, value in {
-            "train_seconds": self.strategy.progress.seconds, "added_parameters": parameters,
-            "added_bytes": size, "steps": self.strategy.budget.steps,
+            "train_seconds": self.strategy.progress.seconds,
+            "added_parameters": parameters,
+            "added_bytes": size,
+            "steps": self.strategy.budget.steps,
         }.items():
             self.rows.append(self._row(step, structure, metric, value))
 
@@ -225,12 +261,15 @@ def create_model(
     """Write the model directory of a network trained as `config` says."""
     preprocessing = config.data.preprocessing
     return Model.create(
-        path, network,
+        path,
+        network,
         voxel_size=preprocessing.voxel_size,
         preprocessing={"normalisation": "z-score per image", "order": preprocessing.order},
         inference={
-            "window": list(config.patch.size), "overlap": config.inference.overlap,
+            "window": list(config.patch.size),
+            "overlap": config.inference.overlap,
             "batch": config.inference.batch_size,
         },
-        provenance=provenance, metrics=metrics,
+        provenance=provenance,
+        metrics=metrics,
     )

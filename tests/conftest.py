@@ -59,7 +59,10 @@ def _unexpected(config: pytest.Config) -> dict[str, str]:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    if _unexpected(session.config) and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+    if _unexpected(session.config) and session.exitstatus in (
+        pytest.ExitCode.OK,
+        pytest.ExitCode.NO_TESTS_COLLECTED,
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     yield
 
@@ -67,6 +70,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     unexpected = _unexpected(config)
     if unexpected:
-        terminalreporter.section("skipped, but not for a reason named in tests/conftest.py: this fails", red=True)
+        terminalreporter.section(
+            "skipped, but not for a reason named in tests/conftest.py: this fails", red=True
+        )
         for test, why in unexpected.items():
             terminalreporter.line(f"{test}: {why}")

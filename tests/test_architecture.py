@@ -82,7 +82,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
                 assert child.module is not None
                 # `from repmode_cl import files` names a module, or a package's own member.
                 whole = [f"{child.module}.{alias.name}" for alias in child.names]
-                yield from ((name, now) for name in (whole if child.module == "repmode_cl" else [child.module]))
+                yield from (
+                    (name, now) for name in (whole if child.module == "repmode_cl" else [child.module])
+                )
             else:
                 yield from walk(child, now)
 
@@ -113,7 +115,9 @@ def test_the_core_never_imports_avalanche() -> None:
 def test_arrows_have_no_circle() -> None:
     order: list[str] = []
     while len(order) < len(ARROWS):
-        free = [layer for layer, needs in ARROWS.items() if layer not in order and needs - {layer} <= set(order)]
+        free = [
+            layer for layer, needs in ARROWS.items() if layer not in order and needs - {layer} <= set(order)
+        ]
         assert free, f"a circle among {sorted(set(ARROWS) - set(order))}"
         order += free
 
@@ -132,7 +136,11 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_no_core_module_loads_avalanche() -> None:
-    core = [module_of(path) for path in python_files() if layer_of(module_of(path)) not in ("strategies", "scenarios")]
+    core = [
+        module_of(path)
+        for path in python_files()
+        if layer_of(module_of(path)) not in ("strategies", "scenarios")
+    ]
     assert len(core) > 50
     loaded = loaded_after("import " + ", ".join(core))
     assert set(core) <= loaded

@@ -142,7 +142,11 @@ def test_two_are_kept_and_left_overs_go(tmp_path: Path) -> None:
     for step in (2, 3, 4):
         _save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "00000003.json", "00000003.safetensors", "00000004.json", "00000004.safetensors", "latest.json",
+        "00000003.json",
+        "00000003.safetensors",
+        "00000004.json",
+        "00000004.safetensors",
+        "latest.json",
     ]
     assert _number(tmp_path) == 4
 

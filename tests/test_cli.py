@@ -24,7 +24,16 @@ from repmode_cl.progress import task, track
 from repmode_cl.store import Model
 
 COMMANDS = (
-    "bench", "train", "add", "show", "verify", "predict", "report", "data simulate", "data check", "config",
+    "bench",
+    "train",
+    "add",
+    "show",
+    "verify",
+    "predict",
+    "report",
+    "data simulate",
+    "data check",
+    "config",
 )
 HEAVY = ("torch", "numpy", "scipy", "avalanche", "tifffile", "pydantic", "matplotlib")
 
@@ -59,8 +68,12 @@ def image(tmp_path: Path) -> Path:
     volume = np.random.default_rng(0).integers(0, 4096, (2, 6, 20, 18)).astype(np.uint16)
     metadata = {
         "axes": "CZYX",
-        "PhysicalSizeZ": 0.75, "PhysicalSizeY": 0.3, "PhysicalSizeX": 0.3,
-        "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm", "PhysicalSizeZUnit": "µm",
+        "PhysicalSizeZ": 0.75,
+        "PhysicalSizeY": 0.3,
+        "PhysicalSizeX": 0.3,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeYUnit": "µm",
+        "PhysicalSizeZUnit": "µm",
         "Channel": {"Name": ["light", "dna"]},
     }
     tifffile.imwrite(path, volume, ome=True, photometric="minisblack", metadata=metadata)

@@ -60,7 +60,10 @@ def test_overrides() -> None:
         MINIMAL + "strategies:\n- {name: multi_net}\n",
         "my.yaml",
         [
-            "training.steps=50", "seeds=[0,1]", "training.learning_rate=1e-3", "strategies.0.kernel=5",
+            "training.steps=50",
+            "seeds=[0,1]",
+            "training.learning_rate=1e-3",
+            "strategies.0.kernel=5",
             "network.width=4",
         ],
     )

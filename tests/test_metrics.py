@@ -40,8 +40,10 @@ def test_metrics_agree_with_torchmetrics():
     prediction, target = volumes(3)
     p, y = (torch.from_numpy(v.astype(np.float64).ravel()) for v in (prediction, target))
     expected = {
-        "mse": mean_squared_error(p, y), "mae": mean_absolute_error(p, y),
-        "r2": r2_score(p, y), "pearson": pearson_corrcoef(p, y),
+        "mse": mean_squared_error(p, y),
+        "mae": mean_absolute_error(p, y),
+        "r2": r2_score(p, y),
+        "pearson": pearson_corrcoef(p, y),
     }
     expected = {metric: pytest.approx(float(value), rel=1e-9) for metric, value in expected.items()}
     assert image_metrics(prediction, target) == expected

@@ -30,13 +30,22 @@ def count(module):
 
 
 # At the paper's width (32 to 512 channels). M = 784,448 is the sum of C_in * C_out over the 19 MoDE blocks.
-PAPER_COUNTS = {"repmode, 12 structures": 123_700_933 + 11 * 5 * 2945, "plain k3": 23_276_864, "plain k5": 100_152_768}
+PAPER_COUNTS = {
+    "repmode, 12 structures": 123_700_933 + 11 * 5 * 2945,
+    "plain k3": 23_276_864,
+    "plain k5": 100_152_768,
+}
 ADDITION_COUNTS = {
-    ("none", "own"): 2_111_493, ("none", "base"): 22_533,
-    ("conv1", "own"): 2_898_886, ("conv1", "base"): 809_926,
-    ("conv3", "own"): 23_294_534, ("conv3", "base"): 21_205_574,
-    ("conv5", "own"): 100_170_438, ("conv5", "base"): 98_081_478,
-    ("lowrank:8", "own"): 2_774_118, ("lowrank:8", "base"): 685_158,
+    ("none", "own"): 2_111_493,
+    ("none", "base"): 22_533,
+    ("conv1", "own"): 2_898_886,
+    ("conv1", "base"): 809_926,
+    ("conv3", "own"): 23_294_534,
+    ("conv3", "base"): 21_205_574,
+    ("conv5", "own"): 100_170_438,
+    ("conv5", "base"): 98_081_478,
+    ("lowrank:8", "own"): 2_774_118,
+    ("lowrank:8", "base"): 685_158,
 }
 
 
@@ -51,17 +60,45 @@ def test_parameter_counts_at_the_papers_width():
 def test_parameter_counts_of_one_addition_at_the_papers_width(expert, resampling):
     # The count is linear in each block's sizes: channels at width 32 are computed, not built, to spare memory.
     widths = [32, 64, 128, 256, 512]
-    pairs = [(1, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512),
-             (512, 512), (512, 256), (256, 256), (256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (32, 32), (32, 1)]
-    per_pair = {"none": lambda i, o: 0, "conv1": lambda i, o: i * o, "conv3": lambda i, o: 27 * i * o,
-                "conv5": lambda i, o: 125 * i * o, "lowrank:8": lambda i, o: 8 * (27 * i + o)}[expert]
+    pairs = [
+        (1, 32),
+        (32, 32),
+        (32, 64),
+        (64, 64),
+        (64, 128),
+        (128, 128),
+        (128, 256),
+        (256, 256),
+        (256, 512),
+        (512, 512),
+        (512, 256),
+        (256, 256),
+        (256, 128),
+        (128, 128),
+        (128, 64),
+        (64, 64),
+        (64, 32),
+        (32, 32),
+        (32, 1),
+    ]
+    per_pair = {
+        "none": lambda i, o: 0,
+        "conv1": lambda i, o: i * o,
+        "conv3": lambda i, o: 27 * i * o,
+        "conv5": lambda i, o: 125 * i * o,
+        "lowrank:8": lambda i, o: 8 * (27 * i + o),
+    }[expert]
     rows = 5 if expert == "none" else 6
     norms = 2 * (sum(o for _, o in pairs[:-1]) + 2 * sum(widths[:-1]))
     layers = sum(8 * w * w for w in widths[:-1]) + sum(8 * 2 * w * w for w in widths[:-1])
-    by_hand = sum(per_pair(i, o) + rows * o for i, o in pairs) + norms + (layers if resampling == "own" else 0)
+    by_hand = (
+        sum(per_pair(i, o) + rows * o for i, o in pairs) + norms + (layers if resampling == "own" else 0)
+    )
     assert by_hand == ADDITION_COUNTS[expert, resampling]
 
-    network = RepModeUNet(Architecture(width=4, depth=4, experts=("conv1", "avg3", "avg5", "conv3", "lowrank:1")), ["dna"])
+    network = RepModeUNet(
+        Architecture(width=4, depth=4, experts=("conv1", "avg3", "avg5", "conv3", "lowrank:1")), ["dna"]
+    )
     network.add_structure("nucleolus", AdditionSpec(expert=expert, resampling=resampling))
     small = [(max(1, i // 8), max(1, o // 8)) for i, o in pairs]
     small_norms = 2 * (sum(o for _, o in small[:-1]) + 2 * sum(w // 8 for w in widths[:-1]))
@@ -79,8 +116,18 @@ def test_additions_built_at_the_papers_width_have_the_counts_written_out(expert,
     assert sum(network.get_parameter(n).numel() for n in trained) == ADDITION_COUNTS[expert, resampling]
 
 
-@pytest.mark.parametrize("spec", [{}, {"sees": "all"}, {"norm": "base"}, {"resampling": "base"}, {"expert": "none"},
-                                  {"expert": "conv5"}, {"expert": "lowrank:1"}])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"sees": "all"},
+        {"norm": "base"},
+        {"resampling": "base"},
+        {"expert": "none"},
+        {"expert": "conv5"},
+        {"expert": "lowrank:1"},
+    ],
+)
 def test_mixed_batch_equals_one_structure_at_a_time_in_evaluation(spec):
     network = grown(**spec)
     names = ["dna", "mitochondria", "nucleolus", "cell_membrane", "mitochondria", "dna"]
@@ -106,7 +153,9 @@ def test_mixed_training_batch_of_the_base_shares_one_batch_norm():
 
 
 @pytest.mark.parametrize("structure", ["dna", "nucleolus", "mitochondria"])
-@pytest.mark.parametrize("spec", [{}, {"sees": "all", "expert": "lowrank:2"}, {"norm": "base", "resampling": "base"}])
+@pytest.mark.parametrize(
+    "spec", [{}, {"sees": "all", "expert": "lowrank:2"}, {"norm": "base", "resampling": "base"}]
+)
 def test_fused_network_predicts_the_same_bits(structure, spec):
     network = grown(**spec)
     x = volumes(2, 9, 8, 13)
@@ -146,8 +195,12 @@ def test_padding_is_a_reflection():
 
 def test_unknown_structure_is_refused_never_replaced():
     network = grown()
-    for call in (lambda: network(volumes(1, 8, 8, 8), "nucleolous"), lambda: network.fuse("nucleolous"),
-                 lambda: network.kernels("nucleolous"), lambda: network.train_only(["nucleolous"])):
+    for call in (
+        lambda: network(volumes(1, 8, 8, 8), "nucleolous"),
+        lambda: network.fuse("nucleolous"),
+        lambda: network.kernels("nucleolous"),
+        lambda: network.train_only(["nucleolous"]),
+    ):
         with pytest.raises(UnknownStructureError, match="did you mean 'nucleolus'"):
             call()
     with pytest.raises(StructureError, match="2 structures for 1 samples"):
@@ -165,7 +218,9 @@ def test_names_that_cannot_be_added(name):
         network.add_structure(name)
 
 
-@pytest.mark.parametrize("spec", [{}, {"norm": "base"}, {"resampling": "base"}, {"expert": "none"}, {"sees": "all"}])
+@pytest.mark.parametrize(
+    "spec", [{}, {"norm": "base"}, {"resampling": "base"}, {"expert": "none"}, {"sees": "all"}]
+)
 def test_exactly_what_an_addition_trains(spec):
     network = grown(**spec)
     names = network.train_only(["mitochondria"])
@@ -182,14 +237,18 @@ def test_exactly_what_an_addition_trains(spec):
     assert {n for n, p in network.named_parameters() if p.requires_grad} == expected
     network.train()
     training = {n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm3d) and m.training}
-    assert training == ({f"{s}.norm.own.mitochondria" for s in sites} if spec.get("norm") != "base" else set())
+    assert training == (
+        {f"{s}.norm.own.mitochondria" for s in sites} if spec.get("norm") != "base" else set()
+    )
 
 
 def test_exactly_what_the_base_trains():
     network = RepModeUNet(SMALL, ("dna", "cell_membrane"))
     everything = {name for name, _ in network.named_parameters()}
     assert network.train_only(["dna", "cell_membrane"]) == everything
-    assert everything - network.train_only(["dna"]) == {n for n in everything if n.endswith("gates.cell_membrane")}
+    assert everything - network.train_only(["dna"]) == {
+        n for n in everything if n.endswith("gates.cell_membrane")
+    }
     network.add_base_structure("nucleolus")
     left_out = {n for n, _ in network.named_parameters()} - network.train_only(["nucleolus"])
     assert left_out == {n for n in everything if ".gates." in n}
@@ -231,12 +290,15 @@ def test_states_by_owner_cover_everything_and_load_back():
             assert torch.equal(network(x, name), other(x, name))
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda s: s.pop("head.gate"), "'head.gate' is missing"),
-    (lambda s: s.update(more=torch.zeros(1)), "'more' does not belong"),
-    (lambda s: s.update({"head.gate": torch.zeros(2, 1)}), r"'head.gate' is torch.float32 \(2, 1\)"),
-    (lambda s: s.update({"head.gate": s["head.gate"].double()}), "is torch.float64"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.pop("head.gate"), "'head.gate' is missing"),
+        (lambda s: s.update(more=torch.zeros(1)), "'more' does not belong"),
+        (lambda s: s.update({"head.gate": torch.zeros(2, 1)}), r"'head.gate' is torch.float32 \(2, 1\)"),
+        (lambda s: s.update({"head.gate": s["head.gate"].double()}), "is torch.float64"),
+    ],
+)
 def test_a_wrong_state_is_refused_before_anything_changes(spoil, message):
     network = grown()
     before = {k: v.clone() for k, v in network.state_dict().items()}
@@ -252,6 +314,8 @@ def test_building_leaves_the_global_generator_alone_and_is_seeded():
     before = torch.random.get_rng_state()
     one, two = grown(), grown()
     assert torch.equal(before, torch.random.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )
     other = RepModeUNet(SMALL, ("dna",), seed=1).state_dict()["head.gates.dna"]
     assert not torch.equal(other, RepModeUNet(SMALL, ("dna",), seed=2).state_dict()["head.gates.dna"])

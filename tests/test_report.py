@@ -57,10 +57,16 @@ def make_run(folder: Path, experiences=FOUR, seeds=(0, 1), shape=(6, 24, 20), fi
     }
     (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     config = {
-        "name": "quickstart", "data": {"simulate": {"fields": 16, "shape": [32, 128, 128]}},
-        "network": {"width": 8, "depth": 3, "experts": EXPERTS}, "patch": {"size": [16, 64, 64]},
+        "name": "quickstart",
+        "data": {"simulate": {"fields": 16, "shape": [32, 128, 128]}},
+        "network": {"width": 8, "depth": 3, "experts": EXPERTS},
+        "patch": {"size": [16, 64, 64]},
         "training": {
-            "steps": 300, "base_steps": 500, "batch_size": 8, "learning_rate": 0.002, "schedule": "one_cycle",
+            "steps": 300,
+            "base_steps": 500,
+            "batch_size": 8,
+            "learning_rate": 0.002,
+            "schedule": "one_cycle",
         },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -79,7 +85,9 @@ def _results(results, rng, title, kind, seed, experiences, level):
             if kind == "fine_tuning" and name not in names:
                 value = learned[name] = value - abs(rng.normal(0.25, 0.1))
             for metric, of in {
-                "r2": value, "mse": 1 - value, "mae": 0.8 * (1 - value) ** 0.5,
+                "r2": value,
+                "mse": 1 - value,
+                "mae": 0.8 * (1 - value) ** 0.5,
                 "pearson": max(value, 0.01) ** 0.5,
             }.items():
                 results.append(title, seed, step, name, metric, of)
@@ -123,7 +131,9 @@ def _volumes(path, name, kind, level, shape):
     signal = np.gradient(gaussian_filter(target, 1.5), axis=0) + rng.normal(scale=0.05, size=shape)
     blur = {"experts_frozen": 1.2, "fine_tuning": 5.0, "multi_net": 1.6}[kind]
     np.savez_compressed(
-        path, signal=signal.astype(np.float16), target=target.astype(np.float16),
+        path,
+        signal=signal.astype(np.float16),
+        target=target.astype(np.float16),
         prediction=(level + 0.2) * gaussian_filter(target, blur).astype(np.float16),
     )
 
@@ -207,8 +217,14 @@ def test_what_is_missing_or_damaged_is_said_on_the_page(tmp_path):
     (seed / "predictions" / "nucleolus.npz").unlink()
     text = build_report(folder).read_text(encoding="utf-8")
     Page(text)
-    for expected in ("config.yaml is missing", "gates.json cannot be read", "learning.csv cannot be read",
-                     "dna.npz", "fine_tuning with seed 0", "unfinished"):
+    for expected in (
+        "config.yaml is missing",
+        "gates.json cannot be read",
+        "learning.csv cannot be read",
+        "dna.npz",
+        "fine_tuning with seed 0",
+        "unfinished",
+    ):
         assert expected in text
 
 

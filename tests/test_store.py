@@ -214,7 +214,8 @@ def test_a_network_that_changed_in_one_bit_is_refused(model_path: Path, part: st
     model = Model.open(model_path)
     network = grown(model, "desmosome")
     name, tensor = next(
-        (name, tensor) for name, tensor in network.state_dict().items()
+        (name, tensor)
+        for name, tensor in network.state_dict().items()
         if part in name and (part.startswith(".own") or ".own." not in name) and tensor.is_floating_point()
     )
     flat = tensor.reshape(-1)

@@ -9,6 +9,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from repmode_cl.scenarios import StructureStream, stream_of_samples
+from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -16,8 +18,6 @@ from repmode_cl.config import TrainingConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import StructureError, UnknownStructureError
 from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet
-from repmode_cl.scenarios import StructureStream, stream_of_samples
-from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
 
 ARCHITECTURE = Architecture(width=2, depth=1, experts=("conv3", "conv1", "avg3"))
 BASE = ("dna", "cell_membrane")
@@ -72,12 +72,16 @@ def experts_frozen(stream: StructureStream, seed: int = 0, **spec: Any) -> Struc
     )
 
 
-def fine_tuning(stream: StructureStream, seed: int = 0, training: TrainingConfig = TRAINING) -> StructureStrategy:
+def fine_tuning(
+    stream: StructureStream, seed: int = 0, training: TrainingConfig = TRAINING
+) -> StructureStrategy:
     network = RepModeUNet(ARCHITECTURE, stream.experiences[0], seed=seed)
     return FineTuning(network=network, stream=stream, training=training, patch=PATCH, seed=seed)
 
 
-def multi_net(stream: StructureStream, seed: int = 0, training: TrainingConfig = TRAINING) -> StructureStrategy:
+def multi_net(
+    stream: StructureStream, seed: int = 0, training: TrainingConfig = TRAINING
+) -> StructureStrategy:
     network = PlainNetworks(ARCHITECTURE, 3)
     return MultiNet(network=network, stream=stream, training=training, patch=PATCH, seed=seed)
 
@@ -130,7 +134,10 @@ def expected_names(network: RepModeUNet, name: str, spec: dict[str, str]) -> tup
     """Return the parameters that the paper's addition owns, written out, and its norms' buffers."""
     blocks = [block for block, _ in network.named_blocks()]
     sites = [site for site, _ in network.named_resampling()]
-    assert blocks == [*(f"{part}.{i}" for part in ("encoder.0", "bottleneck", "decoder.0") for i in (0, 1)), "head"]
+    assert blocks == [
+        *(f"{part}.{i}" for part in ("encoder.0", "bottleneck", "decoder.0") for i in (0, 1)),
+        "head",
+    ]
     assert sites == ["down.0", "up.0"]
     names = {f"{block}.own.{name}.gate" for block in blocks}
     expert = spec.get("expert", "conv3")
@@ -271,7 +278,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Path]]:
 
 
 @EACH
-def test_a_strategy_sees_the_images_of_its_experience(samples: list[Sample], opened: set[Path], name: str) -> None:
+def test_a_strategy_sees_the_images_of_its_experience(
+    samples: list[Sample], opened: set[Path], name: str
+) -> None:
     strategy = build(name, samples)
     for number, names in enumerate(strategy.stream.experiences):
         opened.clear()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from repmode_cl.scenarios import StructureStream, structure_stream
 
 from repmode_cl.config import DataConfig
 from repmode_cl.data.manifest import Row, write_manifest
 from repmode_cl.errors import ConfigError, ManifestError, RepmodeError, UnknownStructureError
-from repmode_cl.scenarios import StructureStream, structure_stream
 
 STRUCTURES = ("dna", "cell_membrane", "nucleolus", "mitochondria")
 SPLITS = ("train", "train", "val", "test")
@@ -39,10 +39,21 @@ class Images:
         write_manifest(path, rows)
         return path
 
-    def rows(self, structures: Sequence[str] = STRUCTURES, splits: Sequence[str | None] = SPLITS) -> list[Row]:
+    def rows(
+        self, structures: Sequence[str] = STRUCTURES, splits: Sequence[str | None] = SPLITS
+    ) -> list[Row]:
         return [
-            Row(0, name, self.folder / f"signal{field}.tif", None, self.folder / f"{name}{field}.tif", None, split)
-            for name in structures for field, split in enumerate(splits)
+            Row(
+                0,
+                name,
+                self.folder / f"signal{field}.tif",
+                None,
+                self.folder / f"{name}{field}.tif",
+                None,
+                split,
+            )
+            for name in structures
+            for field, split in enumerate(splits)
         ]
 
 
@@ -53,8 +64,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
     for field in range(len(SPLITS)):
         for name in ("signal", *STRUCTURES):
             tifffile.imwrite(
-                folder / f"{name}{field}.tif", random.integers(0, 999, SHAPE).astype(np.uint16),
-                photometric="minisblack", metadata={"axes": "ZYX"},
+                folder / f"{name}{field}.tif",
+                random.integers(0, 999, SHAPE).astype(np.uint16),
+                photometric="minisblack",
+                metadata={"axes": "ZYX"},
             )
     made = Images(folder, folder / "manifest.csv")
     write_manifest(made.manifest, made.rows())
@@ -136,7 +149,9 @@ def opened(dataset: object, monkeypatch: pytest.MonkeyPatch) -> set[Path]:
     return paths
 
 
-def test_only_the_images_of_the_experience_are_opened(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_images_of_the_experience_are_opened(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = images.stream(["nucleolus", "mitochondria"], base=("dna", "cell_membrane"), patches=8)
     everything = images.stream(base=STRUCTURES, patches=1)
     held = {"train": everything.images[0], "test": everything.tests[0]}
@@ -158,11 +173,16 @@ def test_only_the_images_of_the_experience_are_opened(images: Images, monkeypatc
         }
 
 
-def test_no_held_out_image_trains_without_named_splits(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_held_out_image_trains_without_named_splits(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = images.subset("unnamed", images.rows(splits=(None,) * 4))
     for seed in range(3):
         stream = images.stream(
-            base=STRUCTURES, manifest=manifest, patches=16, data=DataConfig(split_seed=seed),
+            base=STRUCTURES,
+            manifest=manifest,
+            patches=16,
+            data=DataConfig(split_seed=seed),
             cache=images.folder / "cache-unnamed",
         )
         files = {
@@ -206,7 +226,9 @@ def images_name(images: Images, label: int) -> str:
 def test_patches_are_one_for_each_image_a_number_or_a_rule(images: Images) -> None:
     assert len(images.stream(["dna"]).train[0].dataset) == 2
     assert len(images.stream(["dna"], patches=7).train[0].dataset) == 7
-    stream = images.stream(["nucleolus"], base=("dna", "cell_membrane"), patches=lambda names, n: 10 * len(names) + n)
+    stream = images.stream(
+        ["nucleolus"], base=("dna", "cell_membrane"), patches=lambda names, n: 10 * len(names) + n
+    )
     assert [len(experience.dataset) for experience in stream.train] == [24, 12]
 
 

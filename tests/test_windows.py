@@ -50,9 +50,7 @@ def test_windows_cover_every_voxel_with_one_size_inside(shape, window, overlap):
 
 
 def test_windows_by_hand():
-    assert plan_windows((4, 5, 3), (4, 2, 8), 0.5) == [
-        Window((0, y, 0), (4, y + 2, 3)) for y in (0, 1, 2, 3)
-    ]
+    assert plan_windows((4, 5, 3), (4, 2, 8), 0.5) == [Window((0, y, 0), (4, y + 2, 3)) for y in (0, 1, 2, 3)]
     assert [part.start[0] for part in plan_windows((10, 1, 1), (4, 1, 1), 0.0)] == [0, 4, 6]
 
 

@@ -35,7 +35,15 @@ _CONTINUE = "repmode_cl.continue_with"
 _USERS_ERRNO = frozenset(
     getattr(errno, name)
     for name in (
-        "ENOENT", "EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EISDIR", "ENOTDIR", "EEXIST",
+        "ENOENT",
+        "EACCES",
+        "EPERM",
+        "EROFS",
+        "ENOSPC",
+        "EDQUOT",
+        "EISDIR",
+        "ENOTDIR",
+        "EEXIST",
         "ENAMETOOLONG",
     )
     if hasattr(errno, name)  # not every system has every one

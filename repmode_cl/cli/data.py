@@ -48,9 +48,7 @@ def simulate(
     voxels = size(shape, "--shape") or (32, 128, 128)
     from repmode_cl.data.phantom import simulate as simulate_cells
 
-    manifest = simulate_cells(
-        out, fields=fields, structures=chosen, seed=seed, shape=voxels, workers=workers
-    )
+    manifest = simulate_cells(out, fields=fields, structures=chosen, seed=seed, shape=voxels, workers=workers)
     typer.echo(f"manifest: {manifest}")
 
 
@@ -84,9 +82,7 @@ def check(
     from repmode_cl.data.manifest import read_manifest
 
     read = read_manifest(manifest)
-    problems = check_manifest(
-        manifest, patch=patch_size, gap=gap, read_voxels=not headers_only, depth=depth
-    )
+    problems = check_manifest(manifest, patch=patch_size, gap=gap, read_voxels=not headers_only, depth=depth)
     for problem in problems:
         where = f"line {problem.row}" if problem.row else "manifest"
         column = f", {problem.column}" if problem.column else ""

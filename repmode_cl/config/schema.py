@@ -33,16 +33,16 @@ _EXPERT = re.compile(r"conv[135]|avg[35]|lowrank:[1-9][0-9]{0,3}")
 def check_expert(spec: str) -> str:
     """Return `spec` if it names an expert: conv1, conv3, conv5, avg3, avg5 or lowrank:R."""
     if not _EXPERT.fullmatch(spec):
-        raise ValueError(f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R")
+        raise ValueError(
+            f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R"
+        )
     return spec
 
 
 ExpertSpec = Annotated[str, Field(description="conv1, conv3, conv5, avg3, avg5 or lowrank:R")]
 Positive = Annotated[int, Field(ge=1)]
 Size = tuple[Positive, Positive, Positive]
-VoxelSize = tuple[
-    Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
-]
+VoxelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
 class Frozen(BaseModel):
@@ -212,8 +212,11 @@ class StrategyConfig(Frozen):
     @model_validator(mode="after")
     def _options_belong(self) -> StrategyConfig:
         for key, owner in {
-            "expert": "experts_frozen", "sees": "experts_frozen", "norm": "experts_frozen",
-            "resampling": "experts_frozen", "kernel": "multi_net",
+            "expert": "experts_frozen",
+            "sees": "experts_frozen",
+            "norm": "experts_frozen",
+            "resampling": "experts_frozen",
+            "kernel": "multi_net",
         }.items():
             if key in self.model_fields_set and self.name != owner:
                 raise ValueError(f"{key} is an option of {owner}, not of {self.name}")
@@ -226,8 +229,11 @@ class StrategyConfig(Frozen):
             return self.label
         if self.name == "multi_net":
             return f"multi_net_k{self.kernel}"
-        given = [str(getattr(self, key)).replace(":", "") for key in ("expert", "sees", "norm", "resampling")
-                 if getattr(self, key) != type(self).model_fields[key].default]
+        given = [
+            str(getattr(self, key)).replace(":", "")
+            for key in ("expert", "sees", "norm", "resampling")
+            if getattr(self, key) != type(self).model_fields[key].default
+        ]
         return "_".join([self.name, *given])
 
 

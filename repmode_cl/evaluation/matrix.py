@@ -60,7 +60,10 @@ class PerformanceMatrix:
 
 
 def performance_matrix(
-    results: ResultsTable, strategy: str, metric: str, seed: int,
+    results: ResultsTable,
+    strategy: str,
+    metric: str,
+    seed: int,
     experiences: Sequence[Sequence[str]] | None = None,
 ) -> PerformanceMatrix:
     """Collect R[step, structure] from the rows of results.csv.

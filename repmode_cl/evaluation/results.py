@@ -99,18 +99,25 @@ class ResultsTable:
     def drop(self, strategy: str, seed: int, from_step: int = 0) -> None:
         """Remove what was measured of one strategy and seed at `from_step` and later, to measure it again."""
         self._rows = {
-            key: row for key, row in self._rows.items()
+            key: row
+            for key, row in self._rows.items()
             if not (row.strategy == strategy and row.seed == seed and row.step >= from_step)
         }
 
     def select(
-        self, *, strategy: str | None = None, seed: int | None = None, step: int | None = None,
-        structure: str | None = None, metric: str | None = None,
+        self,
+        *,
+        strategy: str | None = None,
+        seed: int | None = None,
+        step: int | None = None,
+        structure: str | None = None,
+        metric: str | None = None,
     ) -> list[Result]:
         """Return the rows that agree with every argument given."""
         wanted = (strategy, seed, step, structure, metric)
         return [
-            row for row in self
+            row
+            for row in self
             if all(want is None or want == have for want, have in zip(wanted, row.key, strict=True))
         ]
 

@@ -73,10 +73,7 @@ def plan_windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0
         raise ValueError(f"overlap is at least 0 and below 1, got {overlap}")
     size = [min(a, b) for a, b in zip(shape, window, strict=True)]
     starts = [_starts(total, part, overlap) for total, part in zip(shape, size, strict=True)]
-    return [
-        Window((z, y, x), (z + size[0], y + size[1], x + size[2]))
-        for z, y, x in product(*starts)
-    ]
+    return [Window((z, y, x), (z + size[0], y + size[1], x + size[2])) for z, y, x in product(*starts)]
 
 
 def _starts(total: int, part: int, overlap: float) -> list[int]:

@@ -60,7 +60,7 @@ class AdditionSpec:
     sees
         ``own``: the gate row mixes the base's experts and the fresh one. ``all``: those of all earlier additions too.
     norm
-        ``own``: the structure has its own copy of every batch norm of the network. ``base``: it uses the base's, frozen.
+        ``own``: its own copy of every batch norm of the network. ``base``: the base's, frozen.
     resampling
         ``own``: it has its own copies of the down and up layers. ``base``: it uses the base's, frozen.
     needs
@@ -74,11 +74,17 @@ class AdditionSpec:
     needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, allowed in {"sees": ("own", "all"), "norm": ("own", "base"), "resampling": ("own", "base")}.items():
+        for key, allowed in {
+            "sees": ("own", "all"),
+            "norm": ("own", "base"),
+            "resampling": ("own", "base"),
+        }.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key} is {' or '.join(allowed)}, not {getattr(self, key)!r}")
         if self.sees == "own" and self.needs:
-            raise ValueError(f"an addition that sees its own expert alone needs no other, not {list(self.needs)}")
+            raise ValueError(
+                f"an addition that sees its own expert alone needs no other, not {list(self.needs)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able values; `from_json` reads them back."""

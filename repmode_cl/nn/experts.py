@@ -102,4 +102,6 @@ def make_expert(spec: str, c_in: int, c_out: int, generator: torch.Generator) ->
         return AvgExpert(c_in, c_out, int(found[1]), generator)
     if found := re.fullmatch(r"lowrank:([1-9][0-9]*)", spec):
         return LowRankExpert(c_in, c_out, int(found[1]), generator)
-    raise ValueError(f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R")
+    raise ValueError(
+        f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R"
+    )

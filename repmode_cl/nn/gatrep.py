@@ -40,7 +40,9 @@ def fuse_kernels(experts: Sequence[Expert], logits: Tensor, dtype: torch.dtype |
         # From small to large, so that each size is padded once, with all that is smaller already summed in it.
         for kernel_size in sorted({expert.kernel_size for expert in experts}):
             same = [(gate, e) for gate, e in zip(gates, experts, strict=True) if e.kernel_size == kernel_size]
-            part = sum((gate * e.kernel(dtype) for gate, e in same[1:]), same[0][0] * same[0][1].kernel(dtype))
+            part = sum(
+                (gate * e.kernel(dtype) for gate, e in same[1:]), same[0][0] * same[0][1].kernel(dtype)
+            )
             if fused is not None:
                 part = part + F.pad(fused, [(kernel_size - size) // 2] * 6)
             fused, size = part.expand(*part.shape[:2], *[kernel_size] * 3), kernel_size

@@ -53,8 +53,14 @@ class ModeBlock(nn.Module):
     """
 
     def __init__(
-        self, c_in: int, c_out: int, experts: Sequence[str], structures: Sequence[str], *,
-        activation: bool, generator: torch.Generator,
+        self,
+        c_in: int,
+        c_out: int,
+        experts: Sequence[str],
+        structures: Sequence[str],
+        *,
+        activation: bool,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.c_in, self.c_out = c_in, c_out

@@ -17,7 +17,9 @@ __all__ = ["PlainBlock", "PlainResampling", "PlainUNet"]
 class PlainBlock(nn.Module):
     """A K x K x K convolution without bias; batch norm and ReLU unless it is the last."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, *, activation: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, *, activation: bool, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.weight = kaiming((c_out, c_in, kernel, kernel, kernel), c_in * kernel**3, generator)
         self.norm = nn.BatchNorm3d(c_out) if activation else None
@@ -59,7 +61,8 @@ class PlainUNet(UNet):
             raise ValueError(f"kernel is 1, 3 or 5, not {kernel}")
         generator = torch.Generator().manual_seed(seed)
         super().__init__(
-            width, depth,
+            width,
+            depth,
             lambda c_in, c_out, act: PlainBlock(c_in, c_out, kernel, activation=act, generator=generator),
             lambda c_in, c_out, up: PlainResampling(c_in, c_out, up=up, generator=generator),
         )

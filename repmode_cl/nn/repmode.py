@@ -41,7 +41,8 @@ class RepModeUNet(UNet):
             raise StructureError(f"base structures: at least one, and none twice, not {list(names)}")
         generator = torch.Generator().manual_seed(seed)
         super().__init__(
-            architecture.width, architecture.depth,
+            architecture.width,
+            architecture.depth,
             lambda c_in, c_out, act: ModeBlock(
                 c_in, c_out, architecture.experts, names, activation=act, generator=generator
             ),
@@ -120,7 +121,9 @@ class RepModeUNet(UNet):
             spec = replace(spec, needs=tuple(n for n, s in self._additions.items() if s.expert != "none"))
         for other in spec.needs:
             if other not in self._additions:
-                raise UnknownStructureError(other, self._additions, f"{name!r} needs an addition and this network")
+                raise UnknownStructureError(
+                    other, self._additions, f"{name!r} needs an addition and this network"
+                )
         generator = self._generator(name, seed)
         for _, block in self.named_mode_blocks():
             block.add(name, spec, generator)
@@ -218,7 +221,9 @@ class RepModeUNet(UNet):
         ModelError
             If a tensor is missing, unexpected, or of another shape or type.
         """
-        self._load({local: name for name, local in self.owned_names(structure).items()}, state, repr(structure))
+        self._load(
+            {local: name for name, local in self.owned_names(structure).items()}, state, repr(structure)
+        )
 
     def load_base_state(self, state: Mapping[str, Tensor]) -> None:
         """Set all that no addition owns.
@@ -234,7 +239,9 @@ class RepModeUNet(UNet):
         if missing := sorted(set(names) - set(state)):
             raise ModelError(f"{what}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
         if extra := sorted(set(state) - set(names)):
-            raise ModelError(f"{what}: tensor {extra[0]!r} does not belong to this network ({len(extra)} in all)")
+            raise ModelError(
+                f"{what}: tensor {extra[0]!r} does not belong to this network ({len(extra)} in all)"
+            )
         own = self.state_dict()
         for local, name in names.items():
             given, here = state[local], own[name]
@@ -273,7 +280,9 @@ class RepModeUNet(UNet):
         """
         names = [structures] * len(x) if isinstance(structures, str) else list(structures)
         if len(names) != len(x):
-            raise StructureError(f"{len(names)} structures for {len(x)} samples: give one for each, or one for all")
+            raise StructureError(
+                f"{len(names)} structures for {len(x)} samples: give one for each, or one for all"
+            )
         distinct = tuple(dict.fromkeys(names))
         for name in distinct:
             self._check(name)

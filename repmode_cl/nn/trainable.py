@@ -45,6 +45,8 @@ def trainable_names(network: RepModeUNet, structures: Sequence[str]) -> frozense
         raise StructureError(
             f"the base cannot be trained any more: {', '.join(network.additions)} depend on it; make another base"
         )
-    rows = {f"{block}.gates.{name}" for block, _ in network.named_mode_blocks() for name in network.structures}
+    rows = {
+        f"{block}.gates.{name}" for block, _ in network.named_mode_blocks() for name in network.structures
+    }
     kept = {f"{block}.gates.{name}" for block, _ in network.named_mode_blocks() for name in chosen}
     return frozenset(name for name, _ in network.named_parameters() if name not in rows or name in kept)

@@ -67,8 +67,13 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(
-    lines: Sequence[Line], *, x_range: tuple[float, float], y_range: tuple[float, float],
-    x_ticks: Sequence[tuple[float, str]], description: str, from_x: float | None = None,
+    lines: Sequence[Line],
+    *,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    x_ticks: Sequence[tuple[float, str]],
+    description: str,
+    from_x: float | None = None,
 ) -> Markup:
     """Draw lines with markers and, where there are several seeds, bands.
 
@@ -102,17 +107,22 @@ def line_chart(
     for tick in ticks:
         kind = "zero" if tick == 0 and y0 < 0 else "grid"
         out.append(f'<line class="{kind}" x1="{_LEFT}" x2="{right}" y1="{py(tick)}" y2="{py(tick)}"/>')
-        out.append(f'<text class="tick" x="{_LEFT - 6}" y="{py(tick) + 3.5}" text-anchor="end">'
-                   f"{number(tick, digits)}</text>")
+        out.append(
+            f'<text class="tick" x="{_LEFT - 6}" y="{py(tick) + 3.5}" text-anchor="end">'
+            f"{number(tick, digits)}</text>"
+        )
     for k, (x, label) in enumerate(x_ticks):
         anchor = "end" if k == len(x_ticks) - 1 and px(x) > right - 12 and len(label) > 2 else "middle"
-        out.append(f'<text class="tick" x="{px(x)}" y="{bottom + 15}" text-anchor="{anchor}">'
-                   f"{escape(label)}</text>")
+        out.append(
+            f'<text class="tick" x="{px(x)}" y="{bottom + 15}" text-anchor="{anchor}">{escape(label)}</text>'
+        )
     if from_x is not None and x0 < from_x <= x1:
         out.append(f'<line class="from" x1="{px(from_x)}" x2="{px(from_x)}" y1="{_TOP}" y2="{bottom}"/>')
     # A nested svg cuts off what leaves the frame, without ids that would have to be unique in the page.
-    out.append(f'<svg x="0" y="{_TOP - 4}" width="{_WIDTH}" height="{bottom - _TOP + 8}" '
-               f'viewBox="0 {_TOP - 4} {_WIDTH} {bottom - _TOP + 8}">')
+    out.append(
+        f'<svg x="0" y="{_TOP - 4}" width="{_WIDTH}" height="{bottom - _TOP + 8}" '
+        f'viewBox="0 {_TOP - 4} {_WIDTH} {bottom - _TOP + 8}">'
+    )
     for line in lines:
         if len(line.band) > 1:
             there = " ".join(f"{px(x)},{py(high)}" for x, _, high in line.band)
@@ -129,8 +139,10 @@ def line_chart(
         out.append(f'<path class="line s{line.style}" d="{"".join(path)}"/>')
         for x, y in line.points:
             if not math.isnan(y):
-                out.append(f'<circle class="dot s{line.style}" cx="{px(x)}" cy="{py(y)}" r="3">'
-                           f"<title>{escape(line.label)}: {number(y, 3)}</title></circle>")
+                out.append(
+                    f'<circle class="dot s{line.style}" cx="{px(x)}" cy="{py(y)}" r="3">'
+                    f"<title>{escape(line.label)}: {number(y, 3)}</title></circle>"
+                )
     out.append("</svg></svg>")
     return Markup("".join(out))  # every text in it is escaped above
 

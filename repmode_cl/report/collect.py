@@ -71,14 +71,21 @@ def read_run(folder: str | Path) -> Run:
         notes.append("config.yaml is no YAML")
     environment = _json(folder / "environment.json", notes) if (folder / "environment.json").exists() else {}
     run = Run(
-        folder, info, results, config if isinstance(config, dict) else {}, config_text,
-        environment if isinstance(environment, dict) else {}, notes=notes,
+        folder,
+        info,
+        results,
+        config if isinstance(config, dict) else {},
+        config_text,
+        environment if isinstance(environment, dict) else {},
+        notes=notes,
     )
     for title in info.strategies:
         for seed in info.seeds:
             _read_seed(run, title, seed, folder / title / f"seed-{seed}")
     unfinished = [
-        f"{title} with seed {seed}" for title in info.strategies for seed in info.seeds
+        f"{title} with seed {seed}"
+        for title in info.strategies
+        for seed in info.seeds
         if (title, seed) not in info.finished
     ]
     if unfinished:

@@ -134,14 +134,19 @@ def _rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             # Of one strategy alone nothing is best.
             winner = len(table) > 1 and value is not None and value == best[key]
             cells.append({"text": text, "small": small, "best": winner})
-        rows.append({
-            "strategy": row["strategy"], "style": style, "seeds": row["seeds"], "cells": cells,
-            "parameters": count_text(row["added_parameters"]),
-            "bytes": count_text(row["added_bytes"], "B"),
-            "added_seconds": _seconds(row["added_seconds"]),
-            "train_seconds": _seconds(row["train_seconds"]),
-            "memory": count_text(row["peak_memory_bytes"], "B"),
-        })
+        rows.append(
+            {
+                "strategy": row["strategy"],
+                "style": style,
+                "seeds": row["seeds"],
+                "cells": cells,
+                "parameters": count_text(row["added_parameters"]),
+                "bytes": count_text(row["added_bytes"], "B"),
+                "added_seconds": _seconds(row["added_seconds"]),
+                "train_seconds": _seconds(row["train_seconds"]),
+                "memory": count_text(row["peak_memory_bytes"], "B"),
+            }
+        )
     return rows
 
 

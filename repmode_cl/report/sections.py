@@ -19,8 +19,18 @@ from repmode_cl.report.collect import Run
 from repmode_cl.report.images import Panel, panels
 
 __all__ = [
-    "METRIC_NAMES", "Chart", "HeatMap", "GateBlock", "Pictures", "shown_metrics", "forgetting_charts",
-    "learning_charts", "heat_maps", "gate_blocks", "pictures", "spoken",
+    "METRIC_NAMES",
+    "Chart",
+    "HeatMap",
+    "GateBlock",
+    "Pictures",
+    "shown_metrics",
+    "forgetting_charts",
+    "learning_charts",
+    "heat_maps",
+    "gate_blocks",
+    "pictures",
+    "spoken",
 ]
 
 #: How the page writes a metric.
@@ -83,7 +93,8 @@ def _matrices(run: Run, title: str, metric: str) -> list[PerformanceMatrix]:
     experiences = run.info.experiences
     return [
         performance_matrix(run.results, title, metric, seed, experiences)
-        for seed in run.info.seeds if run.results.select(strategy=title, seed=seed, metric=metric)
+        for seed in run.info.seeds
+        if run.results.select(strategy=title, seed=seed, metric=metric)
     ]
 
 
@@ -145,7 +156,8 @@ def forgetting_charts(run: Run, metric: str) -> list[Chart]:
             for style, (title, of_seeds) in enumerate(matrices.items()):
                 curves = [
                     [(float(x), float(y)) for x, y in enumerate(m.values[:, m.structures.index(name)])]
-                    for m in of_seeds if name in m.structures
+                    for m in of_seeds
+                    if name in m.structures
                 ]
                 if curves:
                     lines.append(_line(style, title, curves))
@@ -153,12 +165,18 @@ def forgetting_charts(run: Run, metric: str) -> list[Chart]:
     y_range = _range([line for _, _, lines in drawn for line in lines], metric)
     ticks = [(float(step), str(step)) for step in range(last + 1)]
     return [
-        Chart(spoken(name), line_chart(
-            # The first strategy of the run is drawn last, over the others.
-            lines[::-1], x_range=(0.0, float(max(last, 1))), y_range=y_range, x_ticks=ticks,
-            from_x=float(step),
-            description=f"{METRIC_NAMES[metric]} of {spoken(name)} after each step",
-        ))
+        Chart(
+            spoken(name),
+            line_chart(
+                # The first strategy of the run is drawn last, over the others.
+                lines[::-1],
+                x_range=(0.0, float(max(last, 1))),
+                y_range=y_range,
+                x_ticks=ticks,
+                from_x=float(step),
+                description=f"{METRIC_NAMES[metric]} of {spoken(name)} after each step",
+            ),
+        )
         for name, step, lines in drawn
     ]
 
@@ -180,10 +198,18 @@ def learning_charts(run: Run, metric: str) -> list[Chart]:
     for name, lines in drawn:
         end = max(x for line in lines for x, _ in line.points) if any(line.points for line in lines) else 1.0
         ticks = [(x, f"{x:g}") for x in nice_ticks(0.0, end, 3)]
-        charts.append(Chart(spoken(name), line_chart(
-            lines[::-1], x_range=(0.0, end), y_range=y_range, x_ticks=ticks,
-            description=f"validation {METRIC_NAMES[metric]} of {spoken(name)} while it is learned",
-        )))
+        charts.append(
+            Chart(
+                spoken(name),
+                line_chart(
+                    lines[::-1],
+                    x_range=(0.0, end),
+                    y_range=y_range,
+                    x_ticks=ticks,
+                    description=f"validation {METRIC_NAMES[metric]} of {spoken(name)} while it is learned",
+                ),
+            )
+        )
     return charts
 
 
@@ -213,10 +239,16 @@ def heat_maps(run: Run, metric: str) -> list[HeatMap]:
             for step, names in enumerate(run.info.experiences)
         )
         lost = [forgetting(matrix) for matrix in matrices]
-        maps.append(HeatMap(
-            title, styles[title], len(matrices), tuple(spoken(name) for name in run.info.structures), rows,
-            tuple(_lost([of[name] for of in lost if name in of]) for name in run.info.structures),
-        ))
+        maps.append(
+            HeatMap(
+                title,
+                styles[title],
+                len(matrices),
+                tuple(spoken(name) for name in run.info.structures),
+                rows,
+                tuple(_lost([of[name] for of in lost if name in of]) for name in run.info.structures),
+            )
+        )
     return maps
 
 
@@ -262,22 +294,29 @@ def gate_blocks(run: Run) -> tuple[list[GateBlock], list[tuple[str, str]], list[
     """
     shared = _shared_experts(run)
     styles = {expert: k for k, expert in enumerate(shared)}
-    names = list(dict.fromkeys(
-        block for of in run.gates.values() for blocks in of.values() for block in blocks
-    ))
+    names = list(
+        dict.fromkeys(block for of in run.gates.values() for blocks in of.values() for block in blocks)
+    )
     blocks = []
     for name in names:
         strategies = tuple(
-            (title, tuple(
-                (spoken(structure), stacked_bar(of[structure][name], styles))
-                for structure in run.info.structures if name in of.get(structure, {})
-            ))
+            (
+                title,
+                tuple(
+                    (spoken(structure), stacked_bar(of[structure][name], styles))
+                    for structure in run.info.structures
+                    if name in of.get(structure, {})
+                ),
+            )
             for title, of in run.gates.items()
         )
         blocks.append(GateBlock(name, _part(name), strategies))
     legend = [(f"e{k}", expert) for expert, k in styles.items()]
     named = {
-        expert for of in run.gates.values() for in_block in of.values() for weights in in_block.values()
+        expert
+        for of in run.gates.values()
+        for in_block in of.values()
+        for weights in in_block.values()
         for expert in weights
     }
     if named - set(shared):
@@ -327,6 +366,7 @@ def pictures(run: Run) -> list[Pictures]:
 
 def summary_of_config(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the settings that a reader asks for first, as (what, value); those that are there."""
+
     def get(*keys: str) -> Any:
         value: Any = config
         for key in keys:

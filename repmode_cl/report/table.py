@@ -139,7 +139,9 @@ def _one_seed(results: ResultsTable, info: RunInfo, title: str, seed: int) -> di
         for metric in ("added_parameters", "added_bytes", "train_seconds", "peak_memory_bytes")
     }
     for metric, key in {
-        "added_parameters": "added_parameters", "added_bytes": "added_bytes", "train_seconds": "added_seconds"
+        "added_parameters": "added_parameters",
+        "added_bytes": "added_bytes",
+        "train_seconds": "added_seconds",
     }.items():
         added = [value for step, value in costs[metric] if step > 0]
         if added:
@@ -152,7 +154,9 @@ def _one_seed(results: ResultsTable, info: RunInfo, title: str, seed: int) -> di
 
 
 def _put_mean(
-    numbers: dict[str, float], key: str, read: Callable[[PerformanceMatrix], dict[str, float]],
+    numbers: dict[str, float],
+    key: str,
+    read: Callable[[PerformanceMatrix], dict[str, float]],
     matrix: PerformanceMatrix,
 ) -> None:
     per_structure = read(matrix)
@@ -209,10 +213,13 @@ def render_terminal(table: Sequence[Mapping[str, Any]], title: str | None = None
     from rich.table import Table
 
     shown = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0),
-        caption="added: per structure after the base" + (
-            "; ±: 95% interval over seeds" if any(row["seeds"] > 1 for row in table) else ""
-        ),
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="added: per structure after the base"
+        + ("; ±: 95% interval over seeds" if any(row["seeds"] > 1 for row in table) else ""),
         caption_justify="left",
     )
 
@@ -262,8 +269,10 @@ def write_table_csv(table: Iterable[Mapping[str, Any]], path: str | Path) -> Non
     writer = csv.DictWriter(text, keys, lineterminator="\n")
     writer.writeheader()
     for row in table:
-        writer.writerow({
-            key: "" if row[key] is None else repr(row[key]) if isinstance(row[key], float) else row[key]
-            for key in keys
-        })
+        writer.writerow(
+            {
+                key: "" if row[key] is None else repr(row[key]) if isinstance(row[key], float) else row[key]
+                for key in keys
+            }
+        )
     write_text(path, text.getvalue())

@@ -74,7 +74,5 @@ def json_digest(value: Any) -> str:
 def same_bits(first: Tensor, second: Tensor) -> bool:
     """Say whether two tensors have the same dtype, shape and bits (unlike ``torch.equal``: NaN, -0.0)."""
     return (
-        first.dtype == second.dtype
-        and first.shape == second.shape
-        and raw_bytes(first) == raw_bytes(second)
+        first.dtype == second.dtype and first.shape == second.shape and raw_bytes(first) == raw_bytes(second)
     )

@@ -117,9 +117,17 @@ class Model:
             write_json(path / records.MODEL, document)
             entries = tuple(
                 Entry(
-                    name=name, kind="base", **file, digest=document["base"]["digest"], spec=None, needs=(),
-                    parameters=_count(base), proof=proofs[name], provenance=origin,
-                    metrics=figures.get(name, {}), created=_now(),
+                    name=name,
+                    kind="base",
+                    **file,
+                    digest=document["base"]["digest"],
+                    spec=None,
+                    needs=(),
+                    parameters=_count(base),
+                    proof=proofs[name],
+                    provenance=origin,
+                    metrics=figures.get(name, {}),
+                    created=_now(),
                 )
                 for name in network.base_structures
             )
@@ -249,7 +257,10 @@ class Model:
 
         settings = self.inference
         return sliding_window(
-            self.fused(structure), volume, window=tuple(settings["window"]), overlap=settings["overlap"],
+            self.fused(structure),
+            volume,
+            window=tuple(settings["window"]),
+            overlap=settings["overlap"],
             batch_size=settings["batch"],
         )
 
@@ -310,12 +321,24 @@ class Model:
             state = network.structure_state(name)
             digest = tensor_digest(state, facts)
             file = records.write_record(
-                self.path, f"{records.STRUCTURES}/{name}-{digest[:8]}.safetensors", state,
-                {"facts": facts, "digest": digest}, {name: proof},
+                self.path,
+                f"{records.STRUCTURES}/{name}-{digest[:8]}.safetensors",
+                state,
+                {"facts": facts, "digest": digest},
+                {name: proof},
             )
             entry = Entry(
-                name=name, kind="addition", **file, digest=digest, spec=spec, needs=needs,
-                parameters=_count(state), proof=proof, provenance=origin, metrics=figures, created=_now(),
+                name=name,
+                kind="addition",
+                **file,
+                digest=digest,
+                spec=spec,
+                needs=needs,
+                parameters=_count(state),
+                proof=proof,
+                provenance=origin,
+                metrics=figures,
+                created=_now(),
             )
             registry = Registry(registry.model_sha256, (*registry.entries, entry))
             registry.write(self.path)
@@ -343,10 +366,13 @@ def _check_inference(inference: Mapping[str, Any]) -> dict[str, Any]:
     values = plain_json(inference, "inference")
     window, overlap, batch = values.get("window"), values.get("overlap"), values.get("batch")
     if (
-        not isinstance(window, list) or len(window) != 3
+        not isinstance(window, list)
+        or len(window) != 3
         or not all(isinstance(size, int) and size > 0 for size in window)
-        or not isinstance(overlap, int | float) or not 0 <= overlap < 1
-        or not isinstance(batch, int) or batch < 1
+        or not isinstance(overlap, int | float)
+        or not 0 <= overlap < 1
+        or not isinstance(batch, int)
+        or batch < 1
     ):
         raise ModelError(
             f"inference has window {window!r}, overlap {overlap!r}, batch {batch!r}: needed are a window of "

@@ -86,8 +86,11 @@ class Proof:
     def from_json(cls, values: Mapping[str, Any]) -> Proof:
         """Read what `to_json` gave."""
         return cls(
-            str(values["kernel_digest"]), str(values["prediction_digest"]), str(values["reference_digest"]),
-            dict(values["environment"]), float(values["float32_error"]),
+            str(values["kernel_digest"]),
+            str(values["prediction_digest"]),
+            str(values["reference_digest"]),
+            dict(values["environment"]),
+            float(values["float32_error"]),
         )
 
 

@@ -50,7 +50,10 @@ def structure_facts(
 ) -> dict[str, Any]:
     """Return what belongs to an addition besides its tensors; `base` and `needs` go by digest."""
     return {
-        "kind": "addition", "structure": name, "spec": spec.to_json(), "base": base,
+        "kind": "addition",
+        "structure": name,
+        "spec": spec.to_json(),
+        "base": base,
         "needs": [[need, digest] for need, digest in needs],
     }
 

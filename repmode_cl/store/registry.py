@@ -75,23 +75,38 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able values; `from_json` reads them back."""
         return {
-            "name": self.name, "kind": self.kind, "file": self.file, "bytes": self.bytes,
-            "sha256": self.sha256, "digest": self.digest, "spec": self.spec.to_json() if self.spec else None,
+            "name": self.name,
+            "kind": self.kind,
+            "file": self.file,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "digest": self.digest,
+            "spec": self.spec.to_json() if self.spec else None,
             "needs": [{"name": name, "digest": digest} for name, digest in self.needs],
-            "parameters": self.parameters, "proof": self.proof.to_json(),
-            "provenance": self.provenance, "metrics": self.metrics, "created": self.created,
+            "parameters": self.parameters,
+            "proof": self.proof.to_json(),
+            "provenance": self.provenance,
+            "metrics": self.metrics,
+            "created": self.created,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Entry:
         """Read what `to_json` gave."""
         return cls(
-            name=values["name"], kind=values["kind"], file=values["file"], bytes=values["bytes"],
-            sha256=values["sha256"], digest=values["digest"],
+            name=values["name"],
+            kind=values["kind"],
+            file=values["file"],
+            bytes=values["bytes"],
+            sha256=values["sha256"],
+            digest=values["digest"],
             spec=AdditionSpec.from_json(values["spec"]) if values["spec"] else None,
             needs=tuple((need["name"], need["digest"]) for need in values["needs"]),
-            parameters=values["parameters"], proof=Proof.from_json(values["proof"]),
-            provenance=values["provenance"], metrics=values["metrics"], created=values["created"],
+            parameters=values["parameters"],
+            proof=Proof.from_json(values["proof"]),
+            provenance=values["provenance"],
+            metrics=values["metrics"],
+            created=values["created"],
         )
 
 
@@ -124,7 +139,9 @@ class Registry:
     def write(self, folder: Path) -> None:
         """Put this registry in place of the one in `folder`: the last step of every change."""
         body = {
-            "format": REGISTRY_FORMAT, "version": VERSION, "model_sha256": self.model_sha256,
+            "format": REGISTRY_FORMAT,
+            "version": VERSION,
+            "model_sha256": self.model_sha256,
             "entries": [entry.to_json() for entry in self.entries],
         }
         write_json(folder / REGISTRY, body | {"checksum": json_digest(body)})

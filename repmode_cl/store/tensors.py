@@ -19,7 +19,11 @@ __all__ = ["read_metadata", "read_tensors", "write_tensors"]
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors of any device and layout; a reader sees the old file or the new one."""
     with replacing(path) as beside:
+        # Touched first, for the permissions that the user's umask gives: the library makes files of its own private.
+        beside.touch()
+        permissions = beside.stat().st_mode
         safetensors.torch.save_file(_separate(tensors), beside, metadata=dict(metadata))
+        beside.chmod(permissions)
 
 
 def read_tensors(

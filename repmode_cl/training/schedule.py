@@ -37,7 +37,11 @@ def make_schedule(optimizer: Optimizer, kind: str, steps: int) -> LambdaLR:
         if kind == "cosine":
             return cosine(1.0, 0.0, part)
         if kind == "one_cycle":
-            return cosine(_START, 1.0, part / _CLIMB) if part < _CLIMB else cosine(1.0, _END, (part - _CLIMB) / (1 - _CLIMB))
+            return (
+                cosine(_START, 1.0, part / _CLIMB)
+                if part < _CLIMB
+                else cosine(1.0, _END, (part - _CLIMB) / (1 - _CLIMB))
+            )
         raise ValueError(f"schedule is constant, cosine or one_cycle, not {kind!r}")
 
     return LambdaLR(optimizer, factor)
