@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from repmode_cl.config import InferenceConfig, TrainingConfig
+from repmode_cl.devices import resolve_device
 from repmode_cl.evaluation.metrics import image_metrics, mean_metrics
 from repmode_cl.inference.predict import sliding_window
 from repmode_cl.progress import Task
@@ -30,7 +31,6 @@ from repmode_cl.training import (
     budget_of,
     make_schedule,
     masked_mse,
-    resolve_device,
     resolve_precision,
 )
 from repmode_cl.training.selection import changing_names
@@ -83,7 +83,8 @@ class StructureStrategy(SupervisedTemplate):
     training, inference, patch
         The configuration's sections, and the voxels (z, y, x) of patch and window.
     addition_learning_rate
-        Learning rate after the first experience; ``None`` takes the training's.
+        Learning rate of what comes after the base (all, for one network per structure); ``None`` takes the
+        training's.
     seed
         Seed of weights that a new structure brings.
     device, precision
@@ -180,8 +181,8 @@ class StructureStrategy(SupervisedTemplate):
     def make_optimizer(self, **kwargs: Any) -> None:
         """Make a fresh optimiser of what is trainable alone: one that held the rest would move it (weight decay)."""
         config = self.training_config
-        first = int(self.experience.current_experience) == 0
-        rate = config.learning_rate if first else self.addition_learning_rate or config.learning_rate
+        base = self.joint_base and int(self.experience.current_experience) == 0
+        rate = config.learning_rate if base else self.addition_learning_rate or config.learning_rate
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.Adam(
             list(named.values()), lr=rate, weight_decay=config.weight_decay, fused=self.device.type == "cuda"

@@ -16,13 +16,14 @@ from repmode_cl.strategies.run import StrategyRun
 from repmode_cl.config import Config
 from repmode_cl.config.loading import dump_config
 from repmode_cl.data.manifest import read_manifest
+from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ConfigError
 from repmode_cl.evaluation.results import ResultsTable
 from repmode_cl.files import write_json, write_text
 from repmode_cl.report import build_report
 from repmode_cl.store.environment import environment_fingerprint
 from repmode_cl.structures import TWELVE_STRUCTURES
-from repmode_cl.training import resolve_device, resolve_precision
+from repmode_cl.training import resolve_precision
 
 __all__ = ["run_benchmark"]
 

@@ -13,9 +13,10 @@ from repmode_cl.strategies.multi_net import PlainNetworks
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.manifest import read_manifest
+from repmode_cl.devices import resolve_device
 from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.training import budget_of, masked_mse, resolve_device, resolve_precision
+from repmode_cl.training import budget_of, masked_mse, resolve_precision
 
 __all__ = ["DryRun", "estimate"]
 

@@ -58,6 +58,8 @@ class PlainNetworks(nn.Module):
         self._get(self._trained)
         for name, network in self.networks.items():
             network.requires_grad_(name == self._trained)
+            if name != self._trained:
+                network.zero_grad()  # gradients of a finished network would stay in memory for nothing
         self.train(self.training)
         return frozenset(name for name, p in self.named_parameters() if p.requires_grad)
 

@@ -192,7 +192,7 @@ class StrategyConfig(Frozen):
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$")] | None = None
     """How tables name it; null makes one from the name and what differs from the default."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """For the experiences after the base; null takes training.learning_rate."""
+    """Of what comes after the base (multi_net: of every network); null takes training.learning_rate."""
     expert: ExpertSpec | Literal["none"] = "conv3"
     """experts_frozen: the fresh expert of each block."""
     sees: Literal["own", "all"] = "own"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from repmode_cl.data.normalise import normalise, resample, resample_to
 from repmode_cl.data.readers import open_image
+from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.predict import sliding_window
 from repmode_cl.inference.volume_io import write_ome_tiff
@@ -112,7 +113,7 @@ def predict_file(
         raise ImageError(f"{out_path}: is the input; give the prediction a name of its own")
     if overlap is not None and not 0 <= overlap < 1:
         raise RepmodeError(f"overlap {overlap}: a number from 0 to below 1 is needed")
-    chosen = _device(device)
+    chosen = resolve_device(device)
     if isinstance(model, (str, Path)):
         from repmode_cl.store import Model
 
@@ -135,7 +136,7 @@ def predict_file(
         grid = (volume.shape[0], volume.shape[1], volume.shape[2])
         volume = normalise(volume)
         network = model.fused(structure)
-        if chosen != "cpu":
+        if chosen.type != "cpu":
             # The model keeps what it fused, on the CPU.
             network = copy.deepcopy(network).to(chosen)
         found = sliding_window(
@@ -168,20 +169,6 @@ def _three(window: Sequence[int]) -> tuple[int, int, int]:
         raise RepmodeError(f"window {tuple(window)}: three positive whole numbers (z, y, x) are needed")
     z, y, x = (int(size) for size in window)
     return z, y, x
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name)
-    except RuntimeError as error:
-        raise RepmodeError(f"device {name!r} is unknown: choose auto, cpu, cuda or cuda:N") from error
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise RepmodeError(f"device {name!r} is not on this machine: choose cpu or auto")
-    return name
 
 
 def _um(voxel_size: Sequence[float]) -> str:

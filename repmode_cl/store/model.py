@@ -12,31 +12,28 @@ any instant leaves the old model or the new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from repmode_cl.errors import ModelError, UnknownStructureError
-from repmode_cl.files import TEMPORARY_MARK, sha256_file, write_json
+from repmode_cl.files import sha256_file, write_json
 from repmode_cl.nn import Architecture, PlainUNet, RepModeUNet
 from repmode_cl.store import records
 from repmode_cl.store.digests import tensor_digest
 from repmode_cl.store.proof import on_cpu, prove
-from repmode_cl.store.registry import REGISTRY, VERSION, Entry, Registry, plain_json
+from repmode_cl.store.registry import VERSION, Entry, Registry, plain_json
 from repmode_cl.store.verify import Level, VerifyReport, verify_model
+from repmode_cl.store.writing import check_inference, check_vacant, writing
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["Model"]
-
-_LOCK_SECONDS = 60.0
 
 
 class Model:
@@ -101,7 +98,7 @@ class Model:
             "base_structures": list(network.base_structures),
             "voxel_size": [float(size) for size in voxel_size] if voxel_size is not None else None,
             "preprocessing": plain_json(preprocessing, "preprocessing"),
-            "inference": _check_inference(inference),
+            "inference": check_inference(inference),
         }
         origin = plain_json(provenance or {}, "provenance")
         figures = {name: plain_json(values, f"metrics of {name!r}") for name, values in metrics.items()}
@@ -110,8 +107,8 @@ class Model:
         base = network.base_state()
         document["base"] = {"file": records.BASE, "digest": tensor_digest(base, facts)}
         proofs = {name: prove(network, name) for name in network.base_structures}
-        with _writing(path):
-            _check_vacant(path)
+        with writing(path):
+            check_vacant(path)
             record = {"facts": facts, "digest": document["base"]["digest"]}
             file = records.write_record(path, records.BASE, base, record, proofs)
             write_json(path / records.MODEL, document)
@@ -306,7 +303,7 @@ class Model:
         spec = network.additions[name]
         network = on_cpu(network)
         proof = prove(network, name)
-        with _writing(self.path):
+        with writing(self.path):
             # Another process may have added since this model was opened: what is on disk now is what counts.
             registry = Registry.read(self.path)
             records.read_model(self.path, registry)
@@ -360,51 +357,6 @@ class Model:
             facts = records.structure_facts(other, spec, self.base_digest, entry.needs)
             if spec != entry.spec or tensor_digest(network.structure_state(other), facts) != entry.digest:
                 raise ModelError(f"{what} in the structure {other!r}: {todo}")
-
-
-def _check_inference(inference: Mapping[str, Any]) -> dict[str, Any]:
-    values = plain_json(inference, "inference")
-    window, overlap, batch = values.get("window"), values.get("overlap"), values.get("batch")
-    if (
-        not isinstance(window, list)
-        or len(window) != 3
-        or not all(isinstance(size, int) and size > 0 for size in window)
-        or not isinstance(overlap, int | float)
-        or not 0 <= overlap < 1
-        or not isinstance(batch, int)
-        or batch < 1
-    ):
-        raise ModelError(
-            f"inference has window {window!r}, overlap {overlap!r}, batch {batch!r}: needed are a window of "
-            "three sizes in voxels, an overlap from 0 to below 1, and a batch of at least 1"
-        )
-    return values
-
-
-def _check_vacant(path: Path) -> None:
-    """Refuse a folder with anything in it but what an interrupted creation leaves."""
-    if (path / REGISTRY).exists():
-        raise ModelError(f"{path} is a model already: choose another folder, or add structures to it")
-    ours = {records.BASE, records.MODEL, ".lock"}
-    others = sorted(item.name for item in path.iterdir() if item.name not in ours)
-    if others:
-        raise ModelError(f"{path} holds {', '.join(others[:3])}: a model needs a folder of its own")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Hold the model's lock, and clear away what a killed writer left."""
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path / ".lock", timeout=_LOCK_SECONDS):
-            for folder in (path, path / records.STRUCTURES):
-                for left in folder.glob(f"*{TEMPORARY_MARK}*") if folder.is_dir() else ():
-                    left.unlink(missing_ok=True)
-            yield
-    except Timeout as error:
-        raise ModelError(
-            f"{path} has been locked by another process for {_LOCK_SECONDS:.0f} s: wait until it is done"
-        ) from error
 
 
 def _count(state: Mapping[str, Tensor]) -> int:

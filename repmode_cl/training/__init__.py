@@ -9,7 +9,7 @@ from repmode_cl.training.checkpoint import (
     save_checkpoint,
 )
 from repmode_cl.training.loss import masked_mse
-from repmode_cl.training.precision import Precision, resolve_device, resolve_precision
+from repmode_cl.training.precision import Precision, resolve_precision
 from repmode_cl.training.schedule import make_schedule
 from repmode_cl.training.selection import Selection
 
@@ -24,7 +24,6 @@ __all__ = [
     "make_schedule",
     "masked_mse",
     "reinstate",
-    "resolve_device",
     "resolve_precision",
     "save_checkpoint",
 ]
