@@ -204,7 +204,11 @@ def stream_of_samples(
     """
     names = [name for group in experiences for name in group]
     labels = dict(labels) if labels is not None else {name: label for label, name in enumerate(names)}
-    train, val, test, images, tests = [], [], [], [], []
+    train: list[AvalancheDataset[Any]] = []
+    val: list[AvalancheDataset[Any]] = []
+    test: list[AvalancheDataset[Any]] = []
+    images: list[tuple[Sample, ...]] = []
+    tests: list[tuple[Sample, ...]] = []
     for group in experiences:
         mine = {
             split: [s for s in samples if s.structure in group and s.split == split]

@@ -24,6 +24,7 @@ from repmode_cl.config import (
     Config,
     DataConfig,
     InferenceConfig,
+    PatchConfig,
     PreprocessingConfig,
     StrategyConfig,
     TrainingConfig,
@@ -201,7 +202,8 @@ def add_structure(
     training = _training_of(model, steps, learning_rate, batch_size, device, precision)
     spec = spec or AdditionSpec()
     work = model.pending(structure)
-    size = tuple(int(n) for n in patch or model.inference["window"])
+    z, y, x = (int(n) for n in patch or model.inference["window"])
+    size = (z, y, x)
     # A benchmark's configuration, with what the model fixes: the same code trains both.
     config = Config(
         name=f"add-{structure}".replace("_", "-"),
@@ -214,7 +216,7 @@ def add_structure(
                 voxel_size=model.voxel_size, order=model.preprocessing.get("order", 1)
             ),
         ),
-        patch={"size": size},
+        patch=PatchConfig(size=size),
         inference=InferenceConfig(overlap=model.inference["overlap"], batch_size=model.inference["batch"]),
     )
     rows = [str(row) for row in manifest.rows if row.structure == structure]

@@ -129,7 +129,7 @@ def _time(config: Config, options: StrategyConfig) -> tuple[float, float]:
         optimizer.zero_grad()
         with precision.autocast():
             output = network(x, names)
-        masked_mse(output, x).backward()  # type: ignore[no-untyped-call]
+        masked_mse(output, x).backward()
         optimizer.step()
 
     def window() -> None:

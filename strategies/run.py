@@ -205,7 +205,9 @@ class StrategyRun:
         network = self.strategy.network
         images = [sample for sample in self.samples if sample.structure in names]
         provenance = provenance_of(self.config, self.options, self.seed, images)
-        metrics = {row.structure: {} for row in self.rows if row.structure in names}
+        metrics: dict[str, dict[str, float]] = {
+            row.structure: {} for row in self.rows if row.structure in names
+        }
         for row in self.rows:
             if row.structure in names and row.metric in ("mse", "mae", "r2", "pearson"):
                 metrics[row.structure][row.metric] = row.value
