@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +14,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.data.splits import assign_splits
 from repmode_cl.structures import TWELVE_STRUCTURES
 
-__all__ = ["prepared_samples", "workers_here"]
-
-
-def workers_here() -> int:
-    """Return how many processes may work at once: the processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+__all__ = ["prepared_samples"]
 
 
 def prepared_samples(
@@ -29,6 +23,7 @@ def prepared_samples(
     *,
     structures: Sequence[str] | None = None,
     manifest: Manifest | None = None,
+    workers: int = 1,
 ) -> tuple[list[Sample], list[str]]:
     """Return the samples that `data` describes, prepared in a cache, and notes a person should see.
 
@@ -42,6 +37,9 @@ def prepared_samples(
         Structures to prepare; ``None`` takes all that there are.
     manifest
         An opened manifest, in place of the one `data` names.
+    workers
+        Processes that simulate and prepare; more than one in a script of your own needs the usual
+        ``if __name__ == "__main__":`` around it, because they are spawned.
 
     Returns
     -------
@@ -60,7 +58,7 @@ def prepared_samples(
             structures=[*wanted, *foreign],
             seed=sim.seed,
             shape=sim.shape,
-            workers=workers_here(),
+            workers=workers,
         )
     elif manifest is None:
         path = Path(str(data.manifest))
@@ -77,9 +75,7 @@ def prepared_samples(
         digest=digests.of,
     )
     digests.save()
-    samples = prepare(
-        manifest, assignment, data.preprocessing, cache, structures=structures, workers=workers_here()
-    )
+    samples = prepare(manifest, assignment, data.preprocessing, cache, structures=structures, workers=workers)
     if data.shuffle_signals:
         samples = shuffle_signals(samples, data.split_seed)
     return samples, list(assignment.notes)

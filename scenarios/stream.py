@@ -135,7 +135,7 @@ def structure_stream(
     patch: Sequence[int] = (32, 128, 128),
     patches: int | PatchCount | None = None,
     seed: int = 0,
-    flips: bool = True,
+    flips: bool | Sequence[str] = True,
     data: DataConfig | None = None,
 ) -> StructureStream:
     """Make Avalanche train, validation and test streams of structures from a manifest.
@@ -159,7 +159,7 @@ def structure_stream(
     seed
         Seed of crops, flips and the order of images.
     flips
-        Whether to flip at random on each axis.
+        Flip at random on each axis, on none, or on the axes listed.
     data
         Splits and preprocessing; its `manifest` is not used.
 
@@ -192,7 +192,7 @@ def stream_of_samples(
     patch: Sequence[int],
     count: PatchCount,
     seed: int,
-    flips: bool = True,
+    flips: bool | Sequence[str] = True,
     labels: Mapping[str, int] | None = None,
 ) -> StructureStream:
     """Make a stream of prepared samples; see `structure_stream`.

@@ -28,7 +28,9 @@ from repmode_cl.training import resolve_precision
 __all__ = ["run_benchmark"]
 
 
-def run_benchmark(config: Config, *, resume: bool = False, dry_run: bool = False) -> Path | DryRun:
+def run_benchmark(
+    config: Config, *, resume: bool = False, dry_run: bool = False, workers: int = 1
+) -> Path | DryRun:
     """Run a benchmark, or say what it would do.
 
     Parameters
@@ -39,6 +41,8 @@ def run_benchmark(config: Config, *, resume: bool = False, dry_run: bool = False
         Go on with a run of the same configuration that was interrupted; what is finished is kept.
     dry_run
         Run nothing; return what would run and about how long.
+    workers
+        Processes that simulate and prepare images.
 
     Returns
     -------
@@ -63,7 +67,7 @@ def run_benchmark(config: Config, *, resume: bool = False, dry_run: bool = False
     folder = Path(config.output) / config.name
     info = _open_run(config, folder, experiences, resume=resume)
     structures = [name for names in experiences for name in names]
-    samples, notes = prepared_samples(config.data, folder, structures=structures)
+    samples, notes = prepared_samples(config.data, folder, structures=structures, workers=workers)
     if notes:
         write_text(folder / "notes.txt", "\n".join(notes) + "\n")
     _write_environment(config, folder)

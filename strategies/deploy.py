@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class AddResult:
     notes: tuple[str, ...]
 
 
-def train_base(config: Config, out: str | Path) -> Model:
+def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     """Train the structures of ``stream.base`` jointly and write a model directory.
 
     Parameters
@@ -89,6 +89,8 @@ def train_base(config: Config, out: str | Path) -> Model:
     out
         The model's folder. While training goes on, ``<out>.training`` beside it holds prepared images, curves and
         checkpoints; the same call goes on from there after an interruption.
+    workers
+        Processes that simulate and prepare images.
 
     Returns
     -------
@@ -118,7 +120,7 @@ def train_base(config: Config, out: str | Path) -> Model:
     experiences = experience_names(only_base, known)
     work = out.with_name(f"{out.name}.training")
     _same_request(work / "request.json", {"config": dump_config(config)}, "training")
-    samples, notes = prepared_samples(config.data, work, structures=experiences[0])
+    samples, notes = prepared_samples(config.data, work, structures=experiences[0], workers=workers)
     stream = _stream(config, samples, experiences)
     options = next(
         (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
@@ -147,6 +149,7 @@ def add_structure(
     device: str = "auto",
     precision: str = "auto",
     cache: str | Path | None = None,
+    workers: int = 1,
 ) -> AddResult:
     """Add a structure to a model; what it predicts already does not change by one bit (paper, section 4.4).
 
@@ -170,6 +173,8 @@ def add_structure(
         As of the configuration.
     cache
         Folder of prepared images; ``None`` keeps them in ``pending/`` until the addition is done.
+    workers
+        Processes that prepare images.
 
     Returns
     -------
@@ -199,7 +204,8 @@ def add_structure(
         raise ManifestError(
             f"{manifest.path} has no row of {structure!r}: it has {', '.join(manifest.structures)}"
         )
-    training = _training_of(model, steps, learning_rate, batch_size, device, precision)
+    origin = model.entries[model.base_structures[0]].provenance
+    training = _training_of(origin, steps, learning_rate, batch_size, device, precision)
     spec = spec or AdditionSpec()
     work = model.pending(structure)
     z, y, x = (int(n) for n in patch or model.inference["window"])
@@ -216,7 +222,7 @@ def add_structure(
                 voxel_size=model.voxel_size, order=model.preprocessing.get("order", 1)
             ),
         ),
-        patch=PatchConfig(size=size),
+        patch=PatchConfig(size=size, flips=origin.get("flips", True)),
         inference=InferenceConfig(overlap=model.inference["overlap"], batch_size=model.inference["batch"]),
     )
     rows = [str(row) for row in manifest.rows if row.structure == structure]
@@ -227,7 +233,9 @@ def add_structure(
         "rows": digest_of(*rows).hex(),
     }
     _same_request(work / "request.json", request, f"addition of {structure!r}")
-    samples, notes = prepared_samples(config.data, work, structures=[structure], manifest=manifest)
+    samples, notes = prepared_samples(
+        config.data, work, structures=[structure], manifest=manifest, workers=workers
+    )
     stream = _stream(config, samples, ((structure,),))
     strategy = ExpertsFrozen(
         network=model.network(),
@@ -268,7 +276,7 @@ def add_structure(
 
 
 def _training_of(
-    model: Model,
+    origin: Mapping[str, Any],
     steps: int | None,
     learning_rate: float | None,
     batch_size: int | None,
@@ -276,7 +284,6 @@ def _training_of(
     precision: str,
 ) -> TrainingConfig:
     """Return the training that the base's provenance and what was given come to."""
-    origin = model.entries[model.base_structures[0]].provenance
     values: dict[str, Any] = dict(
         origin.get("training", {"steps": 300, "learning_rate": 2e-3, "schedule": "one_cycle"})
     )

@@ -252,6 +252,7 @@ def provenance_of(
         "config": config.name,
         "seed": seed,
         "training": config.training.model_dump(mode="json"),
+        "flips": config.patch.model_dump(mode="json")["flips"],
         "addition": options.model_dump(mode="json", include={"learning_rate"}),
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -20,7 +21,7 @@ SOURCES = ("repmode_cl", "strategies", "scenarios", "configs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 #: Modules that everything may use; `base` stands for them below.
-BASE = {"errors", "files", "progress", "structures"}
+BASE = {"devices", "errors", "files", "progress", "structures"}
 
 #: Layer -> layers that it may import. The arrows of the README's architecture section, and nothing else.
 ARROWS = {
@@ -174,6 +175,20 @@ def test_pyproject_lists_every_package() -> None:
     assert sorted(listed) == sorted({module_of(folder / "__init__.py") for folder in folders})
     mapping = PROJECT["tool"]["setuptools"]["package-dir"]
     assert all((ROOT / folder / "__init__.py").is_file() for folder in mapping.values())
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    declared = {re.split(r"[^\w-]", line)[0].lower() for line in PROJECT["project"]["dependencies"]}
+    # Where the name to import is not the name to install, and what comes with one that is declared.
+    names = {
+        "avalanche": "avalanche-lib",
+        "yaml": "pyyaml",
+        "markupsafe": "jinja2",
+        "pydantic_core": "pydantic",
+    }
+    used = {name.split(".")[0] for path in python_files() for name, _ in imports(path)}
+    foreign = used - set(sys.stdlib_module_names) - {"repmode_cl", "imagecodecs"}
+    assert {names.get(name, name) for name in foreign} <= declared
 
 
 def test_a_skip_for_an_unnamed_reason_fails_where_asked(tmp_path: Path) -> None:

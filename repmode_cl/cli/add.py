@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.common import DeviceOption, ModelArgument, continue_with, size
+from repmode_cl.cli.common import DeviceOption, ModelArgument, continue_with, size, workers_here
 
 if TYPE_CHECKING:
     from repmode_cl.strategies import AddResult
@@ -99,6 +99,7 @@ def add(
         seed=seed,
         device=device,
         precision=precision.value,
+        workers=workers_here(),
     )
     _tell(result)
 

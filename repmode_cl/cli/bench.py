@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import ConfigArgument, OverridesOption, continue_with
+from repmode_cl.cli.common import ConfigArgument, OverridesOption, continue_with, workers_here
 from repmode_cl.cli.report import show_results
 
 __all__ = ["bench"]
@@ -41,7 +41,7 @@ def bench(
     continue_with(ctx, "--resume")
     from repmode_cl.strategies import run_benchmark
 
-    result = run_benchmark(loaded, resume=resume, dry_run=dry_run)
+    result = run_benchmark(loaded, resume=resume, dry_run=dry_run, workers=workers_here())
     if isinstance(result, Path):
         show_results(result)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "fail",
     "names",
     "size",
+    "workers_here",
 ]
 
 _CONTINUE = "repmode_cl.continue_with"
@@ -85,6 +87,11 @@ def fail(message: str) -> None:
     """Print ``error: message`` on stderr and end with exit code 2."""
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(2) from None
+
+
+def workers_here() -> int:
+    """Return how many processes may work at once: the processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def continue_with(ctx: typer.Context, *more: str) -> None:

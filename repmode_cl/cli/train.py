@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import ConfigArgument, OverridesOption
+from repmode_cl.cli.common import ConfigArgument, OverridesOption, workers_here
 
 __all__ = ["train"]
 
@@ -38,7 +38,7 @@ def train(
         raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
     from repmode_cl.strategies import train_base
 
-    train_base(loaded, out)
+    train_base(loaded, out, workers=workers_here())
     from repmode_cl.cli.model import show
 
     show(out)

@@ -143,7 +143,8 @@ class PatchConfig(Frozen):
     """Training patches: one random crop per image and epoch, flipped at random on each axis."""
 
     size: Size = (32, 128, 128)
-    flips: bool = True
+    flips: bool | tuple[Literal["z", "y", "x"], ...] = True
+    """Flip at random on each axis (true, the paper's), on none (false), or on those listed, such as [y, x]."""
 
 
 class TrainingConfig(Frozen):

@@ -40,7 +40,8 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     length
         Number of items: batch size times steps, or images times epochs.
     flips
-        Flip each axis with probability one half.
+        Flip each axis with probability one half; or the axes that may be flipped, such as ``("y", "x")``:
+        transmitted light is not the same above and below the focus.
 
     Raises
     ------
@@ -51,7 +52,13 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, samples: Sequence[Sample], *, patch: Sequence[int], seed: int, length: int, flips: bool = True
+        self,
+        samples: Sequence[Sample],
+        *,
+        patch: Sequence[int],
+        seed: int,
+        length: int,
+        flips: bool | Sequence[str] = True,
     ) -> None:
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(f"a patch has three sizes (z, y, x) of at least 1 voxel, got {tuple(patch)}")
@@ -61,7 +68,9 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         self.patch = (int(patch[0]), int(patch[1]), int(patch[2]))
         self.seed = int(seed)
         self.length = int(length)
-        self.flips = bool(flips)
+        self.flips = (tuple("zyx") if flips else ()) if isinstance(flips, bool) else tuple(flips)
+        if wrong := set(self.flips) - set("zyx"):
+            raise ValueError(f"flips are axes z, y, x, not {', '.join(sorted(wrong))}")
         self.weighted = any(
             sample.mask is not None or any(a < b for a, b in zip(sample.shape, self.patch, strict=True))
             for sample in self.samples
@@ -83,7 +92,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             # Eight bytes for at most some thousand places: the remainder's bias is below 1e-15.
             start = int.from_bytes(chance[8 * axis : 8 * axis + 8], "big") % max(1, size - patch + 1)
             where, real = _along(size, patch, start)
-            if self.flips and chance[24] >> axis & 1:
+            if "zyx"[axis] in self.flips and chance[24] >> axis & 1:
                 where, real = where[::-1], real[::-1]
             axes.append(where)
             inside.append(real)
