@@ -139,9 +139,10 @@ def _same_config(before: str, now: str, folder: Path) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
+    """Return dotted keys and values; a list of plain values, or an empty one, is a value itself."""
+    if isinstance(value, Mapping) and value:
         items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list):
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         items = [(str(place), item) for place, item in enumerate(value)]
     else:
         return {prefix.removesuffix("."): value}

@@ -25,6 +25,7 @@ from repmode_cl.strategies.recording import (
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ModelError
+from repmode_cl.evaluation.metrics import HIGHER_IS_BETTER
 from repmode_cl.evaluation.results import BASE, Result
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.progress import task
@@ -148,8 +149,9 @@ class StrategyRun:
         if number == 0:
             self._give_base()
         self.strategy.progress = Progress(number + 1, 0, 0.0, self.strategy.progress.curve)
-        self.checkpoint.save(self.strategy)
+        # Before the checkpoint, which says that this experience is done.
         write_curve(self.folder / "learning.csv", self._curve())
+        self.checkpoint.save(self.strategy)
 
     def _finish(self) -> None:
         write_predictions(self.folder / "predictions", self.strategy, self.stream)
@@ -166,10 +168,12 @@ class StrategyRun:
 
     def _drift(self) -> bool:
         """Tell whether any figure of a structure changed after it was learned."""
-        first: dict[tuple[str, str], float] = {}
-        costs = {"train_seconds", "added_parameters", "added_bytes", "steps"}
-        rows = [row for row in self.rows if row.metric not in costs]
-        return any(first.setdefault((row.structure, row.metric), row.value) != row.value for row in rows)
+        first: dict[tuple[str, str], str] = {}
+        rows = [row for row in self.rows if row.metric in HIGHER_IS_BETTER]
+        # As text, because NaN (a constant prediction's correlation) is not equal to itself.
+        return any(
+            first.setdefault((row.structure, row.metric), repr(row.value)) != repr(row.value) for row in rows
+        )
 
     def _budget(self, number: int) -> int:
         images = len(self.stream.images[number])

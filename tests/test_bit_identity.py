@@ -70,6 +70,7 @@ if wrong_row:
         experts, gate = visible(self, name)
         return experts, visible(self, other)[1] if name == victim else gate
     ModeBlock.visible = wrong
+    whole, Model.network = Model.network, lambda self, structures=None: whole(self)  # so that both are there
 model = Model.open(path)
 network = model.network()
 found = {name: model.predict(np.load(volume), name) for name in model.structures}
@@ -218,11 +219,10 @@ def build(
 @pytest.mark.parametrize(
     ("optimiser", "spec", "store_each"),
     [
-        ("sgd", AdditionSpec(), True),
-        ("adamw", AdditionSpec(sees="all", norm="base"), True),
-        ("sgd", AdditionSpec(norm="base"), False),
+        ("sgd", AdditionSpec(sees="all"), True),
+        ("adamw", AdditionSpec(norm="base"), False),
     ],
-    ids=["sgd", "adamw-all-shared_norms", "sgd-shared_norms-stored_at_the_end"],
+    ids=["sgd", "adamw-shared_norms-stored_at_the_end"],
 )
 def test_predictions_never_change(
     setting: Setting, optimiser: str, spec: AdditionSpec, store_each: bool
@@ -276,11 +276,11 @@ def test_the_check_notices(setting: Setting, sabotage: str) -> None:
 def test_the_check_notices_another_structures_row(setting: Setting) -> None:
     with pytest.raises(AssertionError, match="predictions changed") as error:
         check_that_nothing_changes(
-            setting, build(setting), store_each=True, wrong_row=("nucleolus", "mitochondria")
+            setting, build(setting), store_each=True, wrong_row=("mitochondria", "nucleolus")
         )
-    assert "{'nucleolus'}" in str(error.value)  # that one and no other
+    assert "{'mitochondria'}" in str(error.value)  # that one and no other
     found = json.loads((setting.folder / "found.json").read_text(encoding="utf-8"))
-    assert found["verified"] == {**dict.fromkeys(STRUCTURES, "bit-identical"), "nucleolus": "failed"}
+    assert found["verified"] == {**dict.fromkeys(STRUCTURES, "bit-identical"), "mitochondria": "failed"}
     assert not found["bit_identical"]
 
 

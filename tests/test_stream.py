@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Images:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     folder = tmp_path_factory.mktemp("stream")
     random = np.random.default_rng(0)
     for field in range(len(SPLITS)):
@@ -71,9 +71,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
             )
     made = Images(folder, folder / "manifest.csv")
     write_manifest(made.manifest, made.rows())
-    with pytest.MonkeyPatch.context() as patch:  # a few small files are not worth starting processes
-        patch.setattr("repmode_cl.scenarios.sources.workers_here", lambda: 1)
-        yield made
+    return made
 
 
 # -- order ------------------------------------------------------------------------------------------------------
