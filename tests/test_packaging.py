@@ -23,7 +23,8 @@ NOT_SHIPPED = {".pyc"}
 #: The smallest benchmark that has everything: a base, an addition, three strategies.
 TINY = (
     "data.simulate.fields=4", "data.simulate.shape=[12, 32, 32]", "stream.order=[nucleolus]", "network.width=2",
-    "network.depth=1", "patch.size=[8, 16, 16]", "training.batch_size=2", "training.steps=2", "training.base_steps=null",
+    "network.depth=1", "patch.size=[8, 16, 16]", "training.batch_size=2", "training.steps=2",
+    "training.base_steps=null",
     "training.validate_every=2",
 )  # fmt: skip
 

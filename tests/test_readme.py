@@ -21,7 +21,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _SMALL_TRAINING = (
-    "network.width=4", "network.depth=2", "patch.size=[8, 16, 16]", "training.batch_size=2", "training.steps=2", "training.base_steps=null",
+    "network.width=4", "network.depth=2", "patch.size=[8, 16, 16]", "training.batch_size=2", "training.steps=2",
+    "training.base_steps=null",
     "training.validate_every=2",
 )  # fmt: skip
 #: What is added to a command of the README to have it done in a second; a later option wins.
