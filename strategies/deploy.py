@@ -6,6 +6,7 @@ The same loop, streams and checkpoints as a benchmark's.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -341,7 +342,9 @@ def _held_out(
     """Return figures on the test images, or on the validation images where there are none."""
     for name, experiences in (("test", stream.test), ("val", stream.val)):
         if len(experiences[0].dataset):
-            return strategy.evaluate([experiences[0]]), name
+            figures = strategy.evaluate([experiences[0]])
+            # What is not finite (the correlation of a constant prediction) says nothing of a model.
+            return {s: {k: v for k, v in f.items() if math.isfinite(v)} for s, f in figures.items()}, name
     return {}, "none"
 
 

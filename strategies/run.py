@@ -5,6 +5,7 @@ A run's state is its checkpoint, with every figure so far.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -213,7 +214,8 @@ class StrategyRun:
             row.structure: {} for row in self.rows if row.structure in names
         }
         for row in self.rows:
-            if row.structure in names and row.metric in ("mse", "mae", "r2", "pearson"):
+            # A figure that is not finite (the correlation of a constant prediction) says nothing of a model.
+            if row.structure in names and row.metric in HIGHER_IS_BETTER and math.isfinite(row.value):
                 metrics[row.structure][row.metric] = row.value
         if not (path / "registry.json").exists():
             create_model(path, network, self.config, provenance, metrics)

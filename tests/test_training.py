@@ -193,11 +193,6 @@ def test_the_network_computes_in_its_precision_and_keeps_its_weights(name: str, 
     assert precision.scaler() is None
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="oneDNN on AVX-512 gives weight gradients of uninitialised memory where a volume is shallower than the "
-    "bfloat16 kernel",
-)
 @pytest.mark.parametrize("expert", ["conv3", "conv5"])
 def test_bfloat16_gradients_in_shallow_volumes(expert: str) -> None:
     """A patch of 32 planes is 2 planes deep in the bottleneck of the paper's network."""

@@ -81,7 +81,7 @@ def save_checkpoint(folder: str | Path, *, tensors: Mapping[str, Tensor], state:
     tensors
         By name, any shape, dtype and device; stored as they are.
     state
-        A JSON value (`flatten` makes one of anything else).
+        A JSON value (`flatten` makes one of anything else); its numbers may be infinite or NaN.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,9 @@ def save_checkpoint(folder: str | Path, *, tensors: Mapping[str, Tensor], state:
     number = 1 + max((entry["number"] for entry in kept), default=0)
     names = {suffix: f"{number:08d}.{suffix}" for suffix in ("safetensors", "json")}
     write_tensors(folder / names["safetensors"], tensors, {"format": FORMAT, "version": str(VERSION)})
-    write_json(folder / names["json"], {"format": FORMAT, "version": VERSION, "state": state})
+    write_json(
+        folder / names["json"], {"format": FORMAT, "version": VERSION, "state": flatten(state, "state")[1]}
+    )
     entry = {"number": number, "files": {name: sha256_file(folder / name) for name in names.values()}}
     kept = [entry, *kept][:KEEP]
     # Until this line the folder's checkpoint is the one before; from it on, the new one.
@@ -137,10 +139,8 @@ def _read(folder: Path, entry: Mapping[str, Any]) -> Checkpoint:
         if sha256_file(path) != sha256:
             raise ModelError(f"{path} is damaged (its SHA-256 is not the one recorded)")
         paths[path.suffix] = path
-    return Checkpoint(
-        read_tensors(paths[".safetensors"])[0],
-        json.loads(paths[".json"].read_text(encoding="utf-8"))["state"],
-    )
+    state = json.loads(paths[".json"].read_text(encoding="utf-8"))["state"]
+    return Checkpoint(read_tensors(paths[".safetensors"])[0], restore(state, {}))
 
 
 def _pointer(folder: Path) -> dict[str, Any]:
