@@ -302,6 +302,20 @@ def test_predict_without_resampling_is_the_models_prediction(model: Path, tmp_pa
     assert np.array_equal(tifffile.imread(done.path), expected)
 
 
+def test_predict_takes_a_voxel_size_that_the_file_does_not_state(model: Path, tmp_path: Path) -> None:
+    volume = np.random.default_rng(1).normal(size=(9, 20, 18)).astype(np.float32)
+    path, out = tmp_path / "plain.tif", tmp_path / "out.ome.tif"
+    tifffile.imwrite(path, volume, photometric="minisblack", metadata={"axes": "ZYX"})
+    done = predict_file(model, "dna", path, out, device="cpu", voxel_size=(1.0, 0.3, 0.3))
+    assert (done.notes, done.grid) == ((), (18, 20, 18))
+    with open_image(out) as found:
+        assert (found.shape, found.voxel_size) == ((9, 20, 18), pytest.approx((1.0, 0.3, 0.3)))
+    for wrong in ("0.3,0.3", "0,1,1", "a,b,c"):
+        code, _, err = run("predict", model, path, out, "--structure", "dna", "--voxel-size", wrong)
+        assert code == 2
+        assert "um" in err
+
+
 def test_predict_refuses(model: Path, image: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.tif"
     with pytest.raises(UnknownStructureError, match="did you mean 'dna'"):

@@ -28,6 +28,7 @@ __all__ = [
     "fail",
     "names",
     "size",
+    "sizes_in_um",
     "workers_here",
 ]
 
@@ -123,6 +124,24 @@ def size(text: str | None, option: str) -> tuple[int, int, int] | None:
         raise RepmodeError(f"{option} {text!r}: give three positive whole numbers z,y,x such as 32,128,128")
     z, y, x = (int(part) for part in parts)
     return z, y, x
+
+
+def sizes_in_um(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Read ``0.29,0.1,0.1`` as numbers; what they may be is checked where they are used.
+
+    Raises
+    ------
+    RepmodeError
+        If these are not numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RepmodeError(
+            f"{option} {text!r}: give three numbers z,y,x in um such as 0.29,0.1,0.1"
+        ) from None
 
 
 def names(text: str, option: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.common import DeviceOption, ModelArgument, console, fail, size
+from repmode_cl.cli.common import DeviceOption, ModelArgument, console, fail, size, sizes_in_um
 
 if TYPE_CHECKING:
     from repmode_cl.nn import AdditionSpec
@@ -120,6 +120,10 @@ def predict(
     ] = None,
     scene: Annotated[int | None, typer.Option(min=0, help="Which of several scenes.")] = None,
     t: Annotated[int | None, typer.Option("--time", min=0, help="Which of several time points.")] = None,
+    voxel_size: Annotated[
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="Voxel size in um, where the file states none or a wrong one."),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Predict one structure of an image file.
@@ -133,6 +137,7 @@ def predict(
       repmode-cl predict model --structure dna in.tif out.ome.tif --channel 0
     """
     window_size = size(window, "--window")
+    micrometres = sizes_in_um(voxel_size, "--voxel-size")
     from repmode_cl.inference.predict_file import predict_file
     from repmode_cl.progress import task
 
@@ -148,6 +153,7 @@ def predict(
             device=device,
             scene=scene,
             t=t,
+            voxel_size=micrometres,
             progress=lambda count, total: bar.update(completed=count, total=total),
         )
     for note in done.notes:

@@ -69,6 +69,7 @@ def predict_file(
     device: str = "auto",
     scene: int | None = None,
     t: int | None = None,
+    voxel_size: Sequence[float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PredictedFile:
     """Predict one structure of an image file.
@@ -92,6 +93,8 @@ def predict_file(
         ``auto`` (cuda where there is one, else cpu), ``cpu``, ``cuda`` or ``cuda:N``.
     scene, t
         Which of several scenes or time points.
+    voxel_size
+        um (z, y, x) of the input, where the file states none or a wrong one.
     progress
         Called with the number of windows done and their total.
 
@@ -122,17 +125,18 @@ def predict_file(
         raise UnknownStructureError(structure, model.structures, f"the model {model.path}")
 
     with open_image(in_path, scene=scene) as image:
-        voxel_size, shape = image.voxel_size, image.shape
+        known = image.voxel_size if voxel_size is None else _micrometres(voxel_size)
+        shape = image.shape
         volume = image.read(image.channel_index(channel), scene=scene, t=t)
     notes = []
-    if model.voxel_size is not None and voxel_size is None:
+    if model.voxel_size is not None and known is None:
         notes.append(
             f"{in_path.name} states no voxel size: it was taken to be the model's, {_um(model.voxel_size)}"
         )
     try:
-        if model.voxel_size is not None and voxel_size is not None:
+        if model.voxel_size is not None and known is not None:
             order = int(model.preprocessing.get("order", 1))
-            volume = resample(volume, voxel_size, model.voxel_size, order)
+            volume = resample(volume, known, model.voxel_size, order)
         grid = (volume.shape[0], volume.shape[1], volume.shape[2])
         volume = normalise(volume)
         network = model.fused(structure)
@@ -155,13 +159,18 @@ def predict_file(
     write_ome_tiff(
         out_path,
         found,
-        voxel_size,
+        known,
         channel_name=structure,
         description=f"{structure} predicted by repmode-cl from {in_path.name}, in z-score units",
     )
-    return PredictedFile(
-        out_path, structure, shape, voxel_size, grid, tuple(notes), time.perf_counter() - started
-    )
+    return PredictedFile(out_path, structure, shape, known, grid, tuple(notes), time.perf_counter() - started)
+
+
+def _micrometres(size: Sequence[float]) -> tuple[float, float, float]:
+    if len(size) != 3 or not all(0 < float(one) < float("inf") for one in size):
+        raise RepmodeError(f"voxel size {tuple(size)}: three positive numbers in um (z, y, x) are needed")
+    z, y, x = (float(one) for one in size)
+    return z, y, x
 
 
 def _three(window: Sequence[int]) -> tuple[int, int, int]:
