@@ -237,6 +237,7 @@ class StructureStrategy(SupervisedTemplate):
             self.optimizer_step()
             self._after_update(**kwargs)
             self.progress.step += 1
+            self.progress.seconds += time.perf_counter() - began
             self.last_loss = self.loss.detach()
             self._after_training_iteration(**kwargs)
             for listener in self.listeners:
@@ -244,9 +245,8 @@ class StructureStrategy(SupervisedTemplate):
             if self.bar is not None:
                 self.bar.advance()
             if self.budget.validates(self.progress.step):
-                self.progress.seconds += time.perf_counter() - began
                 self._validate()
-                began = time.perf_counter()
+            began = time.perf_counter()  # recording and validating are not training
         self.selection.restore(self.model)
 
     def backward(self) -> None:

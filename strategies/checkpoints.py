@@ -51,6 +51,12 @@ class StrategyCheckpoint:
                 state["best"] = [strategy.selection.step, strategy.selection.best]
         save_checkpoint(self.folder, tensors=tensors, state=state)
 
+    def after_step(self, strategy: StructureStrategy) -> None:
+        """Save between validations, where the configuration asks for it (``training.checkpoint_every``)."""
+        every, step = strategy.training_config.checkpoint_every, strategy.progress.step
+        if every is not None and step % every == 0 and not strategy.budget.validates(step):
+            self.save(strategy)
+
     def resume(self, strategy: StructureStrategy) -> Any:
         """Bring `strategy` to the last checkpoint, if there is one, and return what was kept besides (or None).
 

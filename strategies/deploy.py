@@ -322,7 +322,7 @@ def _learn(strategy: StructureStrategy, work: Path, what: str) -> None:
     checkpoint.resume(strategy)
     events = Events(work / "tensorboard")
     events.resumed(strategy.progress.step, len(strategy.progress.curve))
-    strategy.listeners.append(events.after_step)
+    strategy.listeners += [events.after_step, checkpoint.after_step]
     strategy.on_validation += [events.after_validation, checkpoint.save]
     names = strategy.stream.experiences[0]
     steps = budget_of(strategy.training_config, len(names), len(strategy.stream.images[0])).steps

@@ -113,7 +113,7 @@ class StrategyRun:
                 + self.strategy.progress.step
             )
             events.resumed(done, len(self.strategy.progress.curve))
-            self.strategy.listeners.append(events.after_step)
+            self.strategy.listeners += [events.after_step, self.checkpoint.after_step]
             self.strategy.on_validation += [events.after_validation, self.checkpoint.save]
             for number in range(self.strategy.progress.experience, len(self.stream.experiences)):
                 self._learn(number, events)

@@ -171,7 +171,7 @@ class TrainingConfig(Frozen):
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient."""
     checkpoint_every: Positive | None = None
-    """Optimiser steps between checkpoints; null takes each validation."""
+    """Optimiser steps between checkpoints, besides one at each validation; null makes no others."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainingConfig:
