@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from repmode_cl.nn import fuse_kernels, make_expert
+from repmode_cl.nn import fuse_kernels, fuse_rows, make_expert
 
 PRECISION = {torch.float64: 1e-10, torch.float32: 1e-5}
 SPECS = ("conv1", "conv3", "conv5", "avg3", "avg5", "lowrank:2")
@@ -111,3 +111,112 @@ def test_fusing_is_exact_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         under = fuse_kernels(experts, gate)
     assert torch.equal(under, fuse_kernels(experts, gate))
+
+
+def experts_and_rows(specs, rows, *, c_in=3, c_out=4, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    experts = [make_expert(spec, c_in, c_out, generator).to(dtype) for spec in specs]
+    gates = [torch.randn(len(specs), c_out, generator=generator, dtype=dtype) for _ in range(rows)]
+    return experts, [gate.requires_grad_() for gate in gates]
+
+
+def parameters(experts):
+    return [parameter for expert in experts for parameter in expert.parameters()]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    specs=st.lists(st.sampled_from(SPECS), min_size=1, max_size=6),
+    reach=st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 3),
+    seed=st.integers(0, 2**31),
+)
+def test_taps_out_of_reach_are_left_out_and_take_no_gradient(specs, reach, seed):
+    experts, [gate] = experts_and_rows(specs, 1, seed=seed)
+    whole = fuse_kernels(experts, gate)
+    [part] = fuse_rows(experts, [gate], reach=reach)
+    cut = [max(0, (whole.shape[-1] - most) // 2) for most in reach]
+    z, y, x = (slice(c, whole.shape[-1] - c) for c in cut)
+    assert torch.equal(part, whole[:, :, z, y, x])
+    weights = torch.randn(part.shape, dtype=part.dtype, generator=torch.Generator().manual_seed(seed))
+    wanted = [gate, *parameters(experts)]
+    grads = torch.autograd.grad((part * weights).sum(), wanted)
+    expected = torch.autograd.grad((whole[:, :, z, y, x] * weights).sum(), wanted)
+    for grad, other in zip(grads, expected, strict=True):
+        assert torch.allclose(grad, other, rtol=1e-10, atol=1e-12)
+
+
+def test_several_rows_are_as_each_alone_and_their_gradients_add_up():
+    experts, rows = experts_and_rows(SPECS, 3)
+    together = fuse_rows(experts, rows)
+    alone = [fuse_kernels(experts, row) for row in rows]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    wanted = [*rows, *parameters(experts)]
+    weights = [torch.randn_like(kernel) for kernel in together]
+    grads = torch.autograd.grad(sum((k * w).sum() for k, w in zip(together, weights, strict=True)), wanted)
+    expected = torch.autograd.grad(sum((k * w).sum() for k, w in zip(alone, weights, strict=True)), wanted)
+    for grad, other in zip(grads, expected, strict=True):
+        assert torch.allclose(grad, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_row_that_the_loss_does_not_reach_takes_no_gradient():
+    experts, rows = experts_and_rows(("conv3", "avg5"), 2)
+    first, _ = fuse_rows(experts, rows)
+    first.square().sum().backward()
+    assert rows[0].grad is not None and rows[1].grad is None
+
+
+@pytest.mark.parametrize("scratch", [1, 1 << 22], ids=["small scratch", "default scratch"])
+def test_gradients_pass_finite_differences(monkeypatch, scratch):
+    monkeypatch.setattr("repmode_cl.nn.gatrep._SCRATCH", scratch)
+    experts, rows = experts_and_rows(SPECS, 2, c_in=2, c_out=2)
+
+    def fused(*tensors):
+        return torch.cat([kernel.flatten() for kernel in fuse_rows(experts, tensors[:2])])
+
+    # The experts' own parameters are perturbed in place by gradcheck: they are inputs, though not arguments.
+    assert torch.autograd.gradcheck(fused, (*rows, *parameters(experts)))
+
+
+def test_a_second_derivative_is_refused():
+    experts, [gate] = experts_and_rows(("conv3", "conv1"), 1)
+    [grad] = torch.autograd.grad(fuse_kernels(experts, gate).square().sum(), gate, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_frozen_experts_take_no_gradient_and_learning_ones_the_same():
+    experts, [gate] = experts_and_rows(("conv5", "conv3", "avg3", "conv3"), 1)
+    loss = fuse_kernels(experts, gate).square().sum()
+    expected = torch.autograd.grad(loss, [gate, experts[3].weight])
+    for expert in experts[:3]:
+        expert.requires_grad_(False)
+    fuse_kernels(experts, gate).square().sum().backward()
+    assert all(expert.weight.grad is None for expert in experts[:3])
+    assert torch.equal(gate.grad, expected[0]) and torch.equal(experts[3].weight.grad, expected[1])
+
+
+def test_backward_under_autocast_is_computed_in_full_precision():
+    experts, [gate] = experts_and_rows(SPECS, 1, dtype=torch.float32)
+    wanted = [gate, *parameters(experts)]
+    expected = torch.autograd.grad(fuse_kernels(experts, gate).square().sum(), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(fuse_kernels(experts, gate).square().sum(), wanted)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_nothing_but_weights_and_rows_is_kept_for_the_backward_pass():
+    experts, rows = experts_and_rows(SPECS, 2)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        fuse_rows(experts, rows)
+    known = {tensor.data_ptr() for tensor in (*rows, *parameters(experts))}
+    assert kept and {tensor.data_ptr() for tensor in kept} == known
+
+
+def test_compiled_code_may_fuse():
+    experts, [gate] = experts_and_rows(SPECS, 1)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda row: fuse_kernels(experts, row) * 2, backend="eager")
+    grad = torch.autograd.grad(compiled(gate).square().sum(), gate)
+    expected = torch.autograd.grad((fuse_kernels(experts, gate) * 2).square().sum(), gate)
+    assert torch.equal(compiled(gate), fuse_kernels(experts, gate) * 2) and torch.equal(*grad, *expected)

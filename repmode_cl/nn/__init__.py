@@ -2,7 +2,8 @@
 
 from repmode_cl.nn.architecture import AdditionSpec, Architecture
 from repmode_cl.nn.experts import Expert, make_expert
-from repmode_cl.nn.gatrep import fuse_kernels
+from repmode_cl.nn.folding import FoldedUNet, fold_norms
+from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
 from repmode_cl.nn.mode_block import ModeBlock
 from repmode_cl.nn.plain import PlainUNet
 from repmode_cl.nn.repmode import RepModeUNet
@@ -13,10 +14,13 @@ __all__ = [
     "AdditionSpec",
     "Architecture",
     "Expert",
+    "FoldedUNet",
     "ModeBlock",
     "PlainUNet",
     "RepModeUNet",
+    "fold_norms",
     "fuse_kernels",
+    "fuse_rows",
     "make_expert",
     "smallest_size",
     "trainable_names",

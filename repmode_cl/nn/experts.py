@@ -1,4 +1,4 @@
-"""The experts of a MoDE block (paper, section 3.3): each can tell its kernel, which is all that GatRep needs."""
+"""The experts of a MoDE block (paper, section 3.3): each tells its kernel and its gradients, all that GatRep needs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ __all__ = ["AvgExpert", "ConvExpert", "Expert", "LowRankExpert", "kaiming", "mak
 def kaiming(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> nn.Parameter:
     """Return a parameter drawn Kaiming-uniform with a = sqrt(5), torch's default for convolutions.
 
-    The generator is explicit, so that building a network leaves torch's global generator alone.
+    The generator is explicit, so that building a network leaves torch's global generator alone. Kernels lie in
+    memory channels-last, as their gradients come: with input channels next to each other, the centre of a kernel
+    is a few long runs and not many of three numbers, and fusing is four times as fast.
     """
     bound = 1 / math.sqrt(fan_in)
-    return nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) * bound)
+    values = (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    if len(shape) == 5:
+        values = values.contiguous(memory_format=torch.channels_last_3d)
+    return nn.Parameter(values)
 
 
 class Expert(nn.Module):
@@ -27,16 +32,25 @@ class Expert(nn.Module):
     ----------
     kernel_size
         Edge K of the branch's receptive field, in voxels.
+
+    Notes
+    -----
+    `taps` and `weight_gradients` are plain arithmetic on the tensors they are given: autograd does not see them.
     """
 
     kernel_size: int
 
-    def kernel(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the branch as one kernel, (C_out, C_in, K, K, K), or a shape that broadcasts to it.
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters, in the order that the other methods take them."""
+        return tuple(self.parameters())
 
-        With `dtype` the parameters are converted before anything is computed.
-        """
+    def taps(self, *weights: Tensor) -> Tensor:
+        """Return the branch as one kernel, (C_out, C_in, K, K, K), or (C_out, C_in, 1, 1, 1): the same in all taps."""
         raise TypeError(f"{type(self).__name__} defines no kernel")
+
+    def weight_gradients(self, grad: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradient of each weight, from that of the taps (summed over them where they are one number)."""
+        raise TypeError(f"{type(self).__name__} defines no gradient")
 
 
 class ConvExpert(Expert):
@@ -47,9 +61,13 @@ class ConvExpert(Expert):
         self.kernel_size = kernel_size
         self.weight = kaiming((c_out, c_in, *[kernel_size] * 3), c_in * kernel_size**3, generator)
 
-    def kernel(self, dtype: torch.dtype | None = None) -> Tensor:
+    def taps(self, *weights: Tensor) -> Tensor:
         """Return the weight itself, (C_out, C_in, K, K, K)."""
-        return self.weight.to(dtype)
+        return weights[0]
+
+    def weight_gradients(self, grad: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Return the taps' own."""
+        return (grad,)
 
 
 class AvgExpert(Expert):
@@ -60,9 +78,13 @@ class AvgExpert(Expert):
         self.kernel_size = kernel_size
         self.weight = kaiming((c_out, c_in, 1, 1, 1), c_in, generator)
 
-    def kernel(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the serially merged kernel: the weight spread over K^3 taps, (C_out, C_in, 1, 1, 1) to broadcast."""
-        return self.weight.to(dtype) / self.kernel_size**3
+    def taps(self, *weights: Tensor) -> Tensor:
+        """Return the serially merged kernel: the weight spread over K^3 taps, (C_out, C_in, 1, 1, 1)."""
+        return weights[0] / self.kernel_size**3
+
+    def weight_gradients(self, grad: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Return the sum over the taps, divided by their number."""
+        return (grad / self.kernel_size**3,)
 
 
 class LowRankExpert(Expert):
@@ -74,9 +96,20 @@ class LowRankExpert(Expert):
         self.spatial = kaiming((rank, c_in, 3, 3, 3), c_in * 27, generator)
         self.mix = kaiming((c_out, rank), rank, generator)
 
-    def kernel(self, dtype: torch.dtype | None = None) -> Tensor:
+    def taps(self, *weights: Tensor) -> Tensor:
         """Return the merged kernel, (C_out, C_in, 3, 3, 3)."""
-        return torch.einsum("or,rizyx->oizyx", self.mix.to(dtype), self.spatial.to(dtype))
+        spatial, mix = weights
+        # Computed channels-last: (C_out, R) times (R, 27 * C_in).
+        merged = mix @ spatial.permute(0, 2, 3, 4, 1).flatten(1)
+        shape = (len(mix), 3, 3, 3, spatial.shape[1])
+        return merged.reshape(shape).permute(0, 4, 1, 2, 3)
+
+    def weight_gradients(self, grad: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Return those of both factors of a matrix product."""
+        spatial, mix = weights
+        grad = grad.permute(0, 2, 3, 4, 1).flatten(1)
+        rows = spatial.permute(0, 2, 3, 4, 1)
+        return (mix.T @ grad).reshape(rows.shape).permute(0, 4, 1, 2, 3), grad @ rows.flatten(1).T
 
 
 def make_expert(spec: str, c_in: int, c_out: int, generator: torch.Generator) -> Expert:

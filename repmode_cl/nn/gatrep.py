@@ -1,16 +1,29 @@
-"""GatRep (paper, section 3.4): a gate row and the experts it sees become one convolution kernel."""
+"""GatRep (paper, section 3.4): gate rows and the experts they see become one convolution kernel each.
+
+The cost of a RepMode network beside a plain one is what happens here, so it is one autograd function: it keeps
+the parameters themselves for the backward pass and nothing made of them, and reads each kernel's gradient
+once for all experts of a size.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from repmode_cl.nn.experts import Expert
 
-__all__ = ["fuse_kernels"]
+__all__ = ["fuse_kernels", "fuse_rows"]
+
+#: Most elements of a product that is summed at once: what an inner product of large kernels takes as scratch.
+_SCRATCH = 1 << 22
+
+#: Taps of a kernel, (z, y, x).
+Size = tuple[int, int, int]
 
 
 def fuse_kernels(experts: Sequence[Expert], logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -28,24 +41,255 @@ def fuse_kernels(experts: Sequence[Expert], logits: Tensor, dtype: torch.dtype |
     Returns
     -------
     Tensor
-        ``sum_t softmax(logits)_t * Pad(W_t, K)``, (C_out, C_in, K, K, K) with K the largest expert's.
+        ``sum_t softmax(logits)_t * Pad(W_t, K)``, (C_out, C_in, K, K, K) with K the largest expert's, channels-last.
     """
-    if logits.shape[0] != len(experts):
-        raise ValueError(f"the gate row has {logits.shape[0]} entries for {len(experts)} experts")
-    # Autocast would round the low-rank product to half precision before the kernel exists.
-    with torch.autocast(logits.device.type, enabled=False):
-        gates = torch.softmax(logits.to(dtype), dim=0)[..., None, None, None, None]  # (T, C_out, 1, 1, 1, 1)
-        fused: Tensor | None = None
-        size = 0
-        # From small to large, so that each size is padded once, with all that is smaller already summed in it.
-        for kernel_size in sorted({expert.kernel_size for expert in experts}):
-            same = [(gate, e) for gate, e in zip(gates, experts, strict=True) if e.kernel_size == kernel_size]
-            part = sum(
-                (gate * e.kernel(dtype) for gate, e in same[1:]), same[0][0] * same[0][1].kernel(dtype)
-            )
-            if fused is not None:
-                part = part + F.pad(fused, [(kernel_size - size) // 2] * 6)
-            fused, size = part.expand(*part.shape[:2], *[kernel_size] * 3), kernel_size
-    if fused is None:
+    return fuse_rows(experts, [logits], dtype)[0]
+
+
+def fuse_rows(
+    experts: Sequence[Expert],
+    rows: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+    reach: Sequence[int] | None = None,
+) -> tuple[Tensor, ...]:
+    """Merge the same experts into one kernel for each of several gate rows, as a mixed batch needs.
+
+    Parameters
+    ----------
+    experts
+        The T experts that the rows see, in the order of their entries.
+    rows
+        Gate rows, (T, C_out) each.
+    dtype
+        Precision to compute in, ``None`` for the parameters' own.
+    reach
+        Most taps (z, y, x) that are wanted of a kernel, odd numbers; the others are left out. ``None`` is all.
+
+    Returns
+    -------
+    tuple of Tensor
+        The kernel of each row; see `fuse_kernels`. Gradients of experts are summed over the rows in place, so that
+        S structures in a batch need one gradient of each expert and not S.
+
+    Raises
+    ------
+    ValueError
+        If there is no expert, or a row has another number of entries.
+
+    Notes
+    -----
+    What autograd keeps is the experts' weights and the rows. A second derivative is refused by torch.
+    Under autocast everything is computed in the parameters' precision: a convolution rounds the finished kernel.
+    """
+    if not experts:
         raise ValueError("at least one expert is needed")
-    return fused.contiguous()
+    for row in rows:
+        if row.shape[0] != len(experts):
+            raise ValueError(f"the gate row has {row.shape[0]} entries for {len(experts)} experts")
+    weights = [weight.to(dtype) for expert in experts for weight in expert.weights()]
+    fused = _Fuse.apply(
+        tuple(experts), _sizes(experts, reach), len(rows), *(row.to(dtype) for row in rows), *weights
+    )  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, ...], fused)
+
+
+class _Fuse(torch.autograd.Function):
+    """``apply(experts, sizes, S, *rows, *weights)`` -> S kernels, `sizes` being what is wanted of each expert's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, experts: tuple[Expert, ...], sizes: tuple[Size, ...], count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return one kernel for each of the first `count` tensors, the gate rows."""
+        ctx.experts, ctx.sizes, ctx.count = experts, sizes, count
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            taps = _wanted(_taps(experts, tensors[count:]), sizes)
+            return tuple(_merge(sizes, taps, torch.softmax(row, 0)) for row in tensors[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """Turn the kernels' gradients into those of rows and weights; frozen ones cost nothing."""
+        experts: tuple[Expert, ...] = ctx.experts
+        saved = ctx.saved_tensors  # asked for once: activation checkpointing allows no second time
+        rows, weights = saved[: ctx.count], saved[ctx.count :]
+        needed = list(ctx.needs_input_grad[3:])
+        row_grads: list[Tensor | None] = [None] * ctx.count
+        tap_grads: list[Tensor | None] = [None] * len(experts)
+        learns = _learning(experts, needed[ctx.count :])
+        with torch.autocast(rows[0].device.type, enabled=False):
+            whole = _taps(experts, weights)
+            taps = _wanted(whole, ctx.sizes)
+            for s, (row, grad) in enumerate(zip(rows, grads, strict=True)):
+                if grad is None:
+                    continue
+                shares = torch.softmax(row, 0)
+                parts = _Parts(grad)
+                inner = []
+                for t, (size, tap) in enumerate(zip(ctx.sizes, taps, strict=True)):
+                    part = parts.of(size, spread=_is_spread(tap, size))
+                    if needed[s]:
+                        inner.append(_inner_products(tap, part))
+                    if learns[t]:
+                        tap_grads[t] = _add(tap_grads[t], part, _column(shares[t]))
+                if needed[s]:
+                    along = torch.stack(inner)
+                    row_grads[s] = shares * (along - (shares * along).sum(0))
+            tap_grads = [g if g is None else _grown(g, tap) for g, tap in zip(tap_grads, whole, strict=True)]
+            weight_grads = _weight_gradients(experts, weights, tap_grads, needed[ctx.count :])
+        return (None, None, None, *row_grads, *weight_grads)
+
+
+def _taps(experts: Sequence[Expert], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return each expert's kernel, (C_out, C_in, K, K, K), or (C_out, C_in, 1, 1, 1) where all taps are the same."""
+    found, first = [], 0
+    for expert in experts:
+        count = len(expert.weights())
+        found.append(expert.taps(*weights[first : first + count]))
+        first += count
+    return found
+
+
+def _learning(experts: Sequence[Expert], needed: Sequence[bool]) -> list[bool]:
+    """Say of each expert whether a weight of it takes a gradient."""
+    found, first = [], 0
+    for expert in experts:
+        count = len(expert.weights())
+        found.append(any(needed[first : first + count]))
+        first += count
+    return found
+
+
+def _sizes(experts: Sequence[Expert], reach: Sequence[int] | None) -> tuple[Size, ...]:
+    """Return the taps (z, y, x) that are wanted of each expert."""
+    found = []
+    for expert in experts:
+        z, y, x = (min(expert.kernel_size, most) for most in reach or [expert.kernel_size] * 3)
+        found.append((z, y, x))
+    return tuple(found)
+
+
+def _wanted(taps: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
+    return [
+        tap if tap.shape[2:].numel() == 1 else _centre(tap, size)
+        for tap, size in zip(taps, sizes, strict=True)
+    ]
+
+
+def _is_spread(tap: Tensor, size: Size) -> bool:
+    """Say whether `tap` is one number for all of `size` taps."""
+    return tap.shape[2:].numel() < math.prod(size)
+
+
+def _grown(grad: Tensor, tap: Tensor) -> Tensor:
+    """Return the gradient of whole taps: zero where they were left out."""
+    if grad.shape == tap.shape:
+        return grad
+    grown = torch.zeros_like(tap, memory_format=torch.channels_last_3d)
+    _centre(grown, (grad.shape[2], grad.shape[3], grad.shape[4])).copy_(grad)
+    return grown
+
+
+def _merge(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Add up ``share * tap``, from the largest kernels to the smallest, each size in the centre of the last."""
+    c_out, c_in = taps[0].shape[:2]
+    steps = sorted(set(sizes), key=math.prod, reverse=True)
+    fused = torch.empty(
+        (c_out, c_in, *steps[0]),
+        dtype=taps[0].dtype,
+        device=taps[0].device,
+        memory_format=torch.channels_last_3d,
+    )
+    for step in steps:
+        place = _centre(fused, step)
+        same = [
+            (tap, _column(share))
+            for size, tap, share in zip(sizes, taps, shares, strict=True)
+            if size == step
+        ]
+        full = [pair for pair in same if not _is_spread(pair[0], step)]
+        # What is the same in all taps is summed small, and enters with the first pass over the large kernel.
+        level = [tap * share for tap, share in same if _is_spread(tap, step)]
+        spread = sum(level[1:], level[0]) if level else None
+        if step == steps[0]:
+            if not full:
+                place.copy_(cast(Tensor, spread).expand_as(place))
+            elif spread is None:
+                torch.mul(*full[0], out=place)
+            else:
+                torch.addcmul(spread, *full[0], out=place)
+            full = full[1:]
+        elif spread is not None:
+            place.add_(spread)
+        for tap, share in full:
+            place.addcmul_(tap, share)
+    return fused
+
+
+class _Parts:
+    """A kernel's gradient as experts of each size see it: its centre, or the sum over that; each made once."""
+
+    def __init__(self, grad: Tensor) -> None:
+        self.grad = grad
+        self._made: dict[tuple[Size, bool], Tensor] = {}
+
+    def of(self, size: Size, *, spread: bool) -> Tensor:
+        """Return the part of the central `size` taps, or with `spread` their sum, (C_out, C_in, 1, 1, 1)."""
+        if (size, spread) not in self._made:
+            if spread:
+                part = self.of(size, spread=False).sum((2, 3, 4), keepdim=True)
+            else:
+                part = _centre(self.grad, size).contiguous(memory_format=torch.channels_last_3d)
+            self._made[size, spread] = part
+        return self._made[size, spread]
+
+
+def _centre(kernel: Tensor, size: Size) -> Tensor:
+    """Return the central `size` taps (z, y, x), a view."""
+    margins = [(whole - wanted) // 2 for whole, wanted in zip(kernel.shape[2:], size, strict=True)]
+    if not any(margins):
+        return kernel
+    z, y, x = (slice(margin, margin + wanted) for margin, wanted in zip(margins, size, strict=True))
+    return kernel[:, :, z, y, x]
+
+
+def _column(share: Tensor) -> Tensor:
+    """(C_out,) -> (C_out, 1, 1, 1, 1)."""
+    return share[:, None, None, None, None]
+
+
+def _inner_products(tap: Tensor, part: Tensor) -> Tensor:
+    """Return the inner product of two kernels for each output channel, (C_out,), in bounded scratch."""
+    # In memory order, channels last: no copy is made.
+    first, second = (x.permute(0, 2, 3, 4, 1).flatten(1) for x in (tap, part))
+    rows = max(1, _SCRATCH // first.shape[1])
+    if rows >= len(first):
+        return torch.linalg.vecdot(first, second)
+    pairs = zip(first.split(rows), second.split(rows), strict=True)
+    return torch.cat([torch.linalg.vecdot(a, b) for a, b in pairs])
+
+
+def _add(total: Tensor | None, part: Tensor, share: Tensor) -> Tensor:
+    """Add ``part * share`` to `total` in place."""
+    return part * share if total is None else total.addcmul_(part, share)
+
+
+def _weight_gradients(
+    experts: Sequence[Expert],
+    weights: Sequence[Tensor],
+    tap_grads: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradient of each weight of each expert, None where it takes none."""
+    found: list[Tensor | None] = []
+    for expert, grad in zip(experts, tap_grads, strict=True):
+        first, count = len(found), len(expert.weights())
+        mine = slice(first, first + count)
+        if grad is None:
+            found += [None] * count
+        else:
+            made = expert.weight_gradients(grad, *weights[mine])
+            found += [g if wanted else None for g, wanted in zip(made, needed[mine], strict=True)]
+    return found

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from repmode_cl.errors import UnknownStructureError
 from repmode_cl.nn.architecture import AdditionSpec
 from repmode_cl.nn.experts import Expert, make_expert
-from repmode_cl.nn.gatrep import fuse_kernels
-from repmode_cl.nn.sites import Groups, NormSite, by_group, convolve
+from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
+from repmode_cl.nn.sites import Groups, NormSite, by_group, convolve, taps_within
 
 __all__ = ["ModeAddition", "ModeBlock"]
 
@@ -102,7 +102,24 @@ class ModeBlock(nn.Module):
         experts, gate = self.visible(name)
         return fuse_kernels([expert for _, expert in experts], gate, dtype)
 
+    def kernels(self, names: Sequence[str], reach: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return the kernel of each of `names`, of which at most `reach` taps (z, y, x) are wanted.
+
+        Those of the base, which see the same experts, are fused together.
+        """
+        base = [name for name in names if name in self.gates]
+        experts = [cast(Expert, expert) for expert in self.experts.values()]
+        rows = [self.gates[name] for name in base]
+        fused = dict(zip(base, fuse_rows(experts, rows, reach=reach), strict=True)) if base else {}
+        for name in names:
+            if name not in fused:
+                seen, row = self.visible(name)
+                [fused[name]] = fuse_rows([expert for _, expert in seen], [row], reach=reach)
+        return fused
+
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X): one kernel and one convolution for each structure in the batch."""
-        x = by_group(x, groups, lambda part, name: convolve(part, self.kernel(name)))
+        # Without gradients kernels are whole, bit for bit those of the network that `fuse` gives.
+        kernels = self.kernels(groups.names, taps_within(x.shape[2:]) if torch.is_grad_enabled() else None)
+        x = by_group(x, groups, lambda part, name: convolve(part, kernels[name]))
         return x if self.norm is None else torch.relu(self.norm(x, groups))

@@ -20,6 +20,10 @@ import torch
 
 __all__ = ["describe_difference", "environment_fingerprint", "with_threads"]
 
+#: Part of every fingerprint: raise it when the same tensors and inputs come to other bits by a change of this
+#: package (1: unfolded norms; 2: norms folded into kernels, experts summed from large to small).
+ARITHMETIC = 2
+
 
 def environment_fingerprint(
     *,
@@ -43,6 +47,7 @@ def environment_fingerprint(
     """
     device = torch.device(device)
     fingerprint: dict[str, Any] = {
+        "arithmetic": ARITHMETIC,
         "torch": torch.__version__,
         "torch_build": _text_digest(torch.__config__.show()),
         "system": platform.system(),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from repmode_cl.errors import ModelError, UnknownStructureError
 from repmode_cl.files import sha256_file, write_json
-from repmode_cl.nn import Architecture, PlainUNet, RepModeUNet
+from repmode_cl.nn import Architecture, FoldedUNet, RepModeUNet, fold_norms
 from repmode_cl.store import records
 from repmode_cl.store.digests import tensor_digest
 from repmode_cl.store.proof import on_cpu, prove
@@ -46,7 +46,7 @@ class Model:
         self.path = path
         self._document = dict(document)
         self._registry = registry
-        self._fused: tuple[tuple[str, str], PlainUNet] | None = None
+        self._fused: tuple[tuple[str, str], FoldedUNet] | None = None
 
     # -- making and opening --------------------------------------------------------------------------------
 
@@ -227,12 +227,12 @@ class Model:
                 )
         return network.eval()
 
-    def fused(self, structure: str) -> PlainUNet:
+    def fused(self, structure: str) -> FoldedUNet:
         """Return the plain network that predicts `structure`, on the CPU; the last one asked for is kept."""
         self._check(structure)
         key = (structure, self.entries[structure].digest)
         if self._fused is None or self._fused[0] != key:
-            self._fused = (key, self.network([structure]).fuse(structure))
+            self._fused = (key, fold_norms(self.network([structure]).fuse(structure)))
         return self._fused[1]
 
     def predict(self, volume: NDArray[np.generic] | Tensor, structure: str) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from repmode_cl.errors import ModelError
-from repmode_cl.nn import Architecture, PlainUNet, RepModeUNet
+from repmode_cl.nn import Architecture, FoldedUNet, PlainUNet, RepModeUNet, fold_norms
 from repmode_cl.store.digests import tensor_digest
 from repmode_cl.store.environment import environment_fingerprint
 
@@ -135,7 +135,7 @@ def prove(network: RepModeUNet, structure: str) -> Proof:
     """
     network = on_cpu(network)
     kernels = network.kernels(structure)
-    prediction = _predict(network.fuse(structure), network.architecture)
+    prediction = _predict(fold_norms(network.fuse(structure)), network.architecture)
     references_ = references(network, structure)
     if not bool(torch.isfinite(prediction).all()):
         raise ModelError(
@@ -160,7 +160,7 @@ def kernel_digest(network: RepModeUNet, structure: str) -> str:
 
 def prediction_digest(network: RepModeUNet, structure: str) -> tuple[str, Tensor]:
     """Return the digest of the probe's float32 prediction by a network on the CPU, and the prediction."""
-    prediction = _predict(network.fuse(structure), network.architecture)
+    prediction = _predict(fold_norms(network.fuse(structure)), network.architecture)
     return tensor_digest({"prediction": prediction}), prediction
 
 
@@ -224,7 +224,7 @@ def on_cpu(network: RepModeUNet) -> RepModeUNet:
     return copy.deepcopy(network).cpu()
 
 
-def _predict(plain: PlainUNet, architecture: Architecture) -> Tensor:
-    dtype = next(plain.parameters()).dtype
+def _predict(plain: PlainUNet | FoldedUNet, architecture: Architecture) -> Tensor:
+    dtype = cast(Tensor, plain.get_submodule("head").weight).dtype
     with torch.inference_mode():
         return cast(Tensor, plain(probe_volume(architecture).to(dtype)[None, None]))[0, 0].clone()

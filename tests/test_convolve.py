@@ -1,0 +1,55 @@
+"""The one convolution of all blocks equals torch's own, whatever is left out for speed."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repmode_cl.nn.sites import convolve
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(*[st.integers(1, 6)] * 3),
+    kernel=st.sampled_from([1, 3, 5]),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_taps_that_meet_padding_alone_change_nothing(size, kernel, bias, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x, weight, offset = normal(2, 3, *size), normal(4, 3, *[kernel] * 3), normal(4) if bias else None
+    inputs = [tensor for tensor in (x, weight, offset) if tensor is not None]
+    found = convolve(x, weight, offset)
+    wanted = torch.nn.functional.conv3d(x, weight, offset, padding=kernel // 2)
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    pull = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad((found * pull).sum(), inputs),
+        torch.autograd.grad((wanted * pull).sum(), inputs),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 4, 4), (2, 8, 8), (3, 3, 3), (4, 8, 8)], ids=str)
+def test_half_precision_gradients_of_shallow_volumes_are_repeatable_and_right(size):
+    """oneDNN's own for volumes shallower than the kernel differ from run to run."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, *size, generator=generator)
+    weight = (torch.randn(8, 8, 5, 5, 5, generator=generator) / 30).requires_grad_()
+
+    def gradient():
+        with torch.autocast("cpu", torch.bfloat16):
+            out = convolve(x, weight)
+        return torch.autograd.grad(out.float().square().sum(), weight)[0]
+
+    first = gradient()
+    for _ in range(3):
+        torch.full((1 << 20,), float("nan"))  # dirties memory that is handed out again
+        assert torch.equal(gradient(), first)
+    [exact] = torch.autograd.grad(convolve(x, weight).square().sum(), weight)
+    assert float((first - exact).norm() / exact.norm()) < 0.02
