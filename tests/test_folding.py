@@ -21,7 +21,7 @@ def trained():
 
 
 @pytest.mark.parametrize("structure", ["dna", "nucleolus"])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
 def test_folded_predicts_as_fused(trained, structure, dtype, tolerance):
     fused = trained.fuse(structure).to(dtype)
     x = torch.randn(2, 1, 9, 12, 10, dtype=dtype, generator=torch.Generator().manual_seed(2))
@@ -38,7 +38,8 @@ def test_folding_leaves_the_network_alone_and_shares_nothing_with_it(trained):
     for buffer in folded.buffers():
         buffer.zero_()
     assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
-    assert not list(folded.parameters()) and not folded.training
+    assert not list(folded.parameters())
+    assert not folded.training
 
 
 def test_a_network_in_training_mode_is_refused():

@@ -162,7 +162,8 @@ def test_a_row_that_the_loss_does_not_reach_takes_no_gradient():
     experts, rows = experts_and_rows(("conv3", "avg5"), 2)
     first, _ = fuse_rows(experts, rows)
     first.square().sum().backward()
-    assert rows[0].grad is not None and rows[1].grad is None
+    assert rows[0].grad is not None
+    assert rows[1].grad is None
 
 
 @pytest.mark.parametrize("scratch", [1, 1 << 22], ids=["small scratch", "default scratch"])
@@ -192,7 +193,8 @@ def test_frozen_experts_take_no_gradient_and_learning_ones_the_same():
         expert.requires_grad_(False)
     fuse_kernels(experts, gate).square().sum().backward()
     assert all(expert.weight.grad is None for expert in experts[:3])
-    assert torch.equal(gate.grad, expected[0]) and torch.equal(experts[3].weight.grad, expected[1])
+    assert torch.equal(gate.grad, expected[0])
+    assert torch.equal(experts[3].weight.grad, expected[1])
 
 
 def test_backward_under_autocast_is_computed_in_full_precision():
@@ -210,7 +212,8 @@ def test_nothing_but_weights_and_rows_is_kept_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         fuse_rows(experts, rows)
     known = {tensor.data_ptr() for tensor in (*rows, *parameters(experts))}
-    assert kept and {tensor.data_ptr() for tensor in kept} == known
+    assert kept
+    assert {tensor.data_ptr() for tensor in kept} == known
 
 
 def test_compiled_code_may_fuse():
@@ -219,4 +222,5 @@ def test_compiled_code_may_fuse():
     compiled = torch.compile(lambda row: fuse_kernels(experts, row) * 2, backend="eager")
     grad = torch.autograd.grad(compiled(gate).square().sum(), gate)
     expected = torch.autograd.grad((fuse_kernels(experts, gate) * 2).square().sum(), gate)
-    assert torch.equal(compiled(gate), fuse_kernels(experts, gate) * 2) and torch.equal(*grad, *expected)
+    assert torch.equal(compiled(gate), fuse_kernels(experts, gate) * 2)
+    assert torch.equal(*grad, *expected)
