@@ -16,6 +16,7 @@ from typing import Any
 
 __all__ = [
     "canonical_json",
+    "put_in_place",
     "replacing",
     "sha256_file",
     "write_bytes",
@@ -45,14 +46,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
     beside = path.with_name(f"{path.stem}{TEMPORARY_MARK}{secrets.token_hex(4)}{path.suffix}")
     try:
         yield beside
-        with beside.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
+        put_in_place(beside, path)
     except BaseException:
         with suppress(FileNotFoundError):
             beside.unlink()
         raise
+
+
+def put_in_place(beside: Path, path: Path) -> None:
+    """Make the finished file `beside` become `path`: fsync it, replace, fsync the folder."""
+    with beside.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    beside.replace(path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -104,6 +104,27 @@ def test_prediction_equals_monai_s(shape, window, batch_size):
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
+@settings(deadline=None, max_examples=30)
+@given(data=st.data(), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]), batch_size=st.integers(1, 5))
+def test_prediction_equals_monai_s_whatever_the_borders(data, overlap, batch_size):
+    from monai.inferers import sliding_window_inference
+
+    # MONAI pads a volume that is smaller than a window; here the window shrinks.
+    window = data.draw(st.tuples(*[st.integers(2, 8)] * 3))
+    shape = tuple(data.draw(st.integers(size, 3 * size + 1)) for size in window)
+    volume = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    network = Uneven()
+    with torch.no_grad():
+        theirs = sliding_window_inference(
+            volume[None, None], window, 4, network, overlap=overlap, mode="gaussian", sigma_scale=0.125
+        )[0, 0].numpy()
+    calls = len(network.batches)
+    ours = sliding_window(network, volume, window=window, overlap=overlap, batch_size=batch_size)
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    # As many windows as theirs, so none twice.
+    assert sum(network.batches[calls:]) == sum(network.batches[:calls])
+
+
 def test_volume_smaller_than_the_window_is_predicted_in_one_piece():
     volume = np.random.default_rng(0).standard_normal((3, 20, 5)).astype(np.float32)
     network = Uneven()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,13 +23,13 @@ __all__ = [
     "DeviceOption",
     "ModelArgument",
     "OverridesOption",
+    "WorkersOption",
     "console",
     "continue_with",
     "fail",
     "names",
     "size",
     "sizes_in_um",
-    "workers_here",
 ]
 
 _CONTINUE = "repmode_cl.continue_with"
@@ -62,6 +62,12 @@ OverridesOption = Annotated[
     ),
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Processes that prepare images; one per processor core by default."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (cuda where there is one), cpu, cuda or cuda:N.")]
 
 
@@ -90,14 +96,12 @@ def fail(message: str) -> None:
     raise typer.Exit(2) from None
 
 
-def workers_here() -> int:
-    """Return how many processes may work at once: the processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def continue_with(ctx: typer.Context, *more: str, without: Sequence[str] = ()) -> None:
+    """Say, should the command be interrupted, that it continues with `more` added to what was typed.
 
-
-def continue_with(ctx: typer.Context, *more: str) -> None:
-    """Say, should the command be interrupted, that it continues with `more` added to what was typed."""
-    typed = [argument for argument in sys.argv[1:] if argument not in more]
+    What is in `without` is left out: an option that would make it begin anew.
+    """
+    typed = [argument for argument in sys.argv[1:] if argument not in (*more, *without)]
     ctx.meta[_CONTINUE] = f"continue with: {shlex.join(['repmode-cl', *typed, *more])}"
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.common import DeviceOption, ModelArgument, console, fail, size, sizes_in_um
+from repmode_cl.cli.common import (
+    DeviceOption,
+    ModelArgument,
+    console,
+    continue_with,
+    fail,
+    size,
+    sizes_in_um,
+)
+from repmode_cl.errors import RepmodeError
 
 if TYPE_CHECKING:
     from repmode_cl.nn import AdditionSpec
@@ -105,10 +114,21 @@ def verify(
 
 
 def predict(
+    ctx: typer.Context,
     model: ModelArgument,
     image: Annotated[Path, typer.Argument(metavar="IN", help="An image file with transmitted light.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="OME-TIFF to write, in z-score units.")],
-    structure: Annotated[str, typer.Option(metavar="NAME", help="Structure to predict.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="OME-TIFF or .npy to write; for several structures a folder, or a name with {structure} in it.",
+        ),
+    ],
+    structure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Structure to predict; may be given again."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Predict all structures of the model.")] = False,
     channel: Annotated[
         str | None, typer.Option(help="Name or number (from 0) of the transmitted-light channel.")
     ] = None,
@@ -124,27 +144,47 @@ def predict(
         str | None,
         typer.Option(metavar="Z,Y,X", help="Voxel size in um, where the file states none or a wrong one."),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Most to hold in memory, such as 2GB; by default half of what is free."
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an interrupted prediction left.")
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Predict one structure of an image file.
+    """Predict one or several structures of an image file of any size.
 
-    The result is an OME-TIFF with the input's grid and voxel size, float32 in z-score units.
+    The result has the input's grid and voxel size, float32 in z-score units. Interrupted, the same command
+    continues.
 
     For example:
 
       repmode-cl predict model --structure nucleolus cells.ome.tif nucleolus.ome.tif
 
-      repmode-cl predict model --structure dna in.tif out.ome.tif --channel 0
+      repmode-cl predict model --structure dna in.tif out.npy --memory 2GB
+
+      repmode-cl predict model --all in.tif predictions
     """
+    if every == bool(structure):
+        raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
     window_size = size(window, "--window")
     micrometres = sizes_in_um(voxel_size, "--voxel-size")
-    from repmode_cl.inference.predict_file import predict_file
+    from repmode_cl.inference.predict_file import PredictedFile, predict_file
     from repmode_cl.progress import task
+    from repmode_cl.store import Model
 
-    with task(f"Predicting {structure}") as bar:
-        done = predict_file(
-            model,
-            structure,
+    continue_with(ctx, without=["--restart"])
+    several = every or len(structure or []) > 1
+    opened = Model.open(model) if every else model
+    names = list(opened.structures) if isinstance(opened, Model) else list(structure or [])
+    what = names[0] if not several else f"{len(names)} structures"
+    with task(f"Predicting {what}") as bar:
+        found: PredictedFile | list[PredictedFile] = predict_file(
+            opened,
+            names if several else names[0],
             image,
             out,
             channel=int(channel) if channel is not None and channel.isdecimal() else channel,
@@ -154,9 +194,16 @@ def predict(
             scene=scene,
             t=t,
             voxel_size=micrometres,
+            memory=memory,
+            restart=restart,
             progress=lambda count, total: bar.update(completed=count, total=total),
+            status=lambda stage: bar.update(description=f"{stage} {image.name}"),
         )
-    for note in done.notes:
+    done = found if isinstance(found, list) else [found]
+    for note in done[0].notes:
         typer.echo(f"note: {note}", err=True)
-    voxels = " x ".join(str(extent) for extent in done.shape)
-    typer.echo(f"{done.path}: {structure}, {voxels} voxels (z, y, x), z-score units, in {done.seconds:.1f} s")
+    voxels = " x ".join(str(extent) for extent in done[0].shape)
+    for one in done:
+        typer.echo(
+            f"{one.path}: {one.structure}, {voxels} voxels (z, y, x), z-score units, in {one.seconds:.1f} s"
+        )

@@ -6,7 +6,8 @@ Training and prediction use these same functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,76 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["normalise", "resample", "resample_to"]
+__all__ = ["ZScore", "normalise", "resample", "resample_to", "resampled_shape", "strips", "z_score"]
 
 #: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
 _LARGEST_RATIO = 100.0
 
+#: Voxels summed at once: a plane, or rows of one where it is larger. The sums depend on it in their last bits.
+_STRIP = 1 << 22
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """Mean and standard deviation of a volume's voxels; called with any part of it, gives that part's z-score."""
+
+    mean: float
+    deviation: float
+
+    def __call__(self, part: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the z-score of `part`, float32, computed in float64."""
+        centred = part.astype(np.float64)
+        centred -= self.mean
+        centred /= self.deviation
+        return centred.astype(np.float32)
+
+
+def strips(shape: Sequence[int]) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield the boxes (one plane thick) in which a volume of `shape` (Z, Y, X) is summed, in order."""
+    depth, height, width = shape
+    rows = max(1, min(height, _STRIP // max(width, 1)))
+    for z in range(depth):
+        for y in range(0, height, rows):
+            yield slice(z, z + 1), slice(y, min(y + rows, height)), slice(0, width)
+
+
+def z_score(pieces: Callable[[], Iterable[NDArray[Any]]], size: int) -> ZScore:
+    """Find the mean and the deviation (that of the population) of a volume that is seen piece by piece.
+
+    Parameters
+    ----------
+    pieces
+        Called twice; gives the volume in the pieces of `strips` each time. Sums are taken in float64, piece by
+        piece, so that the same pieces give the same bits wherever they come from.
+    size
+        Number of voxels in all of them.
+
+    Raises
+    ------
+    ImageError
+        If the volume is empty or constant, or a voxel is not finite: such an image has no z-score.
+    """
+    if size == 0:
+        raise ImageError("the volume is empty")
+    low, high, total = math.inf, -math.inf, 0.0
+    for piece in pieces():
+        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+        total += float(piece.sum(dtype=np.float64))
+        # NaN compares false with everything, so that a minimum alone might miss it; the sum does not.
+        if not math.isfinite(total):
+            raise ImageError("a voxel is NaN or infinite; replace such voxels or leave them out by a region")
+    if low == high:
+        raise ImageError(f"every voxel is {low:g}: a constant image has no z-score")
+    mean, squares = total / size, 0.0
+    for piece in pieces():
+        centred = piece.astype(np.float64)
+        centred -= mean
+        squares += float(np.square(centred, out=centred).sum())
+    return ZScore(mean, math.sqrt(squares / size))
+
 
 def normalise(volume: NDArray[Any]) -> NDArray[np.float32]:
     """Return the z-score of a volume: mean 0 and standard deviation 1 over all of its voxels.
-
-    Mean and deviation (that of the population) are summed in float64, plane by plane.
 
     Parameters
     ----------
@@ -42,21 +103,10 @@ def normalise(volume: NDArray[Any]) -> NDArray[np.float32]:
     """
     if volume.size == 0:
         raise ImageError(f"the volume is empty: its shape is {volume.shape}")
-    low, high, total = math.inf, -math.inf, 0.0
-    for plane in volume:
-        low, high = min(low, float(plane.min())), max(high, float(plane.max()))
-        total += float(plane.sum(dtype=np.float64))
-        # NaN compares false with everything, so that a minimum alone might miss it; the sum does not.
-        if not math.isfinite(total):
-            raise ImageError("a voxel is NaN or infinite; replace such voxels or leave them out by a region")
-    if low == high:
-        raise ImageError(f"every voxel is {low:g}: a constant image has no z-score")
-    mean = total / volume.size
-    squares = sum(float(np.square(plane.astype(np.float64) - mean).sum()) for plane in volume)
-    deviation = math.sqrt(squares / volume.size)
+    score = z_score(lambda: (volume[box] for box in strips(volume.shape)), volume.size)
     result = np.empty(volume.shape, np.float32)
-    for z, plane in enumerate(volume):
-        result[z] = (plane.astype(np.float64) - mean) / deviation
+    for box in strips(volume.shape):
+        result[box] = score(volume[box])
     return result
 
 
@@ -85,8 +135,21 @@ def resample(
     ImageError
         If a voxel size is not a positive number or the two differ so much that a unit must be wrong.
     """
-    shape = []
-    for axis, size, a, b in zip("zyx", volume.shape, from_voxel, to_voxel, strict=True):
+    return resample_to(volume, resampled_shape(volume.shape, from_voxel, to_voxel), order)
+
+
+def resampled_shape(
+    shape: Sequence[int], from_voxel: Sequence[float], to_voxel: Sequence[float]
+) -> tuple[int, int, int]:
+    """Return how many voxels (Z, Y, X) of `to_voxel` um hold the field of `shape` voxels of `from_voxel` um.
+
+    Raises
+    ------
+    ImageError
+        If a voxel size is not a positive number or the two differ so much that a unit must be wrong.
+    """
+    found = []
+    for axis, size, a, b in zip("zyx", shape, from_voxel, to_voxel, strict=True):
         if not (math.isfinite(a) and math.isfinite(b) and a > 0 and b > 0):
             raise ImageError(f"voxel sizes are positive numbers in um, got {a} and {b} on axis {axis}")
         if max(a / b, b / a) > _LARGEST_RATIO:
@@ -94,8 +157,8 @@ def resample(
                 f"a voxel size of {a:g} um on axis {axis} cannot be resampled to {b:g} um: is it in another "
                 "unit? The column voxel_size_zyx of a manifest overrides the file's"
             )
-        shape.append(max(1, round(size * a / b)))
-    return resample_to(volume, shape, order)
+        found.append(max(1, round(size * a / b)))
+    return found[0], found[1], found[2]
 
 
 def resample_to(volume: NDArray[Any], shape: Sequence[int], order: int = 1) -> NDArray[Any]:

@@ -6,7 +6,7 @@ that fall towards a window's borders, where a prediction has least context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repmode_cl.errors import ImageError
-from repmode_cl.inference.windows import gaussian_weights, plan_windows
+from repmode_cl.inference.batches import Network, predict_batches
+from repmode_cl.inference.windows import WindowGrid, gaussian_weights
 
 __all__ = ["sliding_window"]
 
 
 def sliding_window(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     volume: Tensor | NDArray[np.generic],
     *,
     window: Sequence[int],
@@ -69,32 +70,33 @@ def sliding_window(
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     shape = tuple(int(size) for size in volume.shape)
-    windows = plan_windows(shape, window, overlap)
-    weights = gaussian_weights(windows[0].shape)
+    grid = WindowGrid(shape, window, overlap)
+    weights = gaussian_weights(grid.size)
     total = np.zeros(shape, np.float32)
     weight = np.zeros(shape, np.float32)
-    with torch.no_grad():
-        for first in range(0, len(windows), batch_size):
-            batch = windows[first : first + batch_size]
-            inputs = torch.stack([_cut(volume, part.slices) for part in batch])[:, None].to(device)
-            outputs = network(inputs)
-            if outputs.shape != inputs.shape:
-                raise ValueError(
-                    f"the network made {tuple(outputs.shape)} of {tuple(inputs.shape)}: one channel of "
-                    "the same size is needed"
-                )
-            found = outputs[:, 0].to("cpu", torch.float32).numpy()
-            for part, prediction in zip(batch, found, strict=True):
-                total[part.slices] += prediction * weights
-                weight[part.slices] += weights
-            if progress is not None:
-                progress(first + len(batch), len(windows))
+    weighted = np.empty(grid.size, np.float32)
+    done = 0
+    for [found] in predict_batches([network], _batches(volume, grid, batch_size), device):
+        for prediction in found:
+            place = grid[done].slices
+            np.multiply(prediction, weights, out=weighted)
+            total[place] += weighted
+            weight[place] += weights
+            done += 1
+        if progress is not None:
+            progress(done, len(grid))
     total /= weight
     return total
 
 
-def _cut(volume: Tensor | NDArray[np.generic], where: tuple[slice, slice, slice]) -> Tensor:
-    """Return the window `where` as a float32 tensor of its own on the CPU."""
-    if isinstance(volume, Tensor):
-        return volume[where].detach().to("cpu", torch.float32)
-    return torch.from_numpy(np.array(volume[where], np.float32))
+def _batches(volume: Tensor | NDArray[np.generic], grid: WindowGrid, batch_size: int) -> Iterator[Tensor]:
+    """Cut windows as float32 on the CPU, each copied once."""
+    for first in range(0, len(grid), batch_size):
+        batch = torch.empty((min(batch_size, len(grid) - first), 1, *grid.size), dtype=torch.float32)
+        for place in range(len(batch)):
+            window = grid[first + place].slices
+            if isinstance(volume, Tensor):
+                batch[place, 0] = volume[window].detach()
+            else:
+                batch.numpy()[place, 0] = volume[window]
+        yield batch

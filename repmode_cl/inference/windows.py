@@ -1,21 +1,20 @@
 """Where the windows of a large volume lie, and how much each of their voxels counts.
 
-The iterator is apart from the prediction because predicting in memory and, later, from and to disk walk the
-same windows: they come in the order of z, then y, then x, so that a z slab is final once the windows have
-passed it.
+The grid is apart from the prediction because predicting in memory and from and to disk walk the same windows:
+they come in the order of z, then y, then x, so that a z slab is final once the windows have passed it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Window", "gaussian_weights", "plan_windows"]
+__all__ = ["Window", "WindowGrid", "gaussian_weights", "plan_windows", "summed_weights"]
 
 #: Least weight, relative to a Gaussian of height 1: a corner of the volume is seen by the far corner of one
 #: window alone, where the Gaussian itself (4 sigma away on each axis) is below 1e-10. MONAI's value.
@@ -42,8 +41,8 @@ class Window:
         return z, y, x
 
 
-def plan_windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0.5) -> list[Window]:
-    """Cover a volume with windows of one size.
+class WindowGrid:
+    """The windows that cover a volume, numbered; computed when asked for, because a large volume has millions.
 
     Parameters
     ----------
@@ -55,25 +54,56 @@ def plan_windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0
         Part of a window, from 0 up to but not including 1, that its neighbour repeats (paper, section 4.1:
         one half).
 
-    Returns
-    -------
-    list[Window]
-        All of one size and inside the volume (the last of an axis is shifted back), z slowest, x fastest.
+    Attributes
+    ----------
+    size
+        Voxels (z, y, x) that all windows have.
+    starts
+        First voxels of the windows on each axis, increasing; the last window of an axis is shifted back to end
+        with the volume.
 
     Raises
     ------
     ValueError
         If a size is below 1, an axis is missing or `overlap` is out of range.
     """
-    if len(shape) != 3 or len(window) != 3:
-        raise ValueError(f"shape and window have three axes, got {tuple(shape)} and {tuple(window)}")
-    if min(*shape, *window) < 1:
-        raise ValueError(f"sizes are at least 1 voxel, got shape {tuple(shape)} and window {tuple(window)}")
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap is at least 0 and below 1, got {overlap}")
-    size = [min(a, b) for a, b in zip(shape, window, strict=True)]
-    starts = [_starts(total, part, overlap) for total, part in zip(shape, size, strict=True)]
-    return [Window((z, y, x), (z + size[0], y + size[1], x + size[2])) for z, y, x in product(*starts)]
+
+    def __init__(self, shape: Sequence[int], window: Sequence[int], overlap: float = 0.5) -> None:
+        if len(shape) != 3 or len(window) != 3:
+            raise ValueError(f"shape and window have three axes, got {tuple(shape)} and {tuple(window)}")
+        if min(*shape, *window) < 1:
+            raise ValueError(
+                f"sizes are at least 1 voxel, got shape {tuple(shape)} and window {tuple(window)}"
+            )
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap is at least 0 and below 1, got {overlap}")
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        z, y, x = (min(int(a), int(b)) for a, b in zip(shape, window, strict=True))
+        self.size = (z, y, x)
+        z_starts, y_starts, x_starts = (
+            _starts(total, part, overlap) for total, part in zip(self.shape, self.size, strict=True)
+        )
+        self.starts = (z_starts, y_starts, x_starts)
+
+    def __len__(self) -> int:
+        return len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> Window:
+        """Return a window by its number, z slowest, x fastest."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"window {number} of {len(self)}")
+        row, k = divmod(number, len(self.starts[2]))
+        i, j = divmod(row, len(self.starts[1]))
+        start = (self.starts[0][i], self.starts[1][j], self.starts[2][k])
+        return Window(start, (start[0] + self.size[0], start[1] + self.size[1], start[2] + self.size[2]))
+
+
+def plan_windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0.5) -> list[Window]:
+    """Return all windows of a `WindowGrid`, z slowest, x fastest."""
+    return list(WindowGrid(shape, window, overlap))
 
 
 def _starts(total: int, part: int, overlap: float) -> list[int]:
@@ -106,4 +136,25 @@ def gaussian_weights(window: Sequence[int], sigma_fraction: float = 0.125) -> ND
     # The floor is relative to the Gaussian's own height: an even window has no voxel at its very centre.
     weights = np.maximum(weights, WEIGHT_FLOOR)
     result: NDArray[np.float32] = (weights / weights.max()).astype(np.float32)
+    return result
+
+
+def summed_weights(
+    grid: WindowGrid, weights: NDArray[np.float32], box: tuple[slice, slice, slice]
+) -> NDArray[np.float32]:
+    """Return the sum of all windows' weights in a box of the volume, float32 (z, y, x).
+
+    Windows are added in their order, so that a voxel's sum has the same bits in whatever box it is asked for.
+    """
+    result = np.zeros([part.stop - part.start for part in box], np.float32)
+    reaching = [
+        [start for start in starts if start < part.stop and start + size > part.start]
+        for starts, size, part in zip(grid.starts, grid.size, box, strict=True)
+    ]
+    for place in product(*reaching):
+        low = [max(start, part.start) for start, part in zip(place, box, strict=True)]
+        high = [min(start + size, part.stop) for start, size, part in zip(place, grid.size, box, strict=True)]
+        inside = tuple(slice(a - p.start, b - p.start) for a, b, p in zip(low, high, box, strict=True))
+        seen = tuple(slice(a - start, b - start) for a, b, start in zip(low, high, place, strict=True))
+        result[inside] += weights[seen]
     return result

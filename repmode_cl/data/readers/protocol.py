@@ -135,6 +135,10 @@ class ImageReader(Protocol):
     def n_times(self) -> int:
         """Number of time points."""
 
+    @property
+    def random_access(self) -> bool:
+        """Whether reading a small region costs little: False where whole planes must be decoded for it."""
+
     def read(
         self, channel: int, region: Region | None = None, scene: int | None = None, t: int | None = None
     ) -> NDArray[Any]:

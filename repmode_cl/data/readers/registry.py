@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from repmode_cl.data.readers.npy import NpyReader
 from repmode_cl.data.readers.protocol import ImageReader
 from repmode_cl.data.readers.tiff import TiffReader
 from repmode_cl.errors import ImageError
@@ -15,11 +16,12 @@ from repmode_cl.errors import ImageError
 __all__ = ["open_image", "SUPPORTED"]
 
 #: What messages list as readable.
-SUPPORTED = "TIFF, OME-TIFF and ImageJ stacks (.tif, .tiff)"
+SUPPORTED = "TIFF, OME-TIFF and ImageJ stacks (.tif, .tiff), and NumPy arrays (.npy)"
 
-# First bytes -> reader: classic and big TIFF in both byte orders.
+# First bytes -> reader: classic and big TIFF in both byte orders, NumPy's arrays.
 _FORMATS: tuple[tuple[tuple[bytes, ...], Callable[[Path, int | None], ImageReader]], ...] = (
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffReader),
+    ((b"\x93NUMPY",), NpyReader),
 )
 
 # First bytes of formats people have, and what to do about them.

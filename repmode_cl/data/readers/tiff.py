@@ -151,6 +151,12 @@ class TiffReader:
         """Number of time points."""
         return self._current.size("T")
 
+    @property
+    def random_access(self) -> bool:
+        """Whether the voxels lie uncompressed in one piece, so that only the rows asked for are read."""
+        series = self._current.series
+        return series.dataoffset is not None and not series.is_multifile
+
     def channel_index(self, channel: str | int | None) -> int:
         """Return the number of a channel given by name, number, or (where there is only one) not at all."""
         return find_channel(channel, self.channel_names, self._path)

@@ -1,0 +1,237 @@
+"""Interrupted predictions: killed at any instant, the same call ends with the same file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.errors import RepmodeError
+from repmode_cl.inference.predict_file import PredictedFile, predict_file
+from repmode_cl.inference.stream import PredictionStopped
+from repmode_cl.nn import Architecture, RepModeUNet
+from repmode_cl.store import Model
+
+VOXEL = (0.5, 0.3, 0.3)
+OTHER = (0.7, 0.3, 0.35)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    network = RepModeUNet(
+        Architecture(width=2, depth=1, experts=("conv3", "conv1")), ("dna", "golgi"), seed=0
+    )
+    return Model.create(
+        tmp_path_factory.mktemp("models") / "model",
+        network,
+        voxel_size=VOXEL,
+        preprocessing={"order": 1},
+        inference={"window": [6, 8, 8], "overlap": 0.5, "batch": 3},
+    )
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "in.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 3000, (13, 21, 45)).astype(np.uint16))
+    return path
+
+
+def attempt(
+    model: Model, image: Path, out: Path, *, voxel: tuple[float, ...] = VOXEL, stop: int | None = None
+) -> list[PredictedFile] | None:
+    try:
+        return predict_file(
+            model, ["dna", "golgi"], image, out, device="cpu", voxel_size=voxel, stop_after_windows=stop
+        )
+    except PredictionStopped:
+        return None
+
+
+def journal(out: Path) -> dict:
+    return json.loads((out / "dna.ome.tif.unfinished" / "journal.json").read_text())["done"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("voxel", [VOXEL, OTHER])
+@pytest.mark.parametrize("step", [12, 50])
+def test_stopped_again_and_again_it_ends_with_the_same_bytes(model, image, tmp_path, voxel, step):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert attempt(model, image, whole, voxel=voxel) is not None
+    done = [0]
+    while attempt(model, image, out, voxel=voxel, stop=step) is None:
+        assert not list(out.glob("*.tif")), "nothing has its own name before it is whole"
+        done.append(journal(out)["blocks"])
+        assert done[-1] > done[-2]
+    assert len(done) > 4
+    assert content(out) == content(whole)
+
+
+@pytest.mark.parametrize("voxel", [VOXEL, OTHER])
+def test_a_death_just_before_or_after_any_word_of_the_journal(model, image, tmp_path, monkeypatch, voxel):
+    from repmode_cl.inference import scratch as module
+
+    np.save(image, np.load(image)[:7, :18, :37])
+    out, copies = tmp_path / "out", tmp_path / "copies"
+    states = []
+
+    def save(self, _real=module.Scratch.save, **changes):
+        for then in (lambda: _real(self, **changes), lambda: None):
+            states.append(copies / f"{len(states)}")
+            shutil.copytree(self.folder.parent, states[-1], ignore=shutil.ignore_patterns("lock"))
+            then()
+
+    monkeypatch.setattr(module.Scratch, "save", save)
+    assert attempt(model, image, out, voxel=voxel) is not None
+    monkeypatch.undo()
+    want = content(out)
+    assert len(states) > 20
+    for state in states:
+        shutil.rmtree(out)
+        shutil.move(state, out)
+        assert attempt(model, image, out, voxel=voxel) is not None
+        assert content(out) == want
+
+
+def test_a_killed_command_continues(model, image, tmp_path):
+    options = ["--all", "--device", "cpu", "--voxel-size", "0.5,0.3,0.3", "--overlap", "0.6"]
+    code = "import sys; from repmode_cl.cli.app import main; main()"
+    out = tmp_path / "out"
+    call = [sys.executable, "-c", code, "predict", str(model.path), str(image), str(out), *options]
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if journal(out).get("blocks", 0) >= 2:
+                break
+        except (FileNotFoundError, json.JSONDecodeError, PermissionError):
+            pass
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode != 0, "it ended before it was killed"
+    begun = journal(out)["blocks"]
+    assert begun >= 2
+    assert not list(out.glob("*.tif"))
+    seen = []
+    voxel, names = VOXEL, list(model.structures)
+    settings = {"device": "cpu", "voxel_size": voxel, "overlap": 0.6}
+    predict_file(model, names, image, out, progress=lambda done, total: seen.append(done), **settings)
+    assert seen[0] > 0
+    predict_file(model, names, image, tmp_path / "whole", **settings)
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_other_settings_are_refused_until_told_to_restart(model, image, tmp_path):
+    out = tmp_path / "out.npy"
+    with pytest.raises(PredictionStopped):
+        predict_file(model, "dna", image, out, device="cpu", voxel_size=VOXEL, stop_after_windows=20)
+    with pytest.raises(RepmodeError, match=r"overlap was 0\.5, is 0\.25.*--restart"):
+        predict_file(model, "dna", image, out, device="cpu", voxel_size=VOXEL, overlap=0.25)
+    with pytest.raises(RepmodeError, match=r"structures was .*dna.* is .*golgi"):
+        predict_file(model, "golgi", image, out, device="cpu", voxel_size=VOXEL)
+    predict_file(model, "golgi", image, out, device="cpu", voxel_size=VOXEL, restart=True)
+    predict_file(model, "golgi", image, tmp_path / "again.npy", device="cpu", voxel_size=VOXEL)
+    assert out.read_bytes() == (tmp_path / "again.npy").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.npy", "in.npy", "out.npy"]
+
+
+def test_a_changed_input_is_noticed(model, image, tmp_path):
+    assert attempt(model, image, tmp_path / "out", stop=20) is None
+    volume = np.load(image)
+    volume[0, 0, 0] += 1
+    np.save(image, volume)
+    with pytest.raises(RepmodeError, match="input was"):
+        attempt(model, image, tmp_path / "out")
+
+
+@pytest.mark.parametrize("missing", ["dna.ome.tif.part", "dna.layer-0", "golgi.row-1"])
+def test_missing_scratch_files_are_named(model, image, tmp_path, missing):
+    out = tmp_path / "out"
+    assert attempt(model, image, out, stop=100) is None
+    [path] = out.rglob(missing)
+    path.unlink()
+    with pytest.raises(RepmodeError, match=f"{missing}: is missing.*--restart"):
+        attempt(model, image, out)
+
+
+def test_a_part_that_goes_before_it_is_put_in_place_is_named(model, image, tmp_path, monkeypatch):
+    from repmode_cl.inference import stream
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        attempt(model, image, tmp_path / "out")
+    monkeypatch.undo()
+    (tmp_path / "out" / "golgi.ome.tif.part").unlink()
+    with pytest.raises(RepmodeError, match=r"golgi\.ome\.tif\.part: is missing"):
+        attempt(model, image, tmp_path / "out")
+
+
+def test_a_damaged_journal_is_refused_and_restarted(model, image, tmp_path):
+    out = tmp_path / "out"
+    assert attempt(model, image, out, stop=40) is None
+    file = out / "dna.ome.tif.unfinished" / "journal.json"
+    for text in ("{", '{"format": "another"}'):
+        file.write_text(text)
+        with pytest.raises(RepmodeError, match="--restart"):
+            attempt(model, image, out)
+    names = ["dna", "golgi"]
+    assert predict_file(model, names, image, out, device="cpu", voxel_size=VOXEL, restart=True)
+    assert sorted(content(out)) == ["dna.ome.tif", "golgi.ome.tif"]
+
+
+def test_two_processes_do_not_predict_the_same_file(model, image, tmp_path):
+    folder = tmp_path / "out.npy.unfinished"
+    folder.mkdir()
+    with FileLock(folder / "lock"), pytest.raises(RepmodeError, match="another process"):
+        predict_file(model, "dna", image, tmp_path / "out.npy", device="cpu", voxel_size=VOXEL)
+
+
+def test_less_memory_than_it_was_begun_with_is_said(model, image, tmp_path, monkeypatch):
+    from repmode_cl.inference.memory import Needs
+
+    out = tmp_path / "out"
+    assert attempt(model, image, out, stop=40) is None
+    monkeypatch.setattr(Needs, "of", lambda self, blocks, batch: batch * 10**12)
+    with pytest.raises(RepmodeError, match=r"3 at a time.*--restart"):
+        predict_file(model, ["dna", "golgi"], image, out, device="cpu", voxel_size=VOXEL, memory="1.5TB")
+    monkeypatch.undo()
+    assert attempt(model, image, out) is not None
+
+
+def test_an_interrupted_command_says_how_to_continue(model, image, tmp_path, monkeypatch):
+    from repmode_cl.inference import stream
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream, "z_score_of", interrupt)
+    words = [
+        "predict",
+        str(model.path),
+        str(image),
+        str(tmp_path / "out.npy"),
+        "--structure",
+        "dna",
+        "--restart",
+    ]
+    monkeypatch.setattr(sys, "argv", ["repmode-cl", *words])
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 130
+    said = f"continue with: repmode-cl {' '.join(words[:-1])}\n"
+    assert said in result.stderr
