@@ -38,8 +38,7 @@ def prepared_samples(
     manifest
         An opened manifest, in place of the one `data` names.
     workers
-        Processes that simulate and prepare; more than one in a script of your own needs the usual
-        ``if __name__ == "__main__":`` around it, because they are spawned.
+        Processes that simulate and prepare.
 
     Returns
     -------
@@ -66,6 +65,14 @@ def prepared_samples(
     cache = Path(data.cache) if data.cache is not None else folder / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     digests = ContentDigests(cache / "contents.json")
+    chosen = manifest.rows if structures is None else [r for r in manifest.rows if r.structure in structures]
+    # Splits are decided by the content of every image, also of structures that are not prepared.
+    needed = [row.signal for row in manifest.rows if row.group is None]
+    needed += [path for row in chosen for path in (row.signal, row.target, row.mask) if path is not None]
+    try:
+        digests.read(needed, workers)
+    finally:
+        digests.save()  # also of an interrupted run, which goes on from there
     assignment = assign_splits(
         manifest,
         seed=data.split_seed,

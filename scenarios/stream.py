@@ -14,6 +14,7 @@ from typing import Any
 from avalanche.benchmarks import CLExperience, CLStream, benchmark_from_datasets, with_task_labels
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from repmode_cl.scenarios.sources import prepared_samples
 from torch.utils.data import Dataset
 
@@ -43,6 +44,8 @@ class StructureStream:
         Avalanche's task label of each structure: the one place where a structure has a number.
     images, tests
         Training and test images of each experience.
+    patches
+        What each experience trains on, as workers can read it: without task labels, and without Avalanche.
     """
 
     benchmark: Any
@@ -50,6 +53,7 @@ class StructureStream:
     labels: Mapping[str, int]
     images: tuple[tuple[Sample, ...], ...]
     tests: tuple[tuple[Sample, ...], ...]
+    patches: tuple[PatchDataset, ...]
 
     @property
     def train(self) -> CLStream[Any]:
@@ -73,6 +77,10 @@ class StructureStream:
     def samples_of(self, experience: CLExperience) -> tuple[Sample, ...]:
         """Return the images that an experience of the training stream draws its patches from."""
         return self.images[int(experience.current_experience)]
+
+    def patches_of(self, experience: CLExperience) -> PatchDataset:
+        """Return the patches of an experience of the training stream."""
+        return self.patches[int(experience.current_experience)]
 
     def held_out(self, experience: CLExperience) -> tuple[Sample, ...]:
         """Return the test images of an experience."""
@@ -137,6 +145,8 @@ def structure_stream(
     seed: int = 0,
     flips: bool | Sequence[str] = True,
     data: DataConfig | None = None,
+    batch: int | None = None,
+    structures_per_batch: int | None = None,
 ) -> StructureStream:
     """Make Avalanche train, validation and test streams of structures from a manifest.
 
@@ -162,6 +172,8 @@ def structure_stream(
         Flip at random on each axis, on none, or on the axes listed.
     data
         Splits and preprocessing; its `manifest` is not used.
+    batch, structures_per_batch
+        Arrange the patches so that each batch of `batch` shows at most so many structures; ``None`` mixes freely.
 
     Returns
     -------
@@ -182,7 +194,16 @@ def structure_stream(
     data = (data or DataConfig()).model_copy(update={"cache": str(cache)})
     samples, _ = prepared_samples(data, Path(cache), structures=structures, manifest=manifest)
     count: PatchCount = patches if callable(patches) else lambda _, images: patches or images
-    return stream_of_samples(samples, experiences, patch=patch, count=count, seed=seed, flips=flips)
+    return stream_of_samples(
+        samples,
+        experiences,
+        patch=patch,
+        count=count,
+        seed=seed,
+        flips=flips,
+        batch=batch,
+        structures_per_batch=structures_per_batch,
+    )
 
 
 def stream_of_samples(
@@ -194,6 +215,8 @@ def stream_of_samples(
     seed: int,
     flips: bool | Sequence[str] = True,
     labels: Mapping[str, int] | None = None,
+    batch: int | None = None,
+    structures_per_batch: int | None = None,
 ) -> StructureStream:
     """Make a stream of prepared samples; see `structure_stream`.
 
@@ -209,6 +232,7 @@ def stream_of_samples(
     test: list[AvalancheDataset[Any]] = []
     images: list[tuple[Sample, ...]] = []
     tests: list[tuple[Sample, ...]] = []
+    sequences: list[PatchDataset] = []
     for group in experiences:
         mine = {
             split: [s for s in samples if s.structure in group and s.split == split]
@@ -221,16 +245,32 @@ def stream_of_samples(
                     "out (split train, or no split)"
                 )
         length = count(tuple(group), len(mine["train"]))
-        patches = PatchDataset(mine["train"], patch=patch, seed=seed, length=length, flips=flips)
+        patches = PatchDataset(
+            mine["train"],
+            patch=patch,
+            seed=seed,
+            length=length,
+            flips=flips,
+            batch=batch,
+            structures_per_batch=structures_per_batch,
+        )
+        sequences.append(patches)
         images.append(tuple(mine["train"]))
         tests.append(tuple(mine["test"]))
-        train.append(_labelled(patches, [labels[patches.structure_of(i)] for i in range(length)]))
+        alone = labels[group[0]] if len(group) == 1 else None  # of so many items, one sequence is enough
+        each = (labels[patches.structure_of(i)] for i in range(length))
+        train.append(_labelled(patches, list(each) if alone is None else ConstantSequence(alone, length)))
         for stream, split in ((val, "val"), (test, "test")):
             volumes: Dataset[Any] = VolumeDataset(mine[split]) if mine[split] else _NoVolumes()
             stream.append(_labelled(volumes, [labels[sample.structure] for sample in mine[split]]))
     benchmark = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
     return StructureStream(
-        benchmark, tuple(tuple(group) for group in experiences), labels, tuple(images), tuple(tests)
+        benchmark,
+        tuple(tuple(group) for group in experiences),
+        labels,
+        tuple(images),
+        tuple(tests),
+        tuple(sequences),
     )
 
 
@@ -247,4 +287,4 @@ class _NoVolumes(Dataset[Any]):
 
 
 def _labelled(dataset: Dataset[Any], labels: Sequence[int]) -> AvalancheDataset[Any]:
-    return AvalancheDataset([dataset], data_attributes=[TaskLabels(list(labels))])
+    return AvalancheDataset([dataset], data_attributes=[TaskLabels(labels)])

@@ -7,71 +7,46 @@ what is trained when a structure arrives.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.templates import SupervisedTemplate
-from repmode_cl.scenarios import StructureStream
+from repmode_cl.scenarios import LabelledBatches, StructureStream
+from repmode_cl.strategies.evaluating import Evaluating
+from repmode_cl.strategies.state import Evaluation, Progress, StructureNetwork
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from repmode_cl.config import InferenceConfig, TrainingConfig
 from repmode_cl.devices import resolve_device
-from repmode_cl.evaluation.metrics import image_metrics, mean_metrics
-from repmode_cl.inference.predict import sliding_window
+from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.progress import Task
 from repmode_cl.training import (
     Budget,
     Precision,
+    Ranks,
     Selection,
     budget_of,
+    joint_norms,
+    make_adam,
     make_schedule,
     masked_mse,
     resolve_precision,
+    sum_gradients,
+    voxels_that_count,
 )
+from repmode_cl.training.loading import patch_loader
 from repmode_cl.training.selection import changing_names
 
 __all__ = ["Evaluation", "Progress", "StructureNetwork", "StructureStrategy"]
 
 
-class StructureNetwork(Protocol):
-    """A network that predicts structures by name: RepMode's, or one plain network for each."""
-
-    @property
-    def structures(self) -> tuple[str, ...]:
-        """Structures that it knows."""
-
-    def train_only(self, structures: Sequence[str]) -> frozenset[str]:
-        """Freeze all but what training `structures` may change, and return those parameters' names."""
-
-    def fuse(self, structure: str) -> nn.Module:
-        """Return the plain network that predicts `structure`, in evaluation mode."""
-
-
 class _NoLogger(BaseLogger):
-    """Avalanche warns of an evaluator without a logger; figures are recorded by listeners here."""
+    """Figures are recorded by listeners; Avalanche warns of a first process without a logger and refuses another's."""
 
 
-@dataclass
-class Progress:
-    """Where training stands within an experience; everything that a checkpoint must bring back."""
-
-    experience: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    """Validation figures: experience, structure, train_step, metric, value."""
-
-
-#: Structure -> metric -> mean over its images.
-Evaluation = dict[str, dict[str, float]]
-
-
-class StructureStrategy(SupervisedTemplate):
+class StructureStrategy(Evaluating):
     """Base of all strategies.
 
     Parameters
@@ -89,11 +64,17 @@ class StructureStrategy(SupervisedTemplate):
         Seed of weights that a new structure brings.
     device, precision
         Resolved here where they are not given.
+    ranks
+        The processes that train together; this one alone where not given. The first of them validates.
 
     Notes
     -----
     A subclass defines `grow`. After each optimiser step the functions in `listeners` are called with the
     strategy; after each validation those in `on_validation`.
+
+    To Avalanche's plugins an iteration is an optimiser step. Where its batch is accumulated from micro-batches, the
+    hooks of forward and backward are called for each of them, with that part of the loss which is its own; from the
+    hooks of the update on, `loss` is the joint batch's.
     """
 
     #: Whether the structures of a joint first experience are learned together; else one network after another.
@@ -111,9 +92,11 @@ class StructureStrategy(SupervisedTemplate):
         seed: int = 0,
         device: torch.device | None = None,
         precision: Precision | None = None,
+        ranks: Ranks | None = None,
         plugins: Sequence[Any] = (),
     ) -> None:
         device = device or resolve_device(training.device)
+        self.ranks = ranks or Ranks()
         super().__init__(
             model=network,
             optimizer=None,
@@ -123,7 +106,7 @@ class StructureStrategy(SupervisedTemplate):
             eval_mb_size=1,
             device=device,
             plugins=list(plugins),
-            evaluator=EvaluationPlugin(loggers=[_NoLogger()]),
+            evaluator=EvaluationPlugin(loggers=[_NoLogger()] if self.ranks.first else []),
         )
         self.stream = stream
         self.training_config = training
@@ -139,6 +122,7 @@ class StructureStrategy(SupervisedTemplate):
         self.scaler: torch.amp.GradScaler | None = None
         self.trained: frozenset[str] = frozenset()
         self.last_loss: Tensor | None = None
+        self._voxels: float | None = None  # that count in the joint batch; None where this batch is all of it
         self.listeners: list[Callable[[StructureStrategy], None]] = []
         self.on_validation: list[Callable[[StructureStrategy], None]] = []
         self.bar: Task | None = None
@@ -153,11 +137,6 @@ class StructureStrategy(SupervisedTemplate):
 
     # -- Avalanche's hooks --------------------------------------------------------------------------------------
 
-    @property
-    def network(self) -> Any:
-        """The network, as what it is: a `StructureNetwork`."""
-        return self.model
-
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         """Grow and freeze in training; in evaluation leave the network alone."""
         if self.is_training:
@@ -171,6 +150,7 @@ class StructureStrategy(SupervisedTemplate):
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Set up network, optimiser, schedule and selection for the experience, or take them from a checkpoint."""
         self.model = self.model_adaptation()
+        checkpoint_activations(self.model, self.training_config.activation_checkpointing)
         self.make_optimizer(**kwargs)
         self.selection = Selection(changing_names(self.model))
         if self.resume is not None:
@@ -184,22 +164,27 @@ class StructureStrategy(SupervisedTemplate):
         base = self.joint_base and int(self.experience.current_experience) == 0
         rate = config.learning_rate if base else self.addition_learning_rate or config.learning_rate
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.Adam(
-            list(named.values()), lr=rate, weight_decay=config.weight_decay, fused=self.device.type == "cuda"
-        )
+        self.optimizer = make_adam(named.values(), learning_rate=rate, weight_decay=config.weight_decay)
         self.optimized_param_id = named
         self.scheduler = make_schedule(self.optimizer, config.schedule, self.budget.steps)
         self.scaler = self.precision.scaler()
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Load the patches in their own order, from where a resumed experience stopped."""
-        dataset = self.adapted_dataset
         names = self.stream.names_of(self.experience)
         self.budget = budget_of(self.training_config, len(names), self._images())
         start = self.progress.step * self.train_mb_size
-        self.dataloader = DataLoader(
-            Subset(dataset, range(start, len(dataset))), batch_size=self.train_mb_size
+        # Not Avalanche's dataset, which a worker could not read without importing Avalanche.
+        loader = patch_loader(
+            self.stream.patches_of(self.experience),
+            batch_size=self.train_mb_size // self.training_config.accumulate,
+            start=start,
+            workers=self.training_config.loader_workers,
+            pin_memory=self.device.type == "cuda",
+            rank=self.ranks.rank,
+            world=self.ranks.world,
         )
+        self.dataloader = LabelledBatches(loader, self.stream.labels)
 
     def _images(self) -> int:
         return len(self.stream.samples_of(self.experience))
@@ -211,21 +196,45 @@ class StructureStrategy(SupervisedTemplate):
             with self.precision.autocast():
                 output: Tensor = self.model(self.mb_x, names)
             return output
-        if names[0] not in self._plain:
-            self._plain[names[0]] = self.network.fuse(names[0])
-        return torch.from_numpy(self._slide(self._plain[names[0]], self.mb_x[0, 0]))[None, None]
+        return self._predict_whole(names[0])
 
     def criterion(self) -> Tensor:
-        """Return the mean squared error over the voxels that count."""
-        return masked_mse(self.mb_output, self.mb_y.to(self.mb_output.device))
+        """Return the mean squared error over the voxels that count, or this part's share of the joint batch's."""
+        return masked_mse(self.mb_output, self.mb_y.to(self.mb_output.device), count=self._voxels)
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Run the experience's steps: mixed precision, clipping, schedule, validation and selection."""
-        began = time.perf_counter()
-        for self.mbatch in self.dataloader:  # noqa: B020 - Avalanche's way to hand the batch to plugins
+        with joint_norms(self.model, self.ranks):
+            began = time.perf_counter()
+            for parts in _grouped(self.dataloader, self.training_config.accumulate):
+                self._train_step(parts, **kwargs)
+                self.progress.step += 1
+                self.progress.seconds += time.perf_counter() - began
+                self.last_loss = self.loss.detach()
+                self._after_training_iteration(**kwargs)
+                for listener in self.listeners:
+                    listener(self)
+                if self.bar is not None:
+                    self.bar.advance()
+                if self.budget.validates(self.progress.step):
+                    self._validate()
+                began = time.perf_counter()  # recording and validating are not training
+        self._voxels = None
+        self.selection.restore(self.model)
+
+    def _train_step(self, parts: Sequence[Any], **kwargs: Any) -> None:
+        """Make one optimiser step of a joint batch: `parts` are its micro-batches, or this process's shares of them."""
+        if len(parts) > 1 or self.ranks.world > 1:
+            # Of the whole batch, so that each voxel weighs the same whichever part it lies in.
+            [self._voxels] = self.ranks.total([sum(voxels_that_count(part[1]) for part in parts)])
+        else:
+            self._voxels = None
+        losses: list[Tensor] = []
+        for number, self.mbatch in enumerate(parts):
             self._unpack_minibatch()
-            self._before_training_iteration(**kwargs)
-            self.optimizer.zero_grad(set_to_none=True)
+            if number == 0:
+                self._before_training_iteration(**kwargs)
+                self.optimizer.zero_grad(set_to_none=True)
             self._before_forward(**kwargs)
             self.mb_output = self.forward()
             self._after_forward(**kwargs)
@@ -233,21 +242,13 @@ class StructureStrategy(SupervisedTemplate):
             self._before_backward(**kwargs)
             self.backward()
             self._after_backward(**kwargs)
-            self._before_update(**kwargs)
-            self.optimizer_step()
-            self._after_update(**kwargs)
-            self.progress.step += 1
-            self.progress.seconds += time.perf_counter() - began
-            self.last_loss = self.loss.detach()
-            self._after_training_iteration(**kwargs)
-            for listener in self.listeners:
-                listener(self)
-            if self.bar is not None:
-                self.bar.advance()
-            if self.budget.validates(self.progress.step):
-                self._validate()
-            began = time.perf_counter()  # recording and validating are not training
-        self.selection.restore(self.model)
+            losses.append(self.loss.detach())
+        if len(losses) > 1:
+            self.loss = torch.stack(losses).sum()
+        self.loss = sum_gradients(self.optimized_param_id.values(), self.loss, self.ranks)
+        self._before_update(**kwargs)
+        self.optimizer_step()
+        self._after_update(**kwargs)
 
     def backward(self) -> None:
         """Run the backward pass, scaled where the precision needs it."""
@@ -268,57 +269,14 @@ class StructureStrategy(SupervisedTemplate):
         if self.scheduler is not None:
             self.scheduler.step()
 
-    # -- validating and evaluating ------------------------------------------------------------------------------
 
-    def _validate(self) -> None:
-        number = int(self.experience.current_experience)
-        figures = self.evaluate([self.stream.val[number]])
-        for structure, metrics in figures.items():
-            for metric, value in metrics.items():
-                self.progress.curve.append(
-                    {
-                        "experience": number,
-                        "structure": structure,
-                        "train_step": self.progress.step,
-                        "metric": metric,
-                        "value": value,
-                    }
-                )
-        if figures:
-            mse = sum(metrics["mse"] for metrics in figures.values()) / len(figures)
-            self.selection.offer(self.model, self.progress.step, mse)
-        for listener in self.on_validation:
-            listener(self)
-
-    def evaluate(self, experiences: Iterable[Any]) -> Evaluation:
-        """Predict every volume of `experiences` and return each structure's mean metrics (paper, section 4.1)."""
-        self._figures: dict[str, list[dict[str, float]]] = {}
-        self._plain: dict[str, nn.Module] = {}  # fused once per evaluation, not once per volume
-        self.eval([experience for experience in experiences if len(experience.dataset)])
-        self._plain = {}
-        self.model.train(
-            self.is_training
-        )  # Avalanche restores modes layer by layer; frozen norms are ours to keep
-        return {name: mean_metrics(images) for name, images in self._figures.items()}
-
-    def _after_eval_iteration(self, **kwargs: Any) -> None:
-        target = self.mb_y[0].cpu().numpy()
-        mask = target[1] > 0 if len(target) > 1 else None
-        found = image_metrics(self.mb_output[0, 0].numpy(), target[0], mask)
-        [name] = self.stream.names(self.mb_task_id.tolist())
-        self._figures.setdefault(name, []).append(found)
-        super()._after_eval_iteration(**kwargs)
-
-    def predict(self, volume: Tensor, structure: str) -> Any:
-        """Predict one whole volume (Z, Y, X), z-scored, in float32; returns an array of that shape."""
-        return self._slide(self.network.fuse(structure), volume)
-
-    def _slide(self, plain: nn.Module, volume: Tensor) -> Any:
-        return sliding_window(
-            plain,
-            volume,
-            window=self.patch,
-            overlap=self.inference.overlap,
-            batch_size=self.inference.batch_size,
-            device=self.device,
-        )
+def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield `size` batches at a time; the last group may be smaller."""
+    group: list[Any] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -23,7 +23,7 @@ from repmode_cl.files import write_json, write_text
 from repmode_cl.report import build_report
 from repmode_cl.store.environment import environment_fingerprint
 from repmode_cl.structures import TWELVE_STRUCTURES
-from repmode_cl.training import resolve_precision
+from repmode_cl.training import Precision, recall_precision, refuse_several, resolve_precision
 
 __all__ = ["run_benchmark"]
 
@@ -64,13 +64,14 @@ def run_benchmark(
     experiences = experience_names(config.stream, known)
     if dry_run:
         return estimate(config, experiences)
+    refuse_several("a benchmark")
     folder = Path(config.output) / config.name
     info = _open_run(config, folder, experiences, resume=resume)
     structures = [name for names in experiences for name in names]
     samples, notes = prepared_samples(config.data, folder, structures=structures, workers=workers)
     if notes:
         write_text(folder / "notes.txt", "\n".join(notes) + "\n")
-    _write_environment(config, folder)
+    precision = _environment(config, folder)
     results = (
         ResultsTable.read(folder / "results.csv") if (folder / "results.csv").exists() else ResultsTable()
     )
@@ -78,7 +79,7 @@ def run_benchmark(
         for options in config.strategies:
             if [options.title, seed] in info["finished"]:
                 continue
-            run = StrategyRun(config, options, seed, samples, experiences, folder)
+            run = StrategyRun(config, options, seed, samples, experiences, folder, precision)
             rows = run.run()
             results.drop(run.title, seed)
             for row in rows:
@@ -131,7 +132,10 @@ def _same_config(before: str, now: str, folder: Path) -> None:
     import yaml
 
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
-    key = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+    free = {"training.loader_workers"}  # changes no result
+    key = next((key for key in sorted({*old, *new} - free) if old.get(key) != new.get(key)), None)
+    if key is None:
+        return
     raise ConfigError(
         f"{folder} was begun with another configuration: {key} was {old.get(key)!r} and is {new.get(key)!r} now; "
         "resume with the same, or choose another name"
@@ -159,15 +163,25 @@ def _finish(info: dict[str, Any], title: str, seed: int, bit_identical: bool | N
         entry["bit_identical"] = bit_identical and entry["bit_identical"] is not False
 
 
-def _write_environment(config: Config, folder: Path) -> None:
+def _environment(config: Config, folder: Path) -> Precision:
+    """Write down what figures depend on besides the configuration, and return the run's precision.
+
+    A resumed run keeps the precision that it began with, so that all its strategies are trained alike.
+    """
     device = resolve_device(config.training.device)
+    path = folder / "environment.json"
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))["precision"]
+        precision = recall_precision(stored, device, f"the run {folder}")
+    else:
+        precision = resolve_precision(config.training.precision, device)
     write_json(
-        folder / "environment.json",
+        path,
         {
             **environment_fingerprint(
                 device=device, window=config.patch.size, batch=config.inference.batch_size
             ),
-            "precision": resolve_precision(config.training.precision, device).format,
+            "precision": precision.format,
             "python": platform.python_version(),
             "packages": {
                 name: version(name)
@@ -175,3 +189,4 @@ def _write_environment(config: Config, folder: Path) -> None:
             },
         },
     )
+    return precision

@@ -12,7 +12,14 @@ from typing import Any
 
 from repmode_cl.strategies.base import Progress, StructureStrategy
 
-from repmode_cl.training import capture, has_checkpoint, load_checkpoint, reinstate, save_checkpoint
+from repmode_cl.training import (
+    capture,
+    has_checkpoint,
+    load_checkpoint,
+    recall_precision,
+    reinstate,
+    save_checkpoint,
+)
 
 __all__ = ["StrategyCheckpoint"]
 
@@ -37,6 +44,7 @@ class StrategyCheckpoint:
         tensors = {f"network.{name}": tensor for name, tensor in strategy.model.state_dict().items()}
         state: dict[str, Any] = {
             "progress": asdict(strategy.progress),
+            "precision": strategy.precision.format,
             "extra": self._extra(),
             "training": None,
             "best": None,
@@ -70,6 +78,9 @@ class StrategyCheckpoint:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
         strategy.progress = Progress(**state["progress"])
+        if state.get("precision", strategy.precision.format) != strategy.precision.format:
+            what = f"the training kept in {self.folder}"
+            strategy.precision = recall_precision(state["precision"], strategy.device, what)
         for names in strategy.stream.experiences[: strategy.progress.experience]:
             if new := [name for name in names if name not in strategy.network.structures]:
                 strategy.grow(new)

@@ -16,7 +16,8 @@ from repmode_cl.data.manifest import read_manifest
 from repmode_cl.devices import resolve_device
 from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.training import budget_of, masked_mse, resolve_precision
+from repmode_cl.nn.unet import checkpoint_activations
+from repmode_cl.training import budget_of, make_adam, masked_mse, resolve_precision
 
 __all__ = ["DryRun", "estimate"]
 
@@ -121,15 +122,18 @@ def _time(config: Config, options: StrategyConfig) -> tuple[float, float]:
         network = RepModeUNet(architecture, ["dna"])
     network.to(device).train()
     network.train_only(["dna"])
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
-    x = torch.randn(config.training.batch_size, 1, *config.patch.size, device=device)
+    checkpoint_activations(network, config.training.activation_checkpointing)
+    optimizer = make_adam(network.parameters(), learning_rate=1e-5)
+    parts = config.training.accumulate
+    x = torch.randn(config.training.batch_size // parts, 1, *config.patch.size, device=device)
     names = ["dna"] * len(x)
 
     def step() -> None:
         optimizer.zero_grad()
-        with precision.autocast():
-            output = network(x, names)
-        masked_mse(output, x).backward()
+        for _ in range(parts):
+            with precision.autocast():
+                output = network(x, names)
+            masked_mse(output, x).backward()
         optimizer.step()
 
     def window() -> None:

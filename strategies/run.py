@@ -31,7 +31,7 @@ from repmode_cl.evaluation.results import BASE, Result
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.progress import task
 from repmode_cl.store import Model
-from repmode_cl.training import budget_of, has_checkpoint, load_checkpoint, save_checkpoint
+from repmode_cl.training import Precision, budget_of, has_checkpoint, load_checkpoint, save_checkpoint
 
 __all__ = ["StrategyRun"]
 
@@ -53,6 +53,8 @@ class StrategyRun:
         Structures of each step.
     folder
         The run's folder; this one's is ``<title>/seed-<n>`` below it.
+    precision
+        What the run's precision was resolved to; ``None`` resolves it here.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class StrategyRun:
         samples: list[Sample],
         experiences: tuple[tuple[str, ...], ...],
         folder: Path,
+        precision: Precision | None = None,
     ) -> None:
         self.config, self.options, self.seed, self.steps = config, strategy, seed, experiences
         self.title = strategy.title
@@ -85,9 +88,13 @@ class StrategyRun:
             count=self._patches,
             seed=seed,
             flips=config.patch.flips,
+            batch=config.training.batch_size // config.training.accumulate,
+            structures_per_batch=config.training.structures_per_batch,
             labels={name: label for label, name in enumerate(n for names in experiences for n in names)},
         )
-        self.strategy: StructureStrategy = build_strategy(config, strategy, self.stream, seed)
+        self.strategy: StructureStrategy = build_strategy(
+            config, strategy, self.stream, seed, precision=precision
+        )
         self.rows: list[Result] = []
         self.checkpoint = StrategyCheckpoint(
             self.folder / "checkpoint", lambda: [list(row) for row in self.rows]
@@ -209,7 +216,7 @@ class StrategyRun:
         path = self.folder / "model"
         network = self.strategy.network
         images = [sample for sample in self.samples if sample.structure in names]
-        provenance = provenance_of(self.config, self.options, self.seed, images)
+        provenance = provenance_of(self.config, self.options, self.seed, images, self.strategy.precision)
         metrics: dict[str, dict[str, float]] = {
             row.structure: {} for row in self.rows if row.structure in names
         }
@@ -251,13 +258,16 @@ class StrategyRun:
 
 
 def provenance_of(
-    config: Config, options: StrategyConfig, seed: int, images: Sequence[Sample]
+    config: Config, options: StrategyConfig, seed: int, images: Sequence[Sample], precision: Precision
 ) -> dict[str, Any]:
     """Return what a model keeps of how a structure was learned; `add` takes its defaults from it."""
     return {
         "config": config.name,
         "seed": seed,
         "training": config.training.model_dump(mode="json"),
+        # What the settings, which may be "auto", came to.
+        "precision": precision.format,
+        "device": precision.device,
         "flips": config.patch.model_dump(mode="json")["flips"],
         "addition": options.model_dump(mode="json", include={"learning_rate"}),
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),

@@ -3,16 +3,68 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from tiny_run import Done
+
+    from repmode_cl.data.sample import Sample
+
 #: The only reasons for which a test may be skipped where the suite's own dependencies are installed.
-ALLOWED_SKIPS = ("real images are not part of the repository",)
+ALLOWED_SKIPS = (
+    "real images are not part of the repository",
+    "Windows sends no Ctrl-C to a process group",
+)
 
 # Before torch is imported, here and in the processes that tests start: the networks are tiny, and on a machine
 # with many cores starting threads would cost more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# Imported where they are used: most test files need neither Avalanche nor these.
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Return prepared images of four structures."""
+    from tiny_strategies import make_samples
+
+    return make_samples(tmp_path_factory.mktemp("samples"))
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a manifest of images of four structures."""
+    from tiny_run import make_manifest
+
+    return make_manifest(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def done(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Return an uninterrupted benchmark of these images."""
+    from tiny_run import run_tiny
+
+    return run_tiny(manifest, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model with a base of two and three additions, which no test may change."""
+    from stored_model import make_model
+
+    return make_model(tmp_path_factory.mktemp("store") / "model")
+
+
+@pytest.fixture
+def model_path(stored: Path, tmp_path: Path) -> Path:
+    """Return a copy of it, to be changed."""
+    return Path(shutil.copytree(stored, tmp_path / "model"))
+
 
 _skips = pytest.StashKey[dict[str, str]]()
 

@@ -34,6 +34,7 @@ COMMANDS = (
     "data simulate",
     "data check",
     "config",
+    "perf",
 )
 HEAVY = ("torch", "numpy", "scipy", "avalanche", "tifffile", "pydantic", "matplotlib")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from repmode_cl.data.patches import PatchDataset, VolumeDataset
 from repmode_cl.data.sample import Sample, shuffle_signals
-from repmode_cl.errors import ManifestError
+from repmode_cl.errors import ImageError, ManifestError
 
 
 @pytest.fixture
@@ -149,6 +150,65 @@ def test_small_volumes_are_padded_by_reflection_then_edge_and_weigh_nothing_ther
             volume = np.pad(volume, widths, mode=mode)
             low, high = low - widths[axis][0], high - widths[axis][1]
     assert np.array_equal(signal[0].numpy(), volume)
+
+
+class Counted(np.memmap):
+    """A mapped volume that writes down what is taken of it."""
+
+    taken: ClassVar[list[tuple[slice, ...]]] = []
+
+    def __getitem__(self, index):
+        self.taken.append(index)
+        return super().__getitem__(index)
+
+
+def test_only_the_voxels_of_the_patch_are_read(make, monkeypatch):
+    data = patches([make("a", masked=True)], length=12)
+    load = np.load
+    monkeypatch.setattr(Counted, "taken", [])
+    monkeypatch.setattr(np, "load", lambda path, mmap_mode: load(path, mmap_mode=mmap_mode).view(Counted))
+    for i in range(12):
+        Counted.taken.clear()
+        signal, _ = data[i]
+        # Signal, target and mask: the box of the patch, no voxel more.
+        assert len(Counted.taken) == 3
+        for index in Counted.taken:
+            assert [cut.stop - cut.start for cut in index] == [4, 8, 8]
+        corner = np.unravel_index(int(signal.min()), (6, 20, 16))
+        assert [cut.start for cut in Counted.taken[0]] == list(corner)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_stored_in_either_precision_patches_are_float32(make, dtype):
+    sample = make(shape=(6, 20, 16))
+    for path in (sample.signal, sample.target):
+        np.save(path, np.load(path).astype(dtype))
+    data = patches([sample])
+    for i in range(8):
+        signal, target = data[i]
+        assert signal.dtype == target.dtype == torch.float32
+        assert torch.equal(signal, -target)  # whole numbers below 2048 are exact in both
+        signal += 1  # a copy: what is mapped from disk stays
+    assert np.array_equal(np.load(sample.signal), np.arange(1920, dtype=dtype).reshape(6, 20, 16))
+    whole, _ = VolumeDataset([sample])[0]
+    assert whole.dtype == torch.float32
+    assert torch.equal(whole[0], torch.arange(1920.0).reshape(6, 20, 16))
+
+
+def test_a_volume_that_is_gone_or_damaged_is_named(make):
+    sample = make()
+    data = patches([sample])
+    sample.target.write_bytes(b"half")
+    for broken in (data, VolumeDataset([sample])):
+        with pytest.raises(
+            ImageError, match=r"a-target\.npy: the prepared volume cannot be read.*makes it anew"
+        ):
+            broken[0]
+    sample.target.unlink()
+    with pytest.raises(
+        ImageError, match=r"a-target\.npy: the prepared volume cannot be read \(.*No such file"
+    ):
+        data[0]
 
 
 def test_what_cannot_be_cut_is_said(make):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +14,16 @@ import pytest
 import tifffile
 
 from repmode_cl.config.schema import PreprocessingConfig
-from repmode_cl.data.cache import ContentDigests, VolumeCache
+from repmode_cl.data import jobs
+from repmode_cl.data.cache import VolumeCache
 from repmode_cl.data.manifest import Manifest, Row
 from repmode_cl.data.patches import PatchDataset
 from repmode_cl.data.prepare import normalise, prepare, resample, resample_to
 from repmode_cl.data.readers import Region
-from repmode_cl.errors import ImageError, ManifestError, UnknownStructureError
+from repmode_cl.errors import ImageError, ManifestError, RepmodeError, UnknownStructureError
+
+#: Half precision rounds by at most 2^-11 of a value.
+HALF = 2**-11 + 1e-6
 
 KEEP = PreprocessingConfig(voxel_size=None)
 REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "real"
@@ -61,7 +67,7 @@ def zscore(volume):
     return (volume - volume.mean()) / volume.std()
 
 
-def test_volumes_are_z_scored_float32_and_a_shared_signal_is_one_file(field, tmp_path):
+def test_volumes_are_z_scored_and_a_shared_signal_is_one_file(field, tmp_path):
     image, manifest = field
     dna, golgi = run(manifest, tmp_path / "cache")
     assert (dna.structure, dna.row, dna.shape, dna.split) == ("dna", 2, (4, 10, 12), "train")
@@ -72,8 +78,8 @@ def test_volumes_are_z_scored_float32_and_a_shared_signal_is_one_file(field, tmp
     assert len(made(tmp_path / "cache")) == 3
     for path, channel in ((dna.signal, 0), (dna.target, 1), (golgi.target, 2)):
         volume = np.load(path, mmap_mode="r")
-        assert volume.dtype == np.float32
-        np.testing.assert_allclose(volume, zscore(image[channel]), atol=1e-6)
+        assert volume.dtype == np.float16
+        np.testing.assert_allclose(volume, zscore(image[channel]), rtol=HALF)
     signal, target = PatchDataset([dna, golgi], patch=(4, 8, 8), seed=0, length=4)[3]
     assert signal.shape == target.shape == (1, 4, 8, 8)
 
@@ -112,7 +118,7 @@ def test_regions_masks_groups_and_splits(field, tmp_path):
     assert [sample.split for sample in (a, b, c, d)] == ["train", "test", "val", "val"]
     assert a.group == "plate 1"
     assert a.image_id != b.image_id
-    np.testing.assert_allclose(np.load(b.signal), zscore(image[0, :, :, 6:]), atol=1e-6)
+    np.testing.assert_allclose(np.load(b.signal), zscore(image[0, :, :, 6:]), rtol=HALF)
     assert np.load(b.mask).dtype == np.bool_
     assert np.array_equal(np.load(b.mask), image[0, :, :, 6:] > 2000)
     # A region of the whole file and none are the same image.
@@ -167,6 +173,7 @@ def test_copied_cache_is_believed_after_a_look_at_its_bytes(field, tmp_path):
 def test_processes_make_the_same_bytes(field, tmp_path):
     _, manifest = field
     one, two = run(manifest, tmp_path / "one"), run(manifest, tmp_path / "two", workers=2)
+    assert len(made(tmp_path / "two")) == 3
     for a, b in zip(one, two, strict=True):
         assert a.signal.read_bytes() == b.signal.read_bytes()
         assert a.target.read_bytes() == b.target.read_bytes()
@@ -183,7 +190,8 @@ def test_some_structures_alone(field, tmp_path):
         prepare(manifest, {2: "train"}, KEEP, tmp_path / "cache")
 
 
-def test_every_bad_row_is_listed(field, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_bad_row_is_listed_and_the_others_are_prepared(field, tmp_path, workers):
     image, manifest = field
     good = manifest.rows[0]
     constant = write(tmp_path / "constant.tif", np.full((4, 10, 12), 7, np.uint16))
@@ -204,7 +212,7 @@ def test_every_bad_row_is_listed(field, tmp_path):
         replace(good, number=10, region=Region.parse("0:4,0:99,:")),
     )
     with pytest.raises(ManifestError) as caught:
-        run(Manifest(manifest.path, rows), tmp_path / "cache")
+        run(Manifest(manifest.path, rows), tmp_path / "cache", workers=workers)
     lines = str(caught.value).splitlines()
     assert "8 problems" in lines[0]
     expected = ("constant", "NaN", "voxel sizes", "absent", "nothing", "0 everywhere", "shapes", "beyond")
@@ -212,45 +220,72 @@ def test_every_bad_row_is_listed(field, tmp_path):
         assert f"line {number}:" in line
         assert word in line
     assert "constant.tif" in lines[1]
+    before = made(tmp_path / "cache")
+    run(Manifest(manifest.path, rows[:1]), tmp_path / "cache")
+    assert made(tmp_path / "cache") == before
 
 
-def test_a_file_s_digest_is_remembered_until_it_changes(tmp_path):
-    path, record = tmp_path / "image", tmp_path / "contents.json"
-    path.write_bytes(b"first")
-    os.utime(path, ns=(10**18, 10**18))
-    digests = ContentDigests(record)
-    first = digests.of(path)
-    digests.save()
-    known = json.loads(record.read_text())
-    known[str(path)]["sha256"] = "remembered"
-    record.write_text(json.dumps(known))
-    assert ContentDigests(record).of(path) == "remembered"
-    path.write_bytes(b"other")
-    assert ContentDigests(record).of(path) not in (first, "remembered")
-    record.write_text("[")
-    os.utime(path, ns=(10**18, 10**18))
-    assert ContentDigests(record).of(path) != first
+def interrupt(monkeypatch, error, after=1):
+    """Let the cache take `after` volumes, and raise `error` for the next."""
+    store, stored = VolumeCache.store, []
+
+    def storing(self, key, volume, about):
+        if len(stored) == after:
+            raise error
+        stored.append(store(self, key, volume, about))
+        return stored[-1]
+
+    monkeypatch.setattr(VolumeCache, "store", storing)
 
 
-def test_just_written_files_are_not_remembered(tmp_path):
-    (tmp_path / "image").write_bytes(b"first")
-    digests = ContentDigests(tmp_path / "contents.json")
-    digests.of(tmp_path / "image")
-    digests.save()
-    assert not (tmp_path / "contents.json").exists()
+def test_an_interrupted_preparation_goes_on(field, tmp_path, monkeypatch):
+    _, manifest = field
+    os.utime(manifest.rows[0].signal, ns=(10**18, 10**18))
+    with monkeypatch.context() as patch:
+        interrupt(patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(manifest, tmp_path / "cache")
+    before = made(tmp_path / "cache")
+    assert len(before) == 1
+    assert json.loads((tmp_path / "cache" / "contents.json").read_text())
+    run(manifest, tmp_path / "cache")
+    after = made(tmp_path / "cache")
+    assert len(after) == 3
+    assert before.items() <= after.items()
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path):
-    cache = VolumeCache(tmp_path)
-    key = cache.key({"a": 1})
-    left = cache.path(key).with_name(f"{key}.writing-0123abcd.npy")
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half")
-    os.utime(left, (1, 1))
-    cache.store(key, np.zeros((1, 2, 3)), {})
-    assert not left.exists()
-    assert cache.find(key) == (1, 2, 3)
-    assert cache.find(cache.key({"a": 2})) is None
+def test_a_full_disk_and_an_unforeseen_error_name_the_file(field, tmp_path, monkeypatch):
+    _, manifest = field
+    with monkeypatch.context() as patch:
+        interrupt(patch, OSError(28, "No space left on device"))
+        with pytest.raises(
+            RepmodeError, match=r"field\.ome\.tif cannot be written \(No space left.*data\.cache"
+        ) as full:
+            run(manifest, tmp_path / "cache")
+    assert not isinstance(full.value, ManifestError)  # no fault of a row
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "normalise", lambda volume: volume.no_such_method())
+        with pytest.raises(AttributeError) as caught:
+            run(manifest, tmp_path / "cache")
+    assert "field.ome.tif, channel" in caught.value.__notes__[0]
+
+
+def test_a_file_too_large_for_memory_is_named(field, tmp_path, monkeypatch):
+    def full(volume):
+        raise MemoryError
+
+    monkeypatch.setattr(jobs, "normalise", full)
+    with pytest.raises(RepmodeError, match=r"field\.ome\.tif: not enough memory.*--workers 1"):
+        run(field[1], tmp_path / "cache")
+
+
+def test_a_process_that_prepares_imports_neither_torch_nor_avalanche():
+    code = (
+        "import sys, repmode_cl.data.jobs\n"
+        "heavy = {'torch', 'avalanche', 'pydantic', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64, np.float16])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,68 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stored_model import ARCHITECTURE, INFERENCE, PARTS, base_network, grown
 
 from repmode_cl.errors import ModelError, UnknownStructureError
-from repmode_cl.files import TEMPORARY_MARK
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.store import Model, environment_fingerprint, verify_model
-from repmode_cl.store import verify as verify_module
-from repmode_cl.store.digests import json_digest, same_bits, tensor_digest
+from repmode_cl.store.digests import same_bits, tensor_digest
 from repmode_cl.store.environment import describe_difference
-from repmode_cl.store.proof import probe_volume, references
-
-ARCHITECTURE = Architecture(width=2, depth=1, experts=("conv3", "conv1", "avg3"))
-INFERENCE = {"window": (8, 8, 8), "overlap": 0.5, "batch": 2}
-PARTS = {"voxel_size": (0.29, 0.29, 0.29), "preprocessing": {"order": 1}, "inference": INFERENCE}
-
-
-def base_network() -> RepModeUNet:
-    network = RepModeUNet(ARCHITECTURE, ("dna", "cell_membrane"), seed=0)
-    liven(network)
-    return network.eval()
-
-
-def liven(network: RepModeUNet, part: str = "") -> None:
-    """Give norm statistics that a training would have, so that a lost one shows."""
-    generator = torch.Generator().manual_seed(len(part))
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if part in name and (name.endswith("running_mean") or name.endswith("running_var")):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model with a base of two and three additions, of which the last sees the first."""
-    path = tmp_path_factory.mktemp("store") / "model"
-    notes = {"provenance": {"run": "test"}, "metrics": {"dna": {"r2": 0.7}}}
-    model = Model.create(path, base_network(), **PARTS, **notes)
-    for name, spec in {
-        "nucleolus": AdditionSpec(),
-        "tight_junction": AdditionSpec(expert="lowrank:2", norm="base", resampling="base"),
-        "mitochondria": AdditionSpec(expert="conv1", sees="all"),
-    }.items():
-        network = model.network()
-        network.add_structure(name, spec, seed=3)
-        liven(network, f".own.{name}.")
-        model.add(name, network, metrics={"r2": 0.5})
-    return path
-
-
-@pytest.fixture
-def model_path(stored: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(stored, tmp_path / "model"))
+from repmode_cl.store.proof import probe_volume
 
 
 @pytest.fixture
 def image() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((9, 12, 10)).astype(np.float32)
-
-
-def grown(model: Model, name: str, spec: AdditionSpec | None = None) -> RepModeUNet:
-    network = model.network()
-    network.add_structure(name, spec)
-    return network
 
 
 # -- digests and environment -------------------------------------------------------------
@@ -259,209 +208,3 @@ def test_what_cannot_be_created_is_refused(tmp_path: Path, stored: Path) -> None
     with pytest.raises(UnknownStructureError):
         Model.create(tmp_path / "m", base_network(), **PARTS, metrics={"r2": {}})
     assert not (tmp_path / "m").exists()
-
-
-# -- damage ------------------------------------------------------------------------------
-
-
-def flip(path: Path, place: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("level", ["files", "tensors", "kernels", "predictions"])
-def test_verify_names_the_damaged_file_and_structure(model_path: Path, level: str) -> None:
-    entries = Model.open(model_path).entries
-    file = model_path / entries["nucleolus"].file
-    flip(file, file.stat().st_size - 1)
-    report = verify_model(model_path, level)
-    assert not report.ok
-    failed = {result.structure: result.detail for result in report.results if not result.ok}
-    # mitochondria sees nucleolus; tight_junction does not.
-    assert set(failed) == {"nucleolus", "mitochondria"}
-    assert all(file.name in detail for detail in failed.values())
-    with pytest.raises(ModelError, match="nucleolus"):
-        _tampered(model_path, "nucleolus")
-
-
-def _tampered(path: Path, name: str) -> None:
-    """Damage a weight without changing the file's size, and load it."""
-    model = Model.open(path)
-    file = path / model.entries[name].file
-    header = int.from_bytes(file.read_bytes()[:8], "little")
-    for place in range(8 + header, file.stat().st_size, 16):
-        flip(file, place)
-    model.network([name])
-
-
-def test_a_damaged_base_fails_everything(model_path: Path) -> None:
-    flip(model_path / "base.safetensors", (model_path / "base.safetensors").stat().st_size - 1)
-    report = verify_model(model_path, "tensors")
-    assert [result.status for result in report.results] == ["failed"] * 5
-    assert all("base.safetensors" in result.detail for result in report.results)
-    assert "FAILED" in str(report.results[0])
-
-
-@pytest.mark.parametrize("file", ["model.json", "registry.json"])
-def test_open_names_a_damaged_document(model_path: Path, file: str) -> None:
-    path = model_path / file
-    original = path.read_text()
-    before, after = ("0.29", "0.39") if file == "model.json" else ("0.5", "0.9")
-    path.write_text(original.replace(before, after))
-    with pytest.raises(ModelError, match=rf"{file}.*damaged"):
-        Model.open(model_path)
-    path.write_text(original[:40])
-    with pytest.raises(ModelError, match=rf"{file}.*damaged"):
-        verify_model(model_path)
-    path.write_text(original.replace('"version": 1', '"version": 2'))
-    with pytest.raises(ModelError, match=rf"{file} has format version 2"):
-        Model.open(model_path)
-    path.unlink()
-    with pytest.raises(ModelError, match=rf"{file} is missing"):
-        Model.open(model_path)
-
-
-def test_open_names_a_file_cut_short_or_missing(model_path: Path) -> None:
-    file = model_path / Model.open(model_path).entries["nucleolus"].file
-    file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(ModelError, match=f"{file.name}.*nucleolus.*bytes"):
-        Model.open(model_path)
-    file.unlink()
-    with pytest.raises(ModelError, match=f"{file.name} is missing"):
-        Model.open(model_path)
-    assert not verify_model(model_path, "files").ok
-
-
-def rewrite(path: Path, change: dict[str, object], structure: str = "nucleolus") -> None:
-    """Edit a structure's proof as someone who fixes the checksum would."""
-    registry = json.loads((path / "registry.json").read_text())
-    registry.pop("checksum")
-    for entry in registry["entries"]:
-        if entry["name"] == structure:
-            entry["proof"] |= change
-    registry["checksum"] = json_digest(registry)
-    (path / "registry.json").write_text(json.dumps(registry))
-
-
-@pytest.mark.parametrize("what", ["kernel_digest", "prediction_digest"])
-def test_other_bits_in_the_same_environment_fail(model_path: Path, what: str) -> None:
-    rewrite(model_path, {what: "0" * 64})
-    # And mitochondria, because it needs nucleolus.
-    failed = [result.structure for result in verify_model(model_path).results if not result.ok]
-    assert failed == ["nucleolus", "mitochondria"]
-    assert verify_model(model_path, "tensors").ok
-
-
-def test_another_environment_is_compared_within_tolerance(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    proof = Model.open(model_path).entries["nucleolus"].proof
-    # Elsewhere the digests are others, and rightly so.
-    rewrite(model_path, {"environment": proof.environment | {"torch": "2.0"}, "prediction_digest": "0" * 64})
-    report = verify_model(model_path)
-    result = report.results[2]
-    assert report.ok
-    assert not report.bit_identical
-    assert result.status == "within tolerance"
-    assert f"torch 2.0 -> {torch.__version__}" in result.detail
-    kernels = verify_model(model_path, "kernels").results[2]
-    assert kernels.status == "within tolerance"
-
-    def wrong(*arguments: object, **options: object) -> dict[str, torch.Tensor]:
-        return {name: tensor + 1e-4 for name, tensor in references(*arguments, **options).items()}  # type: ignore[arg-type]
-
-    monkeypatch.setattr(verify_module, "references", wrong)
-    result = verify_model(model_path).results[2]
-    assert result.status == "failed"
-    assert "allowed in another environment" in result.detail
-
-
-def test_a_proof_is_checked_with_its_own_number_of_threads(stored: Path) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
-        assert verify_model(stored).bit_identical
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_an_unknown_level_is_refused(stored: Path) -> None:
-    with pytest.raises(ModelError, match="none of files, tensors, kernels, predictions"):
-        verify_model(stored, "everything")  # type: ignore[arg-type]
-
-
-# -- dying and sharing -------------------------------------------------------------------
-
-
-def die_at(monkeypatch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:
-    """Let the `count`th replacing of a file be the last thing, before or after it happens."""
-    replace, replaced = os.replace, 0
-
-    def replacing(source: str, target: str) -> None:
-        nonlocal replaced
-        replaced += 1
-        if replaced == count and not after:
-            raise KeyboardInterrupt
-        replace(source, target)
-        if replaced == count:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", replacing)
-
-
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_killed_add_leaves_the_old_model_or_the_new(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, after: bool
-) -> None:
-    model = Model.open(model_path)
-    network = grown(model, "desmosome")
-    with monkeypatch.context() as patch:
-        die_at(patch, count, after=after)
-        with pytest.raises(KeyboardInterrupt):
-            model.add("desmosome", network)
-    again = Model.open(model_path)
-    report = again.verify()
-    assert report.bit_identical
-    done = count == 2 and after
-    assert ("desmosome" in again.structures) == done
-    if not done:
-        assert bool(report.notes) == ((count, after) != (1, False))
-        again.add("desmosome", network)
-        assert not verify_model(model_path, "files").notes
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_killed_creation_can_be_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    with monkeypatch.context() as patch:
-        die_at(patch, count, after=False)
-        with pytest.raises(KeyboardInterrupt):
-            Model.create(tmp_path, base_network(), **PARTS)
-    with pytest.raises(ModelError, match="interrupted"):
-        Model.open(tmp_path)
-    assert Model.create(tmp_path, base_network(), **PARTS).structures == ("dna", "cell_membrane")
-
-
-def test_left_overs_go_at_the_next_write_and_pending_stays(model_path: Path) -> None:
-    names = (f"registry{TEMPORARY_MARK}ab.json", f"structures/x{TEMPORARY_MARK}cd.safetensors")
-    left = [model_path / name for name in names]
-    model = Model.open(model_path)
-    pending = model.pending("desmosome") / f"1{TEMPORARY_MARK}ef.json"
-    pending.parent.mkdir(parents=True)
-    for path in (*left, pending):
-        path.write_text("half")
-    model.add("desmosome", grown(model, "desmosome"))
-    assert not any(path.exists() for path in left)
-    assert pending.exists()
-
-
-def test_two_that_opened_the_same_model_both_add(model_path: Path) -> None:
-    first, second = Model.open(model_path), Model.open(model_path)
-    first.add("desmosome", grown(first, "desmosome"))
-    second.add("golgi_apparatus", grown(second, "golgi_apparatus"))
-    assert Model.open(model_path).structures[-2:] == ("desmosome", "golgi_apparatus")
-    assert second.structures == Model.open(model_path).structures

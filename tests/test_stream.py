@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from repmode_cl.scenarios import StructureStream, structure_stream
+from repmode_cl.scenarios import LabelledBatches, StructureStream, structure_stream
 
 from repmode_cl.config import DataConfig
 from repmode_cl.data.manifest import Row, write_manifest
 from repmode_cl.errors import ConfigError, ManifestError, RepmodeError, UnknownStructureError
+from repmode_cl.training.loading import patch_loader
 
 STRUCTURES = ("dna", "cell_membrane", "nucleolus", "mitochondria")
 SPLITS = ("train", "train", "val", "test")
@@ -228,6 +229,33 @@ def test_patches_are_one_for_each_image_a_number_or_a_rule(images: Images) -> No
         ["nucleolus"], base=("dna", "cell_membrane"), patches=lambda names, n: 10 * len(names) + n
     )
     assert [len(experience.dataset) for experience in stream.train] == [24, 12]
+
+
+def test_patches_come_labelled_and_of_few_structures_where_asked_for(images: Images) -> None:
+    stream = images.stream(
+        ["nucleolus"],
+        base=("dna", "cell_membrane", "mitochondria"),
+        patches=24,
+        batch=4,
+        structures_per_batch=1,
+    )
+    for experience in stream.train:
+        data = stream.patches_of(experience)
+        batches = list(LabelledBatches(patch_loader(data, batch_size=4), stream.labels))
+        assert len(batches) == 6
+        # The same items, in the same order, as Avalanche would give; and of one structure each.
+        items = [experience.dataset[k] for k in range(24)]
+        for number, (signal, target, labels) in enumerate(batches):
+            assert labels.dtype == torch.int64
+            assert len(set(labels.tolist())) == 1
+            assert stream.names(labels.tolist())[0] in stream.names_of(experience)
+            for place in range(4):
+                x, y, label = items[4 * number + place]
+                assert torch.equal(signal[place], x)
+                assert torch.equal(target[place], y)
+                assert labels[place] == label
+    free = images.stream(base=("dna", "cell_membrane", "mitochondria"), patches=24).patches[0]
+    assert any(len({free.structure_of(4 * n + k) for k in range(4)}) > 1 for n in range(6))
 
 
 # -- few images -------------------------------------------------------------------------------------------------

@@ -10,17 +10,13 @@ import torch
 from torch import nn
 
 from repmode_cl.config import TrainingConfig
-from repmode_cl.devices import resolve_device
-from repmode_cl.errors import ConfigError
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.training import (
     Budget,
-    Precision,
     Selection,
     budget_of,
     make_schedule,
     masked_mse,
-    resolve_precision,
 )
 from repmode_cl.training.selection import changing_names
 
@@ -137,85 +133,6 @@ def test_the_loss_of_half_precision_is_float32() -> None:
     loss = masked_mse(torch.zeros(1, 1, 2, 2, 2, dtype=torch.float16), target)
     assert loss.dtype == torch.float32
     assert float(loss) == 90000.0  # would be infinite in float16
-
-
-# -- device and precision ---------------------------------------------------------------------------------------
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"'cuda' is not there: torch sees 0 GPU.*give auto or cpu"):
-        resolve_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device("auto") == torch.device("cuda")
-    assert resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(ConfigError, match="cuda:2"):
-        resolve_device("cuda:2")
-
-
-@pytest.mark.parametrize("setting", ["gpu", "cuda:x", "", "meta"])
-def test_what_is_no_device_is_refused_with_what_is_allowed(setting: str) -> None:
-    with pytest.raises(ConfigError, match="give auto, cpu, cuda or cuda:N"):
-        resolve_device(setting)
-
-
-@pytest.mark.parametrize(("tiles", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_precision_of_a_cpu_is_bfloat16_where_it_has_tiles(
-    monkeypatch: pytest.MonkeyPatch, tiles: bool, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    assert resolve_precision("auto", torch.device("cpu")) == Precision(expected, "cpu")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("supported", "expected"), [(True, "bfloat16"), (False, "float16")])
-def test_auto_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool, expected: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
-    assert resolve_precision("auto", torch.device("cuda")) == Precision(expected, "cuda")  # type: ignore[arg-type]
-
-
-def test_a_precision_that_is_named_is_taken() -> None:
-    for name in ("float32", "bfloat16", "float16"):
-        assert resolve_precision(name, torch.device("cpu")).format == name
-
-
-@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_the_network_computes_in_its_precision_and_keeps_its_weights(name: str, dtype: torch.dtype) -> None:
-    layer = nn.Linear(3, 2)
-    precision = resolve_precision(name, torch.device("cpu"))
-    with precision.autocast():
-        output = layer(torch.ones(1, 3))
-    assert output.dtype == dtype
-    assert layer.weight.dtype == torch.float32
-    assert precision.scaler() is None
-
-
-@pytest.mark.parametrize("expert", ["conv3", "conv5"])
-def test_bfloat16_gradients_in_shallow_volumes(expert: str) -> None:
-    """A patch of 32 planes is 2 planes deep in the bottleneck of the paper's network."""
-    network = RepModeUNet(Architecture(width=4, depth=1, experts=(expert, "conv1")), ("dna",), seed=0)
-    x = torch.randn((2, 1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    found: dict[str, set[bytes]] = {}
-    for _ in range(20):
-        rubbish = [torch.full((size,), math.nan) for size in range(1, 20000, 100)]
-        del rubbish  # what is read before it is written reads this
-        network.zero_grad()
-        with Precision("bfloat16", "cpu").autocast():
-            output = network(x, "dna")
-        output.float().square().mean().backward()
-        for name, parameter in network.named_parameters():
-            assert parameter.grad is not None
-            assert parameter.grad.isfinite().all(), name
-            assert parameter.grad.abs().max() < 1e3, name
-            found.setdefault(name, set()).add(parameter.grad.numpy().tobytes())
-    assert {name for name, gradients in found.items() if len(gradients) > 1} == set()
-
-
-def test_float16_is_scaled() -> None:
-    assert isinstance(Precision("float16", "cpu").scaler(), torch.amp.GradScaler)
 
 
 # -- selection --------------------------------------------------------------------------------------------------

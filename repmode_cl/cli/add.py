@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.common import DeviceOption, ModelArgument, continue_with, size, workers_here
+from repmode_cl.cli.common import DeviceOption, ModelArgument, WorkersOption, continue_with, size
 
 if TYPE_CHECKING:
     from repmode_cl.strategies import AddResult
@@ -64,6 +64,10 @@ def add(
     seed: Annotated[int, typer.Option(min=0, help="Seed of new weights and of crops.")] = 0,
     device: DeviceOption = "auto",
     precision: Annotated[Precision, typer.Option(help="Number format of training.")] = Precision.auto,
+    workers: WorkersOption = None,
+    loader_workers: Annotated[
+        int, typer.Option(min=0, max=256, help="Processes that cut patches ahead; 0 cuts them in this one.")
+    ] = 0,
 ) -> None:
     """Add a structure to a model and forget none.
 
@@ -76,6 +80,7 @@ def add(
       repmode-cl add model --structure dna --data new.csv --expert lowrank:4
     """
     from repmode_cl.errors import RepmodeError
+    from repmode_cl.processes import workers_here
     from repmode_cl.structures import check_structure_name
 
     check_structure_name(structure)
@@ -99,7 +104,8 @@ def add(
         seed=seed,
         device=device,
         precision=precision.value,
-        workers=workers_here(),
+        workers=workers or workers_here(),
+        loader_workers=loader_workers,
     )
     _tell(result)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from repmode_cl import __version__
-from repmode_cl.cli import add, bench, config, data, model, report, train
+from repmode_cl.cli import add, bench, config, data, model, perf, report, train
 from repmode_cl.cli.common import Commands
 
 __all__ = ["app", "main"]
@@ -53,6 +53,7 @@ app.command("predict")(model.predict)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.command("config")(config.config)
+app.command("perf")(perf.perf)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import ConfigArgument, OverridesOption, continue_with, workers_here
+from repmode_cl.cli.common import ConfigArgument, OverridesOption, WorkersOption, continue_with
 from repmode_cl.cli.report import show_results
 
 __all__ = ["bench"]
@@ -21,6 +21,7 @@ def bench(
         bool, typer.Option("--dry-run", help="Say what would run and about how long; run nothing.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    workers: WorkersOption = None,
 ) -> None:
     """Let strategies learn a stream of structures.
 
@@ -36,12 +37,13 @@ def bench(
       repmode-cl bench my.yaml --dry-run
     """
     from repmode_cl.config import load_config
+    from repmode_cl.processes import workers_here
 
     loaded = load_config(config, overrides or ())
     continue_with(ctx, "--resume")
     from repmode_cl.strategies import run_benchmark
 
-    result = run_benchmark(loaded, resume=resume, dry_run=dry_run, workers=workers_here())
+    result = run_benchmark(loaded, resume=resume, dry_run=dry_run, workers=workers or workers_here())
     if isinstance(result, Path):
         show_results(result)
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import ConfigArgument, OverridesOption, workers_here
+from repmode_cl.cli.common import ConfigArgument, OverridesOption, WorkersOption
 
 __all__ = ["train"]
 
@@ -18,6 +18,7 @@ def train(
         Path, typer.Option("--out", metavar="MODEL", help="Folder of the model; must not exist yet.")
     ],
     overrides: OverridesOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Train a model of base structures, jointly.
 
@@ -28,9 +29,12 @@ def train(
       repmode-cl train my.yaml --out model
 
       repmode-cl train my.yaml --out model --set "stream.base=[dna, cell_membrane]"
+
+      torchrun --nproc-per-node 2 -m repmode_cl train my.yaml --out model
     """
     from repmode_cl.config import load_config
     from repmode_cl.errors import ModelError
+    from repmode_cl.processes import workers_here
 
     loaded = load_config(config, overrides or ())
     # Asked for before hours of training, not after.
@@ -38,7 +42,10 @@ def train(
         raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
     from repmode_cl.strategies import train_base
 
-    train_base(loaded, out, workers=workers_here())
+    train_base(loaded, out, workers=workers or workers_here())
     from repmode_cl.cli.model import show
+    from repmode_cl.training.distributed import started_together
 
-    show(out)
+    started = started_together()
+    if started is None or started[0] == 0:
+        show(out)

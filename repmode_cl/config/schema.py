@@ -151,6 +151,11 @@ class TrainingConfig(Frozen):
     """One experience's training; a strategy may override `steps` and `learning_rate` for itself."""
 
     batch_size: Positive = 8
+    """Patches of an optimiser step, over all micro-batches and processes."""
+    accumulate: Positive = 1
+    """Micro-batches that an optimiser step's patches are computed in; batch norm sees one at a time."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
     epochs: Positive | None = None
     """Passes over the images of an experience; give this or `steps`."""
     steps: Positive | None = None
@@ -165,13 +170,27 @@ class TrainingConfig(Frozen):
     validate_every_epochs: Positive | None = None
     """The same in epochs, where `epochs` is used."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 where the processor computes it natively, else float32 (on GPUs float16 with scaling)."""
+    """auto: bfloat16 where the processor multiplies matrices of it, else float32 (on GPUs float16 with scaling)."""
     device: str = "auto"
     """auto: cuda where there is one, else cpu."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient."""
     checkpoint_every: Positive | None = None
     """Optimiser steps between checkpoints, besides one at each validation; null makes no others."""
+    structures_per_batch: Positive | None = None
+    """Most structures that a micro-batch shows, so that fewer kernels are fused for it; null mixes freely."""
+    loader_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Processes that cut patches ahead of the training; 0 cuts them in the training process."""
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainingConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size is {self.batch_size} and accumulate {self.accumulate}: a batch of {self.batch_size} "
+                f"patches cannot be cut into {self.accumulate} equal micro-batches; make batch_size a multiple "
+                "of accumulate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainingConfig:

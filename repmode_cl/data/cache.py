@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.files import TEMPORARY_MARK, canonical_json, replacing, sha256_file, write_json
+from repmode_cl.progress import track
 
 __all__ = ["ContentDigests", "VolumeCache"]
 
-#: Part of every key: raise it when the same settings make other voxels.
-FORMAT_VERSION = 1
+#: Part of every key: raise it when the same settings make other voxels or another format of them.
+FORMAT_VERSION = 2
 
 #: A file changed this lately (ns) may change again within one tick of its clock: its digest is not
 #: remembered.
@@ -140,16 +143,51 @@ class ContentDigests:
         """
         path = Path(path).absolute()
         stat = path.stat()
-        state = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        entry = self._known.get(str(path), {})
-        digest = entry.get("sha256")
-        if isinstance(digest, str) and all(entry.get(name) == value for name, value in state.items()):
-            return digest
+        if (known := self._remembered(path, stat)) is not None:
+            return known
         digest = sha256_file(path)
         if time.time_ns() - stat.st_mtime_ns > _SETTLED:
-            self._known[str(path)] = {**state, "sha256": digest}
+            self._known[str(path)] = {
+                "bytes": stat.st_size,
+                "mtime_ns": stat.st_mtime_ns,
+                "sha256": digest,
+            }
             self._changed = True
         return digest
+
+    def read(self, paths: Iterable[str | Path], workers: int = 1) -> None:
+        """Read files through ahead of `of`, several at once, and show how far it is.
+
+        Files that cannot be read are left to `of`, whose caller knows what they are for.
+        """
+        missing = [
+            path for path in dict.fromkeys(Path(path).absolute() for path in paths) if self._lacks(path)
+        ]
+        # Threads, because hashing and reading let others run.
+        with ThreadPoolExecutor(max(1, min(workers, len(missing)))) as pool:
+            pending = [pool.submit(self._try, path) for path in missing]
+            try:
+                for _ in track(as_completed(pending), "reading images", len(missing)):
+                    pass
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _lacks(self, path: Path) -> bool:
+        with suppress(OSError):
+            return self._remembered(path, path.stat()) is None
+        return False
+
+    def _try(self, path: Path) -> None:
+        with suppress(OSError):
+            self.of(path)
+
+    def _remembered(self, path: Path, stat: os.stat_result) -> str | None:
+        entry = self._known.get(str(path), {})
+        digest = entry.get("sha256")
+        if (entry.get("bytes"), entry.get("mtime_ns")) != (stat.st_size, stat.st_mtime_ns):
+            return None
+        return digest if isinstance(digest, str) else None
 
     def save(self) -> None:
         """Write the record, if anything was added."""

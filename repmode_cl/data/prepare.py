@@ -6,26 +6,21 @@ several structures share is prepared once.
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from repmode_cl.config.schema import PreprocessingConfig
 from repmode_cl.data.cache import ContentDigests, VolumeCache
+from repmode_cl.data.jobs import Job, VoxelSize, make_volumes
 from repmode_cl.data.manifest import Manifest, Row
 from repmode_cl.data.normalise import normalise, resample, resample_to
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.sample import Sample, digest_of, shuffle_signals
-from repmode_cl.errors import ImageError, ManifestError, RepmodeError, UnknownStructureError
+from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError
 from repmode_cl.progress import track
 
 __all__ = ["prepare", "Sample", "normalise", "resample", "resample_to", "shuffle_signals"]
-
-VoxelSize = tuple[float, float, float]
 
 #: Two files of one row may state voxel sizes that differ by this much: rounding in their metadata.
 _SAME_VOXEL = 0.01
@@ -62,12 +57,19 @@ def prepare(
     list[Sample]
         One per row, in the manifest's order.
 
+    Notes
+    -----
+    Each volume is kept as soon as it is made: after an interruption or an error the same call goes on from there.
+
     Raises
     ------
     ManifestError
-        Listing every row whose images cannot be read, are constant or not finite, or do not fit together.
+        Listing every row whose images cannot be read, are constant or not finite, or do not fit together. The
+        images of all other rows are prepared by then.
     UnknownStructureError
         If `structures` names one that the manifest does not have.
+    RepmodeError
+        If memory or the cache's disk is full, or a process dies.
     """
     for name in structures or ():
         if name not in manifest.structures:
@@ -81,12 +83,14 @@ def prepare(
     problems: list[tuple[int, str]] = []
     plans: list[_Plan] = []
     headers: _Headers = {}
-    for row in track(rows, "reading headers", len(rows)):
-        try:
-            plans.append(_plan(row, preprocessing, digests, headers))
-        except (RepmodeError, OSError) as error:
-            problems.append((row.number, str(error)))
-    digests.save()
+    try:
+        for row in track(rows, "reading headers", len(rows)):
+            try:
+                plans.append(_plan(row, preprocessing, digests, headers))
+            except (RepmodeError, OSError) as error:
+                problems.append((row.number, str(error)))
+    finally:
+        digests.save()  # also of an interrupted run, which goes on from there
     shapes, failed = _prepare_all([job for plan in plans for job in plan.jobs], store, workers)
     samples = []
     for plan in plans:
@@ -136,34 +140,18 @@ _Headers = dict[tuple[Path, str | int | None, int | None], _Header]
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One volume to make; everything that a worker process needs."""
-
-    key: str
-    column: str
-    path: Path
-    channel: int
-    region: Region | None
-    scene: int | None
-    t: int | None
-    voxel_from: VoxelSize | None
-    voxel_to: VoxelSize | None
-    order: int
-
-
-@dataclass(frozen=True)
 class _Plan:
     """What one row needs."""
 
     row: Row
     image_id: str
     content: str
-    signal: _Job
-    target: _Job
-    mask: _Job | None
+    signal: Job
+    target: Job
+    mask: Job | None
 
     @property
-    def jobs(self) -> tuple[_Job, ...]:
+    def jobs(self) -> tuple[Job, ...]:
         return (self.signal, self.target) if self.mask is None else (self.signal, self.target, self.mask)
 
 
@@ -182,7 +170,7 @@ def _plan(
         """Return the voxels taken, so that a region of the whole file and none are the same."""
         return [[span.start, span.stop] for span in (row.region or Region()).resolve(header.shape)]
 
-    def job(column: str, path: Path, header: _Header, scene: int | None, t: int | None) -> _Job:
+    def job(column: str, path: Path, header: _Header, scene: int | None, t: int | None) -> Job:
         made_from = {
             "kind": "mask" if column == "mask" else "image",
             "content": digests.of(path),
@@ -195,7 +183,7 @@ def _plan(
             "order": None if voxel_to is None or column == "mask" else preprocessing.order,
         }
         key = VolumeCache.key(made_from)
-        return _Job(
+        return Job(
             key, column, path, header.channel, row.region, scene, t, voxel_from, voxel_to, preprocessing.order
         )
 
@@ -245,11 +233,11 @@ def _voxel_size(row: Row, signal: _Header, target: _Header) -> VoxelSize | None:
 
 
 def _prepare_all(
-    jobs: Sequence[_Job], store: VolumeCache, workers: int
+    jobs: Sequence[Job], store: VolumeCache, workers: int
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Make what the cache lacks; return the shapes and the failures, both by key."""
     shapes: dict[str, tuple[int, int, int]] = {}
-    missing: dict[str, _Job] = {}
+    missing: dict[str, Job] = {}
     for job in jobs:
         if job.key in shapes or job.key in missing:
             continue
@@ -259,54 +247,10 @@ def _prepare_all(
         else:
             shapes[job.key] = shape
     failed: dict[str, str] = {}
-    made = _run(list(missing.values()), store, workers)
-    for key, shape, problem in track(made, "preparing images", len(missing)):
-        if shape is None:
-            failed[key] = problem
+    made = make_volumes(list(missing.values()), store, workers)
+    for one in track(made, "preparing images", len(missing)):
+        if one.shape is None:
+            failed[one.key] = one.problem
         else:
-            shapes[key] = shape
+            shapes[one.key] = one.shape
     return shapes, failed
-
-
-_Made = tuple[str, tuple[int, int, int] | None, str]
-
-
-def _run(jobs: Sequence[_Job], store: VolumeCache, workers: int) -> Iterator[_Made]:
-    if workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            yield _make(job, store.folder)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        pending = [pool.submit(_make, job, store.folder) for job in jobs]
-        try:
-            for done in as_completed(pending):
-                yield done.result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _make(job: _Job, folder: Path) -> _Made:
-    """Make one volume and return its key with its shape, or with what is wrong with it."""
-    try:
-        with open_image(job.path, job.scene) as image:
-            volume = image.read(job.channel, job.region, scene=job.scene, t=job.t)
-        is_mask = job.column == "mask"
-        about = {"source": job.path.name, "column": job.column}
-        if is_mask:
-            volume = volume != 0
-            if not volume.any():
-                raise ImageError(f"{job.path}: the mask is 0 everywhere, so no voxel would count")
-        if job.voxel_from is not None and job.voxel_to is not None:
-            volume = resample(volume, job.voxel_from, job.voxel_to, order=0 if is_mask else job.order)
-        if not is_mask:
-            try:
-                volume = normalise(volume)
-            except ImageError as error:
-                raise ImageError(f"{job.path}, channel {job.channel}: {error}") from error
-        VolumeCache(folder).store(job.key, volume, about)
-        z, y, x = np.shape(volume)
-    except RepmodeError as error:
-        return job.key, None, str(error)
-    return job.key, (z, y, x), ""

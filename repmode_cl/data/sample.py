@@ -29,9 +29,9 @@ class Sample:
     image_id: str
     """Digest of the signal's content and of what was taken from it; equal wherever the same image is used."""
     signal: Path
-    """float32 .npy, (Z, Y, X)."""
+    """float16 or float32 .npy, (Z, Y, X)."""
     target: Path
-    """float32 .npy, (Z, Y, X)."""
+    """float16 or float32 .npy, (Z, Y, X)."""
     mask: Path | None
     """bool .npy, (Z, Y, X), True where a voxel counts; None where all count."""
     shape: tuple[int, int, int]

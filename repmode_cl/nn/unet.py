@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmode_cl.errors import ImageError
+from repmode_cl.nn.recompute import mark_for_compiler, recomputed
 
-__all__ = ["UNet", "smallest_size"]
+__all__ = ["UNet", "checkpoint_activations", "smallest_size"]
 
 
 def smallest_size(depth: int) -> int:
@@ -21,6 +22,15 @@ def smallest_size(depth: int) -> int:
     longer than the axis less one.
     """
     return -(-((1 << depth) + 2) // 3)
+
+
+def checkpoint_activations(network: nn.Module, active: bool) -> None:
+    """Let every U-Net in `network` compute activations again in the backward pass (`active`), or keep them."""
+    for part in network.modules():
+        if isinstance(part, UNet):
+            part.activation_checkpointing = active
+    if active:
+        mark_for_compiler()
 
 
 class UNet(nn.Module):
@@ -49,6 +59,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.depth = width, depth
+        self.activation_checkpointing = False
+        """Whether training keeps each level's input alone and computes the rest again in the backward pass."""
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
 
@@ -85,6 +97,14 @@ class UNet(nn.Module):
     def run(self, x: Tensor, context: Any) -> Tensor:
         """Compute (N, 1, Z, Y, X) -> (N, 1, Z, Y, X); sizes that 2^depth does not divide are padded and cropped."""
         x, crop = self._pad(x)
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            x = self._recomputing(x, context)
+        else:
+            x = self._keeping(x, context)
+        return x[crop] if crop is not None else x
+
+    def _keeping(self, x: Tensor, context: Any) -> Tensor:
+        # One frame and one name for all of it: what a block no longer needs is freed at once.
         skips = []
         for level in range(self.depth):
             for block in cast(nn.ModuleList, self.encoder[level]):
@@ -97,8 +117,34 @@ class UNet(nn.Module):
             x = torch.cat([skips.pop(), self.up[level](x, context)], dim=1)
             for block in cast(nn.ModuleList, self.decoder[level]):
                 x = block(x, context)
-        x = self.head(x, context)
-        return x[crop] if crop is not None else x
+        result: Tensor = self.head(x, context)
+        return result
+
+    def _recomputing(self, x: Tensor, context: Any) -> Tensor:
+        """Compute the same, keeping for the backward pass no more than what each level begins with."""
+
+        def through(modules: Iterable[nn.Module], *inputs: Tensor) -> Tensor:
+            chain = list(modules)
+
+            def stage(x: Tensor, skip: Tensor | None = None) -> Tensor:
+                for module in chain:
+                    x = module(x, context)
+                    if skip is not None:  # the first is an up layer, which the skip is joined to
+                        x, skip = torch.cat([skip, x], dim=1), None
+                return x
+
+            return recomputed(stage, chain, *inputs)
+
+        skips = []
+        for level in range(self.depth):
+            x = through(cast(nn.ModuleList, self.encoder[level]), x)
+            skips.append(x)
+            x = through([self.down[level]], x)
+        x = through(self.bottleneck, x)
+        for level in reversed(range(self.depth)):
+            blocks = cast(nn.ModuleList, self.decoder[level])
+            x = through([self.up[level], *blocks], x, skips.pop())
+        return through([self.head], x)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[slice, ...] | None]:
         if x.ndim != 5 or x.shape[1] != 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["masked_mse"]
+__all__ = ["masked_mse", "voxels_that_count"]
 
 
-def masked_mse(output: Tensor, target: Tensor) -> Tensor:
+def masked_mse(output: Tensor, target: Tensor, *, count: float | None = None) -> Tensor:
     """Return the mean squared error in float32.
 
     Parameters
@@ -16,14 +17,26 @@ def masked_mse(output: Tensor, target: Tensor) -> Tensor:
         Prediction, (N, 1, Z, Y, X), any precision.
     target
         (N, 1, Z, Y, X), or (N, 2, Z, Y, X) whose second channel weighs each voxel with 0 or 1.
+    count
+        Where these are a part of a larger batch: the voxels that count in all of it. The parts' losses then sum
+        to the whole batch's, and so do their gradients, however unevenly masks are spread over the parts.
 
     Returns
     -------
     Tensor
-        Scalar; 0 where no voxel counts.
+        Scalar; 0 where no voxel counts. In float64 if `output` is.
     """
-    squared = (output.float() - target[:, :1].float()).square()
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    squared = (output.to(dtype) - target[:, :1].to(dtype)).square()
     if target.shape[1] == 1:
-        return squared.mean()
-    weight = target[:, 1:].float()
-    return (squared * weight).sum() / weight.sum().clamp_min(1.0)
+        return squared.mean() if count is None else squared.sum() / count
+    weight = target[:, 1:].to(dtype)
+    total = (squared * weight).sum()
+    return total / (weight.sum().clamp_min(1.0) if count is None else max(count, 1.0))
+
+
+def voxels_that_count(target: Tensor) -> float:
+    """Return the number of voxels that `masked_mse` divides by for `target`."""
+    if target.shape[1] == 1:
+        return float(target.numel())
+    return float(target[:, 1:].sum(dtype=torch.float64))

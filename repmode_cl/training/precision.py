@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 
-__all__ = ["Precision", "resolve_precision"]
+from repmode_cl.errors import ConfigError
+
+__all__ = ["Precision", "inherit_precision", "recall_precision", "resolve_precision"]
 
 Format = Literal["float32", "bfloat16", "float16"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,17 +43,95 @@ class Precision:
         """Return a gradient scaler where the format needs one (float16's small range)."""
         return torch.amp.GradScaler(self.device) if self.format == "float16" else None
 
+    @property
+    def possible(self) -> bool:
+        """Whether the device computes in the format at all; a CPU does in each, if need be without instructions."""
+        return self.device == "cpu" or self.native
+
+    @property
+    def native(self) -> bool:
+        """Whether the device has instructions for the format."""
+        if self.format == "float32":
+            return True
+        if self.device == "cuda":
+            # Emulated bfloat16 does not count: older GPUs hold such tensors but convolve none.
+            return self.format == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
+        if self.format == "float16":
+            return bool(getattr(torch.cpu, "_is_amx_fp16_supported", lambda: False)())  # newer than torch 2.6
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
 
 def resolve_precision(setting: str, device: torch.device) -> Precision:
     """Return the precision that `setting` means on `device`.
 
-    ``auto`` is bfloat16 where the hardware multiplies matrices of it: GPUs that torch says have it, and CPUs
-    with AMX tiles. GPUs without it take float16 with scaling, other CPUs float32. A CPU that has bfloat16 as
-    vector instructions alone (AVX-512 BF16) counts among the others: convolutions of a U-Net's first levels,
-    with 8 or 16 channels, were measured 1.5 to 2.3 times *slower* there than in float32.
+    ``auto`` is bfloat16 where the hardware multiplies matrices of it: GPUs that have it, and CPUs with AMX tiles.
+    GPUs without it take float16 with scaling, other CPUs float32. A CPU that has bfloat16 as vector instructions
+    alone (AVX-512 BF16) counts among the others: convolutions of a U-Net's first levels, with 8 or 16 channels,
+    were measured 1.5 to 2.3 times *slower* there than in float32.
+
+    Raises
+    ------
+    ConfigError
+        If a format is named that the device cannot compute in.
     """
-    if setting != "auto":
-        return Precision(cast(Format, setting), device.type)
-    if device.type == "cuda":
-        return Precision("bfloat16" if torch.cuda.is_bf16_supported() else "float16", "cuda")
-    return Precision("bfloat16" if torch.cpu._is_amx_tile_supported() else "float32", "cpu")
+    if setting == "auto":
+        bfloat16 = Precision("bfloat16", device.type)
+        if device.type == "cuda":
+            return bfloat16 if bfloat16.native else Precision("float16", "cuda")
+        return bfloat16 if torch.cpu._is_amx_tile_supported() else Precision("float32", device.type)
+    named = Precision(cast(Format, setting), device.type)
+    if not named.possible:
+        raise ConfigError(
+            f"training.precision is {setting}, which {_name(device)} does not compute in: give auto or float16"
+        )
+    return named
+
+
+def recall_precision(stored: str, device: torch.device, what: str) -> Precision:
+    """Return the precision that an interrupted training began with, whatever the rule would say now.
+
+    Parameters
+    ----------
+    stored
+        The format that was written down.
+    device
+        Where the training goes on.
+    what
+        What goes on, for messages: ``the run runs/quickstart``.
+
+    Raises
+    ------
+    ConfigError
+        If the device cannot compute in it: half a training in another format would be a third thing.
+    """
+    precision = Precision(cast(Format, stored), device.type)
+    if not precision.possible:
+        raise ConfigError(
+            f"{what} was begun in {stored}, which {_name(device)} does not compute in: resume it on a device that "
+            "does, or begin it anew"
+        )
+    if not precision.native:
+        _log.warning(
+            "%s was begun in %s and goes on in it, but %s has no instructions for it: this will be slow",
+            what,
+            stored,
+            _name(device),
+        )
+    return precision
+
+
+def inherit_precision(setting: str, device: torch.device, base: str | None) -> Precision:
+    """Return the precision of what is added to a base that was trained in the format `base`.
+
+    ``auto`` is the base's format where `device` has instructions for it, and follows the rule of `resolve_precision`
+    elsewhere, or where the base's format is not known (``None``).
+    """
+    if setting == "auto" and base is not None:
+        same = Precision(cast(Format, base), device.type)
+        if same.native:
+            return same
+    return resolve_precision(setting, device)
+
+
+def _name(device: torch.device) -> str:
+    return f"the GPU {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "this processor"

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from repmode_cl.data.manifest import Row, write_manifest
 from repmode_cl.data.phantom.field import LIGHT_CHANNEL, check_request, simulate_field
 from repmode_cl.errors import ConfigError
 from repmode_cl.files import replacing, write_json
+from repmode_cl.processes import as_done, workers_here
 from repmode_cl.progress import track
 from repmode_cl.structures import TWELVE_STRUCTURES
 
@@ -94,7 +92,7 @@ def simulate(
     paths = [out / f"field-{index:04d}.ome.tif" for index in range(fields)]
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     jobs = [(paths[index], seed, index, names, size, voxel) for index in missing]
-    done = _run(jobs, min(workers or _cores(), len(jobs)))
+    done = as_done(_write_field, jobs, workers or workers_here(), name=lambda job: job[0].name)
     for _ in track(done, "simulating cells", total=len(jobs)):
         pass
     rows = [
@@ -118,13 +116,6 @@ def simulate(
 _Job = tuple[Path, int, int, tuple[str, ...], tuple[int, int, int], tuple[float, float, float]]
 
 
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
-
-
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings into `out`, or check that they are those already there."""
     path = out / "simulation.json"
@@ -145,25 +136,6 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             f"{out} holds a simulation of other settings ({', '.join(different) or 'unknown keys'} differ): "
             "choose another folder, or remove this one"
         )
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
-    """Do the jobs, yielding as each ends."""
-    if workers <= 1:
-        for job in jobs:
-            _write_field(job)
-            yield
-        return
-    # spawn on every platform: a fork would copy the threads' locks of whoever calls.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_write_field, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _write_field(job: _Job) -> None:

@@ -1,25 +1,19 @@
-"""Models for use: train a base, and add a structure to a model that must not change otherwise.
-
-The same loop, streams and checkpoints as a benchmark's.
-"""
+"""Add a structure to a model that must not change otherwise (paper, section 4.4)."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from repmode_cl.scenarios import StructureStream, experience_names, prepared_samples, stream_of_samples
+from repmode_cl.scenarios import prepared_samples
 from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.build import build_strategy
-from repmode_cl.strategies.checkpoints import StrategyCheckpoint
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
-from repmode_cl.strategies.recording import Events, write_curve
-from repmode_cl.strategies.run import create_model, provenance_of
+from repmode_cl.strategies.one_experience import dump_what_counts, held_out, learn, same_request, stream_of
+from repmode_cl.strategies.run import provenance_of
 
 from repmode_cl.config import (
     Config,
@@ -30,19 +24,17 @@ from repmode_cl.config import (
     StrategyConfig,
     TrainingConfig,
 )
-from repmode_cl.config.loading import dump_config
 from repmode_cl.data.manifest import Manifest, read_manifest
-from repmode_cl.data.sample import Sample, digest_of
-from repmode_cl.errors import ConfigError, ManifestError, ModelError
-from repmode_cl.files import write_json
+from repmode_cl.data.sample import digest_of
+from repmode_cl.devices import resolve_device
+from repmode_cl.errors import ManifestError, ModelError
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.progress import task
 from repmode_cl.store import Model
 from repmode_cl.store.verify import VerifyReport
-from repmode_cl.structures import TWELVE_STRUCTURES, check_structure_name
-from repmode_cl.training import budget_of
+from repmode_cl.structures import check_structure_name
+from repmode_cl.training import Precision, inherit_precision, refuse_several
 
-__all__ = ["AddResult", "add_structure", "train_base"]
+__all__ = ["AddResult", "add_structure"]
 
 
 @dataclass(frozen=True)
@@ -80,62 +72,6 @@ class AddResult:
     notes: tuple[str, ...]
 
 
-def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
-    """Train the structures of ``stream.base`` jointly and write a model directory.
-
-    Parameters
-    ----------
-    config
-        What to train on and how; its `strategies` and what follows the base are not used.
-    out
-        The model's folder. While training goes on, ``<out>.training`` beside it holds prepared images, curves and
-        checkpoints; the same call goes on from there after an interruption.
-    workers
-        Processes that simulate and prepare images.
-
-    Returns
-    -------
-    Model
-        With test figures for each structure.
-
-    Raises
-    ------
-    ConfigError
-        If the base is empty, or an interrupted training had another configuration.
-    ModelError
-        If `out` holds something already.
-    """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"{out} exists already: give a new folder, or grow a model with `repmode-cl add`")
-    if not config.stream.base:
-        raise ConfigError(
-            "stream.base is empty: name the structures that the base learns jointly, such as [dna]"
-        )
-    known = (
-        TWELVE_STRUCTURES
-        if config.data.manifest is None
-        else read_manifest(Path(config.data.manifest)).structures
-    )
-    only_base = config.stream.model_copy(update={"order": (), "order_file": None, "order_seed": None})
-    experiences = experience_names(only_base, known)
-    work = out.with_name(f"{out.name}.training")
-    _same_request(work / "request.json", {"config": dump_config(config)}, "training")
-    samples, notes = prepared_samples(config.data, work, structures=experiences[0], workers=workers)
-    stream = _stream(config, samples, experiences)
-    options = next(
-        (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
-    )
-    seed = config.seeds[0]
-    strategy = build_strategy(config, options, stream, seed)
-    _learn(strategy, work, f"base: {' + '.join(experiences[0])}")
-    metrics, held_out = _held_out(strategy, stream)
-    provenance = {**provenance_of(config, options, seed, samples), "held_out": held_out, "notes": notes}
-    model = create_model(out, strategy.network, config, provenance, metrics)
-    write_curve(work / "learning.csv", strategy.progress.curve)
-    return model
-
-
 def add_structure(
     model: str | Path | Model,
     structure: str,
@@ -151,6 +87,7 @@ def add_structure(
     precision: str = "auto",
     cache: str | Path | None = None,
     workers: int = 1,
+    loader_workers: int = 0,
 ) -> AddResult:
     """Add a structure to a model; what it predicts already does not change by one bit (paper, section 4.4).
 
@@ -171,11 +108,13 @@ def add_structure(
     seed
         Seed of new weights and of patches.
     device, precision
-        As of the configuration.
+        As of the configuration; with ``auto`` the precision is the base's, where the device has instructions for it.
     cache
         Folder of prepared images; ``None`` keeps them in ``pending/`` until the addition is done.
     workers
         Processes that prepare images.
+    loader_workers
+        Processes that cut patches ahead of the training; 0 cuts them in this one.
 
     Returns
     -------
@@ -188,11 +127,14 @@ def add_structure(
 
     Raises
     ------
+    ConfigError
+        If an interrupted addition had other settings, or several processes were started together.
     ModelError
-        If the model has the structure, or an interrupted addition of it had other settings.
+        If the model has the structure.
     ManifestError
         If the manifest has no usable row of it.
     """
+    refuse_several("adding a structure")
     model = model if isinstance(model, Model) else Model.open(model)
     check_structure_name(structure)
     if structure in model.structures:
@@ -207,6 +149,8 @@ def add_structure(
         )
     origin = model.entries[model.base_structures[0]].provenance
     training = _training_of(origin, steps, learning_rate, batch_size, device, precision)
+    # Not the base's: that was another machine, perhaps.
+    training = training.model_copy(update={"loader_workers": loader_workers})
     spec = spec or AdditionSpec()
     work = model.pending(structure)
     z, y, x = (int(n) for n in patch or model.inference["window"])
@@ -228,16 +172,17 @@ def add_structure(
     )
     rows = [str(row) for row in manifest.rows if row.structure == structure]
     request = {
-        "config": dump_config(config),
+        "config": dump_what_counts(config),
         "spec": spec.to_json(),
         "base": model.base_digest,
         "rows": digest_of(*rows).hex(),
     }
-    _same_request(work / "request.json", request, f"addition of {structure!r}")
+    same_request(work / "request.json", request, f"addition of {structure!r}")
     samples, notes = prepared_samples(
         config.data, work, structures=[structure], manifest=manifest, workers=workers
     )
-    stream = _stream(config, samples, ((structure,),))
+    stream = stream_of(config, samples, ((structure,),))
+    own_device = resolve_device(training.device)
     strategy = ExpertsFrozen(
         network=model.network(),
         stream=stream,
@@ -246,13 +191,17 @@ def add_structure(
         inference=config.inference,
         seed=seed,
         spec=spec,
+        device=own_device,
+        precision=inherit_precision(precision, own_device, origin.get("precision")),
     )
-    _learn(strategy, work, f"adding {structure}")
-    metrics, held_out = _held_out(strategy, stream)
+    learn(strategy, work, f"adding {structure}")
+    if (note := _other_precision(origin, strategy, structure)) is not None:
+        notes = [*notes, note]
+    metrics, images = held_out(strategy, stream)
     options = StrategyConfig(name="experts_frozen", learning_rate=training.learning_rate)
     provenance = {
-        **provenance_of(config, options, seed, samples),
-        "held_out": held_out,
+        **provenance_of(config, options, seed, samples, strategy.precision),
+        "held_out": images,
         "notes": notes,
         "manifest": manifest.path.name,
         "steps": strategy.budget.steps,
@@ -267,7 +216,7 @@ def add_structure(
         model,
         structure,
         metrics.get(structure, {}),
-        held_out,
+        images,
         entry.parameters,
         entry.bytes,
         strategy.progress.seconds,
@@ -295,69 +244,16 @@ def _training_of(
     values |= {"learning_rate": rate or values["learning_rate"], "device": device, "precision": precision}
     if batch_size is not None:
         values["batch_size"] = batch_size
+        # As many micro-batches as divide it, at most as many as the base had.
+        values["accumulate"] = math.gcd(batch_size, values.get("accumulate", 1))
     return TrainingConfig(**values)
 
 
-def _stream(
-    config: Config, samples: list[Sample], experiences: tuple[tuple[str, ...], ...]
-) -> StructureStream:
-    training = config.training
-
-    def patches(structures: tuple[str, ...], images: int) -> int:
-        return budget_of(training, len(structures), images).steps * training.batch_size
-
-    return stream_of_samples(
-        samples,
-        experiences,
-        patch=config.patch.size,
-        count=patches,
-        seed=config.seeds[0],
-        flips=config.patch.flips,
-    )
-
-
-def _learn(strategy: StructureStrategy, work: Path, what: str) -> None:
-    """Train the stream's one experience, with checkpoints and TensorBoard events in `work`."""
-    checkpoint = StrategyCheckpoint(work / "checkpoint")
-    checkpoint.resume(strategy)
-    events = Events(work / "tensorboard")
-    events.resumed(strategy.progress.step, len(strategy.progress.curve))
-    strategy.listeners += [events.after_step, checkpoint.after_step]
-    strategy.on_validation += [events.after_validation, checkpoint.save]
-    names = strategy.stream.experiences[0]
-    steps = budget_of(strategy.training_config, len(names), len(strategy.stream.images[0])).steps
-    try:
-        with task(what, total=steps) as bar:
-            bar.update(completed=strategy.progress.step)
-            strategy.bar = bar
-            strategy.train(strategy.stream.train[0], eval_streams=[])
-    finally:
-        strategy.bar = None
-        events.close()
-
-
-def _held_out(
-    strategy: StructureStrategy, stream: StructureStream
-) -> tuple[dict[str, dict[str, float]], str]:
-    """Return figures on the test images, or on the validation images where there are none."""
-    for name, experiences in (("test", stream.test), ("val", stream.val)):
-        if len(experiences[0].dataset):
-            figures = strategy.evaluate([experiences[0]])
-            # What is not finite (the correlation of a constant prediction) says nothing of a model.
-            return {s: {k: v for k, v in f.items() if math.isfinite(v)} for s, f in figures.items()}, name
-    return {}, "none"
-
-
-def _same_request(path: Path, request: dict[str, Any], what: str) -> None:
-    """Write down what was asked for; refuse to go on with an interrupted one that was asked for differently."""
-    if not path.exists():
-        write_json(path, request)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before == request:
-        return
-    differing = ", ".join(key for key in request if before.get(key) != request[key])
-    raise ConfigError(
-        f"{path.parent} holds an interrupted {what} with other settings ({differing}): repeat the same call to go "
-        f"on with it, or remove {path.parent} to begin anew"
-    )
+def _other_precision(origin: Mapping[str, Any], strategy: StructureStrategy, structure: str) -> str | None:
+    """Say it if the structure was trained in another number format than the base."""
+    base, own = origin.get("precision"), strategy.precision.format
+    if base in (None, own):
+        return None
+    native = Precision(cast(Any, base), strategy.device.type).native
+    why = "" if native else ", for which this device has no instructions"
+    return f"the base was trained in {base}{why}; {structure} is trained in {own}"

@@ -1,0 +1,55 @@
+"""Time of a training step: ours, the plain networks, and what others would write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from repmode_cl.perf.rounds import Lazily, alternate, rows_of
+from repmode_cl.perf.settings import PerfSettings
+from repmode_cl.perf.workloads import Batch, Networks, Step, training_variants
+from repmode_cl.progress import task
+from repmode_cl.training.precision import Precision
+
+__all__ = ["measure_training"]
+
+
+def measure_training(
+    settings: PerfSettings,
+    networks: Networks,
+    precision: Precision,
+    seconds: float | None = None,
+    *,
+    only: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Time one optimiser step of each variant.
+
+    Parameters
+    ----------
+    settings
+        Sizes and rounds.
+    networks
+        Where the variants are.
+    precision
+        In which number format.
+    seconds
+        Time within which rounds may begin.
+    only
+        Names of the variants, the first being the reference; None takes all.
+
+    Returns
+    -------
+    list of dict
+        A `Row` for each variant, as JSON.
+    """
+    variants = [v for v in training_variants(settings) if only is None or v.name in only]
+    device = networks.device
+    batch = Batch(settings, device)
+    steps = {variant.name: Lazily(partial(Step, networks, variant, batch, precision)) for variant in variants}
+    total = (settings.repeats + 1) * len(steps)
+    with task(f"Training step, {precision.format}", total) as bar:
+        timings = alternate(
+            steps, rounds=settings.repeats, seed=settings.seed, device=device, seconds=seconds, bar=bar
+        )
+    return [row.to_json() for row in rows_of(timings, {v.name: v.label for v in variants}, variants[0].name)]

@@ -1,0 +1,231 @@
+"""The variants that are compared, and one optimiser step of each as the strategies do it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet
+from repmode_cl.perf.settings import PerfSettings
+from repmode_cl.perf.variants import per_sample, unfused
+from repmode_cl.structures import TWELVE_STRUCTURES
+from repmode_cl.training.loss import masked_mse
+from repmode_cl.training.optimizer import make_adam
+from repmode_cl.training.precision import Precision
+
+__all__ = ["REFERENCE", "Batch", "Networks", "Step", "Variant", "forward_of", "names_in", "training_variants"]
+
+#: The variant that all ratios are relative to.
+REFERENCE = "plain-k5"
+
+#: Structures of the joint base: enough for the largest mixed batch that is measured.
+_BASE = TWELVE_STRUCTURES[:8]
+_ADDED = "added"
+
+Kind = Literal["plain", "ours", "addition", "unfused", "per-sample"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of a table.
+
+    Attributes
+    ----------
+    name, label
+        Its key, and what a reader is told.
+    kind
+        What computes it.
+    structures
+        Different structures in the batch; 1 where the network has one purpose.
+    option
+        Kernel of the plain network, or expert of the addition.
+    effort
+        Rough time relative to the plain network's, to foretell how long a measurement takes; not a result.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    structures: int = 1
+    option: str = ""
+    effort: float = 1.0
+
+
+def training_variants(settings: PerfSettings) -> list[Variant]:
+    """Return what is compared, the reference first; mixed batches as far as the batch holds them."""
+    counted = [
+        (count, "1 structure" if count == 1 else f"{count} structures") for count in settings.structure_counts
+    ]
+    return [
+        Variant(REFERENCE, "plain network, kernel 5", "plain", option="5"),
+        Variant("plain-k3", "plain network, kernel 3", "plain", option="3", effort=0.5),
+        *(Variant(f"ours-{n}", f"ours, {text}", "ours", n, effort=1.1) for n, text in counted),
+        Variant("addition-conv3", "ours, adding a structure (conv3)", "addition", option="conv3"),
+        Variant("addition-lowrank4", "ours, adding a structure (lowrank:4)", "addition", option="lowrank:4"),
+        *(
+            Variant(f"unfused-{n}", f"unfused mixture, {text}", "unfused", n, effort=2.5)
+            for n, text in counted
+        ),
+        *(
+            Variant(f"per-sample-{n}", f"fused for each sample, {text}", "per-sample", n, effort=2.0)
+            for n, text in counted
+        ),
+    ]
+
+
+def names_in(variant: Variant, batch: int) -> list[str]:
+    """Return the structure of each sample of the batch, interleaved as a shuffled batch has them."""
+    if variant.kind == "addition":
+        return [_ADDED] * batch
+    return [_BASE[place % variant.structures] for place in range(batch)]
+
+
+class Networks:
+    """The networks behind the variants, each built once and kept on `device`.
+
+    Variants of the joint base share its parameters: what is compared is how they compute, and the values
+    have no influence on that.
+
+    Parameters
+    ----------
+    settings
+        Sizes and seed.
+    device
+        Where the networks are.
+    source
+        Networks to copy instead of drawing their weights again, which for the paper's widths takes seconds each.
+    """
+
+    def __init__(self, settings: PerfSettings, device: torch.device, source: Networks | None = None) -> None:
+        self.settings, self.device, self.source = settings, device, source
+        self._made: dict[tuple[Kind, str], nn.Module] = {}
+        self._optimizers: dict[tuple[int, ...], torch.optim.Optimizer] = {}
+
+    def of(self, variant: Variant) -> nn.Module:
+        """Return the variant's network, with exactly what it trains requiring gradients."""
+        key = (variant.kind, variant.option)
+        if key not in self._made:
+            self._made[key] = self._make(variant)
+        return self._made[key]
+
+    def optimizer_of(self, variant: Variant) -> torch.optim.Optimizer:
+        """Return the optimiser of what the variant trains; networks that share parameters share it."""
+        trained = [p for p in self.of(variant).parameters() if p.requires_grad]
+        key = tuple(sorted(id(p) for p in trained))
+        if key not in self._optimizers:
+            # As the strategies make it, for an optimiser's own cost is part of a step.
+            self._optimizers[key] = make_adam(trained, learning_rate=1e-4)
+        return self._optimizers[key]
+
+    def _make(self, variant: Variant) -> nn.Module:
+        s = self.settings
+        shares = variant.kind in ("unfused", "per-sample")
+        if self.source is not None and not shares:
+            return copy.deepcopy(self.source.of(variant)).to(self.device)
+        if variant.kind == "plain":
+            return PlainUNet(s.width, s.depth, int(variant.option), seed=s.seed).to(self.device)
+        if variant.kind == "unfused":
+            return unfused(self.joint())
+        if variant.kind == "per-sample":
+            return per_sample(self.joint())
+        network = RepModeUNet(Architecture(s.width, s.depth), _BASE, seed=s.seed)
+        if variant.kind == "addition":
+            network.add_structure(_ADDED, AdditionSpec(expert=variant.option), seed=s.seed)
+            network.train_only([_ADDED])
+        return network.to(self.device)
+
+    def joint(self) -> RepModeUNet:
+        """Return the network of eight base structures."""
+        found = self.of(Variant("ours", "", "ours"))
+        if not isinstance(found, RepModeUNet):
+            raise TypeError(f"the joint base is no RepModeUNet but {type(found).__name__}")
+        return found
+
+
+class Batch:
+    """Random patches and targets on `device`, the same for every variant.
+
+    Attributes
+    ----------
+    signal
+        (N, 1, z, y, x).
+    target
+        (N, 2, z, y, x): the target, and the weight (0 or 1) of each voxel.
+    """
+
+    def __init__(self, settings: PerfSettings, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(settings.seed)
+        shape = (settings.batch, 1, *settings.patch)
+        self.signal = torch.randn(shape, generator=generator).to(device)
+        target = torch.randn(shape, generator=generator)
+        weight = (torch.rand(shape, generator=generator) < 0.9).float()
+        self.target = torch.cat([target, weight], dim=1).to(device)
+
+
+def forward_of(network: nn.Module, variant: Variant, batch: int) -> Callable[[Tensor], Tensor]:
+    """Return the call that maps signals to predictions, with the structures of the variant's batch."""
+    if variant.kind == "plain":
+        return network
+    names = names_in(variant, batch)
+    return lambda x: network(x, names)
+
+
+class Step:
+    """One optimiser step: forward, masked loss, backward, Adam; batch norm in training mode.
+
+    Parameters
+    ----------
+    networks
+        Where the variant's network and optimiser are.
+    variant
+        What is trained.
+    batch
+        What is learned.
+    precision
+        Autocast and scaling.
+    """
+
+    def __init__(self, networks: Networks, variant: Variant, batch: Batch, precision: Precision) -> None:
+        self.network = networks.of(variant)
+        self.forward = forward_of(self.network, variant, len(batch.signal))
+        self.optimizer = networks.optimizer_of(variant)
+        self.batch, self.precision = batch, precision
+        self.scaler = precision.scaler()
+
+    def __call__(self) -> None:
+        """Make one step."""
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss()
+        if self.scaler is None:
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+        else:
+            torch.autograd.backward(self.scaler.scale(loss))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def loss(self) -> Tensor:
+        """Return the loss of the batch, with its graph."""
+        with self.precision.autocast():
+            output = self.forward(self.batch.signal)
+        return masked_mse(output, self.batch.target)
+
+    def state_bytes(self) -> dict[str, int]:
+        """Return the bytes of all parameters, of the gradients and of the optimiser's state, as they are now."""
+        parameters = list(self.network.parameters())
+        state = [v for one in self.optimizer.state.values() for v in one.values() if isinstance(v, Tensor)]
+        return {
+            "parameters": _bytes(parameters),
+            "gradients": _bytes([p.grad for p in parameters if p.grad is not None]),
+            "optimizer": _bytes(state),
+        }
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,122 @@
+"""Batch norm over the joint batch of all processes that train together: the statistics that one process would take.
+
+torch's SyncBatchNorm computes on GPUs only; this one computes wherever the processes can send tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from repmode_cl.training.distributed import Ranks
+
+__all__ = ["JointBatchNorm3d", "joint_norms"]
+
+
+@contextmanager
+def joint_norms(network: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Within this, the network's batch norms take their statistics over the processes of `ranks`.
+
+    Weights, biases and running statistics stay the same tensors under the same names; one process alone keeps torch's
+    own norms.
+    """
+    replaced = [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent.named_children()
+        if ranks.world > 1 and isinstance(child, nn.BatchNorm3d)
+    ]
+    for parent, name, norm in replaced:
+        setattr(parent, name, JointBatchNorm3d(norm, ranks))
+    try:
+        yield
+    finally:
+        for parent, name, norm in replaced:
+            norm.train(cast(nn.Module, getattr(parent, name)).training)
+            setattr(parent, name, norm)
+
+
+class JointBatchNorm3d(nn.BatchNorm3d):
+    """A batch norm whose batch is that of all processes; in evaluation it is torch's.
+
+    Parameters
+    ----------
+    norm
+        What it shares weight, bias and running statistics with.
+    ranks
+        The processes. Each must call it as often as the others do.
+    """
+
+    def __init__(self, norm: nn.BatchNorm3d, ranks: Ranks) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.train(norm.training)
+        self._ranks = ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, Z, Y, X) -> the same, normalised by the joint batch in training."""
+        if not self.training:
+            return super().forward(x)
+        normalise = cast(Callable[..., tuple[Tensor, ...]], _Normalise.apply)
+        y, mean, variance, count = normalise(x, self.weight, self.bias, self.eps, self._ranks)
+        with torch.no_grad():
+            mine, theirs = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+            momentum = cast(float, self.momentum)
+            mine.mul_(1 - momentum).add_(mean, alpha=momentum)
+            # Running variances are unbiased, as torch's are.
+            theirs.mul_(1 - momentum).add_(variance * (count / (count - 1)), alpha=momentum)
+            cast(Tensor, self.num_batches_tracked).add_(1)
+        return y
+
+
+class _Normalise(torch.autograd.Function):
+    """``apply(x, weight, bias, eps, ranks)`` -> y, and mean, variance and count of the joint batch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ranks: Ranks
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normalise by the joint statistics, combined from each process's own (Chan et al.: nothing cancels)."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, _axes(x), correction=0)
+        count = torch.full_like(mean[:1], x.numel() / x.shape[1])
+        found = ranks.gathered(torch.cat([mean, variance, count]))
+        means, variances, counts = torch.split(found, [len(mean), len(mean), 1], dim=1)
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        variance = ((variances + (means - mean).square()) * counts).sum(0) / total
+        y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        inverse = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse, total)
+        ctx.ranks = ranks
+        ctx.mark_non_differentiable(mean, variance, total)
+        return y, mean, variance, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """Return the gradients of this process's share; weight's and bias's are summed with all others later."""
+        x, weight, mean, inverse, total = ctx.saved_tensors
+        shape = (1, -1, 1, 1, 1)
+        wide = grad.to(mean.dtype)
+        normalised = (x.to(mean.dtype) - mean.view(shape)) * inverse.view(shape)
+        bias_grad = wide.sum(_axes(x))
+        weight_grad = (wide * normalised).sum(_axes(x))
+        along = ctx.ranks.gathered(torch.stack([bias_grad, weight_grad])).sum(0) / total
+        x_grad = (wide - along[0].view(shape) - normalised * along[1].view(shape)) * (weight * inverse).view(
+            shape
+        )
+        return x_grad.to(x.dtype), weight_grad, bias_grad, None, None
+
+
+def _axes(x: Tensor) -> tuple[int, ...]:
+    """Return all axes but the channels'."""
+    return (0, *range(2, x.ndim))

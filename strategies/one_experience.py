@@ -1,0 +1,112 @@
+"""What training a base and adding a structure share: one experience, learned once, gone on with if interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.scenarios import StructureStream, stream_of_samples
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.checkpoints import StrategyCheckpoint
+from repmode_cl.strategies.recording import Events
+
+from repmode_cl.config import Config
+from repmode_cl.config.loading import dump_config
+from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ConfigError
+from repmode_cl.files import write_json
+from repmode_cl.progress import task
+from repmode_cl.training import budget_of
+
+__all__ = ["dump_what_counts", "held_out", "learn", "same_request", "stream_of"]
+
+
+def stream_of(
+    config: Config, samples: list[Sample], experiences: tuple[tuple[str, ...], ...]
+) -> StructureStream:
+    """Make the stream of `config`, with as many patches as its budget has."""
+    training = config.training
+
+    def patches(structures: tuple[str, ...], images: int) -> int:
+        return budget_of(training, len(structures), images).steps * training.batch_size
+
+    return stream_of_samples(
+        samples,
+        experiences,
+        patch=config.patch.size,
+        count=patches,
+        seed=config.seeds[0],
+        flips=config.patch.flips,
+        batch=training.batch_size // training.accumulate,
+        structures_per_batch=training.structures_per_batch,
+    )
+
+
+def learn(strategy: StructureStrategy, work: Path, what: str) -> None:
+    """Train the stream's one experience, with checkpoints and TensorBoard events in `work`.
+
+    Of several processes the first alone writes; all go on from the same checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        If the processes do not see the same checkpoint, because `work` is not on a disk that they share.
+    """
+    checkpoint = StrategyCheckpoint(work / "checkpoint")
+    checkpoint.resume(strategy)
+    step, ranks = strategy.progress.step, strategy.ranks
+    if ranks.total([step]) != [step * ranks.world]:
+        raise ConfigError(
+            f"{work}: the processes found different checkpoints there, so it is not one folder to all of them; put "
+            "it on a disk that they share"
+        )
+    if not ranks.first:
+        strategy.train(strategy.stream.train[0], eval_streams=[])
+        return
+    events = Events(work / "tensorboard")
+    events.resumed(step, len(strategy.progress.curve))
+    strategy.listeners += [events.after_step, checkpoint.after_step]
+    strategy.on_validation += [events.after_validation, checkpoint.save]
+    names = strategy.stream.experiences[0]
+    steps = budget_of(strategy.training_config, len(names), len(strategy.stream.images[0])).steps
+    try:
+        with task(what, total=steps) as bar:
+            bar.update(completed=step)
+            strategy.bar = bar
+            strategy.train(strategy.stream.train[0], eval_streams=[])
+    finally:
+        strategy.bar = None
+        events.close()
+
+
+def held_out(strategy: StructureStrategy, stream: StructureStream) -> tuple[dict[str, dict[str, float]], str]:
+    """Return figures on the test images, or on the validation images where there are none."""
+    for name, experiences in (("test", stream.test), ("val", stream.val)):
+        if len(experiences[0].dataset):
+            figures = strategy.evaluate([experiences[0]])
+            # What is not finite (the correlation of a constant prediction) says nothing of a model.
+            return {s: {k: v for k, v in f.items() if math.isfinite(v)} for s, f in figures.items()}, name
+    return {}, "none"
+
+
+def dump_what_counts(config: Config) -> str:
+    """Return the text of `config` without what changes no result, so that it may differ when a training goes on."""
+    training = config.training.model_copy(update={"loader_workers": 0})
+    return dump_config(config.model_copy(update={"training": training}))
+
+
+def same_request(path: Path, request: dict[str, Any], what: str) -> None:
+    """Write down what was asked for; refuse to go on with an interrupted one that was asked for differently."""
+    if not path.exists():
+        write_json(path, request)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before == request:
+        return
+    differing = ", ".join(key for key in request if before.get(key) != request[key])
+    raise ConfigError(
+        f"{path.parent} holds an interrupted {what} with other settings ({differing}): repeat the same call to go "
+        f"on with it, or remove {path.parent} to begin anew"
+    )

@@ -1,0 +1,273 @@
+"""Two processes that train together come to what one comes to with the joint batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from repmode_cl.strategies import add_structure, run_benchmark, train_base
+from tiny_run import BASE, changed, tiny
+
+from repmode_cl import __version__
+from repmode_cl.config import DataConfig, StreamConfig
+from repmode_cl.config.loading import dump_config
+from repmode_cl.errors import ConfigError
+from repmode_cl.store import Model
+from repmode_cl.training import Ranks, joined, refuse_several
+from repmode_cl.training.distributed import started_together
+
+#: What a launcher tells each process.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
+    for name, value in zip(LAUNCHED, (rank, rank, world, "127.0.0.1", 1), strict=True):
+        monkeypatch.setenv(name, str(value))
+
+
+def start(world: int, *command: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run a command as so many processes that know of each other, and wait for all."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = []
+    for rank in range(world):
+        values = map(str, (rank, rank, world, "127.0.0.1", port))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if world > 1:
+            environment |= dict(zip(LAUNCHED, values, strict=True))
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    done = []
+    for process in running:
+        out, err = process.communicate(timeout=240)
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return done
+
+
+# -- steps ------------------------------------------------------------------------------------------------------
+
+#: Steps of one joint batch after another, of three structures in a network of four, with masks of which some leave
+#: nearly nothing. The two processes share no structure in the first half of the batch.
+STEPS = """
+import sys
+import torch
+from repmode_cl.nn import Architecture, RepModeUNet
+from repmode_cl.nn.unet import checkpoint_activations
+from repmode_cl.training import joined, joint_norms, make_adam, masked_mse, sum_gradients, voxels_that_count
+
+names = ["dna", "dna", "dna", "nucleolus", "dna", "cell_membrane", "cell_membrane", "nucleolus"]
+base = ("dna", "cell_membrane", "nucleolus", "mitochondria")
+
+def steps(ranks, accumulate, dtype, checkpointing):
+    random = torch.Generator().manual_seed(0)
+    network = RepModeUNet(Architecture(4, 1, ("conv3", "conv1", "avg3")), base, seed=0).to(dtype).train()
+    checkpoint_activations(network, checkpointing)
+    optimizer = make_adam(network.parameters(), learning_rate=0.01, weight_decay=0.1)
+    losses = []
+    size = len(names) // accumulate
+    share = size // ranks.world
+    with joint_norms(network, ranks):
+        for step in range(4):
+            x, y, chance = (torch.randn((8, 1, 4, 8, 8), generator=random).to(dtype) for _ in range(3))
+            cut = torch.linspace(-2, 2, 8).view(-1, 1, 1, 1, 1)
+            target = torch.cat([y, (chance > cut).to(dtype)], 1)
+            starts = [number * size + ranks.rank * share for number in range(accumulate)]
+            parts = [slice(start, start + share) for start in starts]
+            [count] = ranks.total([sum(voxels_that_count(target[part]) for part in parts)])
+            optimizer.zero_grad()
+            loss = torch.zeros((), dtype=dtype)
+            for part in parts:
+                one = masked_mse(network(x[part], names[part]), target[part], count=count)
+                one.backward()
+                loss += one.detach()
+            losses.append(sum_gradients(network.parameters(), loss, ranks))
+            optimizer.step()
+    assert type(network.get_submodule("encoder.0.0.norm.base")) is torch.nn.BatchNorm3d
+    # What no process had in its batch is not moved by weight decay either.
+    assert network.get_parameter("head.gates.mitochondria").grad is None
+    return {**network.state_dict(), "losses": torch.stack(losses)}
+
+with joined("cpu") as (ranks, device):
+    found = {
+        "plain": steps(ranks, 1, torch.float32, False),
+        "all at once": steps(ranks, 2, torch.float64, True),
+    }
+    torch.save(found, f"{sys.argv[1]}.{ranks.rank}")
+"""
+
+
+def test_two_processes_come_to_the_joint_batch(tmp_path: Path) -> None:
+    for world in (1, 2):
+        for done in start(world, "-W", "error", "-c", STEPS, str(tmp_path / str(world))):
+            assert done.returncode == 0, done.stderr
+    alone, one, other = (torch.load(tmp_path / name, weights_only=True) for name in ("1.0", "2.0", "2.1"))
+    for case, tolerance in (("plain", 1e-5), ("all at once", 1e-12)):
+        assert all(
+            torch.equal(one[case][name], other[case][name]) for name in one[case]
+        )  # in step, to the bit
+        for name, expected in alone[case].items():
+            difference = (one[case][name] - expected).abs().max() / expected.abs().max()
+            assert difference <= tolerance, (case, name)
+        assert alone[case]["losses"].dtype == (torch.float32 if case == "plain" else torch.float64)
+
+
+# -- what waits and what fails ----------------------------------------------------------------------------------
+
+FAILING = """
+import os, time
+from repmode_cl.errors import RepmodeError
+from repmode_cl.training import joined
+
+def unreadable():
+    raise FileNotFoundError("no such manifest")
+
+with joined("cpu") as (ranks, device):
+    assert ranks.from_first(lambda: {"rank": ranks.rank}) == {"rank": 0}
+    try:
+        ranks.from_first(unreadable)
+    except (FileNotFoundError, RepmodeError) as error:
+        print(error)
+    began = time.monotonic()
+    try:
+        ranks.from_first(lambda: os._exit(9))  # killed, say for its memory
+    finally:
+        print(time.monotonic() - began)
+"""
+
+
+def test_a_failure_of_the_first_process_ends_the_others() -> None:
+    first, second = start(2, "-c", FAILING)
+    assert first.returncode == 9
+    message, seconds = second.stdout.splitlines()
+    assert message == "process 1 ends, because process 0 ended with FileNotFoundError: no such manifest"
+    assert second.returncode == 1
+    assert float(seconds) < 60
+
+
+# -- a whole training -------------------------------------------------------------------------------------------
+
+#: Cut off in the middle, and gone on with by the command itself.
+INTERRUPTED = """
+import sys
+from repmode_cl.cli.app import main
+from repmode_cl.config import load_config
+from repmode_cl.strategies import StructureStrategy, train_base
+
+config, out = sys.argv[1:]
+step = StructureStrategy._train_step
+class Interruption(Exception):
+    pass
+def interrupted(self, *args, **kwargs):
+    if self.progress.step == 5:
+        raise Interruption
+    step(self, *args, **kwargs)
+StructureStrategy._train_step = interrupted
+try:
+    train_base(load_config(config), out)
+except Interruption:
+    pass
+else:
+    raise AssertionError("it was not interrupted")
+StructureStrategy._train_step = step
+sys.argv = ["repmode-cl", "train", config, "--out", out]
+main()
+"""
+
+
+def test_a_base_is_trained_by_torchrun(manifest: Path, tmp_path: Path) -> None:
+    config = tiny(manifest, tmp_path)
+    config = changed(
+        config,
+        stream=StreamConfig(base=BASE),
+        data=DataConfig(manifest=str(manifest), cache=str(tmp_path / "cache")),
+        training=config.training.model_copy(
+            # Adam alone would hide a gradient that is some factor too large; weight decay does not.
+            update={"batch_size": 4, "base_steps": 7, "accumulate": 2, "weight_decay": 0.1}
+        ),
+    )
+    (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    (tmp_path / "go.py").write_text(INTERRUPTED, encoding="utf-8")
+    one = train_base(config, tmp_path / "one")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    [done] = start(
+        1, *torchrun, str(tmp_path / "go.py"), str(tmp_path / "config.yaml"), str(tmp_path / "two")
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("cell_membrane") == 1  # one of the processes tells what came of it
+    two = Model.open(tmp_path / "two")
+    assert two.structures == one.structures == BASE
+    assert two.verify().ok
+    volume = torch.randn((4, 16, 16), generator=torch.Generator().manual_seed(0)).numpy()
+    for name in BASE:
+        expected = one.predict(volume, name)
+        assert abs(two.predict(volume, name) - expected).max() <= 1e-4 * abs(expected).max()
+        figures = one.entries[name].metrics
+        assert two.entries[name].metrics == pytest.approx(figures, rel=1e-4)
+    work = tmp_path / "two.training"
+    assert len(list((work / "tensorboard").iterdir())) == 2  # of the first process: one before, one after
+
+
+def test_the_command_is_a_module() -> None:
+    """As torchrun starts it."""
+    [done] = start(1, "-m", "repmode_cl", "--version")
+    assert done.stdout == f"repmode-cl {__version__}\n"
+
+
+# -- what is refused --------------------------------------------------------------------------------------------
+
+
+def test_who_was_started_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started_together() is None
+    launched(monkeypatch, 1, 2)
+    assert started_together() == (1, 2, 1)
+    launched(monkeypatch, 0, 1)  # torchrun with one process is no company
+    assert started_together() is None
+    refuse_several("anything")
+    with joined("cpu") as (ranks, device):
+        assert (ranks, device) == (Ranks(), torch.device("cpu"))
+
+
+def test_what_is_not_distributed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, manifest: Path, tmp_path: Path
+) -> None:
+    launched(monkeypatch, 0, 2)
+    with pytest.raises(ConfigError, match=r"2 processes were started together, but a benchmark is .* of one"):
+        run_benchmark(tiny(manifest, tmp_path))
+    with pytest.raises(ConfigError, match="but adding a structure is the work of one"):
+        add_structure(tmp_path, "dna", manifest)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    Ranks(0, 2).check_shares(8, 4)
+    with pytest.raises(ConfigError, match=r"batch_size is 8, in training.accumulate=4 .* a multiple of 12"):
+        Ranks(0, 3).check_shares(8, 4)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, 2, 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"at least 3 processes here, but torch sees 2 GPU"), joined("auto"):
+        pass
+    with pytest.raises(ConfigError, match=r"training.device is cuda:1, one GPU for all"), joined("cuda:1"):
+        pass

@@ -1,0 +1,110 @@
+"""Activation checkpointing changes memory, and nothing else by one bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from repmode_cl.strategies import StructureStrategy
+from tiny_strategies import BUILD, TRAINING, build, differing, learn, state_of
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from repmode_cl.data.sample import Sample
+from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet
+from repmode_cl.nn import unet as unet_module
+from repmode_cl.nn.unet import checkpoint_activations
+
+ARCHITECTURE = Architecture(width=4, depth=2, experts=("conv3", "conv1", "avg3"))
+MIXED = ("dna", "cell_membrane", "dna", "dna")
+
+
+def repmode(*added: str) -> RepModeUNet:
+    network = RepModeUNet(ARCHITECTURE, ("dna", "cell_membrane"), seed=0)
+    for name in added:
+        network.add_structure(name, AdditionSpec(), seed=1)
+        network.train_only([name])
+    return network
+
+
+#: What is trained -> network and its arguments after the images.
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
+    "mixed batch": (repmode, (MIXED,)),
+    "addition": (lambda: repmode("nucleolus"), ("nucleolus",)),
+    "plain": (lambda: PlainUNet(4, 2, 3, seed=0), ()),
+}
+
+
+def images(size: tuple[int, ...] = (8, 16, 16)) -> Tensor:
+    return torch.randn((len(MIXED), 1, *size), generator=torch.Generator().manual_seed(0))
+
+
+def gradients(network: nn.Module) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [(8, 16, 16), (7, 13, 16)])
+def test_gradients_and_statistics_are_the_same_to_the_bit(case: str, size: tuple[int, ...]) -> None:
+    make, arguments = CASES[case]
+    kept, again = make().train(), make().train()
+    checkpoint_activations(again, True)
+    for _ in range(2):
+        outputs = [network(images(size), *arguments) for network in (kept, again)]
+        assert torch.equal(*outputs)
+        for output in outputs:
+            output.square().mean().backward()
+    one, other = gradients(kept), gradients(again)
+    assert any(gradient is not None for gradient in one.values())
+    for name, gradient in one.items():
+        theirs = other[name]
+        assert (gradient is None) == (theirs is None)
+        assert gradient is None or theirs is None or torch.equal(gradient, theirs), name
+    before, after = kept.state_dict(), again.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == set()
+    counts = [int(tensor) for name, tensor in after.items() if name.endswith("num_batches_tracked")]
+    assert max(counts) == 2  # a recomputation is no second batch
+
+
+def test_much_less_is_kept_for_the_backward_pass() -> None:
+    def kept(network: nn.Module) -> int:
+        network(images(), MIXED)  # what is made once and stays
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            output = network(images(), MIXED)
+        size = sum(event.self_cpu_memory_usage for event in found.key_averages())
+        assert output.requires_grad
+        return size
+
+    network = repmode().train()
+    everything = kept(network)
+    checkpoint_activations(network, True)
+    assert 0 < kept(network) < everything / 3
+
+
+def test_where_nothing_is_learned_nothing_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Tensor:
+        raise AssertionError
+
+    network = repmode()
+    checkpoint_activations(network, True)
+    monkeypatch.setattr(unet_module, "recomputed", refuse)
+    network.eval()
+    network(images(), MIXED)
+    network.train()
+    with torch.no_grad():
+        network(images(), MIXED)
+    with pytest.raises(AssertionError):
+        network(images(), MIXED)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_strategies_learn_the_same(samples: list[Sample], name: str) -> None:
+    def run(active: bool) -> StructureStrategy:
+        training = TRAINING.model_copy(update={"activation_checkpointing": active})
+        return learn(build(name, samples, training=training), 0, 1)
+
+    kept, again = run(False), run(True)
+    assert differing(state_of(kept), state_of(again)) == set()
+    assert kept.progress.curve == again.progress.curve

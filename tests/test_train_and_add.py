@@ -1,0 +1,136 @@
+"""Training a base and adding to it: what is written down, what an addition takes over, and going on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from repmode_cl.strategies import StructureStrategy, add_structure, train_base
+from tiny_run import BASE, changed, tiny
+
+from repmode_cl.config import Config, StreamConfig
+from repmode_cl.errors import ConfigError, ModelError
+from repmode_cl.store import Model
+
+
+class Interruption(Exception):  # noqa: N818 - it stands for a power cut
+    """What ends a training in the middle."""
+
+
+def configured(manifest: Path, folder: Path) -> Config:
+    config = tiny(manifest, folder)
+    training = config.training.model_copy(
+        update={"batch_size": 4, "accumulate": 4, "precision": "auto", "activation_checkpointing": True}
+    )
+    return changed(config, stream=StreamConfig(base=BASE), training=training)
+
+
+def amx(patch: pytest.MonkeyPatch, there: bool) -> None:
+    patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: there)
+    patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+
+
+@pytest.fixture(scope="module")
+def trained(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a base that was trained on a processor with bfloat16."""
+    folder = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as patch:
+        amx(patch, True)
+        return train_base(configured(manifest, folder), folder / "model").path
+
+
+@pytest.fixture
+def model(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "model"))
+
+
+def cut_off(patch: pytest.MonkeyPatch, at: int) -> None:
+    """Let every training end before step `at` is done."""
+    step = StructureStrategy._train_step
+
+    def interrupted(self: StructureStrategy, *args: object, **kwargs: object) -> None:
+        if self.progress.step == at:
+            raise Interruption
+        step(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    patch.setattr(StructureStrategy, "_train_step", interrupted)
+
+
+def test_a_model_says_how_its_base_was_trained(trained: Path) -> None:
+    model = Model.open(trained)
+    for name in BASE:
+        provenance = model.entries[name].provenance
+        assert (provenance["precision"], provenance["device"]) == ("bfloat16", "cpu")
+        assert provenance["training"]["precision"] == "auto"
+        assert provenance["training"]["accumulate"] == 4
+        assert provenance["held_out"] == "test"
+        assert model.entries[name].metrics.keys() >= {"mse", "r2"}
+    assert model.verify().bit_identical
+
+
+def test_an_addition_is_trained_as_the_base_was(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # the rule would say float32
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # but bfloat16 can be had
+    result = add_structure(model, "nucleolus", manifest, batch_size=6, steps=2)
+    assert result.verified.ok
+    assert not any("trained in" in note for note in result.notes)
+    provenance = Model.open(model).entries["nucleolus"].provenance
+    assert provenance["precision"] == "bfloat16"
+    training = provenance["training"]
+    assert (training["batch_size"], training["accumulate"]) == (6, 2)  # four micro-batches do not divide six
+    assert training["activation_checkpointing"] is True
+
+
+def test_where_the_bases_precision_is_not_to_be_had_it_is_said(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amx(monkeypatch, False)
+    result = add_structure(model, "nucleolus", manifest, steps=2)
+    [note] = [note for note in result.notes if "trained in" in note]
+    assert note == (
+        "the base was trained in bfloat16, for which this device has no instructions; nucleolus is trained in float32"
+    )
+    provenance = Model.open(model).entries["nucleolus"].provenance
+    assert provenance["precision"] == "float32"
+    assert note in provenance["notes"]
+
+
+def test_an_interrupted_base_goes_on_in_its_precision(
+    manifest: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine whose rule says otherwise: what was resolved once is what counts."""
+    config = configured(manifest, trained.parent)
+    with monkeypatch.context() as patch:
+        amx(patch, True)
+        cut_off(patch, 5)
+        with pytest.raises(Interruption):
+            train_base(config, tmp_path / "model")
+    amx(monkeypatch, False)
+    model = train_base(config, tmp_path / "model")
+    assert model.entries["dna"].provenance["precision"] == "bfloat16"
+    before = Model.open(trained)
+    assert model.base_digest == before.base_digest
+    assert model.entries["dna"].metrics == before.entries["dna"].metrics
+
+
+def test_another_configuration_is_not_gone_on_with(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(manifest, tmp_path)
+    cut_off(monkeypatch, 0)
+    with pytest.raises(Interruption):
+        train_base(config, tmp_path / "model")
+    other = changed(config, training=config.training.model_copy(update={"steps": 9}))
+    with pytest.raises(ConfigError, match=r"holds an interrupted training with other settings \(config\)"):
+        train_base(other, tmp_path / "model")
+
+
+def test_what_exists_is_not_trained_over(trained: Path, manifest: Path) -> None:
+    with pytest.raises(ModelError, match="exists already"):
+        train_base(configured(manifest, trained.parent), trained)
+    with pytest.raises(ModelError, match="knows 'dna' already"):
+        add_structure(trained, "dna", manifest)
