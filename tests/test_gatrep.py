@@ -136,7 +136,8 @@ def test_taps_out_of_reach_are_left_out_and_take_no_gradient(specs, reach, seed)
     [part] = fuse_rows(experts, [gate], reach=reach)
     cut = [max(0, (whole.shape[-1] - most) // 2) for most in reach]
     z, y, x = (slice(c, whole.shape[-1] - c) for c in cut)
-    assert torch.equal(part, whole[:, :, z, y, x])
+    # Experts that are cut to one size are summed in another order.
+    assert torch.allclose(part, whole[:, :, z, y, x], rtol=1e-12, atol=1e-14)
     weights = torch.randn(part.shape, dtype=part.dtype, generator=torch.Generator().manual_seed(seed))
     wanted = [gate, *parameters(experts)]
     grads = torch.autograd.grad((part * weights).sum(), wanted)
