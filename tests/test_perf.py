@@ -112,6 +112,7 @@ def test_the_quick_command_measures_and_writes_everything(tmp_path: Path) -> Non
         (["--quick", "--paper"], "choose one"),
         (["--out", "perf.csv"], "ends in .json"),
         (["--device", "tpu"], "tpu"),
+        (["--quick", "--only", "training", "--variant", "our-1"], "did you mean 'ours-1'"),
     ],
 )
 def test_wrong_input_is_told(arguments: list[str], message: str) -> None:
@@ -346,3 +347,12 @@ def test_ours_stays_near_the_plain_network() -> None:
 
 def _values(settings: PerfSettings) -> dict[str, Any]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in settings.to_json().items()}
+
+
+def test_some_rows_alone_are_timed_beside_the_reference(tmp_path: Path) -> None:
+    out = tmp_path / "perf.json"
+    only = ["--quick", "--device", "cpu", "--repeats", 1, "--only", "training", "--out", out]
+    code, _, _ = run(*only, "--variant", "addition-conv3")
+    assert code == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))["sections"]["training"]["float32"]
+    assert [row["name"] for row in rows] == ["plain-k5", "addition-conv3"]

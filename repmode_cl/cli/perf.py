@@ -70,6 +70,14 @@ def perf(
     only: Annotated[
         list[Section] | None, typer.Option(help="Measure this section alone; may be given again.")
     ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Time this row of the training step (ours-1, addition-conv3 ...) beside the plain network; may be "
+            "given again.",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE.json", help="Where the figures are written.")
     ] = Path("runs/perf.json"),
@@ -105,6 +113,7 @@ def perf(
         "repeats": repeats,
         "threads": threads,
         "minutes": minutes,
+        "variants": tuple(variant) if variant else None,
     }
     extra = [
         name for name, wanted in (("startup", startup), ("scaling", scaling), ("profile", profile)) if wanted

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from repmode_cl.perf.rounds import synchronise
 from repmode_cl.perf.settings import PerfSettings
-from repmode_cl.perf.workloads import REFERENCE, Batch, Networks, Step, training_variants
+from repmode_cl.perf.workloads import REFERENCE, Batch, Networks, Step, timed_variants, training_variants
 from repmode_cl.training.precision import Precision
 
 __all__ = ["expected_seconds"]
@@ -49,11 +49,12 @@ def expected_seconds(
     one = time.perf_counter() - began
     window = _FORWARD * one / settings.batch
     effort = sum(variant.effort for variant in variants)
+    timed = sum(variant.effort for variant in timed_variants(settings))
     process = _PROCESS if settings.fresh_processes and networks.device.type == "cpu" else 0.0
     formats = len(precisions)
     seconds = {
         "check": 5.0,
-        "training": formats * (settings.repeats + 1) * effort * one,
+        "training": formats * (settings.repeats + 1) * timed * one,
         "inference": formats * (settings.repeats + 1) * effort * one * _FORWARD
         + 2 * (min(settings.repeats, 5) + 1) * _VOLUME_WINDOWS * window,
         "memory": formats * (4 * effort * one + process * len(variants) / 2),

@@ -8,7 +8,7 @@ from typing import Any
 
 from repmode_cl.errors import ConfigError, did_you_mean
 
-__all__ = ["DEFAULT_SECTIONS", "PAPER", "PRECISIONS", "QUICK", "SECTIONS", "PerfSettings"]
+__all__ = ["DEFAULT_SECTIONS", "PAPER", "PRECISIONS", "QUICK", "SECTIONS", "PerfSettings", "check_names"]
 
 #: In the order in which they are measured. The check runs by itself before anything is timed on a GPU.
 SECTIONS = ("check", "training", "inference", "memory", "loading", "scaling", "startup", "profile")
@@ -67,6 +67,8 @@ class PerfSettings:
         Whether peak resident memory is measured on a CPU, in one fresh process for each variant.
     sections
         Some of `SECTIONS`.
+    variants
+        Rows of the training step to measure, by name, beside the reference; empty takes all.
     """
 
     width: int = 8
@@ -82,6 +84,7 @@ class PerfSettings:
     loader_workers: tuple[int, ...] = (0, 1, 2)
     fresh_processes: bool = True
     sections: tuple[str, ...] = DEFAULT_SECTIONS
+    variants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("width", "depth", "batch", "repeats"):
@@ -106,8 +109,8 @@ class PerfSettings:
                 f"patch {_times(self.patch)}, batch {self.batch} and depth {self.depth} leave one voxel in the "
                 "bottleneck, where batch norm needs two: give a larger patch or batch"
             )
-        _check_names("precision", self.precisions, PRECISIONS)
-        _check_names("section", self.sections, SECTIONS)
+        check_names("precision", self.precisions, PRECISIONS)
+        check_names("section", self.sections, SECTIONS)
 
     @property
     def structure_counts(self) -> tuple[int, ...]:
@@ -125,7 +128,14 @@ class PerfSettings:
         return cls(**read)
 
 
-def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+def check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Check that every name is known, and that there is one.
+
+    Raises
+    ------
+    ConfigError
+        Naming what is known.
+    """
     if not given:
         raise ConfigError(f"at least one {what} is needed: {', '.join(known)}")
     for name in given:

@@ -169,7 +169,9 @@ def _ratio(value: float | None) -> str:
 
 
 def _bytes(value: int | None) -> str:
-    return "" if value is None else f"{value / 1e6:,.1f} MB"
+    if value is None:
+        return ""
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
 
 
 def _size(sizes: Sequence[int]) -> str:

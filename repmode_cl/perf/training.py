@@ -8,7 +8,7 @@ from typing import Any
 
 from repmode_cl.perf.rounds import Lazily, alternate, rows_of
 from repmode_cl.perf.settings import PerfSettings
-from repmode_cl.perf.workloads import Batch, Networks, Step, training_variants
+from repmode_cl.perf.workloads import Batch, Networks, Step, timed_variants, training_variants
 from repmode_cl.progress import task
 from repmode_cl.training.precision import Precision
 
@@ -36,14 +36,16 @@ def measure_training(
     seconds
         Time within which rounds may begin.
     only
-        Names of the variants, the first being the reference; None takes all.
+        Names of the variants, the first being the reference; None takes those that are to be timed.
 
     Returns
     -------
     list of dict
         A `Row` for each variant, as JSON.
     """
-    variants = [v for v in training_variants(settings) if only is None or v.name in only]
+    variants = (
+        [v for v in training_variants(settings) if v.name in only] if only else timed_variants(settings)
+    )
     device = networks.device
     batch = Batch(settings, device)
     steps = {variant.name: Lazily(partial(Step, networks, variant, batch, precision)) for variant in variants}

@@ -11,14 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet
-from repmode_cl.perf.settings import PerfSettings
+from repmode_cl.perf.settings import PerfSettings, check_names
 from repmode_cl.perf.variants import per_sample, unfused
 from repmode_cl.structures import TWELVE_STRUCTURES
 from repmode_cl.training.loss import masked_mse
 from repmode_cl.training.optimizer import make_adam
 from repmode_cl.training.precision import Precision
 
-__all__ = ["REFERENCE", "Batch", "Networks", "Step", "Variant", "forward_of", "names_in", "training_variants"]
+__all__ = [
+    "REFERENCE",
+    "Batch",
+    "Networks",
+    "Step",
+    "Variant",
+    "forward_of",
+    "names_in",
+    "timed_variants",
+    "training_variants",
+]
 
 #: The variant that all ratios are relative to.
 REFERENCE = "plain-k5"
@@ -76,6 +86,21 @@ def training_variants(settings: PerfSettings) -> list[Variant]:
             for n, text in counted
         ),
     ]
+
+
+def timed_variants(settings: PerfSettings) -> list[Variant]:
+    """Return the variants whose training step is timed: the reference, and those that were chosen.
+
+    Raises
+    ------
+    ConfigError
+        If a name is none.
+    """
+    every = training_variants(settings)
+    if not settings.variants:
+        return every
+    check_names("variant", settings.variants, [variant.name for variant in every])
+    return [variant for variant in every if variant.name in (REFERENCE, *settings.variants)]
 
 
 def names_in(variant: Variant, batch: int) -> list[str]:
