@@ -8,7 +8,7 @@ once for all experts of a size.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -87,10 +87,10 @@ def fuse_rows(
         if row.shape[0] != len(experts):
             raise ValueError(f"the gate row has {row.shape[0]} entries for {len(experts)} experts")
     weights = [weight.to(dtype) for expert in experts for weight in expert.weights()]
-    fused = _Fuse.apply(
+    apply = cast(Callable[..., tuple[Tensor, ...]], _Fuse.apply)
+    return apply(
         tuple(experts), _sizes(experts, reach), len(rows), *(row.to(dtype) for row in rows), *weights
-    )  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, ...], fused)
+    )
 
 
 class _Fuse(torch.autograd.Function):
@@ -265,10 +265,9 @@ def _inner_products(tap: Tensor, part: Tensor) -> Tensor:
     # In memory order, channels last: no copy is made.
     first, second = (x.permute(0, 2, 3, 4, 1).flatten(1) for x in (tap, part))
     rows = max(1, _SCRATCH // first.shape[1])
-    if rows >= len(first):
-        return torch.linalg.vecdot(first, second)
-    pairs = zip(first.split(rows), second.split(rows), strict=True)
-    return torch.cat([torch.linalg.vecdot(a, b) for a, b in pairs])
+    pairs = zip(torch.split(first, rows), torch.split(second, rows), strict=True)
+    products: list[Tensor] = [torch.linalg.vecdot(a, b) for a, b in pairs]
+    return products[0] if len(products) == 1 else torch.cat(products)
 
 
 def _add(total: Tensor | None, part: Tensor, share: Tensor) -> Tensor:
