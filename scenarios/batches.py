@@ -36,7 +36,9 @@ class LabelledBatches:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         """Yield batch after batch; the workers of the loader end with the last."""
-        for batch in self.loader:
-            yield [batch.signal, batch.target, torch.tensor([self.labels[n] for n in batch.structures])]
-        # Evaluation follows, and idle processes would hold memory meanwhile.
-        self.loader.close()
+        try:
+            for batch in self.loader:
+                yield [batch.signal, batch.target, torch.tensor([self.labels[n] for n in batch.structures])]
+        finally:
+            # Evaluation follows, or training failed: idle processes would hold memory meanwhile.
+            self.loader.close()

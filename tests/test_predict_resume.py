@@ -177,8 +177,9 @@ def test_a_part_that_goes_before_it_is_put_in_place_is_named(model, image, tmp_p
     with pytest.raises(KeyboardInterrupt):
         attempt(model, image, tmp_path / "out")
     monkeypatch.undo()
-    (tmp_path / "out" / "golgi.ome.tif.part").unlink()
-    with pytest.raises(RepmodeError, match=r"golgi\.ome\.tif\.part: is missing"):
+    [part] = (tmp_path / "out").glob("golgi.ome.tif.*part")
+    part.unlink()
+    with pytest.raises(RepmodeError, match=rf"{part.name}: is missing"):
         attempt(model, image, tmp_path / "out")
 
 
@@ -200,6 +201,44 @@ def test_two_processes_do_not_predict_the_same_file(model, image, tmp_path):
     folder.mkdir()
     with FileLock(folder / "lock"), pytest.raises(RepmodeError, match="another process"):
         predict_file(model, "dna", image, tmp_path / "out.npy", device="cpu", voxel_size=VOXEL)
+
+
+def test_a_call_for_one_of_several_files_leaves_the_others_part_alone(model, image, tmp_path):
+    whole = tmp_path / "whole"
+    assert attempt(model, image, whole) is not None
+    out = tmp_path / "out"
+    assert attempt(model, image, out, stop=100) is None
+    single = {"device": "cpu", "voxel_size": VOXEL}
+    # Another call to the file of the second structure: begun, interrupted, and refused for its memory.
+    with pytest.raises(PredictionStopped):
+        predict_file(
+            model, "golgi", image, out / "golgi.ome.tif", stop_after_windows=12, overlap=0.25, **single
+        )
+    with pytest.raises(RepmodeError):
+        predict_file(model, "golgi", image, out / "golgi.ome.tif", memory="1kB", **single)
+    assert attempt(model, image, out) is not None
+    for name in ("dna.ome.tif", "golgi.ome.tif"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_refusal_keeps_the_image_that_was_prepared(model, image, tmp_path, monkeypatch):
+    from repmode_cl.inference import stream
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(stream, "z_score_of", stop)
+    with pytest.raises(KeyboardInterrupt):
+        attempt(model, image, out, voxel=OTHER)
+    monkeypatch.undo()
+    prepared = out / "dna.ome.tif.unfinished" / "prepared"
+    before = prepared.stat().st_mtime_ns
+    with pytest.raises(RepmodeError):
+        predict_file(model, ["dna", "golgi"], image, out, device="cpu", voxel_size=OTHER, memory="1kB")
+    assert prepared.stat().st_mtime_ns == before
+    monkeypatch.setattr(stream.shutil, "disk_usage", lambda _: pytest.fail("the space is taken already"))
+    assert attempt(model, image, out, voxel=OTHER) is not None
 
 
 def test_less_memory_than_it_was_begun_with_is_said(model, image, tmp_path, monkeypatch):

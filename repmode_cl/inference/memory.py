@@ -143,7 +143,10 @@ def available_memory() -> int:
     with suppress(OSError, ValueError):  # a container's limit, where there is one ("max": none)
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
-        found.append(max(0, limit - int((group / "memory.current").read_text())))
+        # Files that the kernel keeps in memory count as used there, and are given back when memory is asked for.
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        found.append(max(0, limit - used))
     if not found:
         with suppress(AttributeError, OSError, ValueError):
             # How much of it is free is not said: assume a half.

@@ -290,7 +290,7 @@ def predict_file(
                     stream, scratch, progress=progress, status=status, stop_after=stop_after_windows
                 )
             except RepmodeError as error:
-                if not scratch.journal.get("blocks"):
+                if not scratch.worth_keeping:
                     scratch.discard()  # nothing is lost, and the mistake would only come again
                 if isinstance(error, ImageError) and str(in_path) not in str(error):
                     raise ImageError(f"{in_path}: {error}") from error

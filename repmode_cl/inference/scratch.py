@@ -6,6 +6,7 @@ on disk before it says so; whatever instant a process dies at, the same call goe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -23,9 +24,20 @@ __all__ = ["Scratch", "part_of"]
 _FORMAT = "unfinished prediction of repmode-cl, version 1"
 
 
-def part_of(path: Path) -> Path:
-    """Return the name that an output has until it is whole."""
-    return path.with_name(f"{path.name}.part")
+def part_of(path: Path, folder: Path) -> Path:
+    """Return the name that an output has until it is whole: one of its own for each scratch `folder`.
+
+    A prediction of several structures and one of a single structure may be under way to the same file; neither may
+    take the other's part for its own.
+    """
+    if path.parent.resolve() / _folder_name(path) == folder.resolve():
+        return path.with_name(f"{path.name}.part")
+    owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return path.with_name(f"{path.name}.{owner}.part")
+
+
+def _folder_name(output: Path) -> str:
+    return f"{output.name}.unfinished"
 
 
 class Scratch:
@@ -55,7 +67,7 @@ class Scratch:
     """
 
     def __init__(self, output: Path, call: Mapping[str, Any], *, restart: bool = False) -> None:
-        self.folder = output.with_name(f"{output.name}.unfinished")
+        self.folder = output.with_name(_folder_name(output))
         self.call = json.loads(json.dumps(call))
         self.journal: dict[str, Any] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +141,7 @@ class Scratch:
         except (OSError, ValueError, KeyError, TypeError):
             outputs = []  # there was none, or it cannot be told any more
         for name in outputs if isinstance(outputs, list) else []:
-            part_of(Path(str(name))).unlink(missing_ok=True)
+            part_of(Path(str(name)), self.folder).unlink(missing_ok=True)
         for file in self.folder.iterdir():
             if file.name != "lock" and file.is_file():
                 file.unlink()
@@ -139,6 +151,11 @@ class Scratch:
         self._clear()
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether there is more here than a call's beginning: a prepared image, or a block."""
+        return bool(self.journal.get("prepared") or self.journal.get("blocks"))
 
     def close(self) -> None:
         """Let others have the folder."""

@@ -60,9 +60,9 @@ class Output:
     description: str
     uuid: str
 
-    def begin(self, shape: tuple[int, int, int], structure: str) -> RawVolume:
-        """Make the file under its name for unfinished ones."""
-        part, suffix = part_of(self.path), self.path.suffix.lower()
+    def begin(self, shape: tuple[int, int, int], structure: str, folder: Path) -> RawVolume:
+        """Make the file under its name for unfinished ones of the scratch `folder`."""
+        part, suffix = part_of(self.path, folder), self.path.suffix.lower()
         return begin_volume(part, suffix, shape, self.voxel_size, structure, self.description, self.uuid)
 
 
@@ -138,7 +138,7 @@ def predict_stream(
         After `stop_after` windows.
     """
     say = status if status is not None else lambda text: None
-    if "blocks" not in scratch.journal:
+    if "blocks" not in scratch.journal and not scratch.worth_keeping:
         _check_disk(stream, scratch.folder)
     blocks = stream.plan.blocks(stream.grid)
     if scratch.journal.get("blocks", 0) < len(blocks):
@@ -243,11 +243,11 @@ def _result(stream: Stream, scratch: Scratch, name: str) -> RawVolume:
     if stream.resampled:
         return RawVolume(scratch.folder / f"{name}.result", shape, new=done == 0)
     if done == 0:
-        volume = stream.outputs[name].begin(shape, name)
+        volume = stream.outputs[name].begin(shape, name, scratch.folder)
         scratch.save(offsets={**scratch.journal.get("offsets", {}), name: volume.offset})
         return volume
     offset = int(scratch.journal["offsets"][name])
-    return RawVolume(part_of(stream.outputs[name].path), shape, offset=offset, new=False)
+    return RawVolume(part_of(stream.outputs[name].path, scratch.folder), shape, offset=offset, new=False)
 
 
 def _batches(
@@ -299,13 +299,13 @@ def _end_block(
 
 
 def _finish(stream: Stream, scratch: Scratch, name: str, output: Output, say: Callable[[str], None]) -> None:
-    part, written = part_of(output.path), list(scratch.journal.get("written", []))
+    part, written = part_of(output.path, scratch.folder), list(scratch.journal.get("written", []))
     if name not in written:
         if stream.resampled:
             say("Writing")
             with (
                 RawVolume(scratch.folder / f"{name}.result", stream.grid.shape, new=False) as result,
-                output.begin(stream.source.shape, name) as volume,
+                output.begin(stream.source.shape, name, scratch.folder) as volume,
             ):
                 copy_resampled(result, volume, 1, stream.tile_bytes)
                 volume.sync()
