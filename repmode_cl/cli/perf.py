@@ -58,7 +58,9 @@ def perf(
     quick: Annotated[bool, typer.Option("--quick", help="A tiny size, seconds: does it work?")] = False,
     paper: Annotated[
         bool,
-        typer.Option("--paper", help="The paper's size, for a large GPU: 32,128,128, width 32, 8 minutes."),
+        typer.Option(
+            "--paper", help="The paper's size, for a large GPU: 32,128,128, width 32; aims at 8 minutes."
+        ),
     ] = False,
     startup: Annotated[bool, typer.Option("--startup", help="Also time how commands start.")] = False,
     scaling: Annotated[
