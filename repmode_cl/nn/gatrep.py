@@ -8,8 +8,8 @@ once for all experts of a size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ __all__ = ["fuse_kernels", "fuse_rows"]
 
 #: Most elements of a product that is summed at once: what an inner product of large kernels takes as scratch.
 _SCRATCH = 1 << 22
+
+V = TypeVar("V")
 
 #: Taps of a kernel, (z, y, x).
 Size = tuple[int, int, int]
@@ -142,24 +144,23 @@ class _Fuse(torch.autograd.Function):
         return (None, None, None, *row_grads, *weight_grads)
 
 
-def _taps(experts: Sequence[Expert], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return each expert's kernel, (C_out, C_in, K, K, K), or (C_out, C_in, 1, 1, 1) where all taps are the same."""
-    found, first = [], 0
+def _by_expert(experts: Sequence[Expert], values: Sequence[V]) -> Iterator[tuple[Expert, Sequence[V]]]:
+    """Yield each expert with its own of `values`, which hold one entry for each weight of all experts."""
+    first = 0
     for expert in experts:
         count = len(expert.weights())
-        found.append(expert.taps(*weights[first : first + count]))
+        yield expert, values[first : first + count]
         first += count
-    return found
+
+
+def _taps(experts: Sequence[Expert], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return each expert's kernel, (C_out, C_in, K, K, K), or (C_out, C_in, 1, 1, 1) where all taps are the same."""
+    return [expert.taps(*mine) for expert, mine in _by_expert(experts, weights)]
 
 
 def _learning(experts: Sequence[Expert], needed: Sequence[bool]) -> list[bool]:
     """Say of each expert whether a weight of it takes a gradient."""
-    found, first = [], 0
-    for expert in experts:
-        count = len(expert.weights())
-        found.append(any(needed[first : first + count]))
-        first += count
-    return found
+    return [any(mine) for _, mine in _by_expert(experts, needed)]
 
 
 def _sizes(experts: Sequence[Expert], reach: Sequence[int] | None) -> tuple[Size, ...]:
@@ -283,12 +284,8 @@ def _weight_gradients(
 ) -> list[Tensor | None]:
     """Return the gradient of each weight of each expert, None where it takes none."""
     found: list[Tensor | None] = []
-    for expert, grad in zip(experts, tap_grads, strict=True):
-        first, count = len(found), len(expert.weights())
-        mine = slice(first, first + count)
-        if grad is None:
-            found += [None] * count
-        else:
-            made = expert.weight_gradients(grad, *weights[mine])
-            found += [g if wanted else None for g, wanted in zip(made, needed[mine], strict=True)]
+    each = zip(_by_expert(experts, weights), _by_expert(experts, needed), tap_grads, strict=True)
+    for (expert, mine), (_, wanted), grad in each:
+        made = [None] * len(mine) if grad is None else expert.weight_gradients(grad, *mine)
+        found += [g if takes else None for g, takes in zip(made, wanted, strict=True)]
     return found
