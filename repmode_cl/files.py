@@ -16,6 +16,7 @@ from typing import Any
 
 __all__ = [
     "canonical_json",
+    "json_text",
     "put_in_place",
     "replacing",
     "sha256_file",
@@ -38,7 +39,7 @@ def canonical_json(value: Any) -> str:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on leaving, fsync it and put it in place of `path`.
 
-    On an exception the temporary file is removed and `path` is untouched.
+    On an exception the temporary file is removed and `path` is untouched; an OSError names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +48,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         put_in_place(beside, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             beside.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            # A disk that is full says so when something is written, without saying to which file.
+            error.filename = str(path)
         raise
 
 
@@ -82,9 +86,14 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def json_text(value: Any) -> str:
+    """Return `value` as indented JSON with sorted keys: the one text that `write_json` writes of it."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def sha256_file(path: str | Path, progress: Callable[[int], None] | None = None) -> str:

@@ -21,12 +21,19 @@ def base_network() -> RepModeUNet:
 
 
 def liven(network: RepModeUNet, part: str = "") -> None:
-    """Give norm statistics that a training would have, so that a lost one shows."""
+    """Give norms what a training would, so that a lost one shows, and that not every ReLU is dead."""
     generator = torch.Generator().manual_seed(len(part))
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
-            if part in name and (name.endswith("running_mean") or name.endswith("running_var")):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            if part not in name or ".norm." not in name or not tensor.is_floating_point():
+                continue
+            values = torch.rand(tensor.shape, generator=generator)
+            if name.endswith("running_mean"):
+                tensor.copy_(0.2 * values - 0.1)
+            elif name.endswith("running_var"):
+                tensor.copy_(0.1 * values + 0.05)
+            else:
+                tensor.copy_(values + 0.1)
 
 
 def make_model(path: Path) -> Path:
@@ -48,4 +55,29 @@ def make_model(path: Path) -> Path:
 def grown(model: Model, name: str, spec: AdditionSpec | None = None) -> RepModeUNet:
     network = model.network()
     network.add_structure(name, spec)
+    return network
+
+
+def make_history(path: Path) -> Path:
+    """Write that model and change it in every way but by what waits to be accepted."""
+    model = Model.open(make_model(path))
+    for version, replace in enumerate([False, True, False, True]):
+        if version == 2:
+            model.gc()
+            pack = path.parent / "desmosome.safetensors"
+            model.export_pack("desmosome", pack)
+            model.remove("desmosome")
+            model.import_pack(pack)
+            pack.unlink()
+            continue
+        model.add("desmosome", another(model, "desmosome", version), replace=replace)
+    model.rollback(len(model.history) - 1)
+    return path
+
+
+def another(model: Model, name: str, seed: int) -> RepModeUNet:
+    """Return a network of the base and one more version of `name`."""
+    network = model.network([])
+    network.add_structure(name, AdditionSpec(expert="conv1"), seed=seed)
+    liven(network, f".own.{name}.")
     return network

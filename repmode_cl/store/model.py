@@ -2,9 +2,9 @@
 
     model.json        architecture, base structures, voxel size, normalisation, inference, digest of the base
     base.safetensors  everything that no addition owns
-    structures/       one file per addition, <name>-<first 8 digits of its digest>.safetensors
-    registry.json     what counts, with digests and proofs; replaced last
-    pending/          training of additions under way; not part of the model
+    structures/       one file per version of an addition, <name>-<first 8 digits of its digest>.safetensors
+    registry.json     what counts, with digests, proofs and the history; replaced last
+    pending/          additions under way or waiting to be accepted; not part of the model
 
 Every write goes beside, is fsynced and put in place under a lock, the registry last: a process that dies at
 any instant leaves the old model or the new one.
@@ -13,40 +13,43 @@ any instant leaves the old model or the new one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from repmode_cl.errors import ModelError, UnknownStructureError
-from repmode_cl.files import sha256_file, write_json
-from repmode_cl.nn import Architecture, FoldedUNet, RepModeUNet, fold_norms
+from repmode_cl.nn import Architecture, FoldedUNet, PlainUNet, RepModeUNet, fold_structure
 from repmode_cl.store import records
-from repmode_cl.store.digests import tensor_digest
-from repmode_cl.store.proof import on_cpu, prove
-from repmode_cl.store.registry import VERSION, Entry, Registry, plain_json
+from repmode_cl.store.changes import Collected, collect, remove, roll_back
+from repmode_cl.store.commit import Candidate, commit, store_network
+from repmode_cl.store.creation import write_base_model
+from repmode_cl.store.exchange import Taken, export_pack, import_pack
+from repmode_cl.store.history import Action, Change
+from repmode_cl.store.loading import load_base, load_structure
+from repmode_cl.store.proof import on_cpu
+from repmode_cl.store.registry import Entry, Registry, plain_json
+from repmode_cl.store.staging import Pending, accept, discard
 from repmode_cl.store.verify import Level, VerifyReport, verify_model
-from repmode_cl.store.writing import check_inference, check_vacant, writing
+from repmode_cl.store.writing import sweep_if_idle
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["Model"]
 
 
 class Model:
-    """A model directory, opened for reading; `add` is the only thing that changes it.
+    """A model directory as it was when it was opened, or when this object last changed it.
 
-    Make one with `Model.create`, or open one with `Model.open`.
+    Make one with `Model.create`, or open one with `Model.open`. Every change is of what is on disk by then.
     """
 
     def __init__(self, path: Path, document: Mapping[str, Any], registry: Registry) -> None:
         self.path = path
         self._document = dict(document)
         self._registry = registry
-        self._fused: tuple[tuple[str, str], FoldedUNet] | None = None
+        self._fused: tuple[tuple[str, str], FoldedUNet | PlainUNet] | None = None
 
     # -- making and opening --------------------------------------------------------------------------------
 
@@ -91,44 +94,18 @@ class Model:
         for name in metrics:
             if name not in network.structures:
                 raise UnknownStructureError(name, network.structures, "metrics name it, and the network")
-        document: dict[str, Any] = {
-            "format": records.MODEL_FORMAT,
-            "version": VERSION,
-            "architecture": network.architecture.to_json(),
-            "base_structures": list(network.base_structures),
-            "voxel_size": [float(size) for size in voxel_size] if voxel_size is not None else None,
-            "preprocessing": plain_json(preprocessing, "preprocessing"),
-            "inference": check_inference(inference),
-        }
         origin = plain_json(provenance or {}, "provenance")
         figures = {name: plain_json(values, f"metrics of {name!r}") for name, values in metrics.items()}
         network = on_cpu(network)
-        facts = records.base_facts(document)
-        base = network.base_state()
-        document["base"] = {"file": records.BASE, "digest": tensor_digest(base, facts)}
-        proofs = {name: prove(network, name) for name in network.base_structures}
-        with writing(path):
-            check_vacant(path)
-            record = {"facts": facts, "digest": document["base"]["digest"]}
-            file = records.write_record(path, records.BASE, base, record, proofs)
-            write_json(path / records.MODEL, document)
-            entries = tuple(
-                Entry(
-                    name=name,
-                    kind="base",
-                    **file,
-                    digest=document["base"]["digest"],
-                    spec=None,
-                    needs=(),
-                    parameters=_count(base),
-                    proof=proofs[name],
-                    provenance=origin,
-                    metrics=figures.get(name, {}),
-                    created=_now(),
-                )
-                for name in network.base_structures
-            )
-            Registry(sha256_file(path / records.MODEL), entries).write(path)
+        write_base_model(
+            path,
+            network,
+            voxel_size=voxel_size,
+            preprocessing=preprocessing,
+            inference=inference,
+            provenance=origin,
+            metrics=figures,
+        )
         model = cls.open(path)
         for name in network.additions:
             model.add(name, network, provenance=origin, metrics=figures.get(name, {}))
@@ -146,8 +123,15 @@ class Model:
         path = Path(path)
         registry = Registry.read(path)
         document = records.read_model(path, registry)
-        for entry in registry.entries:
-            records.check_size(path, entry)
+        sweep_if_idle(path)
+        try:
+            for entry in registry.entries:
+                records.check_size(path, entry)
+        except ModelError:
+            # Another process may have changed the model since the registry was read, and deleted what it named.
+            if Registry.read(path) == registry:
+                raise
+            return cls.open(path)
         return cls(path, document, registry)
 
     # -- what is here ---------------------------------------------------------------------------------
@@ -166,6 +150,20 @@ class Model:
     def entries(self) -> dict[str, Entry]:
         """What is recorded of each structure, in order."""
         return {entry.name: entry for entry in self._registry.entries}
+
+    @property
+    def kept(self) -> tuple[Entry, ...]:
+        """Earlier versions that can be rolled back to, until `gc`."""
+        return self._registry.kept
+
+    @property
+    def history(self) -> tuple[Change, ...]:
+        """Every change of the model, from its creation on."""
+        return self._registry.history
+
+    def state_after(self, number: int) -> tuple[tuple[str, str], ...]:
+        """Return name and digest of each structure that was active after a change of the history."""
+        return self._registry.state_after(number)
 
     @property
     def architecture(self) -> Architecture:
@@ -217,23 +215,28 @@ class Model:
         names = self.structures if structures is None else tuple(structures)
         for name in names:
             self._check(name)
-        network = RepModeUNet(self.architecture, self.base_structures)
-        network.load_base_state(records.read_base(self.path, self._document))
+        network = load_base(self.path, self._document)
         for entry in self._registry.with_needs(names):
             if entry.kind == "addition":
-                network.add_structure(entry.name, entry.spec)
-                network.load_structure_state(
-                    entry.name, records.read_structure(self.path, entry, self.base_digest)
-                )
+                load_structure(network, self.path, entry, self.base_digest)
         return network.eval()
 
-    def fused(self, structure: str) -> FoldedUNet:
-        """Return the plain network that predicts `structure`, on the CPU; the last one asked for is kept."""
+    def fuse(self, structure: str) -> FoldedUNet | PlainUNet:
+        """Return the plain network that predicts `structure`, on the CPU; the last one asked for is kept.
+
+        Its batch norms are folded into its kernels (float32), unless that changes the probe's prediction by more
+        than `FOLDING_TOLERANCE`: then they are left as they are. Which, the structure's proof says.
+        """
         self._check(structure)
-        key = (structure, self.entries[structure].digest)
+        entry = self.entries[structure]
+        key = (structure, entry.digest)
         if self._fused is None or self._fused[0] != key:
-            self._fused = (key, fold_norms(self.network([structure]).fuse(structure)))
+            network = self.network([structure])
+            fold = fold_structure if entry.proof.folded else RepModeUNet.fuse
+            self._fused = (key, fold(network, structure))
         return self._fused[1]
+
+    fused = fuse
 
     def predict(self, volume: NDArray[np.generic] | Tensor, structure: str) -> NDArray[np.float32]:
         """Predict one structure of a volume by the model's Gaussian sliding window, on the CPU.
@@ -261,15 +264,15 @@ class Model:
             batch_size=settings["batch"],
         )
 
-    def verify(self, level: Level = "predictions") -> VerifyReport:
-        """Check what is on disk now against what was recorded; see `verify_model`."""
-        return verify_model(self.path, level)
+    def verify(self, level: Level = "predictions", against: str | Path | None = None) -> VerifyReport:
+        """Check what is on disk now against what was recorded, or against a copy too; see `verify_model`."""
+        return verify_model(self.path, level, against)
 
     def _check(self, name: str) -> None:
         if name not in self.structures:
             raise UnknownStructureError(name, self.structures, f"the model {self.path}")
 
-    # -- adding --------------------------------------------------------------------------------------
+    # -- changing ------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -278,90 +281,80 @@ class Model:
         *,
         provenance: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
+        replace: bool = False,
     ) -> Entry:
         """Store the addition `name` of a trained network; nothing that is stored is written again.
 
         Parameters
         ----------
         name
-            A structure that the model does not hold yet.
+            A structure that the model does not hold yet; with `replace`, an addition that it holds.
         network
-            One that was loaded from this model and learned `name`: all it shares with the model must be the
-            same bits. Stored additions that `name` does not need may be absent.
+            One that was loaded from this model and learned `name`: all else that it shares with the model must be
+            the same bits. Stored additions that `name` does not need may be absent.
         provenance, metrics
             JSON, kept in the registry.
+        replace
+            Store another version of an addition that no other structure needs; the one so far is kept until `gc`.
 
         Raises
         ------
         ModelError
-            If the model has it already, or the network differs from the model in one bit.
+            If the model has it already, or it cannot be replaced, or the network differs from the model in one bit.
         """
-        if name not in network.additions:
-            raise UnknownStructureError(name, network.additions, "the additions of the network to store")
-        origin = plain_json(provenance or {}, "provenance")
-        figures = plain_json(metrics or {}, f"metrics of {name!r}")
-        spec = network.additions[name]
-        network = on_cpu(network)
-        proof = prove(network, name)
-        with writing(self.path):
-            # Another process may have added since this model was opened: what is on disk now is what counts.
-            registry = Registry.read(self.path)
-            records.read_model(self.path, registry)
-            if name in registry.names:
-                raise ModelError(f"the model {self.path} has {name!r} already: structures are never replaced")
-            self._check_unchanged(network, registry)
-            for need in spec.needs:
-                if need not in registry.names:
-                    raise ModelError(f"{name!r} needs {need!r}, which {self.path} lacks: add that first")
-            needs = tuple((need, registry.entry(need).digest) for need in spec.needs)
-            facts = records.structure_facts(name, spec, self.base_digest, needs)
-            state = network.structure_state(name)
-            digest = tensor_digest(state, facts)
-            file = records.write_record(
-                self.path,
-                f"{records.STRUCTURES}/{name}-{digest[:8]}.safetensors",
-                state,
-                {"facts": facts, "digest": digest},
-                {name: proof},
-            )
-            entry = Entry(
-                name=name,
-                kind="addition",
-                **file,
-                digest=digest,
-                spec=spec,
-                needs=needs,
-                parameters=_count(state),
-                proof=proof,
-                provenance=origin,
-                metrics=figures,
-                created=_now(),
-            )
-            registry = Registry(registry.model_sha256, (*registry.entries, entry))
-            registry.write(self.path)
-        self._registry = registry
-        return entry
+        self._registry = store_network(
+            self, name, network, replace=replace, provenance=provenance, metrics=metrics
+        )
+        return self.entries[name]
 
-    def _check_unchanged(self, network: RepModeUNet, registry: Registry) -> None:
-        """Refuse a network that differs from what is stored, in one bit or in its making."""
-        what = f"the network differs from the model {self.path}"
-        todo = "nothing was stored; train on a network loaded from this model, with all else frozen"
-        if network.architecture != self.architecture or network.base_structures != self.base_structures:
-            raise ModelError(f"{what} in its architecture or its base structures: {todo}")
-        if tensor_digest(network.base_state(), records.base_facts(self._document)) != self.base_digest:
-            raise ModelError(f"{what} in the base (weights, gate rows or norm statistics): {todo}")
-        for other, spec in network.additions.items():
-            if other not in registry.names:
-                continue
-            entry = registry.entry(other)
-            facts = records.structure_facts(other, spec, self.base_digest, entry.needs)
-            if spec != entry.spec or tensor_digest(network.structure_state(other), facts) != entry.digest:
-                raise ModelError(f"{what} in the structure {other!r}: {todo}")
+    def commit(self, candidate: Candidate, *, action: Action = "add", replace: bool = False) -> Entry:
+        """Make a candidate part of the model; see `repmode_cl.store.commit`."""
+        self._registry = commit(self.path, candidate, action=action, replace=replace)
+        return self.entries[candidate.entry.name]
 
+    def remove(self, name: str) -> Change:
+        """Take an addition out of the model; its version is kept until `gc`.
 
-def _count(state: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in state.values() if torch.is_floating_point(tensor))
+        Raises
+        ------
+        ModelError
+            If it is part of the base, or another structure needs its experts.
+        """
+        self._registry = remove(self.path, name)
+        return self.history[-1]
 
+    def rollback(self, number: int) -> Change | None:
+        """Make active what was active after change `number`; None if it still is.
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        Raises
+        ------
+        ModelError
+            If there is no such change, or `gc` deleted a version that it needs.
+        """
+        self._registry, change = roll_back(self.path, number)
+        return change
+
+    def export_pack(self, name: str, file: str | Path) -> Path:
+        """Write an addition as one file for models with the same base; see `repmode_cl.store.exchange`."""
+        return export_pack(self, name, file)
+
+    def import_pack(self, file: str | Path) -> Taken:
+        """Add a structure from its pack, after every check there is; see `repmode_cl.store.exchange`."""
+        taken = import_pack(self, file)
+        self._registry = Registry.read(self.path)
+        return taken
+
+    def accept(self, name: str) -> Taken:
+        """Make a staged structure part of the model; see `repmode_cl.store.staging`."""
+        taken = accept(self, name)
+        self._registry = Registry.read(self.path)
+        return taken
+
+    def discard(self, name: str) -> Pending:
+        """Remove what is pending of a structure; see `repmode_cl.store.staging`."""
+        return discard(self, name)
+
+    def gc(self, *, dry_run: bool = False) -> Collected:
+        """Delete all that is kept but not active, and files that no version has; tell what went and its bytes."""
+        self._registry, collected = collect(self.path, dry_run=dry_run)
+        return collected

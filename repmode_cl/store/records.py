@@ -1,12 +1,14 @@
 """The records of a model directory: what a base or a structure file must hold, and reading it back checked.
 
 A record is tensors and the facts that they mean nothing without; its digest covers both, so that a structure
-cannot pass for another's, or for that of another base.
+cannot pass for another's, or for that of another base. A structure's file carries its entry of the registry too
+(from version 2 on): it can leave the model, and be added elsewhere, by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,32 @@ from torch import Tensor
 from repmode_cl.errors import ModelError
 from repmode_cl.files import canonical_json, sha256_file
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store.digests import tensor_digest
+from repmode_cl.store.digests import json_digest, tensor_digest
 from repmode_cl.store.proof import Proof
-from repmode_cl.store.registry import VERSION, Entry, Registry, read_document
+from repmode_cl.store.registry import Entry, Registry, read_document
 from repmode_cl.store.tensors import read_tensors, write_tensors
 
 __all__ = [
     "base_facts",
     "check_size",
-    "read_base",
+    "check_version",
     "read_model",
     "read_references",
     "read_structure",
     "structure_facts",
-    "write_record",
+    "structure_metadata",
+    "write_base",
+    "write_structure",
 ]
 
 MODEL = "model.json"
 MODEL_FORMAT = "repmode-cl model"
+MODEL_VERSION = 1
 BASE = "base.safetensors"
 STRUCTURES = "structures"
 RECORD_FORMAT = "repmode-cl record"
+#: Of a base's file, and of a structure's file without and with its entry.
+BASE_VERSION, BARE_VERSION, PACK_VERSION = "1", "1", "2"
 PROOF = "proof."
 
 
@@ -60,7 +67,7 @@ def structure_facts(
 
 def read_model(path: Path, registry: Registry) -> dict[str, Any]:
     """Read ``model.json`` and check that it is the one that the registry belongs to."""
-    document = read_document(path / MODEL, MODEL_FORMAT)
+    _, document = read_document(path / MODEL, MODEL_FORMAT, [MODEL_VERSION])
     if sha256_file(path / MODEL) != registry.model_sha256:
         raise ModelError(f"{path / MODEL} is damaged or was edited: put it back from a copy of the model")
     return document
@@ -78,33 +85,57 @@ def check_size(path: Path, entry: Entry) -> None:
         )
 
 
-def write_record(
-    path: Path, file: str, state: Mapping[str, Tensor], record: Mapping[str, Any], proofs: Mapping[str, Proof]
+def structure_metadata(
+    name: str, spec: AdditionSpec, base: str, needs: Sequence[tuple[str, str]], entry: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the metadata of a structure's file; `entry` is what `Entry.portable_json` gives."""
+    record = {"facts": structure_facts(name, spec, base, needs), "digest": entry["digest"]}
+    texts = {
+        "version": PACK_VERSION,
+        "record": canonical_json(record),
+        "entry": canonical_json(entry),
+    }
+    return {"format": RECORD_FORMAT, **texts, "checksum": json_digest(texts)}
+
+
+def write_base(
+    path: Path,
+    state: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    digest: str,
+    proofs: Mapping[str, Proof],
 ) -> dict[str, Any]:
-    """Write a record and its proofs' references; return what an entry says of it: file, bytes, sha256."""
-    kept = {
+    """Write the base of a model and its proofs' references; return ``file``, ``bytes`` and ``sha256`` of it."""
+    record = canonical_json({"facts": facts, "digest": digest})
+    metadata = {"format": RECORD_FORMAT, "version": BASE_VERSION, "record": record}
+    write_tensors(path / BASE, {**state, **_stored(proofs)}, metadata)
+    return {"file": BASE, "bytes": (path / BASE).stat().st_size, "sha256": sha256_file(path / BASE)}
+
+
+def write_structure(file: Path, state: Mapping[str, Tensor], entry: Entry, base: str) -> Entry:
+    """Write an addition, its proof's references and its entry; return the entry with size and SHA-256."""
+    if entry.spec is None:
+        raise ModelError(f"{entry.name} is part of the base and has no file of its own")
+    metadata = structure_metadata(entry.name, entry.spec, base, entry.needs, entry.portable_json())
+    write_tensors(file, {**state, **_stored({entry.name: entry.proof})}, metadata)
+    # The references are in the file now: nobody needs them in memory.
+    proof = replace(entry.proof, references={})
+    return replace(entry, bytes=file.stat().st_size, sha256=sha256_file(file), proof=proof)
+
+
+def _stored(proofs: Mapping[str, Proof]) -> dict[str, Tensor]:
+    return {
         f"{PROOF}{name}.{key}": value
         for name, proof in proofs.items()
         for key, value in proof.references.items()
     }
-    metadata = {"format": RECORD_FORMAT, "version": str(VERSION), "record": canonical_json(record)}
-    write_tensors(path / file, {**state, **kept}, metadata)
-    return {"file": file, "bytes": (path / file).stat().st_size, "sha256": sha256_file(path / file)}
-
-
-def read_base(path: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the base's tensors, after their digest was found to be the recorded one."""
-    file = path / BASE
-    state, _ = read_tensors(file, _is_record)
-    if tensor_digest(state, base_facts(document)) != document["base"]["digest"]:
-        raise ModelError(f"{file} is damaged (its tensors are not those recorded): put it back from a copy")
-    return state
 
 
 def read_structure(path: Path, entry: Entry, base: str) -> dict[str, Tensor]:
     """Return an addition's tensors, after their digest, with that of the `base`, was found as recorded."""
     file = path / entry.file
-    state, _ = read_tensors(file, _is_record)
+    state, metadata = read_tensors(file, _is_record)
+    check_version(file, metadata, [BARE_VERSION, PACK_VERSION])
     if entry.spec is None:
         raise ModelError(f"{entry.name} is part of the base and has no file of its own")
     if tensor_digest(state, structure_facts(entry.name, entry.spec, base, entry.needs)) != entry.digest:
@@ -112,6 +143,16 @@ def read_structure(path: Path, entry: Entry, base: str) -> dict[str, Tensor]:
             f"{file} ({entry.name}) is damaged (its tensors are not those recorded): put it back from a copy"
         )
     return state
+
+
+def check_version(file: Path, metadata: Mapping[str, str], versions: Sequence[str]) -> None:
+    """Refuse a file whose tensors may mean something else than this program knows."""
+    if metadata.get("format") != RECORD_FORMAT or metadata.get("version") not in versions:
+        raise ModelError(
+            f"{file} is a {metadata.get('format')!r} of version {metadata.get('version')!r}; this repmode-cl reads "
+            f"{RECORD_FORMAT!r} of version {' and '.join(dict.fromkeys(versions))}: put it back from a copy of the "
+            "model, or use a newer repmode-cl"
+        )
 
 
 def read_references(path: Path, entry: Entry) -> dict[str, Tensor]:

@@ -6,22 +6,25 @@ It is the one file that is ever replaced, always last: what it does not name is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import write_json
+from repmode_cl.files import json_text, write_json
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store.digests import json_digest
+from repmode_cl.store.history import Action, Change, State, state_after
 from repmode_cl.store.proof import Proof
 
-__all__ = ["Entry", "Registry", "plain_json", "read_document"]
+__all__ = ["Entry", "Registry", "creation", "now", "plain_json", "read_document"]
 
 REGISTRY = "registry.json"
 REGISTRY_FORMAT = "repmode-cl registry"
-VERSION = 1
+#: Of registries that can be read; the last is the one that is written.
+REGISTRY_VERSIONS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class Entry:
     metrics: dict[str, Any]
     created: str
 
+    def portable_json(self) -> dict[str, Any]:
+        """Return what is the same wherever the structure's file lies: all but ``file``, ``bytes``, ``sha256``."""
+        values = self.to_json()
+        return {key: value for key, value in values.items() if key not in ("file", "bytes", "sha256")}
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able values; `from_json` reads them back."""
         return {
@@ -112,19 +120,43 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """The entries in the order in which they came, and the digest of the ``model.json`` they belong to."""
+    """What a model holds and how it came to it.
+
+    Parameters
+    ----------
+    model_sha256
+        Of the ``model.json`` that this belongs to.
+    entries
+        The active structures, the base's first, what is needed before what needs it.
+    kept
+        Earlier versions that are not active but have their files still, until ``gc``.
+    history
+        Every change, from the creation on.
+    """
 
     model_sha256: str
     entries: tuple[Entry, ...]
+    kept: tuple[Entry, ...] = ()
+    history: tuple[Change, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Structures, in order."""
+        """Active structures, in order."""
         return tuple(entry.name for entry in self.entries)
 
+    @property
+    def versions(self) -> tuple[Entry, ...]:
+        """All versions that have files: the active ones, then those that are kept."""
+        return self.entries + self.kept
+
     def entry(self, name: str) -> Entry:
-        """Return the entry of a structure that is known to be there."""
+        """Return the entry of an active structure that is known to be there."""
         return next(entry for entry in self.entries if entry.name == name)
+
+    def version(self, name: str, digest: str) -> Entry | None:
+        """Return one version of a structure, active or kept; None if it is not here."""
+        wanted = (name, digest)
+        return next((entry for entry in self.versions if (entry.name, entry.digest) == wanted), None)
 
     def with_needs(self, names: tuple[str, ...]) -> tuple[Entry, ...]:
         """Return the entries of `names` and of all that they need, in the registry's order."""
@@ -136,19 +168,41 @@ class Registry:
                     pending.append(need)
         return tuple(entry for entry in self.entries if entry.name in wanted)
 
+    def needed_by(self, name: str) -> tuple[str, ...]:
+        """Return the active structures that see the experts of `name`."""
+        return tuple(e.name for e in self.entries if any(need == name for need, _ in e.needs))
+
+    def state_after(self, number: int) -> State:
+        """Return ``(name, digest)`` of what was active after a change; ModelError if there is none such."""
+        base = tuple((entry.name, entry.digest) for entry in self.entries if entry.kind == "base")
+        return state_after(self.history, number, base)
+
+    def changed(
+        self,
+        action: Action,
+        entries: Sequence[Entry],
+        kept: Sequence[Entry],
+        **what: Any,
+    ) -> Registry:
+        """Return the registry after one more change; `what` are the fields of the `Change` that apply."""
+        change = Change(number=len(self.history) + 1, time=now(), action=action, **what)
+        return Registry(self.model_sha256, tuple(entries), tuple(kept), (*self.history, change))
+
     def write(self, folder: Path) -> None:
         """Put this registry in place of the one in `folder`: the last step of every change."""
         body = {
             "format": REGISTRY_FORMAT,
-            "version": VERSION,
+            "version": REGISTRY_VERSIONS[-1],
             "model_sha256": self.model_sha256,
             "entries": [entry.to_json() for entry in self.entries],
+            "kept": [entry.to_json() for entry in self.kept],
+            "history": [change.to_json() for change in self.history],
         }
         write_json(folder / REGISTRY, body | {"checksum": json_digest(body)})
 
     @classmethod
     def read(cls, folder: Path) -> Registry:
-        """Read and check the registry of a model.
+        """Read and check the registry of a model, of any version that was ever written.
 
         Raises
         ------
@@ -156,21 +210,80 @@ class Registry:
             If it is missing, damaged, or of a version that this program does not know.
         """
         path = folder / REGISTRY
-        body = read_document(path, REGISTRY_FORMAT)
-        checksum = body.pop("checksum", None)
-        if checksum != json_digest(body):
+        text, body = read_document(path, REGISTRY_FORMAT, REGISTRY_VERSIONS)
+        if not _intact(text, body):
             raise ModelError(
-                f"{path} is damaged (its checksum does not fit): put it back from a copy of the model"
+                f"{path} is damaged or was edited (its checksum does not fit): put it back from a copy of the model"
             )
         try:
             entries = tuple(Entry.from_json(values) for values in body["entries"])
-            return cls(str(body["model_sha256"]), entries)
+            if body["version"] == 1:
+                return cls(str(body["model_sha256"]), entries, (), _history_of(entries))
+            return cls(
+                str(body["model_sha256"]),
+                entries,
+                tuple(Entry.from_json(values) for values in body["kept"]),
+                tuple(Change.from_json(values) for values in body["history"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path} lacks what a registry has ({error}): was it edited by hand?") from error
 
 
-def read_document(path: Path, format_: str) -> dict[str, Any]:
-    """Read a JSON object of a known format and version.
+def _intact(text: str, body: Mapping[str, Any]) -> bool:
+    """Say whether a registry is, to the letter, what was written.
+
+    The checksum is of the values. That the text is the one that they are written as finds what leaves them as they
+    were: a flipped bit can turn 1e-05 into 1E-05, or a space into a tab.
+    """
+    values = dict(body)
+    checksum = values.pop("checksum", None)
+    try:
+        return checksum == json_digest(values) and text == json_text(body)
+    except ValueError:  # a number too large for a float was read as infinite
+        return False
+
+
+def _history_of(entries: Sequence[Entry]) -> tuple[Change, ...]:
+    """Return the history of a model of version 1, which could only grow: as it came, so it stands."""
+    base = [entry for entry in entries if entry.kind == "base"]
+    history = [creation(base)]
+    for entry in entries:
+        if entry.kind == "addition":
+            history.append(
+                Change(
+                    number=len(history) + 1,
+                    time=entry.created,
+                    action="add",
+                    structure=entry.name,
+                    digest=entry.digest,
+                    spec=entry.spec,
+                    provenance=entry.provenance,
+                    metrics=entry.metrics,
+                )
+            )
+    return tuple(history)
+
+
+def creation(base: Sequence[Entry]) -> Change:
+    """Return the first change of every history: a base with these structures."""
+    first = base[0]
+    return Change(
+        number=1,
+        time=first.created,
+        action="create",
+        digest=first.digest,
+        provenance=first.provenance,
+        metrics={entry.name: entry.metrics for entry in base},
+    )
+
+
+def now() -> str:
+    """Return the present time, UTC, as it is written into registries."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_document(path: Path, format_: str, versions: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """Return the text and the values of a JSON object of a known format and one of the `versions`.
 
     Raises
     ------
@@ -178,21 +291,29 @@ def read_document(path: Path, format_: str) -> dict[str, Any]:
         If it is missing, no JSON, or of another format or version.
     """
     try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        values = json.loads(text, parse_constant=_no_number)
     except FileNotFoundError as error:
         raise ModelError(
             f"{path} is missing: {path.parent} is no model, or its creation was interrupted"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is damaged ({error}): put it back from a copy of the model") from error
     if not isinstance(values, dict) or values.get("format") != format_:
         raise ModelError(f"{path} is no {format_!r} file: put it back from a copy of the model")
-    if values.get("version") != VERSION:
+    version = values.get("version")
+    # Not `in` alone: 1.0 and true are equal to 1.
+    if not isinstance(version, int) or isinstance(version, bool) or version not in versions:
+        known = " and ".join(map(str, versions))
         raise ModelError(
-            f"{path} has format version {values.get('version')!r}; this repmode-cl reads version {VERSION}: "
-            "open it with the repmode-cl that wrote it, or a newer one"
+            f"{path} has format version {version!r}; this repmode-cl reads version{'s' * (len(versions) > 1)} "
+            f"{known}: open it with the repmode-cl that wrote it, or a newer one"
         )
-    return values
+    return text, values
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ from filelock import FileLock, Timeout
 from repmode_cl.errors import ModelError
 from repmode_cl.files import TEMPORARY_MARK
 from repmode_cl.store import records
-from repmode_cl.store.registry import REGISTRY, plain_json
+from repmode_cl.store.registry import REGISTRY, Registry, now, plain_json
 
-__all__ = ["check_inference", "check_vacant", "writing"]
+__all__ = ["changing", "check_inference", "check_vacant", "replace_registry", "sweep_if_idle", "writing"]
 
+LOCK = ".lock"
 LOCK_SECONDS = 60.0
+
+# Who holds the lock. Named as a temporary file, so that what a killed process leaves is cleared with the others.
+_HOLDER = f"{LOCK}{TEMPORARY_MARK}holder"
 
 
 def check_inference(inference: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def check_vacant(path: Path) -> None:
     """Refuse a folder with anything in it but what an interrupted creation leaves."""
     if (path / REGISTRY).exists():
         raise ModelError(f"{path} is a model already: choose another folder, or add structures to it")
-    ours = {records.BASE, records.MODEL, ".lock"}
+    ours = {records.BASE, records.MODEL, LOCK, _HOLDER}
     others = sorted(item.name for item in path.iterdir() if item.name not in ours)
     if others:
         raise ModelError(f"{path} holds {', '.join(others[:3])}: a model needs a folder of its own")
@@ -51,15 +57,96 @@ def check_vacant(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Hold the model's lock, and clear away what a killed writer left."""
+    """Hold the model's lock, and clear away what a killed writer left.
+
+    Raises
+    ------
+    ModelError
+        If another process holds the lock for a minute, or the file system has no locks.
+    """
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path / ".lock", timeout=LOCK_SECONDS):
-            for folder in (path, path / records.STRUCTURES):
-                for left in folder.glob(f"*{TEMPORARY_MARK}*") if folder.is_dir() else ():
-                    left.unlink(missing_ok=True)
-            yield
+        held = FileLock(path / LOCK, timeout=LOCK_SECONDS).acquire()
     except Timeout as error:
         raise ModelError(
-            f"{path} has been locked by another process for {LOCK_SECONDS:.0f} s: wait until it is done"
+            f"{path} has been locked for {LOCK_SECONDS:.0f} s by {_holder(path)}: wait until it is done"
         ) from error
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{path} is on a file system without locks ({error}): copy the model to another disk, change it there, "
+            "and copy it back"
+        ) from error
+    with held:
+        for left in _temporary(path):
+            left.unlink(missing_ok=True)
+        # Only whoever waits reads it: a disk too full for a line of text may still have room for the change.
+        with suppress(OSError):
+            (path / _HOLDER).write_text(_this_process(), encoding="utf-8")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (path / _HOLDER).unlink(missing_ok=True)
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[tuple[Registry, dict[str, Any]]]:
+    """Hold the lock of a model that is there; yield its registry and ``model.json`` as they are on disk now.
+
+    Another process may have changed the model since it was opened: what is on disk under the lock is what counts.
+    """
+    # Before a lock file is made in a folder that is no model.
+    Registry.read(path)
+    with writing(path):
+        registry = Registry.read(path)
+        yield registry, records.read_model(path, registry)
+
+
+def replace_registry(path: Path, before: Registry, after: Registry) -> None:
+    """Put `after` in place of `before`, the registry that was read under the lock.
+
+    Raises
+    ------
+    ModelError
+        If another is there: the file system lets two processes hold one lock.
+    """
+    if Registry.read(path) != before:
+        raise ModelError(
+            f"{path / REGISTRY} changed while this process held the model's lock: locks do not work on this file "
+            "system; nothing was changed by this process; let only one change the model at a time, and run "
+            "`repmode-cl verify`"
+        )
+    after.write(path)
+
+
+def sweep_if_idle(path: Path) -> None:
+    """Clear away what a killed writer left, if that can be done at once; reading works in any case.
+
+    Nothing is touched while another process writes, or where this one may not.
+    """
+    try:
+        if not _temporary(path) or not os.access(path, os.W_OK):
+            return
+        with FileLock(path / LOCK, timeout=0):
+            for left in _temporary(path):
+                left.unlink(missing_ok=True)
+    except (Timeout, OSError, NotImplementedError):
+        # Left-overs harm nothing, and whoever reads has not asked for them to go: the next writer clears them.
+        return
+
+
+def _temporary(path: Path) -> list[Path]:
+    """Return the temporary files of a model; those in ``pending/`` belong to the trainings there."""
+    folders = (path, path / records.STRUCTURES)
+    return [file for folder in folders for file in folder.glob(f"*{TEMPORARY_MARK}*") if not file.is_dir()]
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {platform.node() or 'an unnamed machine'}, since {now()}"
+
+
+def _holder(path: Path) -> str:
+    try:
+        return (path / _HOLDER).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+    except OSError:
+        return "another process"
