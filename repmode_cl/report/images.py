@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -69,7 +70,12 @@ def read_prediction(path: str | Path) -> Prediction:
     return Prediction(*volumes)
 
 
-def panels(by_strategy: dict[str, Prediction]) -> tuple[list[Panel], str]:
+def panels(
+    by_strategy: Mapping[str, Prediction],
+    *,
+    truth: tuple[str, str] = ("truth", "fluorescence"),
+    others: str = "predictions",
+) -> tuple[list[Panel], str]:
     """Return the pictures of one structure and what is to be said about them.
 
     Parameters
@@ -77,6 +83,10 @@ def panels(by_strategy: dict[str, Prediction]) -> tuple[list[Panel], str]:
     by_strategy
         Strategy -> its volumes; signal and truth are those of the first. A strategy whose image has another
         shape shows its own.
+    truth
+        What stands above the volume that the others are compared with, and the line below that.
+    others
+        What the caption calls the others.
 
     Returns
     -------
@@ -93,17 +103,17 @@ def panels(by_strategy: dict[str, Prediction]) -> tuple[list[Panel], str]:
     low, high = _contrast(target, 0.5, 99.7)
     made = [
         _panel("transmitted light", "input", first.signal, z, y, *_contrast(first.signal, 0.5, 99.5)),
-        _panel("truth", "fluorescence", target, z, y, low, high),
+        _panel(*truth, target, z, y, low, high),
     ]
     for title, volumes in by_strategy.items():
         metrics = image_metrics(volumes.prediction, volumes.target)
-        note = f"R² {metrics['r2']:.3f}, r {metrics['pearson']:.3f}"
+        note = f"R² {number(metrics['r2'], 3)}, r {number(metrics['pearson'], 3)}"
         made.append(_panel(title, note, volumes.prediction, z, y, low, high))
     depth, height, width = target.shape
     times = "\N{MULTIPLICATION SIGN}"
     caption = (
         f"{width} {times} {height} {times} {depth} voxels (x, y, z); xy at z = {z}, xz at y = {y}; "
-        f"truth and predictions: black {number(low, 1)}, white {number(high, 1)} z-score units"
+        f"{truth[0]} and {others}: black {number(low, 1)}, white {number(high, 1)} z-score units"
     )
     return made, caption
 

@@ -20,7 +20,7 @@ from repmode_cl.files import write_text
 from repmode_cl.report import sections
 from repmode_cl.report.charts import number
 from repmode_cl.report.collect import Run, read_run
-from repmode_cl.report.table import count_text, forgetting_text, strategy_table
+from repmode_cl.report.table import count_text, forgetting_text, seconds_text, strategy_table
 
 __all__ = ["build_report"]
 
@@ -142,20 +142,12 @@ def _rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "cells": cells,
                 "parameters": count_text(row["added_parameters"]),
                 "bytes": count_text(row["added_bytes"], "B"),
-                "added_seconds": _seconds(row["added_seconds"]),
-                "train_seconds": _seconds(row["train_seconds"]),
+                "added_seconds": seconds_text(row["added_seconds"]),
+                "train_seconds": seconds_text(row["train_seconds"]),
                 "memory": count_text(row["peak_memory_bytes"], "B"),
             }
         )
     return rows
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    if value < 600:
-        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
 def _findings(table: Sequence[Mapping[str, Any]], run: Run) -> list[str]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "strategy_table",
     "render_terminal",
+    "seconds_text",
     "summary_lines",
     "write_table_csv",
     "number_text",
@@ -197,6 +198,15 @@ def count_text(value: float | None, unit: str = "") -> str:
             digits = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2
             return f"{scaled:.{digits}f} {letter}{unit}"
     return f"{value:.0f} {unit}".rstrip()
+
+
+def seconds_text(value: float | None) -> str:
+    """Return a duration: 4.2 s, 34 s, 12 min, 3.1 h; a dash for what does not exist."""
+    if value is None:
+        return "-"
+    if value < 600:
+        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
 def render_terminal(table: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:

@@ -1,0 +1,125 @@
+"""The three ways in which a facility can come by a structure that its model lacks, each as a strategy to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from repmode_cl.scenarios import StructureStream
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.experts_frozen import ExpertsFrozen
+from repmode_cl.strategies.fine_tuning import FineTuning
+from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
+from repmode_cl.strategies.recording import parameter_bytes
+
+from repmode_cl.config import Config
+from repmode_cl.nn import AdditionSpec, RepModeUNet
+from repmode_cl.report.comparison import ADDING, FINE_TUNING, OWN_NETWORK
+from repmode_cl.training import Precision
+
+__all__ = ["Ways"]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Makes the strategies of one comparison: same stream, same steps and patches, same settings but the rate.
+
+    Attributes
+    ----------
+    network
+        The model's, with the structures that it knows; read, never trained.
+    structure
+        What is learned.
+    config
+        Training, patch and inference of all three.
+    rates
+        Way -> peak learning rate.
+    spec, init_from
+        What the addition gets, and what it starts from, as `add_structure` takes it.
+    kernel
+        Edge of the own network's kernels, 3 or 5.
+    """
+
+    network: RepModeUNet
+    structure: str
+    config: Config
+    rates: Mapping[str, float]
+    spec: AdditionSpec
+    init_from: str
+    kernel: int
+
+    def title(self, key: str) -> str:
+        """Return how tables call a way."""
+        return {
+            ADDING: "adding",
+            FINE_TUNING: "fine-tuning a copy",
+            OWN_NETWORK: "a network of its own",
+        }[key]
+
+    def fresh(self, key: str) -> RepModeUNet | PlainNetworks:
+        """Return the network that a way trains, on the CPU: a copy, or one of its own; `network` stays as it is."""
+        if key == ADDING:
+            network = self._copy(self.network)
+            network.add_structure(self.structure, self.spec, seed=self.config.seeds[0])
+            return network
+        if key == FINE_TUNING:
+            # Without additions: the network refuses to train a base that others depend on.
+            return self._copy(self.network, additions=False)
+        return PlainNetworks(self.network.architecture, self.kernel)
+
+    def strategy(
+        self, key: str, network: RepModeUNet | PlainNetworks, stream: StructureStream, precision: Precision
+    ) -> StructureStrategy:
+        """Return the strategy of a way, to train its network of `fresh`."""
+        options: dict[str, Any] = {
+            "network": network,
+            "stream": stream,
+            "training": self.config.training.model_copy(update={"learning_rate": self.rates[key]}),
+            "patch": self.config.patch.size,
+            "inference": self.config.inference,
+            "seed": self.config.seeds[0],
+            "precision": precision,
+        }
+        if key == ADDING:
+            return ExpertsFrozen(spec=self.spec, **options)
+        return FineTuning(**options) if key == FINE_TUNING else MultiNet(**options)
+
+    def known(self, key: str, strategy: StructureStrategy) -> RepModeUNet | None:
+        """Return the network that predicts the model's structures after `strategy` was trained.
+
+        Of a fine-tuned copy, that is the model with the copy's base below the additions as they are stored: what a
+        user gets who changes the base and keeps the additions. A network of its own changes none: None.
+        """
+        if key == OWN_NETWORK:
+            return None
+        trained: RepModeUNet = strategy.network
+        if key == ADDING:
+            return trained
+        base = {name: tensor.cpu() for name, tensor in trained.base_state().items()}
+        row = f".gates.{self.structure}"
+        base = {name: tensor for name, tensor in base.items() if not name.endswith(row)}
+        return self._copy(self.network, base=base)
+
+    def cost(self, key: str, strategy: StructureStrategy) -> tuple[int, int]:
+        """Return numbers and bytes that a way stores: what is owned, a whole copy, or the whole network."""
+        state = strategy.network.state_dict()
+        if key == ADDING:
+            return parameter_bytes(strategy.network, list(strategy.network.owned_names(self.structure)))
+        numbers, size = parameter_bytes(strategy.network, list(state))
+        if key == FINE_TUNING:  # the additions go with their copy of the base
+            for name in self.network.additions:
+                more, larger = parameter_bytes(self.network, list(self.network.owned_names(name)))
+                numbers, size = numbers + more, size + larger
+        return numbers, size
+
+    @staticmethod
+    def _copy(
+        network: RepModeUNet, *, additions: bool = True, base: Mapping[str, Any] | None = None
+    ) -> RepModeUNet:
+        copy = RepModeUNet(network.architecture, network.base_structures)
+        copy.load_base_state(network.base_state() if base is None else base)
+        for name, spec in network.additions.items() if additions else ():
+            copy.add_structure(name, spec)
+            copy.load_structure_state(name, network.structure_state(name))
+        return copy.eval()

@@ -1,0 +1,345 @@
+"""Comparing three ways to a structure: the model is not touched, ours harms nothing, fine-tuning does."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from repmode_cl.strategies import StructureStrategy, add_structure, compare_structure
+from stored_model import liven
+from tiny_run import BASE, PATCH
+from tiny_strategies import ARCHITECTURE
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.data.manifest import read_manifest, write_manifest
+from repmode_cl.errors import ConfigError, ManifestError, ModelError, StructureError
+from repmode_cl.nn import AdditionSpec, RepModeUNet
+from repmode_cl.report.comparison import WAYS, Comparison, Way, read_comparison
+from repmode_cl.store import Model
+
+KNOWN, NEW = (*BASE, "mitochondria"), "nucleolus"
+ASKED: dict[str, Any] = {"steps": 4, "batch_size": 2, "device": "cpu", "precision": "float32", "seed": 3}
+
+
+class Interruption(Exception):  # noqa: N818 - it stands for a power cut
+    """What ends a comparison in the middle."""
+
+
+def make_model(path: Path, *additions: tuple[str, AdditionSpec]) -> Path:
+    network = RepModeUNet(ARCHITECTURE, BASE, seed=0)
+    for name, spec in additions:
+        network.add_structure(name, spec, seed=1)
+    liven(network)
+    Model.create(
+        path,
+        network,
+        voxel_size=None,
+        preprocessing={"order": 1},
+        inference={"window": list(PATCH), "overlap": 0.5, "batch": 2},
+        provenance={
+            "training": {"steps": 9, "learning_rate": 0.02, "schedule": "one_cycle"},
+            "addition": {"learning_rate": 0.03},
+        },
+    )
+    return path
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return each file's content, and when files and folders were last written: a folder notes what comes and goes."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.stat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in sorted([folder, *folder.rglob("*")])
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("compare") / "model", ("mitochondria", AdditionSpec()))
+
+
+@pytest.fixture(scope="module")
+def compared(model: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
+    """Return a comparison with a model that nobody may write to."""
+    before = everything(model)
+    modes = {path: path.stat().st_mode for path in (model, *model.rglob("*"))}
+    for path, mode in modes.items():
+        path.chmod(mode & ~0o222)
+    try:
+        yield compare_structure(
+            model, NEW, manifest, out=tmp_path_factory.mktemp("compared") / "out", **ASKED
+        )
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+    assert everything(model) == before
+
+
+def without_time(way: Way) -> dict[str, Any]:
+    return {key: value for key, value in way.to_json().items() if key != "seconds"}
+
+
+def cut_off(patch: pytest.MonkeyPatch, kind: str, at: int) -> Counter[str]:
+    """Let the training of a strategy end before step `at` is done (never: -1), and count all steps that are made."""
+    steps: Counter[str] = Counter()
+    train = StructureStrategy._train_step
+
+    def counted(self: StructureStrategy, *args: Any, **kwargs: Any) -> None:
+        if type(self).__name__ == kind and self.progress.step == at:
+            raise Interruption
+        steps[type(self).__name__] += 1
+        train(self, *args, **kwargs)
+
+    patch.setattr(StructureStrategy, "_train_step", counted)
+    return steps
+
+
+# -- what it says ----------------------------------------------------------------------------------------
+
+
+def test_the_model_is_not_touched(compared: Comparison, model: Path) -> None:
+    """What the fixture asserts at its end too, when nothing hides a write any more."""
+    assert Model.open(model).structures == KNOWN
+    assert not (model / "pending").exists()
+    assert Model.open(model).verify().bit_identical
+
+
+def test_adding_damages_nothing_and_fine_tuning_everything(compared: Comparison) -> None:
+    adding, fine_tuning, own = compared.ways
+    assert tuple(way.key for way in compared.ways) == WAYS
+    assert compared.known == KNOWN
+    assert [change.structure for change in adding.changes] == list(KNOWN)
+    for change in adding.changes:
+        assert (change.identical, change.max_difference, change.r2, change.lost) == (True, 0.0, 1.0, 0.0)
+    assert (adding.damage, adding.identical, adding.worst) == (0.0, True, None)
+    # The addition among them too: its own tensors are what they were, but the base below them is not.
+    for change in fine_tuning.changes:
+        assert not change.identical
+        assert change.max_difference is not None
+        assert change.max_difference > 1e-3
+        assert change.r2 is not None
+        assert change.r2 < 1
+        assert change.lost
+    assert fine_tuning.damage == max(change.max_difference or 0 for change in fine_tuning.changes)
+    assert own.changes == ()
+    assert own.damage == 0.0
+
+
+def test_all_learn_alike_and_are_judged_alike(compared: Comparison) -> None:
+    assert compared.held_out == "test"
+    assert [way.steps for way in compared.ways] == [ASKED["steps"]] * 3
+    assert [way.learning_rate for way in compared.ways] == [0.03, 0.02, 0.02]
+    for way in compared.ways:
+        assert way.metrics.keys() == {"r2", "pearson", "mse", "mae"}
+        assert way.seconds > 0
+        assert way.bytes == 4 * way.parameters
+        assert [step for step, _ in way.curve] == [1, 2, 3, 4]
+    for change in (*compared.ways[0].changes, *compared.ways[1].changes):
+        # Its own test images; those of the new structure are the same fields.
+        assert change.truth_images == change.images == compared.images == 2
+
+
+def test_what_it_says_of_adding_is_what_adding_comes_to(
+    compared: Comparison, model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "model", copy_function=shutil.copyfile))
+    result = add_structure(copy, NEW, manifest, **ASKED)
+    adding = compared["adding"]
+    assert adding.metrics == result.metrics
+    assert adding.parameters == result.parameters
+    # And once it is there, the question may still be asked.
+    again = compare_structure(copy, NEW, manifest, out=tmp_path / "again", **ASKED)
+    assert [without_time(way) for way in again.ways] == [without_time(way) for way in compared.ways]
+    assert again.known == KNOWN
+    assert "nucleolus already" in again.notes[-1]
+    begun = compare_structure(
+        copy, NEW, manifest, out=tmp_path / "begun", init_from="best", **{**ASKED, "steps": 1}
+    )
+    assert begun["adding"].began in KNOWN
+
+
+def test_a_copy_is_a_whole_model(compared: Comparison, model: Path) -> None:
+    network = Model.open(model).network()
+    floats = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    rows = sum(block.gates["dna"].numel() for _, block in network.named_mode_blocks())
+    assert compared["fine_tuning"].parameters == sum(tensor.numel() for tensor in floats) + rows
+
+
+# -- what it leaves --------------------------------------------------------------------------------------
+
+
+def test_files_say_the_same(compared: Comparison) -> None:
+    assert read_comparison(compared.folder) == compared
+    with (compared.folder / "compare.csv").open(encoding="utf-8", newline="") as handle:
+        rows = {
+            (row["way"], row["structure"], row["metric"]): float(row["value"])
+            for row in csv.DictReader(handle)
+        }
+    assert rows["adding", NEW, "r2"] == compared["adding"].metrics["r2"]
+    assert rows["adding", "mitochondria", "max_difference"] == 0.0
+    assert rows["fine_tuning", "dna", "r2_to_before"] == compared["fine_tuning"].changes[0].r2
+    assert rows["own_network", NEW, "bytes"] == compared["own_network"].bytes
+    left = {path.relative_to(compared.folder).parts[0] for path in compared.folder.iterdir()}
+    assert left == {"compare-request.json", "compare.csv", "compare.json", "report.html", *WAYS}
+    assert not list(compared.folder.rglob("checkpoint"))
+
+
+def test_the_page_needs_no_network(compared: Comparison) -> None:
+    text = compared.report.read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "<script" not in text
+    # Light, truth and three ways; light, before and after; two slices each.
+    assert text.count('<img src="data:image/png;base64,') == 2 * (5 + 3)
+    assert text.count("bit-identical") >= 1 + len(KNOWN)
+    for name in (*KNOWN, NEW):
+        assert name.replace("_", " ") in text
+    assert text.count("<svg class=") == 2
+
+
+def test_the_command_says_it_in_words(compared: Comparison, model: Path, manifest: Path) -> None:
+    asked = ("--steps", 4, "--batch-size", 2, "--device", "cpu", "--precision", "float32", "--seed", 3)
+    command = ("compare", model, "--structure", NEW, "--data", manifest, "--out", compared.folder, *asked)
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    adding = compared["adding"].metrics["r2"]
+    assert (
+        f"adding: R2 {adding:.3f}; the 3 structures of the model predicted bit for bit as before"
+        in result.stdout
+    )
+    assert "all 3 structures of the model predicted otherwise than before" in result.stdout
+    assert "the model is not involved" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"report: {compared.report}"
+    assert max(len(line) for line in result.stdout.split("adding: ")[0].splitlines()) <= 100
+
+
+# -- going on --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "left"),
+    [("FineTuning", 2, {"FineTuning": 2, "MultiNet": 4}), ("MultiNet", 0, {"MultiNet": 4})],
+)
+def test_an_interrupted_comparison_goes_on(
+    kind: str, at: int, left: dict[str, int], compared: Comparison, model: Path, manifest: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        cut_off(patch, kind, at)
+        with pytest.raises(Interruption):
+            compare_structure(model, NEW, manifest, out=tmp_path / "out", **ASKED)
+    steps = cut_off(monkeypatch, kind, -1)
+    resumed = compare_structure(model, NEW, manifest, out=tmp_path / "out", **ASKED)
+    assert steps == left
+    assert [without_time(way) for way in resumed.ways] == [without_time(way) for way in compared.ways]
+
+
+def test_a_finished_one_is_shown(
+    compared: Comparison, model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = cut_off(monkeypatch, "", -1)
+    compared.report.unlink()
+    assert compare_structure(model, NEW, manifest, out=compared.folder, **ASKED) == compared
+    assert not steps
+    assert compared.report.is_file()
+    with pytest.raises(ConfigError, match=r"other settings \(config, learning rates\).*--restart"):
+        compare_structure(
+            model, NEW, manifest, out=compared.folder, **{**ASKED, "steps": 5}, learning_rate=1e-3
+        )
+
+
+def test_restart_begins_anew_in_its_own_folder_alone(model: Path, manifest: Path, tmp_path: Path) -> None:
+    asked = {**ASKED, "steps": 1}
+    out = tmp_path / "out"
+    first = compare_structure(model, NEW, manifest, out=out, **asked, kernel=5, network_rate=0.5)
+    assert first["own_network"].parameters > 0
+    (out / "left").touch()
+    with pytest.raises(ConfigError, match=r"other settings \(learning rates, kernel\)"):
+        compare_structure(model, NEW, manifest, out=out, **asked)
+    second = compare_structure(model, NEW, manifest, out=out, restart=True, init_from="dna", **asked)
+    assert (first["adding"].began, second["adding"].began) == (None, "dna")
+    assert second["adding"].metrics != first["adding"].metrics
+    assert second["own_network"].parameters < first["own_network"].parameters
+    assert not (out / "left").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match="something else than a comparison"):
+        compare_structure(model, NEW, manifest, out=mine, restart=True, **asked)
+    assert (mine / "thesis.txt").exists()
+
+
+# -- what it refuses -------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_compared_is_refused_before_anything(
+    model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="belongs to the base"):
+        compare_structure(model, "dna", manifest)
+    with pytest.raises(ManifestError, match="has no row of 'golgi'"):
+        compare_structure(model, "golgi", manifest)
+    with pytest.raises(StructureError, match="cannot be used"):
+        compare_structure(model, "../golgi", manifest)
+    with pytest.raises(StructureError, match=r"unknown structure 'dnaa'.*did you mean 'dna'"):
+        compare_structure(model, NEW, manifest, init_from="dnaa")
+    with pytest.raises(ConfigError, match="kernel 4"):
+        compare_structure(model, NEW, manifest, kernel=4)  # type: ignore[arg-type]
+    for inside in (model, model / "runs"):
+        with pytest.raises(ConfigError, match="lies in the model"):
+            compare_structure(model, NEW, manifest, out=inside)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_addition_that_another_needs_is_refused(manifest: Path, tmp_path: Path) -> None:
+    needed = ("nucleolus", AdditionSpec()), ("mitochondria", AdditionSpec(sees="all"))
+    path = make_model(tmp_path / "model", *needed)
+    with pytest.raises(ModelError, match=r"'mitochondria'.* needs the experts of 'nucleolus'"):
+        compare_structure(path, "nucleolus", manifest, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_held_out_image_nothing_can_be_said(model: Path, manifest: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.csv"
+    write_manifest(one, [row for row in read_manifest(manifest).rows if row.structure == NEW][:1])
+    with pytest.raises(ManifestError, match="no image of 'nucleolus' is held out"):
+        compare_structure(model, NEW, one, out=tmp_path / "out", **ASKED)
+
+
+def test_predictions_that_are_no_numbers_are_said(
+    model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fine-tuning that diverges is a result; it ends no comparison."""
+    rows = [row for row in read_manifest(manifest).rows if row.structure == NEW]
+    alone = tmp_path / "alone.csv"
+    write_manifest(alone, rows)
+    step = StructureStrategy._train_step
+
+    def diverging(self: StructureStrategy, *args: Any, **kwargs: Any) -> None:
+        step(self, *args, **kwargs)
+        if type(self).__name__ == "FineTuning":
+            with torch.no_grad():
+                next(self.network.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(StructureStrategy, "_train_step", diverging)
+    found = compare_structure(model, NEW, alone, out=tmp_path / "out", **{**ASKED, "steps": 1})
+    assert found["fine_tuning"].metrics == {}
+    for change in found["fine_tuning"].changes:
+        assert (change.r2, change.max_difference, change.identical) == (None, None, False)
+        assert (change.truth_images, change.lost) == (0, None)  # the manifest has no rows of them
+    assert found["fine_tuning"].damage == float("inf")
+    assert found["adding"].damage == 0.0
+    text = found.report.read_text(encoding="utf-8")
+    assert "not finite" in text
+    assert "no finite numbers" in text
