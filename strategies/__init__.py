@@ -3,7 +3,10 @@
 import repmode_cl.scenarios  # noqa: F401 - first: it imports Avalanche quietly
 from repmode_cl.strategies.add import AddResult, add_structure
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.beginning import Beginning
 from repmode_cl.strategies.benchmark import run_benchmark
+from repmode_cl.strategies.compare import compare_structure
+from repmode_cl.strategies.dry_run_add import AddDryRun, dry_run_add
 from repmode_cl.strategies.estimate import DryRun
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.fine_tuning import FineTuning
@@ -11,7 +14,9 @@ from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
 from repmode_cl.strategies.train import train_base
 
 __all__ = [
+    "AddDryRun",
     "AddResult",
+    "Beginning",
     "DryRun",
     "ExpertsFrozen",
     "FineTuning",
@@ -19,6 +24,8 @@ __all__ = [
     "PlainNetworks",
     "StructureStrategy",
     "add_structure",
+    "compare_structure",
+    "dry_run_add",
     "run_benchmark",
     "train_base",
 ]

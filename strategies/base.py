@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from repmode_cl.config import InferenceConfig, TrainingConfig
 from repmode_cl.devices import resolve_device
+from repmode_cl.errors import ConfigError
 from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.progress import Task
 from repmode_cl.training import (
@@ -38,6 +39,7 @@ from repmode_cl.training import (
 )
 from repmode_cl.training.loading import patch_loader
 from repmode_cl.training.selection import changing_names
+from repmode_cl.training.stopping import idle_validations, out_of_patience, out_of_time, validated_at
 
 __all__ = ["Evaluation", "Progress", "StructureNetwork", "StructureStrategy"]
 
@@ -126,6 +128,8 @@ class StructureStrategy(Evaluating):
         self.listeners: list[Callable[[StructureStrategy], None]] = []
         self.on_validation: list[Callable[[StructureStrategy], None]] = []
         self.bar: Task | None = None
+        #: Why the last experience ended: all its steps, no improvement, or the time limit.
+        self.stopped = ""
         #: Called once, after model and optimiser of an experience exist: how a checkpoint comes back.
         self.resume: Callable[[StructureStrategy], None] | None = None
 
@@ -204,9 +208,14 @@ class StructureStrategy(Evaluating):
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Run the experience's steps: mixed precision, clipping, schedule, validation and selection."""
+        self._check_patience()
+        why = None
         with joint_norms(self.model, self.ranks):
             began = time.perf_counter()
             for parts in _grouped(self.dataloader, self.training_config.accumulate):
+                # Asked before a step and not after it: one that goes on with a checkpoint may have to end at once.
+                if (why := self._reason_to_stop()) is not None:
+                    break
                 self._train_step(parts, **kwargs)
                 self.progress.step += 1
                 self.progress.seconds += time.perf_counter() - began
@@ -219,8 +228,34 @@ class StructureStrategy(Evaluating):
                 if self.budget.validates(self.progress.step):
                     self._validate()
                 began = time.perf_counter()  # recording and validating are not training
+            if why is not None and not validated_at(self.progress.curve, self._number, self.progress.step):
+                self._validate()
         self._voxels = None
+        self.stopped = why or f"all {self.budget.steps} steps"
         self.selection.restore(self.model)
+
+    @property
+    def _number(self) -> int:
+        return int(self.experience.current_experience)
+
+    def _reason_to_stop(self) -> str | None:
+        """Say why no further step is made, or None; all processes decide alike."""
+        config, progress = self.training_config, self.progress
+        if config.patience is not None:
+            idle = idle_validations(progress.curve, self._number, self.selection.step)
+            if (why := out_of_patience(config, idle)) is not None:
+                return why
+        if config.time_limit is None:
+            return None
+        # Clocks of processes differ: the first one's counts.
+        return self.ranks.from_first(lambda: out_of_time(config, progress.seconds))
+
+    def _check_patience(self) -> None:
+        if self.training_config.patience is not None and not len(self.stream.val[self._number].dataset):
+            raise ConfigError(
+                f"patience counts validations, but no image of {', '.join(self.stream.experiences[self._number])} "
+                "validates: name rows with split val in the manifest, give more images, or leave patience out"
+            )
 
     def _train_step(self, parts: Sequence[Any], **kwargs: Any) -> None:
         """Make one optimiser step of a joint batch: `parts` are its micro-batches, or this process's shares of them."""

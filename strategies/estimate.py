@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from repmode_cl.strategies.build import STRATEGIES, architecture_of
 from repmode_cl.strategies.multi_net import PlainNetworks
 
-from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.config import Config, StrategyConfig, TrainingConfig
 from repmode_cl.data.manifest import read_manifest
 from repmode_cl.devices import resolve_device
 from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.nn.unet import checkpoint_activations
-from repmode_cl.training import budget_of, make_adam, masked_mse, resolve_precision
+from repmode_cl.training import Precision, budget_of, make_adam, masked_mse, resolve_precision
 
-__all__ = ["DryRun", "estimate"]
+__all__ = ["DryRun", "estimate", "minutes_text", "time_training"]
 
 #: A field of the simulator is predicted at its size; of a manifest's images, whose headers are not read, the
 #: size is taken to be this many patches.
@@ -42,10 +42,11 @@ class DryRun:
     seconds: float
 
     def __str__(self) -> str:
-        return "\n".join([*self.lines, f"about {_minutes(self.seconds)} in all; nothing was run"])
+        return "\n".join([*self.lines, f"about {minutes_text(self.seconds)} in all; nothing was run"])
 
 
-def _minutes(seconds: float) -> str:
+def minutes_text(seconds: float) -> str:
+    """Write a duration as a person would: ``40 s``, ``25 min`` or ``3.1 h``."""
     return (
         f"{seconds:.0f} s"
         if seconds < 90
@@ -86,7 +87,7 @@ def estimate(config: Config, experiences: tuple[tuple[str, ...], ...]) -> DryRun
         count = sum(budget.steps for budget in steps)
         lines.append(
             f"{options.title}: {len(config.seeds)} seed(s) x {count} steps of {config.training.batch_size} patches, "
-            f"{step_time:.2f} s a step: about {_minutes(seconds * len(config.seeds))}"
+            f"{step_time:.2f} s a step: about {minutes_text(seconds * len(config.seeds))}"
         )
         total += seconds * len(config.seeds)
     order = ", then ".join(" + ".join(names) for names in experiences)
@@ -120,13 +121,41 @@ def _time(config: Config, options: StrategyConfig) -> tuple[float, float]:
         network.add("dna", seed=0)
     else:
         network = RepModeUNet(architecture, ["dna"])
-    network.to(device).train()
     network.train_only(["dna"])
-    checkpoint_activations(network, config.training.activation_checkpointing)
-    optimizer = make_adam(network.parameters(), learning_rate=1e-5)
-    parts = config.training.accumulate
-    x = torch.randn(config.training.batch_size // parts, 1, *config.patch.size, device=device)
-    names = ["dna"] * len(x)
+    return time_training(network, "dna", config.training, config.patch.size, precision, device)
+
+
+def time_training(
+    network: RepModeUNet | PlainNetworks,
+    structure: str,
+    training: TrainingConfig,
+    patch: Sequence[int],
+    precision: Precision,
+    device: torch.device,
+    repeats: int = 3,
+) -> tuple[float, float]:
+    """Return the median seconds of a training step of `structure` on noise, and of predicting one window.
+
+    Parameters
+    ----------
+    network
+        What is trainable is set; its weights are moved a little.
+    structure
+        One that it knows.
+    training, patch
+        Batch and micro-batches; voxels (z, y, x).
+    precision, device
+        What is computed in, and where.
+    repeats
+        Steps, and windows, that are timed after a first one.
+    """
+    network.to(device).train()
+    checkpoint_activations(network, training.activation_checkpointing)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = make_adam(trained, learning_rate=1e-5)
+    parts = training.accumulate
+    x = torch.randn(training.batch_size // parts, 1, *patch, device=device)
+    names = [structure] * len(x)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -138,14 +167,14 @@ def _time(config: Config, options: StrategyConfig) -> tuple[float, float]:
 
     def window() -> None:
         with torch.no_grad():
-            network.fuse("dna")(x[:1])
+            network.fuse(structure)(x[:1])
 
-    step_time = _median(step, device)
+    step_time = _median(step, device, repeats)
     network.eval()
-    return step_time, _median(window, device)
+    return step_time, _median(window, device, repeats)
 
 
-def _median(call: Callable[[], None], device: torch.device, repeats: int = 3) -> float:
+def _median(call: Callable[[], None], device: torch.device, repeats: int) -> float:
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()

@@ -97,8 +97,11 @@ def dump_what_counts(config: Config) -> str:
     return dump_config(config.model_copy(update={"training": training}))
 
 
-def same_request(path: Path, request: dict[str, Any], what: str) -> None:
-    """Write down what was asked for; refuse to go on with an interrupted one that was asked for differently."""
+def same_request(path: Path, request: dict[str, Any], what: str, anew: str | None = None) -> None:
+    """Write down what was asked for; refuse to go on with an interrupted one that was asked for differently.
+
+    `anew` says how to begin anew; by default the folder is to be removed.
+    """
     if not path.exists():
         write_json(path, request)
         return
@@ -108,5 +111,5 @@ def same_request(path: Path, request: dict[str, Any], what: str) -> None:
     differing = ", ".join(key for key in request if before.get(key) != request[key])
     raise ConfigError(
         f"{path.parent} holds an interrupted {what} with other settings ({differing}): repeat the same call to go "
-        f"on with it, or remove {path.parent} to begin anew"
+        f"on with it, or {anew or f'remove {path.parent}'} to begin anew"
     )

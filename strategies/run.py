@@ -199,7 +199,7 @@ class StrategyRun:
             "train_seconds": self.strategy.progress.seconds,
             "added_parameters": parameters,
             "added_bytes": size,
-            "steps": self.strategy.budget.steps,
+            "steps": self.strategy.progress.step,
         }.items():
             self.rows.append(self._row(step, structure, metric, value))
 

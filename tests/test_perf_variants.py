@@ -13,9 +13,9 @@ from torch import Tensor
 from repmode_cl.nn import AdditionSpec, Architecture, ModeBlock, RepModeUNet
 from repmode_cl.nn.plain import PlainBlock
 from repmode_cl.nn.sites import Groups
-from repmode_cl.perf.saved import saved_bytes
 from repmode_cl.perf.variants import per_sample, unfused
 from repmode_cl.training.loss import masked_mse
+from repmode_cl.training.saved import saved_bytes
 
 BASE = ("dna", "golgi_apparatus", "nucleolus")
 WAYS = {"unfused": unfused, "per_sample": per_sample}

@@ -132,5 +132,5 @@ def test_another_configuration_is_not_gone_on_with(
 def test_what_exists_is_not_trained_over(trained: Path, manifest: Path) -> None:
     with pytest.raises(ModelError, match="exists already"):
         train_base(configured(manifest, trained.parent), trained)
-    with pytest.raises(ModelError, match="knows 'dna' already"):
+    with pytest.raises(ModelError, match="has 'dna' already"):
         add_structure(trained, "dna", manifest)

@@ -169,6 +169,10 @@ class TrainingConfig(Frozen):
     """Optimiser steps between validations; null takes ten validations an experience."""
     validate_every_epochs: Positive | None = None
     """The same in epochs, where `epochs` is used."""
+    patience: Positive | None = None
+    """Stop after so many validations without an improvement; null trains all steps."""
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+    """Stop an experience after so many seconds of training, validation not counted; null sets no limit."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the processor multiplies matrices of it, else float32 (on GPUs float16 with scaling)."""
     device: str = "auto"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ def check_manifest(
     read_voxels: bool = True,
     depth: int = 4,
     voxel_size: Triple | None = (0.29, 0.29, 0.29),
+    structures: Collection[str] | None = None,
 ) -> list[Problem]:
     """Return every problem of a manifest and of what it points to, in the order of its lines.
 
@@ -55,6 +56,8 @@ def check_manifest(
         Depth of the network: what it cannot take is too small.
     voxel_size
         Voxel size (z, y, x) in um that images will be resampled to; None for their own.
+    structures
+        Look at the images of these alone; None looks at all. A line that cannot be understood is always told.
 
     Returns
     -------
@@ -67,6 +70,7 @@ def check_manifest(
         If the manifest itself cannot be read as a file.
     """
     rows, problems = parse_manifest(path)
+    rows = [row for row in rows if structures is None or row.structure in structures]
     look = _Look(read_voxels, depth, voxel_size)
     images: list[tuple[Row, _Image | None]] = []
     try:

@@ -240,7 +240,7 @@ def _mapped(path: Path) -> NDArray[np.generic]:
     """
     try:
         # Copy on write, because torch warns of memory that cannot be written; nothing is written.
-        mapped: NDArray[np.generic] = np.load(path, mmap_mode="c")
+        mapped: NDArray[np.generic] = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ImageError(
             f"{path}: the prepared volume cannot be read ({error}); it was removed or damaged since it was prepared: "

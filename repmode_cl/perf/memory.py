@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from repmode_cl.perf.footprint import peak_resident, peak_tensor_bytes, reset_peak, resident
 from repmode_cl.perf.rounds import out_of_memory
-from repmode_cl.perf.saved import saved_bytes
 from repmode_cl.perf.settings import PerfSettings
 from repmode_cl.perf.workloads import REFERENCE, Batch, Networks, Step, Variant, training_variants
 from repmode_cl.progress import task
 from repmode_cl.training.precision import Precision
+from repmode_cl.training.saved import saved_bytes
 
 __all__ = ["footprint_of", "measure_memory", "promise"]
 

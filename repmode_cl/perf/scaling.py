@@ -109,7 +109,7 @@ def _work(settings: PerfSettings, device: torch.device, folder: Path) -> dict[st
         def in_memory(path: Path = path) -> object:
             return sliding_window(
                 fused,
-                np.load(path),
+                np.load(path, allow_pickle=False),
                 window=settings.patch,
                 overlap=0.5,
                 batch_size=_AT_ONCE,

@@ -1,0 +1,320 @@
+"""One addition from its images to its place in the model: trained without a lock, committed under it, proved.
+
+Everything that a process may die between is kept in ``pending/<structure>`` of the model, and taken up again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from repmode_cl.scenarios import StructureStream, prepared_samples
+from repmode_cl.strategies.addition import REQUEST, Addition
+from repmode_cl.strategies.beginning import Beginning, begin
+from repmode_cl.strategies.experts_frozen import ExpertsFrozen
+from repmode_cl.strategies.one_experience import held_out, learn, same_request, stream_of
+from repmode_cl.strategies.preparing import origin_of, other_precision
+from repmode_cl.strategies.run import provenance_of
+
+from repmode_cl.data.sample import Sample
+from repmode_cl.devices import resolve_device
+from repmode_cl.errors import ManifestError, ModelError
+from repmode_cl.files import write_json
+from repmode_cl.store import Candidate, Model, VerifyReport, make_candidate
+from repmode_cl.store.staging import clear_pending
+from repmode_cl.store.staging import stage as put_aside
+from repmode_cl.training import has_checkpoint
+
+__all__ = ["AddResult", "Adding", "committed_before", "sound", "was_committed"]
+
+_BEGINNING = "beginning.json"
+_OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class AddResult:
+    """What adding a structure came to.
+
+    Attributes
+    ----------
+    model
+        The model, with the structure unless it is `staged`.
+    structure
+        Its name.
+    metrics
+        Mean figures on the images held out; empty if there were none.
+    held_out
+        Which images those are: test, val, or none.
+    parameters, bytes
+        What the addition owns, and its file's size.
+    seconds
+        Training, validation excluded.
+    verified
+        Proof that all structures, the earlier ones too, are as they were stored.
+    notes
+        What a person should know of the split and of the training.
+    stopped
+        Why training ended: all its steps, no improvement, or the time limit.
+    init
+        What it began from.
+    unchanged
+        Earlier structures, and whether each has the same tensors, and computes the same kernels and the same
+        prediction bit for bit, as before, in this environment. Empty where nothing was written.
+    staged
+        Whether it waits for a person to accept it, and is no part of the model yet.
+    reached
+        Whether its R2 is at least what was demanded.
+    """
+
+    model: Model
+    structure: str
+    metrics: dict[str, float]
+    held_out: str
+    parameters: int
+    bytes: int
+    seconds: float
+    verified: VerifyReport
+    notes: tuple[str, ...]
+    stopped: str
+    init: Beginning
+    unchanged: dict[str, bool]
+    staged: bool = False
+    reached: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to, as it is kept until the model has it: figures, and the version that they are of."""
+
+    digest: str
+    metrics: dict[str, float]
+    held_out: str
+    seconds: float
+    notes: list[str]
+    stopped: str
+
+
+class Adding:
+    """One addition under way: trained without a lock on the model, committed under it, proved afterwards."""
+
+    def __init__(self, addition: Addition, model: Model, before: VerifyReport, workers: int) -> None:
+        self.addition = addition
+        self.model = model
+        self.before = before
+        self.workers = workers
+        self.work = addition.work
+
+    def run(self, *, min_r2: float | None, stage: bool) -> AddResult:
+        """Prepare the images, train, and commit or stage."""
+        addition = self.addition
+        name = addition.structure
+        anew = f"run `repmode-cl discard {addition.model.path} {name}`"
+        same_request(self.work / REQUEST, addition.request(), f"addition of {name!r}", anew)
+        samples, notes = prepared_samples(
+            addition.config.data,
+            self.work,
+            structures=[name],
+            manifest=addition.manifest,
+            workers=self.workers,
+        )
+        if min_r2 is not None and not any(sample.split in ("test", "val") for sample in samples):
+            raise ManifestError(
+                f"an R2 of at least {min_r2:g} is demanded, but no image of {name!r} is held out to measure it on: "
+                "name rows with split test in the manifest, give at least two images, or leave the demand out"
+            )
+        stream = stream_of(addition.config, samples, ((name,),))
+        strategy, beginning = self._prepare(stream)
+        learn(strategy, self.work, f"adding {name}")
+        metrics, images = held_out(strategy, stream)
+        notes = [*notes, *self._notes(strategy)]
+        outcome = Outcome(
+            "", metrics.get(name, {}), images, strategy.progress.seconds, notes, strategy.stopped
+        )
+        candidate = make_candidate(
+            addition.model,
+            name,
+            strategy.network,
+            self.work,
+            provenance=self._provenance(strategy, samples, outcome, beginning),
+            metrics=outcome.metrics,
+        )
+        reached = min_r2 is None or outcome.metrics.get("r2", -math.inf) >= min_r2
+        if stage or not reached:
+            return self._stage(candidate, outcome, beginning, min_r2, reached)
+        return self._commit(candidate, outcome, beginning)
+
+    def _prepare(self, stream: StructureStream) -> tuple[ExpertsFrozen, Beginning]:
+        """Build the strategy with a network that has begun; one that goes on with a checkpoint has it from there."""
+        addition = self.addition
+        device = resolve_device(addition.config.training.device)
+        network = addition.network()
+        path = self.work / _BEGINNING
+        if path.is_file() and has_checkpoint(self.work / "checkpoint"):
+            beginning = Beginning.from_json(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            beginning = begin(addition, network, stream.patches[0], device)
+            write_json(path, beginning.to_json())
+        strategy = ExpertsFrozen(
+            network=network,
+            stream=stream,
+            training=addition.config.training,
+            patch=addition.config.patch.size,
+            inference=addition.config.inference,
+            seed=addition.seed,
+            spec=addition.spec,
+            device=device,
+            precision=addition.precision,
+        )
+        return strategy, beginning
+
+    def _notes(self, strategy: ExpertsFrozen) -> list[str]:
+        """Say what is odd of the training: another number format than the base's, a schedule cut short."""
+        addition, found = self.addition, []
+        if note := other_precision(origin_of(addition.model), strategy.precision, addition.structure):
+            found.append(note)
+        training, step = addition.config.training, strategy.progress.step
+        if step < strategy.budget.steps and training.schedule != "constant":
+            found.append(
+                f"training ended at step {step} of {strategy.budget.steps} ({strategy.stopped}), before the learning "
+                f"rate had come down: with {step} steps from the start it may well do better"
+            )
+        return found
+
+    def _provenance(
+        self, strategy: ExpertsFrozen, samples: list[Sample], outcome: Outcome, beginning: Beginning
+    ) -> dict[str, Any]:
+        addition = self.addition
+        return {
+            **provenance_of(addition.config, addition.options, addition.seed, samples, strategy.precision),
+            "held_out": outcome.held_out,
+            "notes": outcome.notes,
+            "manifest": addition.manifest.path.name,
+            "steps": strategy.progress.step,
+            "selected_step": strategy.selection.step,
+            "stopped": outcome.stopped,
+            "seconds": round(outcome.seconds, 3),
+            "init": {"asked": addition.init_from, **beginning.to_json()},
+        }
+
+    def _commit(self, candidate: Candidate, outcome: Outcome, beginning: Beginning) -> AddResult:
+        name, replace = self.addition.structure, self.addition.replace
+        kept = {**asdict(outcome), "digest": candidate.entry.digest}
+        # Should this process die after the commit, the same call finds that it is done.
+        write_json(self.work / _OUTCOME, kept)
+        entry = self.model.commit(candidate, action="replace" if replace else "add", replace=replace)
+        after = sound(self.model, f"after adding {name!r}")
+        unchanged = self._unchanged(after)
+        if changed := [other for other, same in unchanged.items() if not same]:
+            raise ModelError(
+                f"{', '.join(changed)} of {self.model.path} no longer computes what it did before {name!r} was added: "
+                "go back with `repmode-cl rollback`, and check this machine's memory"
+            )
+        clear_pending(self.work)
+        return _result(self.model, name, entry.parameters, entry.bytes, outcome, after, beginning, unchanged)
+
+    def _unchanged(self, after: VerifyReport) -> dict[str, bool]:
+        """Compare the structures that are the same versions as before; others may change the model meanwhile."""
+        before, now = self.addition.model.entries, Model.open(self.model.path).entries
+        return {
+            name: same
+            for name, same in after.same_as(self.before).items()
+            if name in before and name in now and before[name].digest == now[name].digest
+        }
+
+    def _stage(
+        self,
+        candidate: Candidate,
+        outcome: Outcome,
+        beginning: Beginning,
+        min_r2: float | None,
+        reached: bool,
+    ) -> AddResult:
+        why = "staged as asked for"
+        if not reached:
+            why = f"below the R2 that was demanded, on the {outcome.held_out} images"
+        put_aside(self.model, candidate, why=why, replace=self.addition.replace, min_r2=min_r2)
+        # What cannot be removed now goes when it is accepted or discarded.
+        for left in ("checkpoint", "cache", "tensorboard"):
+            shutil.rmtree(self.work / left, ignore_errors=True)
+        for left in (REQUEST, _BEGINNING):
+            (self.work / left).unlink(missing_ok=True)
+        entry = candidate.entry
+        return _result(
+            self.model,
+            entry.name,
+            entry.parameters,
+            entry.bytes,
+            outcome,
+            self.before,
+            beginning,
+            {},
+            staged=True,
+            reached=reached,
+        )
+
+
+def _result(
+    model: Model,
+    name: str,
+    parameters: int,
+    size: int,
+    outcome: Outcome,
+    verified: VerifyReport,
+    beginning: Beginning,
+    unchanged: dict[str, bool],
+    *,
+    staged: bool = False,
+    reached: bool = True,
+) -> AddResult:
+    return AddResult(
+        model,
+        name,
+        outcome.metrics,
+        outcome.held_out,
+        parameters,
+        size,
+        outcome.seconds,
+        verified,
+        tuple(outcome.notes),
+        outcome.stopped,
+        beginning,
+        unchanged,
+        staged,
+        reached,
+    )
+
+
+def sound(model: Model, when: str = "as it is") -> VerifyReport:
+    """Verify the whole model; refuse to go on if anything of it is damaged."""
+    report = model.verify()
+    if not report.ok:
+        failed = "; ".join(str(result) for result in (*report.results, *report.earlier) if not result.ok)
+        raise ModelError(
+            f"{model.path} does not verify {when}: {failed}. Run `repmode-cl verify {model.path}`"
+        )
+    return report
+
+
+def committed_before(model: Model, structure: str) -> AddResult | None:
+    """Finish an addition that was committed before its process died; None if it was not."""
+    work = model.pending(structure)
+    outcome = Outcome(**json.loads((work / _OUTCOME).read_text(encoding="utf-8")))
+    entry = model.entries.get(structure)
+    if entry is None or entry.digest != outcome.digest:
+        return None
+    report = sound(model)
+    beginning = Beginning.from_json(json.loads((work / _BEGINNING).read_text(encoding="utf-8")))
+    clear_pending(work)
+    outcome.notes.append(
+        "it became part of the model before an interruption: there was no comparison with before, but all "
+        "structures are as they were stored"
+    )
+    return _result(model, structure, entry.parameters, entry.bytes, outcome, report, beginning, {})
+
+
+def was_committed(model: Model, structure: str) -> bool:
+    """Tell whether a training of `structure` came as far as its commit."""
+    return (model.pending(structure) / _OUTCOME).is_file()

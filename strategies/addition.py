@@ -1,0 +1,216 @@
+"""What an addition is to be, before anything is computed: the model, the images, the settings, and what it will see.
+
+Adding a structure and its dry run begin here, so that both refuse the same mistakes with the same words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.strategies.one_experience import dump_what_counts
+from repmode_cl.strategies.preparing import (
+    configuration_for,
+    manifest_of,
+    origin_of,
+    rows_digest,
+    training_for,
+)
+
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.data.manifest import Manifest
+from repmode_cl.devices import resolve_device
+from repmode_cl.errors import ModelError, UnknownStructureError
+from repmode_cl.nn import AdditionSpec, RepModeUNet
+from repmode_cl.store import Model
+from repmode_cl.store.commit import check_place
+from repmode_cl.store.registry import Registry
+from repmode_cl.structures import check_structure_name
+from repmode_cl.training import Precision, inherit_precision
+
+__all__ = ["INIT_CHOICES", "REQUEST", "Addition", "plan_addition"]
+
+#: What `init_from` may be besides the name of a structure.
+INIT_CHOICES = ("none", "best")
+
+#: File that holds what an interrupted addition was asked for.
+REQUEST = "request.json"
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A structure that is to be added to a model, or to be replaced in it.
+
+    Attributes
+    ----------
+    model
+        As it is on disk now.
+    structure, replace
+        Its name, and whether the model has an earlier version of it.
+    manifest, config
+        Its images, and a benchmark's configuration for training on them.
+    spec, needs
+        What it gets; the additions that it will see, by name and digest.
+    init_from
+        What it starts from: ``none``, ``best``, or a structure.
+    precision
+        Number format of the training, resolved.
+    """
+
+    model: Model
+    structure: str
+    replace: bool
+    manifest: Manifest
+    config: Config
+    spec: AdditionSpec
+    needs: tuple[tuple[str, str], ...]
+    init_from: str
+    precision: Precision
+
+    @property
+    def work(self) -> Path:
+        """Folder of what the training keeps, below ``pending/`` of the model."""
+        return self.model.pending(self.structure)
+
+    @property
+    def seed(self) -> int:
+        """Seed of new weights and of patches."""
+        return self.config.seeds[0]
+
+    @property
+    def options(self) -> StrategyConfig:
+        """What the provenance says of the strategy."""
+        return StrategyConfig(name="experts_frozen", learning_rate=self.config.training.learning_rate)
+
+    def request(self) -> dict[str, Any]:
+        """Return all that the result depends on: an interrupted addition goes on with the same alone."""
+        # Where images lie changes no result; what they are stands in the rows.
+        data = self.config.data.model_copy(update={"manifest": None, "cache": None})
+        return {
+            "config": dump_what_counts(self.config.model_copy(update={"data": data})),
+            "spec": self.spec.to_json(),
+            "needs": [list(need) for need in self.needs],
+            "init_from": self.init_from,
+            "replace": self.replace,
+            "base": self.model.base_digest,
+            "rows": rows_digest(self.manifest, [self.structure]),
+        }
+
+    def network(self) -> RepModeUNet:
+        """Load what the structure needs of the model, and give it its own fresh layers; on the CPU."""
+        network = self.model.network([name for name, _ in self.needs])
+        network.add_structure(self.structure, self.spec, seed=self.seed)
+        return network
+
+
+def plan_addition(
+    model: str | Path | Model,
+    structure: str,
+    data: str | Path | Manifest,
+    *,
+    spec: AdditionSpec | None = None,
+    init_from: str = "none",
+    steps: int | None = None,
+    epochs: int | None = None,
+    time_limit: float | None = None,
+    patience: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    patch: Sequence[int] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    cache: str | Path | None = None,
+    loader_workers: int = 0,
+    replace: bool = False,
+) -> Addition:
+    """Check what is asked for and complete it from the model; see `add_structure`. Nothing is written."""
+    model = Model.open(model.path if isinstance(model, Model) else model)
+    check_structure_name(structure)
+    spec = spec or AdditionSpec()
+    needs = _needs(model, structure, spec)
+    check_place(model.path, Registry.read(model.path), structure, needs, replace=replace)
+    if init_from not in INIT_CHOICES and init_from not in model.structures:
+        raise UnknownStructureError(
+            init_from, (*INIT_CHOICES, *model.structures), f"--init-from of the model {model.path}"
+        )
+    manifest = manifest_of(data, structure)
+    training = training_for(
+        origin_of(model),
+        steps=steps,
+        epochs=epochs,
+        patience=patience,
+        time_limit=time_limit,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        loader_workers=loader_workers,
+    )
+    config = configuration_for(
+        model,
+        manifest,
+        training,
+        name=f"add-{structure}",
+        cache=cache if cache is not None else model.pending(structure) / "cache",
+        patch=patch,
+        seed=seed,
+    )
+    return Addition(
+        model=model,
+        structure=structure,
+        replace=replace,
+        manifest=manifest,
+        config=config,
+        spec=_completed(spec, needs),
+        needs=needs,
+        init_from=init_from,
+        precision=inherit_precision(precision, resolve_device(device), origin_of(model).get("precision")),
+    )
+
+
+def _completed(spec: AdditionSpec, needs: Sequence[tuple[str, str]]) -> AdditionSpec:
+    return replace(spec, needs=tuple(name for name, _ in needs))
+
+
+def _needs(model: Model, structure: str, spec: AdditionSpec) -> tuple[tuple[str, str], ...]:
+    """Return the additions that the structure will see, by digest; those of an interrupted training stay.
+
+    Raises
+    ------
+    ModelError
+        If the model no longer has one of them as it was when the training began.
+    """
+    if spec.sees == "own":
+        return ()
+    begun = _request_of(model, structure)
+    if begun is not None and begun["spec"]["sees"] == "all":
+        needs = tuple((str(name), str(digest)) for name, digest in begun["needs"])
+        for name, digest in needs:
+            if name not in model.entries or model.entries[name].digest != digest:
+                raise ModelError(
+                    f"the interrupted training of {structure!r} sees version {digest[:8]} of {name!r}, which is no "
+                    f"longer that of {model.path}: begin anew after `repmode-cl discard {model.path} {structure}`"
+                )
+        return needs
+    names = spec.needs or tuple(
+        entry.name
+        for entry in model.entries.values()
+        if entry.spec is not None and entry.spec.expert != "none" and entry.name != structure
+    )
+    for name in names:
+        if name not in model.entries:
+            raise UnknownStructureError(name, model.structures, f"the model {model.path}")
+    return tuple((name, model.entries[name].digest) for name in names)
+
+
+def _request_of(model: Model, structure: str) -> dict[str, Any] | None:
+    path = model.pending(structure) / REQUEST
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # One that an earlier version of this program began has no needs in it: it is not gone on with.
+    return found if "needs" in found else None

@@ -1,0 +1,256 @@
+"""What adding a structure would do, cost and stumble over; nothing is written and nothing trained."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from repmode_cl.strategies.addition import REQUEST, Addition, plan_addition
+from repmode_cl.strategies.estimate import minutes_text, time_training
+from torch import Tensor
+
+from repmode_cl.data.cache import ContentDigests
+from repmode_cl.data.check import check_manifest
+from repmode_cl.data.manifest import Manifest, Problem, Row
+from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.splits import Assignment, assign_splits
+from repmode_cl.devices import resolve_device
+from repmode_cl.errors import ImageError
+from repmode_cl.inference.memory import format_bytes
+from repmode_cl.inference.windows import plan_windows
+from repmode_cl.nn import RepModeUNet
+from repmode_cl.store import Model
+from repmode_cl.store.proof import probe_shape
+from repmode_cl.training import budget_of, masked_mse, refuse_several
+from repmode_cl.training.saved import saved_bytes
+
+__all__ = ["AddDryRun", "dry_run_add"]
+
+#: Bytes that a file's header takes: for each tensor, and for the record, about.
+_TENSOR_HEADER, _RECORD = 86, 2600
+
+
+@dataclass(frozen=True)
+class AddDryRun:
+    """What adding a structure would come to.
+
+    Attributes
+    ----------
+    structure
+        Its name.
+    images
+        Images that train, validate and test.
+    problems
+        What is wrong with them, as ``repmode-cl data check`` finds it.
+    parameters
+        What it would own by kind: experts, gate rows, norms, resampling layers.
+    bytes
+        Size of its file, about.
+    memory
+        Bytes that a training step needs, besides the program itself, about.
+    steps, step_seconds, seconds
+        Of the training; a step was timed on noise. `seconds` counts validations too.
+    notes
+        What a person should know of the split, and of an interrupted training.
+    lines
+        All that in words.
+    """
+
+    structure: str
+    images: dict[str, int]
+    problems: tuple[Problem, ...]
+    parameters: dict[str, int]
+    bytes: int
+    memory: int
+    steps: int
+    step_seconds: float
+    seconds: float
+    notes: tuple[str, ...]
+    lines: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong with the images."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines, "nothing was written"])
+
+
+def dry_run_add(
+    model: str | Path | Model, structure: str, data: str | Path | Manifest, **options: Any
+) -> AddDryRun:
+    """Say what `add_structure` would do with the same arguments.
+
+    Parameters
+    ----------
+    model, structure, data
+        As of `add_structure`.
+    **options
+        As of `add_structure`, but for what decides after the training (`min_r2`, `stage`) and `workers`.
+
+    Returns
+    -------
+    AddDryRun
+        All images were read once, and two steps computed on noise; nothing was written.
+
+    Raises
+    ------
+    ConfigError, ModelError, ManifestError
+        As of `add_structure`, but for images that cannot be used: those are listed.
+    """
+    refuse_several("adding a structure")
+    addition = plan_addition(model, structure, data, **options)
+    config = addition.config
+    problems = check_manifest(
+        addition.manifest.path,
+        patch=config.patch.size,
+        depth=addition.model.architecture.depth,
+        voxel_size=config.data.preprocessing.voxel_size,
+        structures=[structure],
+    )
+    splits = _splits(addition)
+    rows = addition.manifest.for_structure(structure)
+    count = Counter(splits[row.number] for row in rows)
+    images = {split: count[split] for split in ("train", "val", "test")}
+    budget = budget_of(config.training, 1, max(1, images["train"]))
+    network = addition.network()
+    parameters = _parameters(network, structure)
+    size = _file_bytes(network, structure)
+    step, window, memory = _measure(addition, network)
+    validations = -(-budget.steps // budget.validate_every)
+    windows = _windows(addition, [row for row in rows if splits[row.number] != "train"])
+    evaluated = sum(
+        windows.get(row.number, 0) * {"val": validations, "test": 1}.get(splits[row.number], 0)
+        for row in rows
+    )
+    seconds = budget.steps * step + evaluated * window
+    if config.training.time_limit is not None:
+        seconds = min(seconds, config.training.time_limit + evaluated * window)
+    about = [note for note in splits.notes if note.startswith(f"{structure}:")]
+    if (addition.work / REQUEST).is_file():
+        about.append(
+            f"an interrupted training of {structure} is in {addition.work}: the same settings go on with it"
+        )
+    patch = " x ".join(str(n) for n in config.patch.size)
+    lines = [
+        f"{structure}: {len(rows)} images: {images['train']} train, {images['val']} validate, {images['test']} test",
+        *(f"note: {note}" for note in about),
+        *(str(problem) for problem in problems),
+        f"{len(problems) or 'no'} problem{'s' * (len(problems) > 1)} in its images",
+        f"it would train {sum(parameters.values()):,} numbers: "
+        + ", ".join(f"{kind} {number:,}" for kind, number in parameters.items() if number),
+        f"its file would have about {format_bytes(size)}",
+        f"a step needs about {format_bytes(memory)} of memory besides the program's own",
+        f"{budget.steps} steps of {config.training.batch_size} patches of {patch} voxels in "
+        f"{addition.precision.format} on {resolve_device(config.training.device)}, {step:.2g} s a step: about "
+        f"{minutes_text(seconds)} with validation, at most",
+    ]
+    return AddDryRun(
+        structure, images, tuple(problems), parameters, size, memory, budget.steps, step, seconds, tuple(about),
+        tuple(lines),
+    )  # fmt: skip
+
+
+def _splits(addition: Addition) -> Assignment:
+    """Return the splits that would be recorded, or are; what is recorded is read in a copy."""
+    data = addition.config.data
+    digests = ContentDigests(Path(str(data.cache)) / "contents.json")
+
+    def content(path: Path) -> str:
+        try:
+            return digests.of(path)
+        except OSError:
+            return str(path)  # listed among the problems; here it counts as an image of its own
+
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "splits.json"
+        if (known := Path(str(data.cache)) / record.name).is_file():
+            shutil.copyfile(known, record)
+        return assign_splits(
+            addition.manifest,
+            seed=data.split_seed,
+            test_fraction=data.test_fraction,
+            val_fraction=data.val_fraction,
+            record=record,
+            digest=content,
+        )
+
+
+def _parameters(network: RepModeUNet, structure: str) -> dict[str, int]:
+    """Return how many numbers the structure owns, by kind; running statistics belong to norms."""
+    found = dict.fromkeys(("experts", "gate rows", "norms", "resampling layers"), 0)
+    for name, tensor in network.structure_state(structure).items():
+        if not tensor.is_floating_point():
+            continue
+        kind = (
+            "experts"
+            if ".expert." in name
+            else "gate rows"
+            if name.endswith(".gate")
+            else "norms"
+            if ".norm." in name
+            else "resampling layers"
+        )
+        found[kind] += tensor.numel()
+    return found
+
+
+def _file_bytes(network: RepModeUNet, structure: str) -> int:
+    state = network.structure_state(structure)
+    blocks = list(network.named_mode_blocks())
+    z, y, x = probe_shape(network.architecture)
+    references = 8 * (z * y * x + 2 * sum(block.c_out for _, block in blocks))
+    header = _RECORD + _TENSOR_HEADER * (len(state) + len(blocks) + 1)
+    return _bytes(state.values()) + references + header
+
+
+def _measure(addition: Addition, network: RepModeUNet) -> tuple[float, float, int]:
+    """Return the seconds of a step and of a window, and the bytes that a step needs."""
+    config, name = addition.config, addition.structure
+    training, device = config.training, resolve_device(config.training.device)
+    network.train_only([name])
+    step, window = time_training(
+        network, name, training, config.patch.size, addition.precision, device, repeats=1
+    )
+    network.train()
+    x = torch.randn(training.batch_size // training.accumulate, 1, *config.patch.size, device=device)
+
+    def loss() -> Tensor:
+        with addition.precision.autocast():
+            output = network(x, [name] * len(x))
+        return masked_mse(output, x)
+
+    held = [*network.parameters(), *network.buffers(), x]
+    kept = saved_bytes(loss, held)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # Gradients, Adam's two moments, and the best state beside what is trained.
+    return step, window, kept + _bytes(held) + 4 * _bytes(trained)
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _windows(addition: Addition, rows: Sequence[Row]) -> dict[int, int]:
+    """Return how many windows each row's image is predicted in; rows whose header cannot be read are left out."""
+    config, found = addition.config, {}
+    for row in rows:
+        try:
+            with open_image(row.signal, row.scene) as image:
+                shape = (row.region or Region()).shape_in(image.shape)
+                voxel = row.voxel_size or image.voxel_size
+        except (ImageError, OSError):
+            continue  # listed among the problems
+        wanted = config.data.preprocessing.voxel_size
+        if voxel is not None and wanted is not None:
+            z, y, x = (max(1, round(n * a / b)) for n, a, b in zip(shape, voxel, wanted, strict=True))
+            shape = (z, y, x)
+        found[row.number] = len(plan_windows(shape, config.patch.size, config.inference.overlap))
+    return found

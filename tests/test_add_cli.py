@@ -1,0 +1,122 @@
+"""``repmode-cl add`` and ``replace``: what they print, and with which code they end."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_addition import files_of, make_base
+from tiny_run import BASE
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.data.manifest import read_manifest, write_manifest
+from repmode_cl.store import Model
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    """Return exit code and output, errors among it."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture
+def model(base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(base, tmp_path / "model"))
+
+
+def test_add_tells_what_it_began_from_what_it_reached_and_what_is_unchanged(
+    model: Path, manifest: Path
+) -> None:
+    command = ("add", model, "--structure", "nucleolus", "--data", manifest, "--steps", "2")
+    code, out = run(*command, "--init-from", "best", "--time-limit", "90")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "on 8 training patches, before training:"
+    assert lines[1].startswith("  ")
+    assert lines[1].endswith(", begun from")
+    assert lines[3].startswith("  nucleolus at step 0: mse ")
+    assert any(line.startswith("nucleolus on the test images: mse ") for line in lines)
+    assert any(line.endswith("of training; it ended after all 2 steps") for line in lines)
+    for name in BASE:
+        assert f"{name}: bit-identical to before" in lines
+    assert "nucleolus: bit-identical, as it was stored" in lines
+    code, out = run("replace", *command[1:], "--init-from", "nucleolus", "--seed", "1", "--stage")
+    assert code == 0
+    place = f"{model} nucleolus"
+    assert (
+        f"the model is as it was: `repmode-cl accept {place}` takes nucleolus, `repmode-cl discard {place}` removes it"
+        in out.splitlines()
+    )
+    assert run("accept", model, "nucleolus")[0] == 0
+    assert [change.action for change in Model.open(model).history] == ["create", "add", "accept"]
+    assert len(Model.open(model).kept) == 1
+
+
+def test_below_what_is_demanded_the_exit_code_is_3(model: Path, manifest: Path) -> None:
+    command = ("add", model, "--structure", "nucleolus", "--data", manifest, "--steps", "1")
+    code, out = run(*command, "--min-r2", "0.9999")
+    assert code == 3
+    assert "what was demanded is not reached; the model is as it was: `repmode-cl accept" in out
+    assert "takes nucleolus all the same" in out
+    code, out = run(*command)
+    assert code == 2
+    assert "is trained and waits" in out
+
+
+def test_a_dry_run_lists_what_is_wrong_and_ends_with_2(model: Path, manifest: Path) -> None:
+    before = files_of(model)
+    command = ("add", model, "--structure", "nucleolus", "--dry-run", "--data")
+    code, out = run(*command, manifest)
+    assert code == 0
+    assert "nucleolus: 6 images: 3 train, 1 validate, 2 test" in out
+    assert "no problem in its images" in out
+    assert out.endswith("nothing was written\n")
+    rows = list(read_manifest(manifest).for_structure("nucleolus"))
+    broken = manifest.parent / "no-target.csv"
+    write_manifest(broken, [replace(rows[0], target=Path("no-such.tif")), *rows[1:]])
+    code, out = run(*command, broken)
+    assert code == 2
+    assert "line 2, target: " in out
+    assert "1 problem in the images of nucleolus" in out
+    assert files_of(model) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--time-limit", "soon"], "give minutes such as 90, or a time such as 45s, 30m or 1.5h"),
+        (["--time-limit", "0"], "--time-limit '0': give minutes"),
+        (["--steps", "3", "--epochs", "2"], "give either --steps or --epochs, not both"),
+        (["--min-r2", "1.5"], "--min-r2 1.5: a number of at most 1 is needed"),
+        (["--min-r2", "nan"], "--min-r2 nan: a number of at most 1 is needed"),
+        (["--init-from", "dnaa"], "did you mean 'dna'"),
+        (["--patience", "0"], "Invalid value for '--patience'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    model: Path, manifest: Path, arguments: list[str], message: str
+) -> None:
+    before = files_of(model)
+    code, out = run("add", model, "--structure", "nucleolus", "--data", manifest, *arguments)
+    assert code == 2
+    assert message in out
+    assert files_of(model) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 5400), ("1.5h", 5400), ("30m", 1800), ("45 s", 45), (".5 MIN", 30)]
+)
+def test_a_time_limit_is_in_minutes_unless_it_says_otherwise(text: str, seconds: float) -> None:
+    from repmode_cl.cli.add import _seconds
+
+    assert _seconds(text, "--time-limit") == seconds

@@ -1,0 +1,204 @@
+"""An addition that is interrupted anywhere ends as the same bits, and others may change the model meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repmode_cl.strategies import StructureStrategy, adding
+from repmode_cl.strategies.adding import Adding
+from tiny_addition import Interruption, add_untrained, added, cut_off, files_of, make_base
+from tiny_run import BASE
+
+from repmode_cl.errors import ConfigError, ModelError
+from repmode_cl.nn import AdditionSpec
+from repmode_cl.store import Model
+from repmode_cl.store.staging import accept, discard, pending, training_lock
+
+#: All that decides how a training goes on.
+OPTIONS: dict[str, Any] = {
+    "init_from": "best",
+    "patience": 2,
+    "steps": 12,
+    "spec": AdditionSpec(sees="all", expert="lowrank:2"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = make_base(tmp_path_factory.mktemp("base") / "model", checkpoint_every=3)
+    add_untrained(path, "golgi")
+    return path
+
+
+@pytest.fixture(scope="module")
+def digest(base: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the digest of what an uninterrupted training comes to."""
+    path = shutil.copytree(base, tmp_path_factory.mktemp("whole") / "model")
+    added(path, manifest, **OPTIONS)
+    return Model.open(path).entries["nucleolus"].digest
+
+
+@pytest.fixture
+def model(base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(base, tmp_path / "model"))
+
+
+def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str, *, before: bool) -> None:
+    """Let every call of a function end in an interruption, before it does anything or after it is done."""
+    function: Callable[..., Any] = getattr(owner, name)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if not before:
+            function(*args, **kwargs)
+        raise Interruption
+
+    patch.setattr(owner, name, interrupted)
+
+
+def test_cut_off_again_and_again_it_ends_as_the_same_bits(
+    model: Path, manifest: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the training, before its first checkpoint and later, and on every step from there into the model."""
+    for step in (0, 2, 4, 7):
+        with monkeypatch.context() as patch:
+            cut_off(patch, step)
+            with pytest.raises(Interruption):
+                added(model, manifest, **OPTIONS)
+        assert [one.entry for one in pending(Model.open(model))] == [None]
+    for owner, name, before in (
+        (adding, "held_out", True),
+        (adding, "make_candidate", True),
+        (adding, "make_candidate", False),
+        (Model, "commit", True),
+    ):
+        with monkeypatch.context() as patch:
+            interrupt(patch, owner, name, before=before)
+            with pytest.raises(Interruption):
+                added(model, manifest, **OPTIONS)
+        assert Model.open(model).structures == (*BASE, "golgi")
+    result = added(model, manifest, **OPTIONS)
+    assert Model.open(model).entries["nucleolus"].digest == digest
+    assert result.init.structure is not None
+    assert set(result.unchanged.values()) == {True}
+    assert not list((model / "pending").glob("*/"))
+
+
+def test_killed_after_its_commit_the_same_call_finishes(
+    model: Path, manifest: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, Model, "commit", before=False)
+        with pytest.raises(Interruption):
+            added(model, manifest, **OPTIONS)
+    assert Model.open(model).entries["nucleolus"].digest == digest
+    result = added(model, manifest, **OPTIONS)
+    assert any("before an interruption" in note for note in result.notes)
+    assert result.metrics == Model.open(model).entries["nucleolus"].metrics
+    assert not list((model / "pending").glob("*/"))
+    assert len(Model.open(model).history) == 3
+    with pytest.raises(ModelError, match="has 'nucleolus' already"):
+        added(model, manifest, **OPTIONS)
+
+
+def test_killed_while_it_is_staged_it_waits_all_the_same(
+    model: Path, manifest: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, adding, "put_aside", before=False)
+        with pytest.raises(Interruption):
+            added(model, manifest, stage=True, **OPTIONS)
+    with pytest.raises(ModelError, match="is trained and waits"):
+        added(model, manifest, stage=True, **OPTIONS)
+    assert accept(Model.open(model), "nucleolus").entry.digest == digest
+
+
+def test_other_settings_are_not_gone_on_with_but_another_decision_is(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        cut_off(patch, 5)
+        with pytest.raises(Interruption):
+            added(model, manifest, **OPTIONS)
+    for changed, key in (
+        ({"init_from": "none"}, "init_from"),
+        ({"steps": 13}, "config"),
+        ({"patience": 3}, "config"),
+        ({"spec": AdditionSpec()}, "spec, needs"),
+    ):
+        with pytest.raises(ConfigError, match=rf"other settings \({key}\).*repmode-cl discard"):
+            added(model, manifest, **OPTIONS | changed)
+    # What becomes of the result is decided when there is one; where images are prepared changes nothing.
+    assert added(model, manifest, stage=True, cache=model.parent / "cache", **OPTIONS).staged
+
+
+def test_another_structure_may_come_into_the_model_meanwhile(
+    model: Path, manifest: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the training sees all additions: those that it saw when it began, by digest."""
+    step = StructureStrategy._train_step
+
+    def stepping(self: StructureStrategy, *args: Any, **kwargs: Any) -> None:
+        if self.progress.step == 5 and "tight_junction" not in Model.open(model).structures:
+            add_untrained(model, "tight_junction", AdditionSpec(sees="all"))
+            raise Interruption
+        step(self, *args, **kwargs)
+
+    monkeypatch.setattr(StructureStrategy, "_train_step", stepping)
+    with pytest.raises(Interruption):
+        added(model, manifest, **OPTIONS)
+    result = added(model, manifest, **OPTIONS)
+    opened = Model.open(model)
+    assert opened.structures == (*BASE, "golgi", "tight_junction", "nucleolus")
+    assert opened.entries["nucleolus"].digest == digest
+    assert result.unchanged == dict.fromkeys((*BASE, "golgi", "tight_junction"), True)
+
+
+def test_what_it_sees_must_stay_what_it_was(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replaced while it trains, the addition cannot be taken; while it is interrupted, it cannot go on."""
+    replaced: list[bool] = []
+    step = StructureStrategy._train_step
+
+    def stepping(self: StructureStrategy, *args: Any, **kwargs: Any) -> None:
+        if self.progress.step == 5 and not replaced:
+            replaced.append(True)
+            add_untrained(model, "golgi", replace=True)
+        step(self, *args, **kwargs)
+
+    monkeypatch.setattr(StructureStrategy, "_train_step", stepping)
+    with pytest.raises(ModelError, match=r"was made with version .* of 'golgi'"):
+        added(model, manifest, **OPTIONS)
+    with pytest.raises(ModelError, match="which is no longer that of"):
+        added(model, manifest, **OPTIONS)
+    assert Model.open(model).structures == (*BASE, "golgi")
+    discard(Model.open(model), "nucleolus")
+    assert added(model, manifest, **OPTIONS).verified.ok
+
+
+def test_an_earlier_structure_that_is_replaced_meanwhile_is_not_called_changed(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Adding._prepare
+
+    def preparing(self: Adding, *args: Any) -> Any:
+        add_untrained(model, "golgi", replace=True)
+        return run(self, *args)
+
+    monkeypatch.setattr(Adding, "_prepare", preparing)
+    assert added(model, manifest, steps=2).unchanged == dict.fromkeys(BASE, True)
+
+
+def test_one_process_alone_trains_a_structure(model: Path, manifest: Path) -> None:
+    before = files_of(model)
+    with (
+        training_lock(Model.open(model), "nucleolus"),
+        pytest.raises(ModelError, match="another process is adding 'nucleolus'"),
+    ):
+        added(model, manifest)
+    assert files_of(model) == before
+    assert added(model, manifest, steps=2).verified.ok

@@ -1,0 +1,81 @@
+"""A base that is not worth training, and what adding to it takes: what the tests of adding share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repmode_cl.strategies import AddResult, StructureStrategy, add_structure
+from stored_model import liven
+from tiny_run import BASE, PATCH
+
+from repmode_cl.config import TrainingConfig
+from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
+from repmode_cl.store import Model
+
+TRAINING = TrainingConfig(
+    batch_size=2,
+    steps=6,
+    learning_rate=0.02,
+    schedule="one_cycle",
+    validate_every=2,
+    precision="float32",
+    device="cpu",
+)
+ARCHITECTURE = Architecture(width=4, depth=1, experts=("conv3", "conv1", "avg3"))
+
+
+class Interruption(Exception):  # noqa: N818 - it stands for a power cut
+    """What ends a training in the middle."""
+
+
+def make_base(path: Path, **training: Any) -> Path:
+    """Write a model of two base structures, as `train` would have written it."""
+    network = RepModeUNet(ARCHITECTURE, BASE, seed=0)
+    liven(network)
+    settings = TRAINING.model_copy(update=training)
+    Model.create(
+        path,
+        network.eval(),
+        voxel_size=None,
+        preprocessing={"order": 1},
+        inference={"window": list(PATCH), "overlap": 0.5, "batch": 2},
+        provenance={"training": settings.model_dump(mode="json"), "flips": True, "precision": "float32"},
+    )
+    return path
+
+
+def add_untrained(path: Path, name: str, spec: AdditionSpec | None = None, **how: Any) -> None:
+    """Add a structure at once, as another process might."""
+    model = Model.open(path)
+    network = model.network([other for other in model.structures if other != name])
+    network.add_structure(name, spec, seed=len(model.history))
+    liven(network, f".own.{name}.")
+    model.add(name, network, **how)
+
+
+def added(path: Path, manifest: Path, name: str = "nucleolus", **options: Any) -> AddResult:
+    return add_structure(path, name, manifest, **options)
+
+
+def cut_off(patch: pytest.MonkeyPatch, at: int) -> None:
+    """Let every training end before step `at` is done."""
+    step = StructureStrategy._train_step
+
+    def interrupted(self: StructureStrategy, *args: Any, **kwargs: Any) -> None:
+        if self.progress.step == at:
+            raise Interruption
+        step(self, *args, **kwargs)
+
+    patch.setattr(StructureStrategy, "_train_step", interrupted)
+
+
+def files_of(path: Path) -> Mapping[str, bytes]:
+    """Return the content of every file of a model, but for locks."""
+    return {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.suffix != ".lock" and file.name != ".lock"
+    }
