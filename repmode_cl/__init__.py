@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repmode_cl.scenarios import structure_stream
     from repmode_cl.store import Model
-    from repmode_cl.strategies import add_structure, run_benchmark
+    from repmode_cl.strategies import add_structure, compare_structure, run_benchmark
 
-__all__ = ["Model", "add_structure", "run_benchmark", "structure_stream", "__version__"]
+__all__ = ["Model", "add_structure", "compare_structure", "run_benchmark", "structure_stream", "__version__"]
 
 #: The same as in pyproject.toml, which a test sees to; reading installed metadata would slow every command.
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Model": "repmode_cl.store",
     "add_structure": "repmode_cl.strategies",
+    "compare_structure": "repmode_cl.strategies",
     "run_benchmark": "repmode_cl.strategies",
     "structure_stream": "repmode_cl.scenarios",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tiny_run import Done
+    from victims import Harness
 
     from repmode_cl.data.sample import Sample
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 ALLOWED_SKIPS = (
     "real images are not part of the repository",
     "Windows sends no Ctrl-C to a process group",
+    "Windows has no signal that kills",
 )
 
 # Before torch is imported, here and in the processes that tests start: the networks are tiny, and on a machine
@@ -64,6 +67,20 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_path(stored: Path, tmp_path: Path) -> Path:
     """Return a copy of it, to be changed."""
     return Path(shutil.copytree(stored, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def harness(stored: Path) -> Iterator[Harness]:
+    """Return a server of processes that are killed, or that the disk fails, while they change a model."""
+    from killing import Crew
+    from victims import Harness
+
+    # Not below pytest's own folder, into which other users may not look.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with Crew(folder) as crew:
+            yield Harness(folder, stored, crew)
 
 
 _skips = pytest.StashKey[dict[str, str]]()

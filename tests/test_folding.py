@@ -2,10 +2,24 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from stored_model import make_model
 
-from repmode_cl.nn import Architecture, PlainUNet, RepModeUNet, fold_norms
+from repmode_cl.cli.model import show
+from repmode_cl.nn import (
+    AdditionSpec,
+    Architecture,
+    FoldedUNet,
+    PlainUNet,
+    RepModeUNet,
+    fold_norms,
+    fold_structure,
+)
+from repmode_cl.nn.transient import kernel_parts, predict_float64, predict_once
+from repmode_cl.store import Model, proof, prove
+from repmode_cl.store.proof import FOLDING_TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +67,95 @@ def test_plain_networks_fold_too(kernel):
     x = torch.randn(1, 1, 6, 6, 6)
     with torch.no_grad():
         assert torch.allclose(fold_norms(network)(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+# -- one layer at a time --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grown(trained):
+    """The same with an addition of every kind, one of which sees the others, in training mode."""
+    network = copy.deepcopy(trained)
+    for name, spec in {
+        "desmosome": AdditionSpec(expert="lowrank:2", norm="base"),
+        "golgi_apparatus": AdditionSpec(expert="none", resampling="base"),
+        "tight_junction": AdditionSpec(expert="conv5", sees="all"),
+    }.items():
+        network.add_structure(name, spec)
+    return network.train()
+
+
+@pytest.mark.parametrize("structure", ["dna", "nucleolus", "desmosome", "golgi_apparatus", "tight_junction"])
+def test_a_network_that_is_never_whole_predicts_the_same_bits(grown, structure):
+    before = copy.deepcopy(grown.state_dict())
+    x = torch.randn(1, 1, 8, 12, 8, generator=torch.Generator().manual_seed(2))
+    fused = grown.fuse(structure)
+    folded, again = fold_norms(fused), fold_structure(grown, structure)
+    for name, value in folded.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+        # With one input channel the strides alone decide how torch convolves.
+        assert again.state_dict()[name].stride() == value.stride(), name
+    with torch.no_grad():
+        assert torch.equal(again(x), folded(x))
+        assert torch.equal(predict_once(grown, structure, x, folded=True), folded(x))
+        assert torch.equal(predict_once(grown, structure, x, folded=False), fused(x))
+        double = copy.deepcopy(grown).double().eval()
+        wanted = double(x.double(), structure)
+        found = predict_float64(grown, structure, x.double())
+    assert float((found - wanted).abs().max()) <= 1e-13 * float(wanted.abs().max())
+    after = grown.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_kernels_in_parts_are_those_of_one_piece(grown, monkeypatch):
+    monkeypatch.setattr("repmode_cl.nn.transient._SCRATCH", 400)
+    for structure in grown.structures:
+        for name, block in grown.named_mode_blocks():
+            parts = [part for _, part in kernel_parts(block, structure)]
+            whole = block.kernel(structure, torch.float64)
+            assert whole.shape == block.kernel_shape(structure)
+            assert torch.allclose(torch.cat(parts), whole, rtol=1e-13, atol=1e-17), (structure, name)
+            assert len(parts) > 1 or name == "head"
+
+
+# -- the bound, and what happens beyond it --------------------------------------------------------
+
+
+def test_every_stored_structure_says_how_much_folding_changes(stored):
+    for name, entry in Model.open(stored).entries.items():
+        assert entry.proof.folding_error is not None
+        assert 0 < entry.proof.folding_error <= FOLDING_TOLERANCE / 10, name
+        assert entry.proof.folded
+        assert isinstance(Model.open(stored).fuse(name), FoldedUNet)
+
+
+def test_beyond_the_bound_norms_stay_unfolded(tmp_path, monkeypatch, capsys):
+    image = np.random.default_rng(0).standard_normal((8, 12, 10)).astype(np.float32)
+    folded = Model.open(make_model(tmp_path / "folded"))
+    wanted = folded.predict(image, "dna")
+    monkeypatch.setattr(proof, "FOLDING_TOLERANCE", 0.0)
+    model = Model.open(make_model(tmp_path / "unfolded"))
+    network = model.network()
+    for name in model.structures:
+        assert isinstance(model.fuse(name), PlainUNet)
+        assert model.entries[name].digest == folded.entries[name].digest
+        # What is predicted is what the network itself predicts, bit for bit.
+        whole = model.fuse(name)(torch.from_numpy(image)[None, None])
+        with torch.no_grad():
+            assert torch.equal(whole, network(torch.from_numpy(image)[None, None], name))
+    report = model.verify()
+    assert report.bit_identical
+    assert all("with unfolded norms" in result.detail for result in report.results)
+    show(model.path)
+    assert "nucleolus is predicted with unfolded norms" in capsys.readouterr().out
+    difference = np.abs(model.predict(image, "dna") - wanted).max()
+    assert 0 < difference <= 1e-4 * np.abs(wanted).max()
+
+
+def test_a_network_that_predicts_nothing_folds_to_nothing():
+    network = RepModeUNet(Architecture(2, 1, ("conv3",)), ["dna"]).eval()
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if name.endswith("norm.base.bias"):
+                value.fill_(-100.0)
+    assert prove(network, "dna").folding_error == 0.0

@@ -1,5 +1,7 @@
 """The networks: parameter counts, mixed batches, odd sizes, additions, and exactly what is trainable."""
 
+import copy
+
 import pytest
 import torch
 
@@ -319,3 +321,21 @@ def test_building_leaves_the_global_generator_alone_and_is_seeded():
     )
     other = RepModeUNet(SMALL, ("dna",), seed=1).state_dict()["head.gates.dna"]
     assert not torch.equal(other, RepModeUNet(SMALL, ("dna",), seed=2).state_dict()["head.gates.dna"])
+
+
+def test_dropping_an_addition_undoes_it():
+    network = RepModeUNet(Architecture(2, 1), ["dna"])
+    before = copy.deepcopy(network.state_dict())
+    network.add_structure("nucleolus")
+    network.add_structure("mitochondria", AdditionSpec(sees="all"))
+    with pytest.raises(StructureError, match="'nucleolus' cannot go: mitochondria"):
+        network.drop_structure("nucleolus")
+    with pytest.raises(UnknownStructureError):
+        network.drop_structure("dna")
+    network.drop_structure("mitochondria")
+    network.drop_structure("nucleolus")
+    assert network.structures == ("dna",)
+    after = network.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    network.add_structure("nucleolus")

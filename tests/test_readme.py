@@ -31,6 +31,8 @@ TINY = {
     "train": [part for item in _SMALL_TRAINING for part in ("--set", item)],
     "bench": [part for item in _SMALL_TRAINING for part in ("--set", item)],
     "add": ["--steps", "2"],
+    "replace": ["--steps", "2", "--seed", "1"],
+    "compare": ["--steps", "2"],
 }
 
 
@@ -132,7 +134,7 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
             continue
         for line in lines(block):
             words, target = arguments_of(line)
-            key = " ".join(words[:2]) if words[0] == "data" else words[0]
+            key = " ".join(words[:2]) if words[0] in ("data", "pack") else words[0]
             result = CliRunner().invoke(app, [*words, *TINY.get(key, [])])
             if result.exception is not None and not isinstance(result.exception, SystemExit):
                 raise result.exception
@@ -140,9 +142,9 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
             if target is not None:
                 Path(target).write_text(result.stdout, encoding="utf-8")
             done.append(key)
-    assert {"data simulate", "data check", "config", "train", "add", "verify", "predict", "bench"} <= set(
-        done
-    )
+    assert set(done) >= {"data simulate", "data check", "config", "train", "add", "verify", "predict", "bench"}
+    assert set(done) >= {"compare", "replace", "accept", "pack export", "pack import", "rollback", "gc"}
+    assert Path("compared/report.html").is_file()
     assert Path("nucleolus.ome.tif").is_file()
     assert Path("runs/quickstart/report.html").is_file()
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from repmode_cl.errors import ModelError
-from repmode_cl.store import Model, verify_model
-from repmode_cl.store import verify as verify_module
+from repmode_cl.files import sha256_file, write_json
+from repmode_cl.store import Model, VerifyReport, findings, verify_model
 from repmode_cl.store.digests import json_digest
+from repmode_cl.store.loading import load_structure
 from repmode_cl.store.proof import references
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def flip(path: Path, place: int) -> None:
@@ -65,8 +71,9 @@ def test_open_names_a_damaged_document(model_path: Path, file: str) -> None:
     path.write_text(original[:40])
     with pytest.raises(ModelError, match=rf"{file}.*damaged"):
         verify_model(model_path)
-    path.write_text(original.replace('"version": 1', '"version": 2'))
-    with pytest.raises(ModelError, match=rf"{file} has format version 2"):
+    version = json.loads(original)["version"]
+    path.write_text(original.replace(f'"version": {version}', '"version": 9'))
+    with pytest.raises(ModelError, match=rf"{file} has format version 9"):
         Model.open(model_path)
     path.unlink()
     with pytest.raises(ModelError, match=rf"{file} is missing"):
@@ -92,7 +99,7 @@ def rewrite(path: Path, change: dict[str, object], structure: str = "nucleolus")
         if entry["name"] == structure:
             entry["proof"] |= change
     registry["checksum"] = json_digest(registry)
-    (path / "registry.json").write_text(json.dumps(registry))
+    write_json(path / "registry.json", registry)
 
 
 @pytest.mark.parametrize("what", ["kernel_digest", "prediction_digest"])
@@ -122,7 +129,7 @@ def test_another_environment_is_compared_within_tolerance(
     def wrong(*arguments: object, **options: object) -> dict[str, torch.Tensor]:
         return {name: tensor + 1e-4 for name, tensor in references(*arguments, **options).items()}  # type: ignore[arg-type]
 
-    monkeypatch.setattr(verify_module, "references", wrong)
+    monkeypatch.setattr(findings, "references", wrong)
     result = verify_model(model_path).results[2]
     assert result.status == "failed"
     assert "allowed in another environment" in result.detail
@@ -141,3 +148,91 @@ def test_a_proof_is_checked_with_its_own_number_of_threads(stored: Path) -> None
 def test_an_unknown_level_is_refused(stored: Path) -> None:
     with pytest.raises(ModelError, match="none of files, tensors, kernels, predictions"):
         verify_model(stored, "everything")  # type: ignore[arg-type]
+
+
+def flipped(path: Path, step: int, seed: int) -> Iterator[tuple[Path, int]]:
+    """Flip one seeded bit in every `step`th byte of every file of a model, one at a time, and put it back."""
+    random = np.random.default_rng(seed)
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in (".json", ".safetensors")]
+    assert len(files) == 8
+    for file in files:
+        original = file.read_bytes()
+        # Every byte of a document or a header, and a sample of the data.
+        head = len(original) if file.suffix == ".json" else 8 + int.from_bytes(original[:8], "little")
+        places = [*range(int(random.integers(step)), head, step)]
+        if head < len(original):
+            places += random.integers(head, len(original), 200 // step + 5).tolist()
+        for place in places:
+            data = bytearray(original)
+            data[place] ^= 1 << int(random.integers(8))
+            file.write_bytes(data)
+            yield file, place
+        file.write_bytes(original)
+
+
+def found_by(path: Path) -> tuple[VerifyReport | None, str]:
+    try:
+        return verify_model(path, "files"), ""
+    except ModelError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("step", [97, pytest.param(1, marks=pytest.mark.slow)])
+def test_any_flipped_bit_is_found_and_named(tmp_path: Path, step: int) -> None:
+    path = Path(shutil.copytree(FIXTURES / "model-v2", tmp_path / "model"))
+    entries = (*Model.open(path).entries.values(), *Model.open(path).kept)
+    whose = {path / entry.file: (entry.name, entry.digest) for entry in entries}
+    count = 0
+    for file, place in flipped(path, step, seed=step):
+        count += 1
+        report, error = found_by(path)
+        if report is None:
+            assert file.suffix == ".json", (file, place)
+            assert file.name in error, (file, place)
+            assert "in doubt" in error, (file, place)
+            continue
+        assert not report.ok, (file, place)
+        failed = [result for result in (*report.results, *report.earlier) if not result.ok]
+        assert all(file.name in result.detail for result in failed), (file, place)
+        assert whose[file] in {(result.structure, result.digest) for result in failed}, (file, place)
+    print(f"{count} flipped bits, {count} found")
+    assert verify_model(path, "tensors").ok
+    assert count > (500 if step > 1 else 50_000)
+
+
+def test_a_damaged_earlier_version_is_named_and_blamed_on_no_active_one(tmp_path: Path) -> None:
+    path = Path(shutil.copytree(FIXTURES / "model-v2", tmp_path / "model"))
+    [kept] = Model.open(path).kept
+    flip(path / kept.file, kept.bytes - 1)
+    for level in ("files", "predictions"):
+        report = verify_model(path, level)  # type: ignore[arg-type]
+        assert not report.ok
+        assert all(result.ok for result in report.results)
+        [result] = report.earlier
+        assert result.structure == "desmosome"
+        assert f"earlier version {kept.digest[:8]}" in result.detail
+        assert kept.file in result.detail
+
+
+def test_other_tensors_than_recorded_fail_though_the_file_is_as_recorded(model_path: Path) -> None:
+    """The SHA-256 of files would be right, as where a tool rewrote a file and fixed the registry."""
+    registry = json.loads((model_path / "registry.json").read_text())
+    registry.pop("checksum")
+    entry = next(entry for entry in registry["entries"] if entry["name"] == "tight_junction")
+    file = model_path / entry["file"]
+    flip(file, file.stat().st_size - 1)
+    entry["sha256"] = sha256_file(file)
+    write_json(model_path / "registry.json", registry | {"checksum": json_digest(registry)})
+    assert verify_model(model_path, "files").ok
+    report = verify_model(model_path)
+    failed = {result.structure: result.detail for result in report.results if not result.ok}
+    # What comes after it in the same process is checked as if it had never been loaded.
+    assert set(failed) == {"tight_junction", "mitochondria"}
+    assert "not those recorded" in failed["tight_junction"]
+    assert report.results[2].status == "bit-identical"
+    network = Model.open(model_path).network(["nucleolus"])
+    damaged = Model.open(model_path).entries["tight_junction"]
+    with pytest.raises(ModelError, match="not those recorded"):
+        load_structure(network, model_path, damaged, Model.open(model_path).base_digest)
+    assert tuple(network.additions) == ("nucleolus",)
+    assert not [name for name in network.state_dict() if "tight_junction" in name]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from repmode_cl import __version__
-from repmode_cl.cli import add, bench, config, data, model, perf, report, train
+from repmode_cl.cli import add, bench, compare, config, data, history, model, pack, perf, report, staged, train
 from repmode_cl.cli.common import Commands
 
 __all__ = ["app", "main"]
@@ -47,9 +47,19 @@ def _top(
 app.command("bench")(bench.bench)
 app.command("train")(train.train)
 app.command("add")(add.add)
+app.command("replace")(add.replace)
+app.command("compare")(compare.compare)
 app.command("show")(model.show)
 app.command("verify")(model.verify)
 app.command("predict")(model.predict)
+app.command("history")(history.history)
+app.command("remove")(history.remove)
+app.command("rollback")(history.rollback)
+app.command("gc")(history.gc)
+app.command("pending")(staged.pending)
+app.command("accept")(staged.accept)
+app.command("discard")(staged.discard)
+app.add_typer(pack.app, name="pack")
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.command("config")(config.config)

@@ -17,6 +17,8 @@ from repmode_cl.errors import RepmodeError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from repmode_cl.nn import AdditionSpec
+
 __all__ = [
     "Commands",
     "ConfigArgument",
@@ -30,6 +32,7 @@ __all__ = [
     "names",
     "size",
     "sizes_in_um",
+    "spec_text",
 ]
 
 _CONTINUE = "repmode_cl.continue_with"
@@ -44,6 +47,7 @@ _USERS_ERRNO = frozenset(
         "EROFS",
         "ENOSPC",
         "EDQUOT",
+        "EFBIG",
         "EISDIR",
         "ENOTDIR",
         "EEXIST",
@@ -163,3 +167,12 @@ def names(text: str, option: str) -> tuple[str, ...]:
     if twice:
         raise RepmodeError(f"{option}: {', '.join(twice)} stands twice")
     return listed
+
+
+def spec_text(spec: AdditionSpec) -> str:
+    """Write an addition's choices where they differ from the default: ``lowrank:4, sees all``."""
+    said = [spec.expert]
+    if spec.sees == "all":
+        said.append(f"sees {', '.join(spec.needs) or 'all'}")
+    said += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
+    return ", ".join(said)

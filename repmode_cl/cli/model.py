@@ -16,11 +16,12 @@ from repmode_cl.cli.common import (
     fail,
     size,
     sizes_in_um,
+    spec_text,
 )
 from repmode_cl.errors import RepmodeError
 
 if TYPE_CHECKING:
-    from repmode_cl.nn import AdditionSpec
+    from repmode_cl.store.verified import Comparison
 
 __all__ = ["predict", "show", "verify"]
 
@@ -45,7 +46,7 @@ def show(model: ModelArgument) -> None:
     from rich.table import Table
 
     from repmode_cl.report.table import count_text
-    from repmode_cl.store import Model
+    from repmode_cl.store import Model, pending
 
     opened = Model.open(model)
     shape = opened.architecture
@@ -55,7 +56,9 @@ def show(model: ModelArgument) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("structure", "kind", "how", "R2", "parameters", "bytes", "digest", "stored"):
         table.add_column(
-            heading, justify="right" if heading in ("R2", "parameters", "bytes") else "left", no_wrap=True
+            heading,
+            justify="right" if heading in ("R2", "parameters", "bytes") else "left",
+            no_wrap=heading != "how",  # the one that may be long
         )
     for entry in opened.entries.values():
         r2 = entry.metrics.get("r2")
@@ -63,7 +66,7 @@ def show(model: ModelArgument) -> None:
         table.add_row(
             entry.name,
             entry.kind,
-            "" if entry.spec is None else _how(entry.spec),
+            "" if entry.spec is None else spec_text(entry.spec),
             f"{r2:.3f}" if isinstance(r2, (int, float)) else "",
             # Base structures share one file: what it weighs is said once.
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.parameters),
@@ -72,15 +75,14 @@ def show(model: ModelArgument) -> None:
             entry.created[:10],
         )
     console().print(table)
-
-
-def _how(spec: AdditionSpec) -> str:
-    """Write an addition's choices where they differ from the default: ``lowrank:4, sees all``."""
-    said = [spec.expert]
-    if spec.sees == "all":
-        said.append(f"sees {', '.join(spec.needs) or 'all'}")
-    said += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
-    return ", ".join(said)
+    for entry in opened.entries.values():
+        if not entry.proof.folded:
+            typer.echo(f"{entry.name} is predicted with unfolded norms: folding would change it too much")
+    for entry in opened.kept:
+        typer.echo(f"earlier version: {entry.name} {entry.digest[:8]}, stored {entry.created[:10]}")
+    for one in pending(opened):
+        state = "staged" if one.entry is not None else "being trained" if one.busy else "interrupted"
+        typer.echo(f"pending: {one.name}, {one.problem or state}")
 
 
 def verify(
@@ -88,29 +90,56 @@ def verify(
     level: Annotated[
         Level, typer.Option(help="How deep: the files, their tensors, fused kernels, or predictions.")
     ] = Level.predictions,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OLD",
+            help="A copy or an older backup: prove that both hold and predict what they share identically.",
+        ),
+    ] = None,
 ) -> None:
     """Prove that a model is what was stored; exit code 2 if not.
 
     Where the computing environment is that of the stored proof, predictions are compared bit for bit;
-    elsewhere with a stated tolerance, and reported as such.
+    elsewhere with a stated tolerance, and reported as such. With --against, the structures of two models are
+    compared bit for bit, as computed here.
 
     For example:
 
       repmode-cl verify model
+
+      repmode-cl verify model --against backup/model
     """
     from repmode_cl.store import verify_model
 
-    report = verify_model(model, level.value)
-    width = max(len(result.structure) for result in report.results)
-    for result in report.results:
+    report = verify_model(model, level.value, against)
+    results = (*report.results, *report.earlier)
+    width = max(len(result.structure) for result in results)
+    for result in results:
         status = "FAILED" if not result.ok else result.status
         typer.echo(f"{result.structure:{width}}  {status}: {result.detail}", err=not result.ok)
     for note in report.notes:
         typer.echo(f"note: {note}", err=True)
-    if not report.ok:
-        failed = [result.structure for result in report.results if not result.ok]
+    if report.comparison is not None:
+        _tell_comparison(report.comparison, width)
+    failed = list(dict.fromkeys(result.structure for result in results if not result.ok))
+    if failed:
         fail(f"{model}: {', '.join(failed)} failed; put the named files back from a copy of the model")
+    if report.comparison is not None and not report.comparison.ok:
+        fail(f"{model} and {against} differ in {', '.join(report.comparison.different)}")
     typer.echo(f"{model}: {len(report.results)} structures verified ({report.level})")
+
+
+def _tell_comparison(comparison: Comparison, width: int) -> None:
+    typer.echo(f"against {comparison.path}:")
+    for name, what in comparison.same.items():
+        typer.echo(f"{name:{width}}  {what}")
+    for name, how in comparison.different.items():
+        typer.echo(f"{name:{width}}  DIFFERS: {how}", err=True)
+    for name in comparison.only_here:
+        typer.echo(f"{name:{width}}  only here")
+    for name in comparison.only_there:
+        typer.echo(f"{name:{width}}  only in {comparison.path}")
 
 
 def predict(

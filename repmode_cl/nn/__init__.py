@@ -2,7 +2,7 @@
 
 from repmode_cl.nn.architecture import AdditionSpec, Architecture
 from repmode_cl.nn.experts import Expert, make_expert
-from repmode_cl.nn.folding import FoldedUNet, fold_norms
+from repmode_cl.nn.folding import FoldedUNet, fold_norms, fold_structure
 from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
 from repmode_cl.nn.mode_block import ModeBlock
 from repmode_cl.nn.plain import PlainUNet
@@ -19,6 +19,7 @@ __all__ = [
     "PlainUNet",
     "RepModeUNet",
     "fold_norms",
+    "fold_structure",
     "fuse_kernels",
     "fuse_rows",
     "make_expert",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AvgExpert", "ConvExpert", "Expert", "LowRankExpert", "kaiming", "make_expert"]
+__all__ = ["AvgExpert", "ConvExpert", "Expert", "LowRankExpert", "kaiming", "make_expert", "without_values"]
+
+_without_values = ContextVar("without_values", default=False)
 
 
 def kaiming(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> nn.Parameter:
@@ -19,10 +24,23 @@ def kaiming(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> 
     is a few long runs and not many of three numbers, and fusing is four times as fast.
     """
     bound = 1 / math.sqrt(fan_in)
-    values = (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    if _without_values.get():
+        values = torch.empty(shape)
+    else:
+        values = torch.rand(shape, generator=generator).mul_(2).sub_(1).mul_(bound)
     if len(shape) == 5:
         values = values.contiguous(memory_format=torch.channels_last_3d)
     return nn.Parameter(values)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Build networks whose large weights are left as memory is: for those who set every one of them at once."""
+    token = _without_values.set(True)
+    try:
+        yield
+    finally:
+        _without_values.reset(token)
 
 
 class Expert(nn.Module):
@@ -43,6 +61,10 @@ class Expert(nn.Module):
     def weights(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters, in the order that the other methods take them."""
         return tuple(self.parameters())
+
+    def part(self, channels: slice) -> tuple[Tensor, ...]:
+        """Return the weights, as `taps` takes them, of some output channels alone."""
+        return tuple(weight.detach()[channels] for weight in self.weights())
 
     def taps(self, *weights: Tensor) -> Tensor:
         """Return the branch as one kernel, (C_out, C_in, K, K, K), or (C_out, C_in, 1, 1, 1): the same in all taps."""
@@ -95,6 +117,10 @@ class LowRankExpert(Expert):
         self.kernel_size = 3
         self.spatial = kaiming((rank, c_in, 3, 3, 3), c_in * 27, generator)
         self.mix = kaiming((c_out, rank), rank, generator)
+
+    def part(self, channels: slice) -> tuple[Tensor, ...]:
+        """Return the convolution, which all output channels share, and their part of the mixing."""
+        return self.spatial.detach(), self.mix.detach()[channels]
 
     def taps(self, *weights: Tensor) -> Tensor:
         """Return the merged kernel, (C_out, C_in, 3, 3, 3)."""

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from repmode_cl.nn.experts import Expert
 
-__all__ = ["fuse_kernels", "fuse_rows"]
+__all__ = ["fuse_channels", "fuse_kernels", "fuse_rows"]
 
 #: Most elements of a product that is summed at once: what an inner product of large kernels takes as scratch.
 _SCRATCH = 1 << 22
@@ -93,6 +93,26 @@ def fuse_rows(
     return apply(
         tuple(experts), _sizes(experts, reach), len(rows), *(row.to(dtype) for row in rows), *weights
     )
+
+
+def fuse_channels(experts: Sequence[Expert], logits: Tensor, channels: slice, dtype: torch.dtype) -> Tensor:
+    """Return `fuse_kernels` for some output channels alone, without gradients: the rest is never made.
+
+    Parameters
+    ----------
+    experts, logits, dtype
+        As of `fuse_kernels`.
+    channels
+        Which of the C_out output channels.
+
+    Returns
+    -------
+    Tensor
+        (channels, C_in, K, K, K), channels-last.
+    """
+    with torch.no_grad():
+        taps = [expert.taps(*(weight.to(dtype) for weight in expert.part(channels))) for expert in experts]
+        return _merge(_sizes(experts, None), taps, torch.softmax(logits[:, channels].to(dtype), 0))
 
 
 class _Fuse(torch.autograd.Function):

@@ -97,6 +97,11 @@ class ModeBlock(nn.Module):
         added = [(other, self.addition(other).expert) for other in (*own.needs, name)]
         return shared + [(f"of {other}", e) for other, e in added if e is not None], own.gate
 
+    def kernel_shape(self, name: str) -> tuple[int, int, int, int, int]:
+        """Return the shape of what `kernel` returns, (C_out, C_in, K, K, K), without computing it."""
+        size = max(expert.kernel_size for _, expert in self.visible(name)[0])
+        return self.c_out, self.c_in, size, size, size
+
     def kernel(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return the one kernel that `name` convolves with here, (C_out, C_in, K, K, K) (paper, eq. 6)."""
         experts, gate = self.visible(name)

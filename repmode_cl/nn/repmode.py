@@ -136,6 +136,28 @@ class RepModeUNet(UNet):
         self._settle()
         return spec
 
+    def drop_structure(self, name: str) -> None:
+        """Forget the addition `name` and all that it owns: the undoing of `add_structure`.
+
+        Raises
+        ------
+        UnknownStructureError
+            If it is no addition of this network.
+        StructureError
+            If another addition sees its experts.
+        """
+        if name not in self._additions:
+            raise UnknownStructureError(name, self._additions, "the additions of this network")
+        if users := [other for other, spec in self._additions.items() if name in spec.needs]:
+            raise StructureError(f"{name!r} cannot go: {', '.join(users)} need its experts")
+        for module in self.modules():
+            own = getattr(module, "own", None)
+            if isinstance(own, nn.ModuleDict) and name in own:
+                del own[name]
+        del self._additions[name]
+        if self._trained is not None:
+            self._trained = frozenset(n for n in self._trained if f".own.{name}." not in n)
+
     def add_base_structure(self, name: str, *, seed: int = 0) -> None:
         """Give `name` a gate row over the shared experts and nothing of its own: what fine-tuning everything does."""
         self._check_new(name)
@@ -304,13 +326,13 @@ class RepModeUNet(UNet):
         Its predictions are bit-identical to this network's in evaluation mode.
         """
         self._check(structure)
-        kernels = self.kernels(structure)
-        plain = PlainUNet(self.width, self.depth, next(iter(kernels.values())).shape[-1])
+        blocks = dict(self.named_mode_blocks())
+        plain = PlainUNet(self.width, self.depth, blocks["head"].kernel_shape(structure)[-1])
         state: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, block in plain.named_blocks():
-                cast(PlainBlock, block).weight.copy_(kernels[name])
-                norm = cast(ModeBlock, self.get_submodule(name)).norm
+                cast(PlainBlock, block).weight.copy_(blocks[name].kernel(structure))
+                norm = blocks[name].norm
                 if norm is not None:
                     state |= {f"{name}.norm.{k}": v for k, v in norm.of(structure).state_dict().items()}
             for name, layer in plain.named_resampling():

@@ -1,0 +1,299 @@
+"""What arrives as a pack and is none is refused with a reason, and the model stays as it is to the byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from forging import Change, Forgery, first, malicious_files, with_header
+from stored_model import PARTS, base_network, grown
+
+from repmode_cl.errors import RepmodeError
+from repmode_cl.nn import AdditionSpec, RepModeUNet
+from repmode_cl.store import Model, verify_model
+
+ZEROS = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def target(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model without nucleolus, which no pack here may change."""
+    path = Path(shutil.copytree(stored, tmp_path_factory.mktemp("target") / "model"))
+    model = Model.open(path)
+    model.remove("mitochondria")
+    model.remove("nucleolus")
+    return path
+
+
+@pytest.fixture(scope="module")
+def good(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a pack that the model would take."""
+    return Model.open(stored).export_pack("nucleolus", tmp_path_factory.mktemp("packs") / "good.safetensors")
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()
+    }
+
+
+def refused(target: Path, pack: Path) -> str:
+    """Import a pack, see that it is refused and changes no byte of the model, and return why."""
+    before = files(target)
+    with pytest.raises(RepmodeError) as caught:
+        Model.open(target).import_pack(pack)
+    assert files(target) == before
+    return str(caught.value)
+
+
+# -- what contradicts nothing, because every digest was taken anew ---------------------------------------------------
+
+
+def _set(part: str, value: float) -> Change:
+    return lambda f: f.tensors[first(f, part)].view(-1)[:1].fill_(value)
+
+
+def _replace(part: str, make: object) -> Change:
+    return lambda f: f.tensors.__setitem__(first(f, part), make(f.tensors[first(f, part)]))  # type: ignore[operator]
+
+
+FORGERIES: dict[str, tuple[Change, str]] = {
+    "a missing tensor": (lambda f: f.tensors.pop("head.gate"), "'head.gate' is missing"),
+    "a missing reference": (lambda f: f.tensors.pop(first(f, "kernels.head")), r"kernels\.head' is missing"),
+    "an extra tensor": (lambda f: f.tensors.update(extra=torch.zeros(3)), "'extra' does not belong"),
+    "an extra reference": (
+        lambda f: f.tensors.update({"proof.nucleolus.more": torch.zeros(3).double()}),
+        "more' does not belong",
+    ),
+    "another's reference": (
+        lambda f: f.tensors.update({"proof.dna.prediction": torch.zeros(3).double()}),
+        "does not belong to 'nucleolus'",
+    ),
+    "a wrong shape": (_replace("head.gate", lambda t: t.T.contiguous()), r"'head.gate' is .*\(1, 4\), needed is"),
+    "a flat shape": (_replace("expert.weight", lambda t: t.reshape(-1)), "expert.weight' is"),
+    "a wrong type": (_replace("head.gate", lambda t: t.double()), "'head.gate' is torch.float64"),
+    "half precision": (_replace("head.gate", lambda t: t.half()), "is of type 'F16'"),
+    "a NaN": (_set("head.gate", float("nan")), "head.gate.* not finite"),
+    "an infinity": (_set("norm.running_mean", float("inf")), "not finite"),
+    "a NaN reference": (_set("proof.", float("nan")), "not finite"),
+    "a negative variance": (_set("norm.running_var", -1.0), "predicts numbers that are not finite"),
+    "weights that overflow": (_replace("head.expert.weight", lambda t: t * 0 + 3e38), "not finite"),
+    "one weight changed": (_set("head.gate", 0.25), "differs from the references"),
+    "one reference changed": (_set("proof.nucleolus.prediction", 0.25), "differs from the references"),
+    "false kernels": (lambda f: f.entry["proof"].update(kernel_digest=ZEROS), "not those that it states"),
+    "a false prediction": (
+        lambda f: f.entry["proof"].update(prediction_digest=ZEROS),
+        "not those that it states",
+    ),
+    "another base": (lambda f: f.record["facts"].update(base=ZEROS), "made for the base 00000000"),
+    "a base that is none": (lambda f: f.record["facts"].update(base="x"), "which base it is for"),
+    "an unknown version": (lambda f: setattr(f, "version", "3"), "format version '3'"),
+    "an old version": (lambda f: setattr(f, "version", "1"), "earlier version"),
+    "a version that is no number": (lambda f: setattr(f, "version", "two"), "format version 'two'"),
+    "more metadata": (lambda f: f.more.update(note="hello"), "its metadata are not"),
+    "a taken name": (lambda f: f.rename("tight_junction"), "has 'tight_junction' already"),
+    "a name of the base": (lambda f: f.rename("dna"), "has 'dna' already"),
+    "another's name": (lambda f: f.rename("desmosome"), ""),
+    "an empty name": (lambda f: f.rename(""), "cannot be used"),
+    "a reserved name": (lambda f: f.rename("update"), "is reserved"),
+    "a path up": (lambda f: f.rename("../../evil"), "cannot be used"),
+    "an absolute path": (lambda f: f.rename("/tmp/evil"), "cannot be used"),
+    "a path down": (lambda f: f.rename("evil/evil"), "cannot be used"),
+    "a Windows path": (lambda f: f.rename("c:\\evil"), "cannot be used"),
+    "a name of many letters": (lambda f: f.rename("a" * 300_000), "no name of a structure"),
+    "a name that is a number": (lambda f: f.entry.update(name=5), "no name of a structure"),
+    "a path it needs": (lambda f: f.needs(["../dna"], [ZEROS]), "cannot be used"),
+    "a need that is not here": (lambda f: f.needs(["golgi_apparatus"], [ZEROS]), "which .* lacks"),
+    "a need in another version": (lambda f: f.needs(["tight_junction"], [ZEROS]), "made with version 00000000"),
+    "a need of the base": (lambda f: f.needs(["dna"], [f.record["facts"]["base"]]), "'dna'"),
+    "a need of itself": (lambda f: f.needs(["nucleolus"], [ZEROS]), "told in two ways"),
+    "a need twice": (lambda f: f.needs(["dna", "dna"], [ZEROS, ZEROS]), "told in two ways"),
+    "two stories of needs": (lambda f: f.spec(sees="all", needs=["dna"]), "told in two ways"),
+    "an unknown expert": (lambda f: f.spec(expert="conv9"), "'conv9' is no expert"),
+    "a rank of billions": (lambda f: f.spec(expert="lowrank:4000000000"), "no expert of rank"),
+    "a rank of many digits": (lambda f: f.spec(expert="lowrank:" + "9" * 9000), "no expert of rank"),
+    "a rank that is none": (lambda f: f.spec(expert="lowrank:-1"), "no expert of rank"),
+    "an unknown norm": (lambda f: f.spec(norm="shared"), "norm is own or base"),
+    "a base structure": (lambda f: f.entry.update(kind="base"), "no addition"),
+    "an unknown key": (lambda f: f.entry.update(colour="red"), "not what an entry"),
+    "a key less": (lambda f: f.entry.pop("metrics"), "lacks what an entry has"),
+    "metrics that are a list": (lambda f: f.entry.update(metrics=[1]), "no JSON object"),
+    "a time of control characters": (lambda f: f.entry.update(created="\x1b[2J2026-01-01"), "its time is"),
+    "a million threads": (
+        lambda f: f.entry["proof"]["environment"].update(threads=10**6),
+        "allowed are 1 to 1024",
+    ),
+    "an environment of control characters": (
+        lambda f: f.entry["proof"]["environment"].update(torch="\x1b[2J"),
+        "environment says",
+    ),
+    "a digest that is none": (lambda f: f.entry["proof"].update(kernel_digest="../x"), "a digest in it is none"),
+    "a number beyond all": (lambda f: f.entry["proof"].update(float32_error=10**400), "lacks what an entry has"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FORGERIES)
+def test_a_forged_pack_is_refused(target: Path, good: Path, tmp_path: Path, case: str) -> None:
+    change, why = FORGERIES[case]
+    forgery = Forgery.of(good)
+    change(forgery)
+    pack = forgery.write(tmp_path / "pack.safetensors")
+    if case == "another's name":
+        # What a name hides is no damage: the digest covers it, and the structure predicts what it states.
+        assert (
+            Model.open(shutil.copytree(target, tmp_path / "copy")).import_pack(pack).entry.name == "desmosome"
+        )
+        return
+    message = refused(target, pack)
+    assert re.search(why, message), message
+    assert len(message) < 1000
+    assert "\x1b" not in message
+
+
+def test_an_unchanged_forgery_is_taken(target: Path, good: Path, tmp_path: Path) -> None:
+    """Nothing of what was refused was refused for the way in which it was made."""
+    pack = Forgery.of(good).write(tmp_path / "pack.safetensors")
+    assert Model.open(shutil.copytree(target, tmp_path / "copy")).import_pack(pack).status == "bit-identical"
+
+
+def test_a_pack_for_another_base_is_refused(target: Path, tmp_path: Path) -> None:
+    network = RepModeUNet(base_network().architecture, ("dna", "cell_membrane"), seed=1)
+    other = Model.create(tmp_path / "other", network.eval(), **PARTS)
+    other.add("nucleolus", grown(other, "nucleolus"))
+    pack = other.export_pack("nucleolus", tmp_path / "pack.safetensors")
+    message = refused(target, pack)
+    assert other.base_digest[:8] in message
+    assert Model.open(target).base_digest[:8] in message
+    # Nor does it help to say that it is for this one.
+    forgery = Forgery.of(pack)
+    forgery.record["facts"]["base"] = Model.open(target).base_digest
+    assert "differs from the references" in refused(target, forgery.write(tmp_path / "forged.safetensors"))
+
+
+# -- what contradicts itself -----------------------------------------------------------------------------------------
+
+
+def test_a_digest_that_was_not_taken_anew_is_found(target: Path, good: Path, tmp_path: Path) -> None:
+    for part, why in {
+        "head.gate": "its digest was taken of",
+        "proof.": "references .* are not those",
+    }.items():
+        forgery = Forgery.of(good)
+        forgery.honest = False
+        forgery.tensors[first(forgery, part)] += 1
+        assert re.search(why, refused(target, forgery.write(tmp_path / "pack")))
+    forgery = Forgery.of(good)
+    forgery.honest = False
+    forgery.entry["parameters"] += 1
+    assert "parameters" in refused(target, forgery.write(tmp_path / "pack"))
+    forgery = Forgery.of(good)
+    forgery.more["checksum"] = ZEROS
+    assert "checksum" in refused(target, forgery.write(tmp_path / "pack"))
+
+
+def test_any_flipped_bit_is_found(target: Path, good: Path, tmp_path: Path) -> None:
+    data, rng = good.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(data[:8], "little")
+    places = [*range(8), *rng.sample(range(8, header), 150), *rng.sample(range(header, len(data)), 100)]
+    pack = tmp_path / "pack"
+    for place in places:
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.randrange(8)
+        pack.write_bytes(changed)
+        refused(target, pack)
+    for place in (header - 1, header, len(data) - 1):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            pack.write_bytes(changed)
+            refused(target, pack)
+
+
+def test_a_pack_cut_short_or_too_long_is_refused(target: Path, good: Path, tmp_path: Path) -> None:
+    data, rng = good.read_bytes(), random.Random(0)
+    pack = tmp_path / "pack"
+    for length in (0, 1, 7, 8, 9, 10, 100, len(data) - 1, *rng.sample(range(len(data)), 40)):
+        pack.write_bytes(data[:length])
+        refused(target, pack)
+    pack.write_bytes(data + b"\0")
+    assert "its header describes" in refused(target, pack)
+
+
+HEADERS = {
+    "no JSON": b"{hello}",
+    "a list": b"[1, 2]",
+    "no text": b"\xff\xfe\xfd",
+    "a key twice": b'{"a": 1, "a": 2}',
+    "metadata that are numbers": b'{"__metadata__": {"format": 1}}',
+    "metadata that are a list": b'{"__metadata__": []}',
+    "a tensor that is a number": b'{"a": 3}',
+    "a tensor of objects": b'{"a": {"dtype": "object", "shape": [1], "data_offsets": [0, 8]}}',
+    "a type that is a list": b'{"a": {"dtype": [], "shape": [1], "data_offsets": [0, 8]}}',
+    "a negative size": b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}',
+    "a huge shape": b'{"a": {"dtype": "F32", "shape": [4000000000, 4000000000], "data_offsets": [0, 8]}}',
+    "a shape of truth": b'{"a": {"dtype": "F64", "shape": [true], "data_offsets": [0, 8]}}',
+    "a shape of fractions": b'{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}',
+    "beyond the end": b'{"a": {"dtype": "F32", "shape": [200], "data_offsets": [0, 800]}}',
+    "before the beginning": b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
+    "a gap": b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+    "an overlap": b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+    b'"b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+    "numbers that are none": b'{"a": NaN}',
+    "very deep": b"[" * 200_000,
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_strange_header_is_refused(target: Path, tmp_path: Path, case: str) -> None:
+    pack = tmp_path / "pack"
+    pack.write_bytes(with_header(HEADERS[case], bytes(8)))
+    assert len(refused(target, pack)) < 1000
+
+
+def test_a_huge_header_is_not_read(target: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    for length in (1 << 63, (1 << 64) - 1, 10_000):
+        pack.write_bytes(length.to_bytes(8, "little") + b"{}" + bytes(100))
+        assert "cut short" in refused(target, pack)
+    # As long as it says, and of no bytes on most disks.
+    with pack.open("wb") as file:
+        file.write((1 << 34).to_bytes(8, "little") + b"{}")
+        file.truncate((1 << 34) + 100)
+    assert "its header has 17,179,869,184 bytes, allowed are 16,777,216" in refused(target, pack)
+    # The largest that is read.
+    text = json.dumps({"__metadata__": {"format": "x" * ((1 << 24) - 40)}}).encode()
+    pack.write_bytes(with_header(text))
+    assert "it is no pack" in refused(target, pack)
+
+
+@pytest.mark.parametrize("kind", ["plain", "zip", "old"])
+def test_a_pickle_is_never_run(target: Path, model_path: Path, tmp_path: Path, kind: str) -> None:
+    evil = malicious_files(tmp_path)[kind]
+    refused(target, evil)
+    # Nor where a file of the model was exchanged for one, padded to its size.
+    file = model_path / Model.open(model_path).entries["nucleolus"].file
+    file.write_bytes(evil.read_bytes().ljust(file.stat().st_size, b"\0")[: file.stat().st_size])
+    with pytest.raises(RepmodeError, match=file.name):
+        Model.open(model_path).network()
+    assert not verify_model(model_path).ok
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_no_pack(target: Path, tmp_path: Path) -> None:
+    assert "is a folder" in refused(target, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        Model.open(target).import_pack(tmp_path / "nothing")
+
+
+def test_sees_all_of_a_hostile_crowd(target: Path, good: Path, tmp_path: Path) -> None:
+    """Needs that are here, but of which the tensors know nothing."""
+    active = Model.open(target).entries["tight_junction"].digest
+    forgery = Forgery.of(good)
+    forgery.needs(["tight_junction"], [active])
+    assert "needed is" in refused(target, forgery.write(tmp_path / "pack"))
+    assert AdditionSpec().sees == "own"

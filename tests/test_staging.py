@@ -1,0 +1,180 @@
+"""What waits in ``pending/`` is no part of the model until a person accepts it, and is checked again then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import store_operations
+from stored_model import grown, liven
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.errors import ModelError, RepmodeError
+from repmode_cl.nn import AdditionSpec
+from repmode_cl.store import Model, make_candidate, pending, stage, staged, training_lock
+
+
+@pytest.fixture
+def waiting(model_path: Path) -> Model:
+    """Return a model for which golgi_apparatus is staged, and desmosome's training was interrupted."""
+    store_operations.stage(model_path, "golgi_apparatus")
+    model = Model.open(model_path)
+    model.pending("desmosome").mkdir()
+    (model.pending("desmosome") / "checkpoint").write_text("half")
+    return model
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """Return all files of a model but those in ``pending/`` and its lock."""
+    found = {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {str(name): data for name, data in found.items() if name.parts[0] not in ("pending", ".lock")}
+
+
+def test_staging_leaves_the_model_as_it_is(model_path: Path) -> None:
+    before = files(model_path)
+    store_operations.stage(model_path, "golgi_apparatus")
+    model = Model.open(model_path)
+    assert files(model_path) == before
+    assert "golgi_apparatus" not in model.structures
+    [one] = staged(model)
+    assert (one.name, one.why, one.replace, one.busy, one.problem) == (
+        "golgi_apparatus", "asked for", False, False, "",
+    )  # fmt: skip
+    assert one.entry is not None
+    assert one.entry.metrics == {"r2": 0.4}
+    assert model.verify().bit_identical
+
+
+def test_pending_tells_what_waits_and_what_was_interrupted(waiting: Model) -> None:
+    assert [(one.name, one.entry is None) for one in pending(waiting)] == [
+        ("desmosome", True), ("golgi_apparatus", False),
+    ]  # fmt: skip
+    assert [one.name for one in staged(waiting)] == ["golgi_apparatus"]
+    assert pending(Model.open(waiting.path))[0].busy is False
+    with training_lock(waiting, "desmosome"):
+        assert [one.busy for one in pending(waiting)] == [True, False]
+
+
+def test_accepting_makes_it_part_of_the_model(waiting: Model) -> None:
+    digest = staged(waiting)[0].entry.digest  # type: ignore[union-attr]
+    taken = waiting.accept("golgi_apparatus")
+    assert taken.status == "bit-identical"
+    for model in (waiting, Model.open(waiting.path)):
+        assert model.entries["golgi_apparatus"].digest == taken.entry.digest == digest
+        assert model.history[-1].action == "accept"
+    assert waiting.verify().bit_identical
+    # Its training goes, that of another stays.
+    assert [one.name for one in pending(waiting)] == ["desmosome"]
+
+
+def test_accepting_replaces_where_that_was_asked_for(model_path: Path) -> None:
+    model = Model.open(model_path)
+    model.remove("mitochondria")
+    network = model.network(["nucleolus"])
+    network.add_structure("tight_junction", AdditionSpec(expert="conv1"), seed=5)
+    liven(network, ".own.tight_junction.")
+    folder = model.pending("tight_junction")
+    folder.mkdir(parents=True)
+    candidate = make_candidate(model, "tight_junction", network, folder)
+    stage(model, candidate, why="to see", replace=True, min_r2=0.5)
+    assert staged(model)[0].min_r2 == 0.5
+    before = model.entries["tight_junction"].digest
+    model.accept("tight_junction")
+    assert model.history[-1].earlier == before
+    assert before in [entry.digest for entry in model.kept]
+
+
+def test_discarding_removes_it_alone(waiting: Model) -> None:
+    before = files(waiting.path)
+    assert waiting.discard("golgi_apparatus").entry is not None
+    assert waiting.discard("desmosome").entry is None
+    assert not pending(waiting)
+    assert files(waiting.path) == before
+    with pytest.raises(ModelError, match="no pending 'desmosome': it has none"):
+        waiting.discard("desmosome")
+
+
+def test_who_is_at_work_is_not_disturbed(waiting: Model) -> None:
+    with training_lock(waiting, "golgi_apparatus"), training_lock(waiting, "desmosome"):
+        for act in (waiting.accept, waiting.discard):
+            with pytest.raises(ModelError, match="another process is adding 'golgi_apparatus'"):
+                act("golgi_apparatus")
+    assert len(pending(waiting)) == 2
+    waiting.accept("golgi_apparatus")
+
+
+def test_what_is_not_staged_cannot_be_accepted(waiting: Model) -> None:
+    with pytest.raises(ModelError, match="its training is not finished"):
+        waiting.accept("desmosome")
+    with pytest.raises(ModelError, match=r"no pending 'golgi'.*desmosome, golgi_apparatus"):
+        waiting.accept("golgi")
+    with pytest.raises(RepmodeError, match="cannot be used"):
+        waiting.discard("../structures")
+    assert not (waiting.path / "pending" / "golgi.lock").exists()
+
+
+@pytest.mark.parametrize("what", ["a bit of the pack", "a bit of the note", "another pack", "no pack"])
+def test_what_was_damaged_meanwhile_is_refused(waiting: Model, what: str) -> None:
+    folder = waiting.pending("golgi_apparatus")
+    [pack] = folder.glob("*.safetensors")
+    before = files(waiting.path)
+    if what == "no pack":
+        pack.unlink()
+    elif what == "another pack":
+        pack.write_bytes((waiting.path / waiting.entries["nucleolus"].file).read_bytes())
+    else:
+        file = pack if what.endswith("pack") else folder / "staged.json"
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 1
+        file.write_bytes(data)
+    with pytest.raises((ModelError, FileNotFoundError), match="golgi_apparatus"):
+        waiting.accept("golgi_apparatus")
+    assert files(waiting.path) == before
+    assert len(pending(waiting)) == 2
+    waiting.discard("golgi_apparatus")
+
+
+def test_a_note_cannot_point_elsewhere(waiting: Model) -> None:
+    """Whoever writes the note anew, checksum and all, still names a file within its own folder."""
+    from repmode_cl.files import write_json
+    from repmode_cl.store.digests import json_digest
+
+    note = waiting.pending("golgi_apparatus") / "staged.json"
+    values = json.loads(note.read_text())
+    values.pop("checksum")
+    values["file"] = f"../../{waiting.entries['nucleolus'].file}"
+    write_json(note, values | {"checksum": json_digest(values)})
+    with pytest.raises((ModelError, FileNotFoundError)):
+        waiting.accept("golgi_apparatus")
+
+
+def test_a_model_that_changed_does_not_take_it(waiting: Model) -> None:
+    other = Model.open(waiting.path)
+    other.add("golgi_apparatus", grown(other, "golgi_apparatus"))
+    with pytest.raises(ModelError, match="has 'golgi_apparatus' already"):
+        waiting.accept("golgi_apparatus")
+    assert len(staged(waiting)) == 1
+
+
+def test_a_candidate_from_elsewhere_cannot_be_staged(waiting: Model, tmp_path: Path) -> None:
+    candidate = make_candidate(waiting, "microtubule", grown(waiting, "microtubule"), tmp_path)
+    with pytest.raises(ModelError, match="must lie in"):
+        stage(waiting, candidate, why="no reason")
+
+
+def test_the_commands(waiting: Model) -> None:
+    def run(*arguments: object, code: int = 0) -> str:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    output = run("pending", waiting.path)
+    assert "golgi_apparatus: staged" in output
+    assert "R2 0.400: asked for" in output
+    assert "desmosome: interrupted" in output
+    assert "golgi_apparatus: bit-identical" in run("accept", waiting.path, "golgi_apparatus")
+    assert "unfinished training was removed" in run("discard", waiting.path, "desmosome")
+    assert "has no pending 'desmosome'" in run("discard", waiting.path, "desmosome", code=2)
+    assert "nothing is pending" in run("pending", waiting.path)
