@@ -3,114 +3,47 @@
 Four levels, each with those before it: the files' bytes, the tensors' digests, the fused kernels, the
 prediction of a probe volume. Kernels and predictions are compared bit for bit where the environment is the
 recorded one, and with float64 references, within a stated tolerance, where it is another: that is never
-called bit-identical.
+called bit-identical. Beside the model's tensors no more is held than one layer and the probe's activations.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from repmode_cl.errors import ModelError
 from repmode_cl.files import sha256_file
-from repmode_cl.nn import Architecture, RepModeUNet
+from repmode_cl.nn import RepModeUNet
 from repmode_cl.progress import track
 from repmode_cl.store import records
-from repmode_cl.store.environment import describe_difference, environment_fingerprint, with_threads
-from repmode_cl.store.proof import (
-    FLOAT32_TOLERANCE,
-    FLOAT64_TOLERANCE,
-    kernel_digest,
-    prediction_digest,
-    probe_shape,
-    references,
-    relative_difference,
-)
+from repmode_cl.store.against import compare_models
+from repmode_cl.store.environment import with_threads
+from repmode_cl.store.findings import compare
+from repmode_cl.store.loading import check_structure, load_base, load_structure
+from repmode_cl.store.observe import Observed
 from repmode_cl.store.registry import Entry, Registry
+from repmode_cl.store.verified import Level, Status, StructureResult, VerifyReport
+from repmode_cl.store.writing import sweep_if_idle
 
 __all__ = ["Level", "StructureResult", "VerifyReport", "verify_model"]
-
-Level = Literal["files", "tensors", "kernels", "predictions"]
-Status = Literal["unchanged", "bit-identical", "within tolerance", "failed"]
-
-
-@dataclass(frozen=True)
-class StructureResult:
-    """What was found of one structure.
-
-    Parameters
-    ----------
-    structure
-        Its name.
-    status
-        ``unchanged``: files or tensors are as recorded, nothing was computed. ``bit-identical``: kernels, or
-        predictions too, are the recorded ones in the recorded environment. ``within tolerance``: in another
-        environment, and no further from the references than that explains. ``failed``.
-    detail
-        In words: what was compared, how the environment differs, or what is wrong.
-    file
-        File of the model that holds it.
-    """
-
-    structure: str
-    status: Status
-    detail: str
-    file: str
-
-    @property
-    def ok(self) -> bool:
-        """Whether it did not fail."""
-        return self.status != "failed"
-
-    def __str__(self) -> str:
-        status = "FAILED" if self.status == "failed" else self.status
-        return f"{self.structure}: {status} ({self.detail})"
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What `verify_model` found.
-
-    Parameters
-    ----------
-    path
-        The model.
-    level
-        What was checked.
-    results
-        One for each structure, in the model's order.
-    notes
-        What is odd but harms nothing, such as files that the registry does not name.
-    """
-
-    path: Path
-    level: Level
-    results: tuple[StructureResult, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether no structure failed."""
-        return all(result.ok for result in self.results)
-
-    @property
-    def bit_identical(self) -> bool:
-        """Whether the predictions of every structure were found bit-identical."""
-        same = all(result.status == "bit-identical" for result in self.results)
-        return self.level == "predictions" and same
 
 
 class _Failure(Exception):  # noqa: N818 - not an error to callers: it ends the checks of one structure
     """What is wrong with a structure."""
 
+    def __init__(self, detail: str, observed: Observed | None = None) -> None:
+        super().__init__(detail)
+        self.observed = observed
 
-def verify_model(path: str | Path, level: Level = "predictions") -> VerifyReport:
-    """Check every structure of a model directory as it is on disk now.
+
+def verify_model(
+    path: str | Path, level: Level = "predictions", against: str | Path | None = None
+) -> VerifyReport:
+    """Check every structure of a model directory as it is on disk now, and the files of earlier versions.
 
     Parameters
     ----------
@@ -118,6 +51,9 @@ def verify_model(path: str | Path, level: Level = "predictions") -> VerifyReport
         The model directory.
     level
         ``files``, ``tensors``, ``kernels`` or ``predictions``; each includes those before it.
+    against
+        Another model directory, a copy or an older backup: it is verified too, and the structures that both hold are
+        compared bit for bit, up to `level`, as computed here.
 
     Returns
     -------
@@ -132,41 +68,109 @@ def verify_model(path: str | Path, level: Level = "predictions") -> VerifyReport
     path = Path(path)
     if level not in get_args(Level):
         raise ModelError(f"level {level!r} is none of {', '.join(get_args(Level))}")
-    registry = Registry.read(path)
-    document = records.read_model(path, registry)
-    check = _Check(path, level, registry, document)
+    registry, document = _read(path)
+    # Of the other first, so that a path that is no model is told before the work.
+    other = None if against is None else (Path(against), *_read(Path(against)))
+    report = _verify(path, level, registry, document)
+    if not report.ok and Registry.read(path) != registry:
+        # Another process changed the model meanwhile: what it deleted is not missing.
+        return verify_model(path, level, against)
+    if other is None:
+        return report
+    folder, others, their_document = other
+    # The same arithmetic for both: a proof may have been made with another number of threads there.
+    threads = {entry.name: _threads(entry) for entry in registry.entries}
+    theirs = _verify(folder, level, others, their_document, threads)
+    comparison = compare_models(report, theirs, document, their_document)
+    return dataclasses.replace(report, comparison=comparison)
+
+
+def _read(path: Path) -> tuple[Registry, dict[str, Any]]:
+    sweep_if_idle(path)
+    try:
+        registry = Registry.read(path)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}. Without it nothing is known of the structures of {path}: all are in doubt"
+        ) from error
+    try:
+        return registry, records.read_model(path, registry)
+    except ModelError as error:
+        raise ModelError(f"{error}. All its structures are in doubt: {', '.join(registry.names)}") from error
+
+
+def _verify(
+    path: Path,
+    level: Level,
+    registry: Registry,
+    document: Mapping[str, Any],
+    threads: Mapping[str, int] | None = None,
+) -> VerifyReport:
+    check = _Check(path, level, registry, document, threads or {})
     results = tuple(check.run(entry) for entry in track(registry.entries, "verify", len(registry.entries)))
-    named = {entry.file for entry in registry.entries}
+    earlier = tuple(check.run_earlier(entry) for entry in registry.kept)
+    named = {entry.file for entry in registry.versions}
     notes = tuple(
         f"{file.relative_to(path).as_posix()} is not in the registry: an interrupted addition left it, unused"
         for file in sorted((path / records.STRUCTURES).glob("*.safetensors"))
         if file.relative_to(path).as_posix() not in named
     )
-    return VerifyReport(path, level, results, notes)
+    return VerifyReport(path, level, results, notes, earlier)
+
+
+def _threads(entry: Entry) -> int:
+    return int(entry.proof.environment.get("threads", torch.get_num_threads()))
 
 
 class _Check:
     """Checks structures in the registry's order; what they need was then checked before them."""
 
-    def __init__(self, path: Path, level: Level, registry: Registry, document: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        level: Level,
+        registry: Registry,
+        document: Mapping[str, Any],
+        threads: Mapping[str, int],
+    ) -> None:
         self.path = path
         self.depth = get_args(Level).index(level)
         self.registry = registry
         self.document = document
+        self.threads = threads
         self.failed: dict[str, str] = {}
         self.files: dict[str, str] = {}
-        self.base: RepModeUNet | None = None
+        self.network: RepModeUNet | None = None
+        self.base_digest = str(document["base"]["digest"])
 
     def run(self, entry: Entry) -> StructureResult:
         """Check one structure at every level up to the one asked for."""
+        status: Status
         try:
-            status, detail = self._check(entry)
+            status, detail, observed = self._check(entry)
         except (_Failure, ModelError) as error:
             status, detail = "failed", str(error)
+            observed = error.observed if isinstance(error, _Failure) else None
             self.failed[entry.name] = entry.file
-        return StructureResult(entry.name, status, detail, entry.file)
+        finally:
+            self._drop_after(entry)
+        return StructureResult(entry.name, status, detail, entry.file, entry.digest, observed)
 
-    def _check(self, entry: Entry) -> tuple[Status, str]:
+    def run_earlier(self, entry: Entry) -> StructureResult:
+        """Check the file, and the tensors if they are asked for, of a version that is kept."""
+        status: Status = "unchanged"
+        detail = f"earlier version {entry.digest[:8]}: {entry.file} is as recorded"
+        try:
+            self._check_file(entry)
+            if self.depth > 0:
+                check_structure(self.path, entry, self.base_digest)
+                records.read_references(self.path, entry)
+                detail = f"earlier version {entry.digest[:8]}: the tensors of {entry.file} are as recorded"
+        except (_Failure, ModelError) as error:
+            status, detail = "failed", f"earlier version {entry.digest[:8]}: {error}"
+        return StructureResult(entry.name, status, detail, entry.file, entry.digest)
+
+    def _check(self, entry: Entry) -> tuple[Status, str, Observed | None]:
         # An addition is worth nothing without the base: a damaged base is said of each that stands on it.
         self._check_file(self.registry.entries[0])
         self._check_file(entry)
@@ -176,72 +180,44 @@ class _Check:
             if self.registry.entry(need).digest != digest:
                 raise _Failure(f"it was made for another {need} than {self.registry.entry(need).file} holds")
         if self.depth == 0:
-            return "unchanged", f"{entry.file} is as recorded"
+            return "unchanged", f"{entry.file} is as recorded", None
         network = self._load(entry)
         stored = records.read_references(self.path, entry)
         if self.depth == 1:
-            return "unchanged", f"the tensors of {entry.file} are as recorded"
-        with with_threads(int(entry.proof.environment.get("threads", torch.get_num_threads()))):
-            return self._compute(entry, network, stored)
+            return "unchanged", f"the tensors of {entry.file} are as recorded", None
+        with with_threads(self.threads.get(entry.name, _threads(entry))):
+            found = compare(network, entry.name, entry.proof, stored, prediction=self.depth == 3)
+        if found.status == "failed":
+            raise _Failure(f"{entry.file}: {found.detail}", found.observed)
+        return found.status, found.detail, found.observed
 
     def _check_file(self, entry: Entry) -> None:
         records.check_size(self.path, entry)
+        file = self.path / entry.file
         # The base's file serves all its structures: it is read once.
         if entry.file not in self.files:
-            self.files[entry.file] = sha256_file(self.path / entry.file)
+            try:
+                self.files[entry.file] = sha256_file(file)
+            except OSError as error:
+                raise _Failure(f"{file} cannot be read ({error.strerror})") from error
         if self.files[entry.file] != entry.sha256:
-            raise _Failure(f"{self.path / entry.file} is damaged: its SHA-256 is not the one recorded")
-
-    def _load_base(self) -> RepModeUNet:
-        if self.base is None:
-            network = RepModeUNet(
-                Architecture.from_json(self.document["architecture"]), self.document["base_structures"]
-            )
-            network.load_base_state(records.read_base(self.path, self.document))
-            self.base = network.eval()
-        return self.base
+            raise _Failure(f"{file} is damaged: its SHA-256 is not the one recorded")
 
     def _load(self, entry: Entry) -> RepModeUNet:
         """Return a network that knows the structure, its tensors found to be those recorded."""
-        network = self._load_base()
+        if self.network is None:
+            self.network = load_base(self.path, self.document)
         # What is needed was loaded before, in the registry's order.
         if entry.kind == "addition":
-            state = records.read_structure(self.path, entry, str(self.document["base"]["digest"]))
-            network.add_structure(entry.name, entry.spec)
-            network.load_structure_state(entry.name, state)
-        return network
+            load_structure(self.network, self.path, entry, self.base_digest)
+        return self.network
 
-    def _compute(
-        self, entry: Entry, network: RepModeUNet, stored: Mapping[str, Tensor]
-    ) -> tuple[Status, str]:
-        predictions = self.depth == 3
-        now = environment_fingerprint(
-            device="cpu", dtype=torch.float32, window=probe_shape(network.architecture), batch=1
-        )
-        what = "kernels and prediction" if predictions else "kernels"
-        if now == entry.proof.environment:
-            if kernel_digest(network, entry.name) != entry.proof.kernel_digest:
-                raise _Failure(f"its fused kernels are not those recorded ({entry.file}, same environment)")
-            if predictions and prediction_digest(network, entry.name)[0] != entry.proof.prediction_digest:
-                raise _Failure(f"its prediction is not the one recorded ({entry.file}, same environment)")
-            return "bit-identical", f"{what}, {now['threads']} thread{'s' if now['threads'] > 1 else ''}"
-        computed = references(network, entry.name, prediction=predictions)
-        worst = max(
-            relative_difference(value, stored[key]) if key in stored else float("inf")
-            for key, value in computed.items()
-        )
-        difference = describe_difference(entry.proof.environment, now)
-        if not worst <= FLOAT64_TOLERANCE:
-            raise _Failure(
-                f"{what} differ by {worst:.1e} from the references in {entry.file}, allowed in another "
-                f"environment is {FLOAT64_TOLERANCE:.0e}: {difference}"
-            )
-        if predictions:
-            single = relative_difference(prediction_digest(network, entry.name)[1], stored["prediction"])
-            if not single <= FLOAT32_TOLERANCE:
-                raise _Failure(
-                    f"its float32 prediction differs by {single:.1e} from the reference in {entry.file}, "
-                    f"allowed in another environment is {FLOAT32_TOLERANCE:.0e}: {difference}"
-                )
-            what += f", float32 to {single:.1e} of {FLOAT32_TOLERANCE:.0e}"
-        return "within tolerance", f"other environment: {difference}; {what}"
+    def _drop_after(self, entry: Entry) -> None:
+        """Forget the additions that no later structure needs: a model of fifty is checked in the memory of two."""
+        if self.network is None:
+            return
+        later = self.registry.names[self.registry.names.index(entry.name) + 1 :]
+        wanted = {one.name for one in self.registry.with_needs(later)}
+        for name in reversed(tuple(self.network.additions)):
+            if name not in wanted:
+                self.network.drop_structure(name)
