@@ -142,7 +142,16 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
             if target is not None:
                 Path(target).write_text(result.stdout, encoding="utf-8")
             done.append(key)
-    assert set(done) >= {"data simulate", "data check", "config", "train", "add", "verify", "predict", "bench"}
+    assert set(done) >= {
+        "data simulate",
+        "data check",
+        "config",
+        "train",
+        "add",
+        "verify",
+        "predict",
+        "bench",
+    }
     assert set(done) >= {"compare", "replace", "accept", "pack export", "pack import", "rollback", "gc"}
     assert Path("compared/report.html").is_file()
     assert Path("nucleolus.ome.tif").is_file()

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from repmode_cl import __version__
-from repmode_cl.cli import add, bench, compare, config, data, history, model, pack, perf, report, staged, train
+from repmode_cl.cli import (
+    add,
+    bench,
+    compare,
+    config,
+    data,
+    history,
+    model,
+    pack,
+    perf,
+    report,
+    staged,
+    train,
+)
 from repmode_cl.cli.common import Commands
 
 __all__ = ["app", "main"]
