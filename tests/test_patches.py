@@ -166,7 +166,7 @@ def test_only_the_voxels_of_the_patch_are_read(make, monkeypatch):
     data = patches([make("a", masked=True)], length=12)
     load = np.load
     monkeypatch.setattr(Counted, "taken", [])
-    monkeypatch.setattr(np, "load", lambda path, mmap_mode: load(path, mmap_mode=mmap_mode).view(Counted))
+    monkeypatch.setattr(np, "load", lambda path, **options: load(path, **options).view(Counted))
     for i in range(12):
         Counted.taken.clear()
         signal, _ = data[i]
