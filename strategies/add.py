@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from repmode_cl.strategies.adding import Adding, AddResult, committed_before, sound, was_committed
-from repmode_cl.strategies.addition import plan_addition
+from repmode_cl.strategies.adding import Adding, AddResult, finish_committed, sound
+from repmode_cl.strategies.addition import check_demand, check_not_staged, plan_addition
+from repmode_cl.strategies.committed import was_committed
 
 from repmode_cl.data.manifest import Manifest
-from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import Model
-from repmode_cl.store.staging import pending, training_lock
+from repmode_cl.store.staging import training_lock
 from repmode_cl.structures import check_structure_name
 from repmode_cl.training import refuse_several
 
@@ -98,7 +98,8 @@ def add_structure(
     Raises
     ------
     ConfigError
-        If an interrupted addition had other settings, or several processes were started together.
+        If a value is out of range, an interrupted addition had other settings or other images, or several processes
+        were started together.
     ModelError
         If the model has the structure (or, to be replaced, has it not, or another needs it), does not verify, or
         another process is adding it at this moment.
@@ -109,12 +110,10 @@ def add_structure(
     given = model if isinstance(model, Model) else None
     opened = Model.open(model.path if isinstance(model, Model) else model)
     check_structure_name(structure)
-    if was_committed(opened, structure):
-        with training_lock(opened, structure):
-            if (done := committed_before(opened, structure)) is not None:
-                return done
-    addition = plan_addition(
-        opened,
+    check_demand(min_r2)
+    plan = partial(
+        plan_addition,
+        opened.path,
         structure,
         data,
         spec=spec,
@@ -133,17 +132,14 @@ def add_structure(
         loader_workers=loader_workers,
         replace=replace,
     )
-    if min_r2 is not None and not math.isfinite(min_r2):
-        raise ConfigError(f"min_r2 is a finite number, at most 1, not {min_r2}")
+    if was_committed(opened, structure) is None:
+        plan()  # a mistake is told before anything is written, be it a lock
     with training_lock(opened, structure):
-        _check_not_staged(opened, structure)
-        before = sound(opened)
+        # Looked at under the lock: another process may have added it meanwhile.
+        done = finish_committed(Model.open(opened.path), structure, plan, min_r2=min_r2, stage=stage)
+        if done is not None:
+            return done
+        addition = plan()
+        check_not_staged(addition.model, structure)
+        before = sound(addition.model)
         return Adding(addition, given or opened, before, workers).run(min_r2=min_r2, stage=stage)
-
-
-def _check_not_staged(model: Model, structure: str) -> None:
-    if any(one.name == structure and (one.entry is not None or one.problem) for one in pending(model)):
-        raise ModelError(
-            f"{structure!r} is trained and waits in {model.path}: take it with `repmode-cl accept {model.path} "
-            f"{structure}`, or remove it with `repmode-cl discard {model.path} {structure}`"
-        )

@@ -8,30 +8,31 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repmode_cl.scenarios import StructureStream, prepared_samples
-from repmode_cl.strategies.addition import REQUEST, Addition
+from repmode_cl.strategies.addition import BEGUN, IMAGES, REQUEST, Addition, check_held_out, taken_meanwhile
 from repmode_cl.strategies.beginning import Beginning, begin
+from repmode_cl.strategies.committed import OUTCOME, Outcome, was_committed
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.one_experience import held_out, learn, same_request, stream_of
-from repmode_cl.strategies.preparing import origin_of, other_precision
+from repmode_cl.strategies.preparing import command, origin_of, other_precision, same_images
 from repmode_cl.strategies.run import provenance_of
 
 from repmode_cl.data.sample import Sample
 from repmode_cl.devices import resolve_device
-from repmode_cl.errors import ManifestError, ModelError
+from repmode_cl.errors import ModelError
 from repmode_cl.files import write_json
 from repmode_cl.store import Candidate, Model, VerifyReport, make_candidate
 from repmode_cl.store.staging import clear_pending
 from repmode_cl.store.staging import stage as put_aside
 from repmode_cl.training import has_checkpoint
 
-__all__ = ["AddResult", "Adding", "committed_before", "sound", "was_committed"]
+__all__ = ["AddResult", "Adding", "finish_committed", "sound"]
 
 _BEGINNING = "beginning.json"
-_OUTCOME = "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,6 @@ class AddResult:
     reached: bool = True
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a training came to, as it is kept until the model has it: figures, and the version that they are of."""
-
-    digest: str
-    metrics: dict[str, float]
-    held_out: str
-    seconds: float
-    notes: list[str]
-    stopped: str
-
-
 class Adding:
     """One addition under way: trained without a lock on the model, committed under it, proved afterwards."""
 
@@ -111,8 +100,7 @@ class Adding:
         """Prepare the images, train, and commit or stage."""
         addition = self.addition
         name = addition.structure
-        anew = f"run `repmode-cl discard {addition.model.path} {name}`"
-        same_request(self.work / REQUEST, addition.request(), f"addition of {name!r}", anew)
+        same_request(self.work / REQUEST, addition.request(), addition.what, addition.anew)
         samples, notes = prepared_samples(
             addition.config.data,
             self.work,
@@ -120,11 +108,9 @@ class Adding:
             manifest=addition.manifest,
             workers=self.workers,
         )
-        if min_r2 is not None and not any(sample.split in ("test", "val") for sample in samples):
-            raise ManifestError(
-                f"an R2 of at least {min_r2:g} is demanded, but no image of {name!r} is held out to measure it on: "
-                "name rows with split test in the manifest, give at least two images, or leave the demand out"
-            )
+        check_held_out(min_r2, name, [sample.split for sample in samples])
+        begun = has_checkpoint(self.work / BEGUN)
+        same_images(self.work / IMAGES, samples, addition.what, addition.anew, begun=begun)
         stream = stream_of(addition.config, samples, ((name,),))
         strategy, beginning = self._prepare(stream)
         learn(strategy, self.work, f"adding {name}")
@@ -152,7 +138,7 @@ class Adding:
         device = resolve_device(addition.config.training.device)
         network = addition.network()
         path = self.work / _BEGINNING
-        if path.is_file() and has_checkpoint(self.work / "checkpoint"):
+        if path.is_file() and has_checkpoint(self.work / BEGUN):
             beginning = Beginning.from_json(json.loads(path.read_text(encoding="utf-8")))
         else:
             beginning = begin(addition, network, stream.patches[0], device)
@@ -200,17 +186,25 @@ class Adding:
         }
 
     def _commit(self, candidate: Candidate, outcome: Outcome, beginning: Beginning) -> AddResult:
-        name, replace = self.addition.structure, self.addition.replace
-        kept = {**asdict(outcome), "digest": candidate.entry.digest}
+        name, again = self.addition.structure, self.addition.replace
+        path = self.model.path
+        last = Model.open(path).history[-1].number
         # Should this process die after the commit, the same call finds that it is done.
-        write_json(self.work / _OUTCOME, kept)
-        entry = self.model.commit(candidate, action="replace" if replace else "add", replace=replace)
-        after = sound(self.model, f"after adding {name!r}")
+        kept = replace(outcome, digest=candidate.entry.digest, after=last)
+        write_json(self.work / OUTCOME, kept.to_json())
+        try:
+            entry = self.model.commit(candidate, action="replace" if again else "add", replace=again)
+        except ModelError as error:
+            if not again and name in Model.open(path).structures:
+                raise taken_meanwhile(path, name) from error
+            raise
+        after = sound(self.model, f"after {name!r} was {'replaced' if again else 'added'}")
         unchanged = self._unchanged(after)
         if changed := [other for other, same in unchanged.items() if not same]:
             raise ModelError(
-                f"{', '.join(changed)} of {self.model.path} no longer computes what it did before {name!r} was added: "
-                "go back with `repmode-cl rollback`, and check this machine's memory"
+                f"{', '.join(changed)} of {path} no longer computes what it did before {name!r} was "
+                f"{'replaced' if again else 'added'}: go back with {command('rollback', path)}, and check this "
+                "machine's memory"
             )
         clear_pending(self.work)
         return _result(self.model, name, entry.parameters, entry.bytes, outcome, after, beginning, unchanged)
@@ -239,7 +233,7 @@ class Adding:
         # What cannot be removed now goes when it is accepted or discarded.
         for left in ("checkpoint", "cache", "tensorboard"):
             shutil.rmtree(self.work / left, ignore_errors=True)
-        for left in (REQUEST, _BEGINNING):
+        for left in (REQUEST, IMAGES, OUTCOME, _BEGINNING):
             (self.work / left).unlink(missing_ok=True)
         entry = candidate.entry
         return _result(
@@ -288,22 +282,55 @@ def _result(
 
 
 def sound(model: Model, when: str = "as it is") -> VerifyReport:
-    """Verify the whole model; refuse to go on if anything of it is damaged."""
+    """Verify the whole model; refuse to go on if anything of it is damaged, and name each damage once."""
     report = model.verify()
     if not report.ok:
-        failed = "; ".join(str(result) for result in (*report.results, *report.earlier) if not result.ok)
+        damage: dict[str, list[str]] = {}
+        for result in (*report.results, *report.earlier):
+            if not result.ok:
+                damage.setdefault(result.detail, []).append(result.structure)
+        failed = "; ".join(
+            f"{', '.join(names) if len(names) < 4 else f'{names[0]} and {len(names) - 1} more'}: FAILED ({detail})"
+            for detail, names in damage.items()
+        )
         raise ModelError(
-            f"{model.path} does not verify {when}: {failed}. Run `repmode-cl verify {model.path}`"
+            f"{model.path} does not verify {when}: {failed}. Run {command('verify', model.path)}"
         )
     return report
 
 
-def committed_before(model: Model, structure: str) -> AddResult | None:
-    """Finish an addition that was committed before its process died; None if it was not."""
-    work = model.pending(structure)
-    outcome = Outcome(**json.loads((work / _OUTCOME).read_text(encoding="utf-8")))
-    entry = model.entries.get(structure)
-    if entry is None or entry.digest != outcome.digest:
+def finish_committed(
+    model: Model, name: str, plan: Callable[..., Addition], *, min_r2: float | None, stage: bool
+) -> AddResult | None:
+    """Finish an addition that was committed before its process died, if the same is asked for again.
+
+    If something else is asked for, or the version is active no more, what was left of it is cleared away.
+
+    Parameters
+    ----------
+    model, name
+        As it is on disk now, and the structure; its training is locked.
+    plan
+        Plans what is asked for now; with ``place=False``, also for a model that has the structure.
+    min_r2, stage
+        As of `add_structure`.
+
+    Returns
+    -------
+    AddResult
+        None if nothing was committed, or not this.
+    """
+    outcome = was_committed(model, name)
+    if outcome is None:
+        return None
+    work, entry = model.pending(name), model.entries.get(name)
+    reached = min_r2 is None or outcome.metrics.get("r2", -math.inf) >= min_r2
+    if entry is None or entry.digest != outcome.digest or stage or not reached:
+        clear_pending(work)
+        return None
+    addition = plan(place=False)
+    if addition.begun() != addition.request():
+        clear_pending(work)
         return None
     report = sound(model)
     beginning = Beginning.from_json(json.loads((work / _BEGINNING).read_text(encoding="utf-8")))
@@ -312,9 +339,4 @@ def committed_before(model: Model, structure: str) -> AddResult | None:
         "it became part of the model before an interruption: there was no comparison with before, but all "
         "structures are as they were stored"
     )
-    return _result(model, structure, entry.parameters, entry.bytes, outcome, report, beginning, {})
-
-
-def was_committed(model: Model, structure: str) -> bool:
-    """Tell whether a training of `structure` came as far as its commit."""
-    return (model.pending(structure) / _OUTCOME).is_file()
+    return _result(model, name, entry.parameters, entry.bytes, outcome, report, beginning, {})

@@ -6,38 +6,67 @@ Adding a structure and its dry run begin here, so that both refuse the same mist
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from repmode_cl.strategies.committed import OUTCOME
 from repmode_cl.strategies.one_experience import dump_what_counts
 from repmode_cl.strategies.preparing import (
+    command,
     configuration_for,
     manifest_of,
     origin_of,
     rows_digest,
+    spec_of,
     training_for,
 )
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.devices import resolve_device
-from repmode_cl.errors import ModelError, UnknownStructureError
+from repmode_cl.errors import (
+    ConfigError,
+    ManifestError,
+    ModelError,
+    StructureError,
+    UnknownStructureError,
+    did_you_mean,
+)
 from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.store import Model
-from repmode_cl.store.commit import check_place
+from repmode_cl.store.places import check_place
 from repmode_cl.store.registry import Registry
+from repmode_cl.store.staging import pending
 from repmode_cl.structures import check_structure_name
-from repmode_cl.training import Precision, inherit_precision
+from repmode_cl.training import Precision, has_checkpoint, inherit_precision
 
-__all__ = ["INIT_CHOICES", "REQUEST", "Addition", "plan_addition"]
+__all__ = [
+    "BEGUN",
+    "IMAGES",
+    "INIT_CHOICES",
+    "REQUEST",
+    "Addition",
+    "check_demand",
+    "check_held_out",
+    "check_not_staged",
+    "plan_addition",
+    "taken_meanwhile",
+]
 
 #: What `init_from` may be besides the name of a structure.
 INIT_CHOICES = ("none", "best")
 
 #: File that holds what an interrupted addition was asked for.
 REQUEST = "request.json"
+
+#: File beside it that holds which images a training began with.
+IMAGES = "images.json"
+
+#: Folder beside both, of the checkpoints: a training has begun when it has one.
+BEGUN = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -85,6 +114,20 @@ class Addition:
         """What the provenance says of the strategy."""
         return StrategyConfig(name="experts_frozen", learning_rate=self.config.training.learning_rate)
 
+    @property
+    def what(self) -> str:
+        """How messages name it."""
+        return f"{'replacement' if self.replace else 'addition'} of {self.structure!r}"
+
+    @property
+    def anew(self) -> str:
+        """How messages say what to do to begin anew."""
+        return f"run {command('discard', self.model.path, self.structure)}"
+
+    def begun(self) -> dict[str, Any] | None:
+        """Return what the training that is in `work` was asked for; None if there is none, or it can be no other."""
+        return _request_of(self.model, self.structure)
+
     def request(self) -> dict[str, Any]:
         """Return all that the result depends on: an interrupted addition goes on with the same alone."""
         # Where images lie changes no result; what they are stands in the rows.
@@ -126,16 +169,24 @@ def plan_addition(
     cache: str | Path | None = None,
     loader_workers: int = 0,
     replace: bool = False,
+    place: bool = True,
 ) -> Addition:
-    """Check what is asked for and complete it from the model; see `add_structure`. Nothing is written."""
+    """Check what is asked for and complete it from the model; see `add_structure`. Nothing is written.
+
+    With `place` false, whether the model can take the structure is not looked at.
+    """
     model = Model.open(model.path if isinstance(model, Model) else model)
     check_structure_name(structure)
-    spec = spec or AdditionSpec()
+    spec = spec_of(spec)
     needs = _needs(model, structure, spec)
-    check_place(model.path, Registry.read(model.path), structure, needs, replace=replace)
+    if place:
+        if not replace and structure in model.entries and has_checkpoint(model.pending(structure) / BEGUN):
+            raise taken_meanwhile(model.path, structure)
+        check_place(model.path, Registry.read(model.path), structure, needs, replace=replace)
     if init_from not in INIT_CHOICES and init_from not in model.structures:
-        raise UnknownStructureError(
-            init_from, (*INIT_CHOICES, *model.structures), f"--init-from of the model {model.path}"
+        raise StructureError(
+            f"init_from {init_from!r}: the model {model.path} knows {', '.join(model.structures)}"
+            f"{did_you_mean(str(init_from), (*INIT_CHOICES, *model.structures))}; give one of these, or none or best"
         )
     manifest = manifest_of(data, structure)
     training = training_for(
@@ -193,7 +244,7 @@ def _needs(model: Model, structure: str, spec: AdditionSpec) -> tuple[tuple[str,
             if name not in model.entries or model.entries[name].digest != digest:
                 raise ModelError(
                     f"the interrupted training of {structure!r} sees version {digest[:8]} of {name!r}, which is no "
-                    f"longer that of {model.path}: begin anew after `repmode-cl discard {model.path} {structure}`"
+                    f"longer that of {model.path}: begin anew after {command('discard', model.path, structure)}"
                 )
         return needs
     names = spec.needs or tuple(
@@ -208,9 +259,49 @@ def _needs(model: Model, structure: str, spec: AdditionSpec) -> tuple[tuple[str,
 
 
 def _request_of(model: Model, structure: str) -> dict[str, Any] | None:
-    path = model.pending(structure) / REQUEST
-    if not path.is_file():
+    work = model.pending(structure)
+    path = work / REQUEST
+    # Without a checkpoint there is nothing to go on with: whatever is asked for next takes its place.
+    if not path.is_file() or not (has_checkpoint(work / BEGUN) or (work / OUTCOME).is_file()):
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     # One that an earlier version of this program began has no needs in it: it is not gone on with.
     return found if "needs" in found else None
+
+
+def check_demand(min_r2: object) -> None:
+    """Refuse an R2 that nothing can be measured against."""
+    if min_r2 is None:
+        return
+    if not isinstance(min_r2, (int, float)) or not math.isfinite(min_r2) or min_r2 > 1:
+        raise ConfigError(
+            f"min_r2 {min_r2!r}: a finite number of at most 1 is needed, which a perfect prediction has"
+        )
+
+
+def check_held_out(min_r2: float | None, structure: str, splits: Sequence[str]) -> None:
+    """Refuse to demand an R2 where none can be measured."""
+    if min_r2 is not None and not {"test", "val"} & set(splits):
+        raise ManifestError(
+            f"an R2 of at least {min_r2:g} is demanded, but no image of {structure!r} is held out to measure it on: "
+            "name rows with split test in the manifest, give at least two images, or leave the demand out"
+        )
+
+
+def check_not_staged(model: Model, structure: str) -> None:
+    """Refuse to train what is trained and waits for a person."""
+    if any(one.name == structure and (one.entry is not None or one.problem) for one in pending(model)):
+        raise ModelError(
+            f"{structure!r} is trained and waits in {model.path}: take it with "
+            f"{command('accept', model.path, structure)}, or remove it with "
+            f"{command('discard', model.path, structure)}"
+        )
+
+
+def taken_meanwhile(model: Path, structure: str) -> ModelError:
+    """Return what is said where the model got a structure of that name while another was trained."""
+    return ModelError(
+        f"the model {model} got {structure!r} from elsewhere while it was trained here: to have the one that was "
+        f"trained here, remove the other with {command('remove', model, structure)} and repeat the same command, which "
+        f"goes on where it was; to keep the other, remove this one with {command('discard', model, structure)}"
+    )

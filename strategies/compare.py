@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from repmode_cl.strategies.addition import INIT_CHOICES
+from repmode_cl.strategies.claim import claimed
 from repmode_cl.strategies.comparing import Comparing
 from repmode_cl.strategies.one_experience import dump_what_counts
 from repmode_cl.strategies.preparing import (
@@ -22,7 +22,6 @@ from repmode_cl.strategies.ways import Ways
 
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.errors import ConfigError, ModelError, UnknownStructureError
-from repmode_cl.files import write_json
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.report.compare_page import build_comparison
 from repmode_cl.report.comparison import (
@@ -39,9 +38,6 @@ from repmode_cl.training import refuse_several
 
 __all__ = ["compare_structure"]
 
-#: What was asked for, in the comparison's folder: by it such a folder is known.
-_REQUEST = "compare-request.json"
-
 
 def compare_structure(
     model: str | Path | Model,
@@ -54,6 +50,7 @@ def compare_structure(
     init_from: str = "none",
     kernel: Literal[3, 5] = 3,
     steps: int | None = None,
+    epochs: int | None = None,
     learning_rate: float | None = None,
     fine_tuning_rate: float | None = None,
     network_rate: float | None = None,
@@ -91,8 +88,8 @@ def compare_structure(
         What the addition starts from, as of `add_structure`: ``none``, ``best``, or a structure of the model.
     kernel
         Edge of the own network's kernels, 3 or 5.
-    steps, batch_size
-        ``None``: as the base was trained with.
+    steps, epochs, batch_size
+        ``None``: as the base was trained with. Steps or epochs, not both.
     learning_rate
         Peak rate of adding; ``None``: as `add_structure` chooses it.
     fine_tuning_rate, network_rate
@@ -124,7 +121,8 @@ def compare_structure(
     Raises
     ------
     ConfigError
-        If the folder holds something else, or a comparison with other settings.
+        If the folder holds something else, a comparison with other settings, or one that another process is at work
+        on.
     ManifestError
         If the manifest has no usable row of the structure, or holds no image of it out.
     ModelError
@@ -145,6 +143,7 @@ def compare_structure(
     origin = origin_of(model)
     asked: dict[str, Any] = {
         "steps": steps,
+        "epochs": epochs,
         "batch_size": batch_size,
         "device": device,
         "precision": precision,
@@ -175,13 +174,13 @@ def compare_structure(
         init_from=init_from,
         kernel=kernel,
     )
-    _claim(folder, _request(model, manifest, ways, known), structure, restart=restart)
-    if not (folder / COMPARISON).exists():
-        Comparing(model, manifest, ways, folder, known, workers).run(precision)
-        if cache is None:
-            shutil.rmtree(folder / "cache", ignore_errors=True)
-    build_comparison(folder)  # after an update of this software too
-    return read_comparison(folder)
+    with claimed(folder, _request(model, manifest, ways, known), restart=restart):
+        if not (folder / COMPARISON).exists():
+            Comparing(model, manifest, ways, folder, known, workers).run(precision)
+            if cache is None:
+                shutil.rmtree(folder / "cache", ignore_errors=True)
+        build_comparison(folder)  # after an update of this software too
+        return read_comparison(folder)
 
 
 def _known(model: Model, structure: str) -> tuple[str, ...]:
@@ -223,28 +222,3 @@ def _request(model: Model, manifest: Manifest, ways: Ways, known: Sequence[str])
         "model": {name: model.entries[name].digest for name in known},
         "rows": rows_digest(manifest, [ways.structure, *known]),
     }
-
-
-def _claim(folder: Path, request: dict[str, Any], structure: str, *, restart: bool) -> None:
-    """Make `folder` this comparison's; refuse to mix it with anything else."""
-    path = folder / _REQUEST
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"{folder} holds something else than a comparison: give a new folder with --out"
-            )
-    elif restart:
-        shutil.rmtree(folder)
-    else:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            differing = ", ".join(key for key in request if before.get(key) != request[key])
-        except (OSError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}): begin anew with --restart") from error
-        if differing:
-            raise ConfigError(
-                f"{folder} holds a comparison with other settings ({differing}): give another folder with --out, or "
-                "begin anew with --restart"
-            )
-        return
-    write_json(path, request)

@@ -8,17 +8,20 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from repmode_cl.scenarios import StructureStream, prepared_samples
 from repmode_cl.strategies.addition import Addition
 from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.beginning import begin
+from repmode_cl.strategies.beginning import Beginning, begin
 from repmode_cl.strategies.damage import HeldOut, changes_of, predictor
 from repmode_cl.strategies.one_experience import held_out, learn, stream_of
-from repmode_cl.strategies.preparing import origin_of
+from repmode_cl.strategies.preparing import origin_of, same_images
+from repmode_cl.strategies.run import provenance_of
 from repmode_cl.strategies.ways import Ways
 
+from repmode_cl.config import StrategyConfig
 from repmode_cl.data.cache import ContentDigests
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.patches import VolumeDataset
@@ -28,14 +31,16 @@ from repmode_cl.data.splits import assign_splits
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ManifestError
 from repmode_cl.files import replacing, write_json
-from repmode_cl.nn import RepModeUNet
+from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.report.comparison import ADDING, WAYS, Change, Comparison, Way, write_comparison
 from repmode_cl.report.images import Prediction
 from repmode_cl.store import Model
-from repmode_cl.training import Precision, inherit_precision
+from repmode_cl.training import Precision, has_checkpoint, inherit_precision
 
 __all__ = ["Comparing"]
 
+#: Which images the ways are learned from and measured on.
+IMAGES = "images.json"
 #: What a way came to, in its folder; written last.
 RESULT = "result.json"
 
@@ -56,6 +61,7 @@ class Comparing:
         self.workers = workers
         self.config = ways.config
         self.device = resolve_device(self.config.training.device)
+        self.samples: list[Sample] = []
 
     def run(self, precision: str) -> None:
         """Learn what is not learned yet, and write the comparison."""
@@ -67,6 +73,7 @@ class Comparing:
             manifest=self.manifest,
             workers=self.workers,
         )
+        self.samples = samples
         split, images = _held_out(samples)
         if not images:
             raise ManifestError(
@@ -75,6 +82,17 @@ class Comparing:
             )
         stream = stream_of(self.config, samples, ((structure,),))
         of_known = self._images_of_known(images)
+        known = {held.sample for found in of_known.values() for held in found} - set(samples)
+        same_images(
+            self.folder / IMAGES,
+            [*samples, *sorted(known, key=lambda sample: (sample.row, sample.structure))],
+            f"comparison of {structure!r}",
+            "give another folder with --out or begin with --restart",
+            begun=any(
+                has_checkpoint(self.folder / key / "checkpoint") or (self.folder / key / RESULT).exists()
+                for key in WAYS
+            ),
+        )
         format_of = inherit_precision(precision, self.device, origin_of(self.model).get("precision"))
         done = []
         for key in WAYS:
@@ -106,8 +124,8 @@ class Comparing:
             )
         )
 
-    def _begin(self, network: RepModeUNet, stream: StructureStream, precision: Precision) -> str | None:
-        """Let the addition start from what was asked for; return the structure, None where it is chance.
+    def _begin(self, network: RepModeUNet, stream: StructureStream, precision: Precision) -> Beginning:
+        """Let the addition start from what was asked for.
 
         Measured anew when a training goes on, whose checkpoint then replaces what is set here.
         """
@@ -122,7 +140,7 @@ class Comparing:
             init_from=self.ways.init_from,
             precision=precision,
         )
-        return begin(addition, network, stream.patches[0], self.device).structure
+        return begin(addition, network, stream.patches[0], self.device)
 
     def _images_of_known(self, images: Sequence[Sample]) -> dict[str, list[HeldOut]]:
         """Return for each known structure the held-out images of it, and those of the new structure besides."""
@@ -161,7 +179,7 @@ class Comparing:
         stream: StructureStream,
         shown: Sample,
         of_known: Mapping[str, Sequence[HeldOut]],
-        began: str | None,
+        began: Beginning | None,
     ) -> None:
         """Write down what a trained way came to, and the pictures of it; the figures last."""
         structure, folder = self.ways.structure, self.folder / key
@@ -181,7 +199,7 @@ class Comparing:
         _save(folder / "prediction.npz", Prediction(signal[0].numpy(), target[0].numpy(), prediction))
         if worst is not None:
             _save(folder / f"worst-{worst[0]}.npz", worst[1])
-        parameters, size = self.ways.cost(key, strategy)
+        metrics = figures.get(structure, {})
         curve = [
             (int(row["train_step"]), float(row["value"]))
             for row in strategy.progress.curve
@@ -190,18 +208,41 @@ class Comparing:
         way = Way(
             key=key,
             title=self.ways.title(key),
-            metrics=figures.get(structure, {}),
+            metrics=metrics,
             changes=changes,
             steps=strategy.progress.step,
             selected_step=strategy.selection.step,
             learning_rate=self.ways.rates[key],
             seconds=strategy.progress.seconds,
-            parameters=parameters,
-            bytes=size,
+            parameters=self.ways.parameters(key, strategy),
+            bytes=self.ways.size(
+                key,
+                strategy,
+                self.model,
+                folder,
+                provenance=self._provenance(strategy, began),
+                metrics=metrics,
+            ),
             curve=tuple(curve),
-            began=began,
+            began=None if began is None else began.structure,
         )
         write_json(folder / RESULT, way.to_json())
+
+    def _provenance(self, strategy: StructureStrategy, began: Beginning | None) -> dict[str, Any]:
+        """Return what `add` would record of such a training: its file holds that too."""
+        training = self.config.training
+        options = StrategyConfig(name="experts_frozen", learning_rate=training.learning_rate)
+        return {
+            **provenance_of(self.config, options, self.config.seeds[0], self.samples, strategy.precision),
+            "held_out": _held_out(self.samples)[0],
+            "notes": [],
+            "manifest": self.manifest.path.name,
+            "steps": strategy.progress.step,
+            "selected_step": strategy.selection.step,
+            "stopped": strategy.stopped,
+            "seconds": round(strategy.progress.seconds, 3),
+            "init": {"asked": self.ways.init_from, **(began.to_json() if began else {})},
+        }
 
     def _settings(self, precision: str, began: str | None) -> tuple[tuple[str, str], ...]:
         training, architecture = self.config.training, self.model.architecture
@@ -210,7 +251,7 @@ class Comparing:
             ("model", self.model.path.resolve().name),
             ("images", self.manifest.path.name),
             ("network", f"width {architecture.width}, depth {architecture.depth}"),
-            ("addition", f"{self.ways.spec.expert}, sees {self.ways.spec.sees}"),
+            ("addition", _addition(self.ways.spec)),
             ("begun from", began or "chance"),
             ("own network", f"kernel {self.ways.kernel}"),
             ("budget", budget),
@@ -220,6 +261,12 @@ class Comparing:
             ("precision", precision),
             ("seed", str(self.config.seeds[0])),
         )
+
+
+def _addition(spec: AdditionSpec) -> str:
+    said = [spec.expert, f"sees {spec.sees}"]
+    said += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
+    return ", ".join(said)
 
 
 def _held_out(samples: Sequence[Sample]) -> tuple[str, list[Sample]]:

@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from repmode_cl.strategies.addition import REQUEST, Addition, plan_addition
+from repmode_cl.strategies.addition import (
+    BEGUN,
+    REQUEST,
+    Addition,
+    check_demand,
+    check_held_out,
+    check_not_staged,
+    plan_addition,
+)
 from repmode_cl.strategies.estimate import minutes_text, time_training
+from repmode_cl.strategies.one_experience import check_request
 from torch import Tensor
 
 from repmode_cl.data.cache import ContentDigests
@@ -27,10 +36,10 @@ from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import Model
 from repmode_cl.store.proof import probe_shape
-from repmode_cl.training import budget_of, masked_mse, refuse_several
+from repmode_cl.training import budget_of, has_checkpoint, masked_mse, refuse_several
 from repmode_cl.training.saved import saved_bytes
 
-__all__ = ["AddDryRun", "dry_run_add"]
+__all__ = ["AddDryRun", "dry_run_add", "file_bytes"]
 
 #: Bytes that a file's header takes: for each tensor, and for the record, about.
 _TENSOR_HEADER, _RECORD = 86, 2600
@@ -84,16 +93,21 @@ class AddDryRun:
 
 
 def dry_run_add(
-    model: str | Path | Model, structure: str, data: str | Path | Manifest, **options: Any
+    model: str | Path | Model,
+    structure: str,
+    data: str | Path | Manifest,
+    *,
+    min_r2: float | None = None,
+    **options: Any,
 ) -> AddDryRun:
     """Say what `add_structure` would do with the same arguments.
 
     Parameters
     ----------
-    model, structure, data
+    model, structure, data, min_r2
         As of `add_structure`.
     **options
-        As of `add_structure`, but for what decides after the training (`min_r2`, `stage`) and `workers`.
+        As of `add_structure`, but for `stage` and `workers`.
 
     Returns
     -------
@@ -106,7 +120,10 @@ def dry_run_add(
         As of `add_structure`, but for images that cannot be used: those are listed.
     """
     refuse_several("adding a structure")
+    check_demand(min_r2)
     addition = plan_addition(model, structure, data, **options)
+    check_not_staged(addition.model, structure)
+    check_request(addition.work / REQUEST, addition.request(), addition.what, addition.anew)
     config = addition.config
     problems = check_manifest(
         addition.manifest.path,
@@ -119,10 +136,11 @@ def dry_run_add(
     rows = addition.manifest.for_structure(structure)
     count = Counter(splits[row.number] for row in rows)
     images = {split: count[split] for split in ("train", "val", "test")}
+    check_held_out(min_r2, structure, list(count))
     budget = budget_of(config.training, 1, max(1, images["train"]))
     network = addition.network()
     parameters = _parameters(network, structure)
-    size = _file_bytes(network, structure)
+    size = file_bytes(network, structure)
     step, window, memory = _measure(addition, network)
     validations = -(-budget.steps // budget.validate_every)
     windows = _windows(addition, [row for row in rows if splits[row.number] != "train"])
@@ -134,21 +152,23 @@ def dry_run_add(
     if config.training.time_limit is not None:
         seconds = min(seconds, config.training.time_limit + evaluated * window)
     about = [note for note in splits.notes if note.startswith(f"{structure}:")]
-    if (addition.work / REQUEST).is_file():
+    if has_checkpoint(addition.work / BEGUN):
         about.append(
             f"an interrupted training of {structure} is in {addition.work}: the same settings go on with it"
         )
     patch = " x ".join(str(n) for n in config.patch.size)
     lines = [
-        f"{structure}: {len(rows)} images: {images['train']} train, {images['val']} validate, {images['test']} test",
+        f"{structure}: {_number(len(rows), 'image')}: {images['train']} train, {images['val']} validate, "
+        f"{images['test']} test",
         *(f"note: {note}" for note in about),
         *(str(problem) for problem in problems),
-        f"{len(problems) or 'no'} problem{'s' * (len(problems) > 1)} in its images",
+        f"{_number(len(problems), 'problem') if problems else 'no problem'} in its images",
         f"it would train {sum(parameters.values()):,} numbers: "
         + ", ".join(f"{kind} {number:,}" for kind, number in parameters.items() if number),
         f"its file would have about {format_bytes(size)}",
         f"a step needs about {format_bytes(memory)} of memory besides the program's own",
-        f"{budget.steps} steps of {config.training.batch_size} patches of {patch} voxels in "
+        f"{_number(budget.steps, 'step')} of {_number(config.training.batch_size, 'patch', 'patches')} of {patch} "
+        "voxels in "
         f"{addition.precision.format} on {resolve_device(config.training.device)}, {step:.2g} s a step: about "
         f"{minutes_text(seconds)} with validation, at most",
     ]
@@ -156,6 +176,10 @@ def dry_run_add(
         structure, images, tuple(problems), parameters, size, memory, budget.steps, step, seconds, tuple(about),
         tuple(lines),
     )  # fmt: skip
+
+
+def _number(count: int, one: str, more: str = "") -> str:
+    return f"{count} {one if count == 1 else more or f'{one}s'}"
 
 
 def _splits(addition: Addition) -> Assignment:
@@ -202,7 +226,8 @@ def _parameters(network: RepModeUNet, structure: str) -> dict[str, int]:
     return found
 
 
-def _file_bytes(network: RepModeUNet, structure: str) -> int:
+def file_bytes(network: RepModeUNet, structure: str) -> int:
+    """Return about how large the file of an addition is: tensors, references of its proof, header."""
     state = network.structure_state(structure)
     blocks = list(network.named_mode_blocks())
     z, y, x = probe_shape(network.architecture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,25 @@ from repmode_cl.strategies.recording import Events
 
 from repmode_cl.config import Config
 from repmode_cl.config.loading import dump_config
+from repmode_cl.config.strict_yaml import read_yaml
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.files import write_json
 from repmode_cl.progress import task
-from repmode_cl.training import budget_of
+from repmode_cl.training import budget_of, has_checkpoint
 
-__all__ = ["dump_what_counts", "held_out", "learn", "same_request", "stream_of"]
+__all__ = [
+    "check_request",
+    "differences",
+    "dump_what_counts",
+    "held_out",
+    "learn",
+    "same_request",
+    "stream_of",
+]
+
+#: Characters of a value that a message quotes.
+_SHORT = 32
 
 
 def stream_of(
@@ -98,18 +111,66 @@ def dump_what_counts(config: Config) -> str:
 
 
 def same_request(path: Path, request: dict[str, Any], what: str, anew: str | None = None) -> None:
-    """Write down what was asked for; refuse to go on with an interrupted one that was asked for differently.
+    """Write down what is asked for, unless a training that was asked for differently is to be gone on with.
 
-    `anew` says how to begin anew; by default the folder is to be removed.
+    What was never trained, by a first checkpoint, is not in the way: the mistake that kept it from that may be what
+    the new request corrects. For the rest see `check_request`.
     """
-    if not path.exists():
+    check_request(path, request, what, anew)
+    if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != request:
         write_json(path, request)
+
+
+def check_request(path: Path, request: dict[str, Any], what: str, anew: str | None = None) -> None:
+    """Refuse to go on with a training that was asked for differently; nothing is written.
+
+    Parameters
+    ----------
+    path
+        File of the earlier request, if there was one; ``checkpoint`` lies beside it.
+    request
+        The present one: JSON.
+    what
+        For the message: what is interrupted.
+    anew
+        How to begin anew; by default the folder is to be removed.
+
+    Raises
+    ------
+    ConfigError
+        Naming each setting that differs, with both values.
+    """
+    if not path.exists() or not has_checkpoint(path.parent / "checkpoint"):
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     if before == request:
         return
-    differing = ", ".join(key for key in request if before.get(key) != request[key])
     raise ConfigError(
-        f"{path.parent} holds an interrupted {what} with other settings ({differing}): repeat the same call to go "
-        f"on with it, or {anew or f'remove {path.parent}'} to begin anew"
+        f"{path.parent} holds an interrupted {what} with other settings ({'; '.join(differences(before, request))}): "
+        f"repeat the same call to go on with it, or {anew or f'remove {path.parent}'} to begin anew"
     )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say of each setting of two requests that differs, how: ``training.steps 1500 -> 300``.
+
+    Of what is no short value, such as a digest, the key alone is named.
+    """
+    then, today = dict(_settings(before)), dict(_settings(now))
+    found = []
+    for key in {**then, **today}:
+        pair = [json.dumps(values.get(key)).strip('"') for values in (then, today)]
+        if pair[0] != pair[1]:
+            found.append(f"{key} {pair[0]} -> {pair[1]}" if max(map(len, pair)) <= _SHORT else key)
+    return found
+
+
+def _settings(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each setting by its dotted key; those of a configuration's text as they are in its file."""
+    for key, value in values.items():
+        if not above and key == "config" and isinstance(value, str):
+            yield from _settings(read_yaml(value, key).value, "config")
+        elif isinstance(value, Mapping) and value:
+            yield from _settings(value, str(key) if above in ("", "config") else f"{above}.{key}")
+        else:
+            yield str(key) if above in ("", "config") else f"{above}.{key}", value

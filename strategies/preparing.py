@@ -5,10 +5,16 @@ What adding a structure and comparing it with the alternatives have in common, b
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import operator
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from repmode_cl.config import (
     Config,
@@ -18,13 +24,35 @@ from repmode_cl.config import (
     PreprocessingConfig,
     TrainingConfig,
 )
+from repmode_cl.config.problems import describe
+from repmode_cl.config.schema import check_expert
 from repmode_cl.data.manifest import Manifest, read_manifest
-from repmode_cl.data.sample import digest_of
-from repmode_cl.errors import ConfigError, ManifestError
+from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.errors import ConfigError, ManifestError, did_you_mean
+from repmode_cl.files import write_json
+from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import Model
 from repmode_cl.training import Precision
 
-__all__ = ["configuration_for", "manifest_of", "origin_of", "other_precision", "rows_digest", "training_for"]
+__all__ = [
+    "command",
+    "configuration_for",
+    "manifest_of",
+    "origin_of",
+    "other_precision",
+    "rows_digest",
+    "same_images",
+    "spec_of",
+    "training_for",
+]
+
+#: Images that a message names at most.
+_NAMED = 5
+
+
+def command(name: str, *arguments: str | Path) -> str:
+    """Return a command to suggest, as it can be typed: paths with blanks are quoted."""
+    return f"`{shlex.join(['repmode-cl', name, *map(str, arguments)])}`"
 
 
 def origin_of(model: Model) -> Mapping[str, Any]:
@@ -44,6 +72,7 @@ def manifest_of(data: str | Path | Manifest, structure: str) -> Manifest:
     if structure not in manifest.structures:
         raise ManifestError(
             f"{manifest.path} has no row of {structure!r}: it has {', '.join(manifest.structures)}"
+            f"{did_you_mean(structure, manifest.structures)}"
         )
     return manifest
 
@@ -78,8 +107,16 @@ def training_for(
     Raises
     ------
     ConfigError
-        If both `steps` and `epochs` are given.
+        If both `steps` and `epochs` are given, or a value is out of range.
     """
+    for key, number in {"learning_rate": learning_rate, "time_limit": time_limit}.items():
+        if number is not None and not _is_positive(number):
+            raise ConfigError(f"{key} {number!r}: a positive number is needed")
+    for key, count in {
+        "steps": steps, "epochs": epochs, "patience": patience, "batch_size": batch_size,
+    }.items():  # fmt: skip
+        if count is not None:
+            _whole(count, key, least=1)
     values: dict[str, Any] = dict(
         origin.get("training", {"steps": 300, "learning_rate": 2e-3, "schedule": "one_cycle"})
     )
@@ -95,7 +132,8 @@ def training_for(
         values["batch_size"] = batch_size
         # As many micro-batches as divide it, at most as many as the base had.
         values["accumulate"] = math.gcd(batch_size, values.get("accumulate", 1))
-    return TrainingConfig(**values)
+    with _told(values):
+        return TrainingConfig(**values)
 
 
 def configuration_for(
@@ -126,8 +164,14 @@ def configuration_for(
         Voxels (z, y, x) of a patch; ``None``: the model's window.
     seed
         Seed of new weights and of patches.
+
+    Raises
+    ------
+    ConfigError
+        If `patch` or `seed` is none.
     """
-    z, y, x = (int(n) for n in patch or model.inference["window"])
+    _whole(seed, "seed", least=0)
+    z, y, x = _patch(model.inference["window"] if patch is None else patch)
     return Config(
         name=name.replace("_", "-"),
         seeds=(seed,),
@@ -147,6 +191,95 @@ def configuration_for(
 def rows_digest(manifest: Manifest, structures: Sequence[str]) -> str:
     """Return a digest of the manifest's rows of `structures`: a training goes on with the same rows alone."""
     return digest_of(*(str(row) for row in manifest.rows if row.structure in structures)).hex()
+
+
+def same_images(path: Path, samples: Sequence[Sample], what: str, anew: str, *, begun: bool) -> None:
+    """Write down what the images are; refuse to go on with a training whose images became others.
+
+    Rows name files: what these hold, and which split they came into, may have changed while they did not.
+
+    Parameters
+    ----------
+    path
+        File that they are written to.
+    samples
+        The prepared images.
+    what, anew
+        For the message: what would be gone on with, and what to do to begin anew.
+    begun
+        Whether something was learned from the images already; if not, what was written is replaced.
+
+    Raises
+    ------
+    ConfigError
+        Naming the images that differ.
+    """
+    now = {}
+    for place, sample in enumerate(samples):
+        parts = (sample.signal.name, sample.target.name, sample.mask.name if sample.mask else "")
+        line = f"line {sample.row}" if sample.row else f"image {place + 1}"
+        now[f"{sample.structure}, {line}"] = digest_of(sample.image_id, *parts, sample.split).hex()
+    if begun and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if not differing:
+            return
+        more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+        raise ConfigError(
+            f"{path.parent} holds an interrupted {what}, and since then the content or the split of "
+            f"{len(differing)} of its images changed ({'; '.join(differing[:_NAMED])}{more}): put the images back to "
+            f"go on with it, or {anew} to begin anew"
+        )
+    write_json(path, now)
+
+
+def spec_of(given: object) -> AdditionSpec:
+    """Return what a structure gets, by default the paper's; refuse what is no `AdditionSpec`."""
+    if given is None:
+        return AdditionSpec()
+    if not isinstance(given, AdditionSpec):
+        raise ConfigError(
+            f"spec {given!r}: an AdditionSpec is needed, such as AdditionSpec(expert='lowrank:4')"
+        )
+    if given.expert != "none":
+        try:
+            check_expert(given.expert)
+        except ValueError as error:
+            raise ConfigError(f"spec: {error}, or none") from error
+    return given
+
+
+def _patch(given: object) -> tuple[int, int, int]:
+    sizes = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    if len(sizes) != 3:
+        raise ConfigError(
+            f"patch {given!r}: three sizes in voxels (z, y, x) are needed, such as (32, 128, 128)"
+        )
+    z, y, x = (_whole(size, f"patch {tuple(sizes)}:", least=1) for size in sizes)
+    return z, y, x
+
+
+def _whole(value: object, what: str, *, least: int) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ConfigError(f"{what} {value!r}: a whole number of at least {least} is needed")
+    return number
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < math.inf
+
+
+@contextmanager
+def _told(values: Mapping[str, Any]) -> Iterator[None]:
+    """Say what a schema found wrong as the mistake of a user that it is."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(describe(error, values, "settings of the training", {}, {})) from error
 
 
 def other_precision(origin: Mapping[str, Any], precision: Precision, structure: str) -> str | None:

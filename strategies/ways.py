@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from repmode_cl.scenarios import StructureStream
@@ -12,10 +13,12 @@ from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
 from repmode_cl.strategies.recording import parameter_bytes
+from repmode_cl.strategies.storing import addition_bytes, network_bytes, second_model_bytes
 
 from repmode_cl.config import Config
 from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.report.comparison import ADDING, FINE_TUNING, OWN_NETWORK
+from repmode_cl.store import Model
 from repmode_cl.training import Precision
 
 __all__ = ["Ways"]
@@ -101,17 +104,37 @@ class Ways:
         base = {name: tensor for name, tensor in base.items() if not name.endswith(row)}
         return self._copy(self.network, base=base)
 
-    def cost(self, key: str, strategy: StructureStrategy) -> tuple[int, int]:
-        """Return numbers and bytes that a way stores: what is owned, a whole copy, or the whole network."""
-        state = strategy.network.state_dict()
+    def parameters(self, key: str, strategy: StructureStrategy) -> int:
+        """Return how many numbers a way stores: what is owned, a whole copy, or the whole network."""
         if key == ADDING:
-            return parameter_bytes(strategy.network, list(strategy.network.owned_names(self.structure)))
-        numbers, size = parameter_bytes(strategy.network, list(state))
+            return parameter_bytes(strategy.network, list(strategy.network.owned_names(self.structure)))[0]
+        numbers = parameter_bytes(strategy.network, list(strategy.network.state_dict()))[0]
         if key == FINE_TUNING:  # the additions go with their copy of the base
             for name in self.network.additions:
-                more, larger = parameter_bytes(self.network, list(self.network.owned_names(name)))
-                numbers, size = numbers + more, size + larger
-        return numbers, size
+                numbers += parameter_bytes(self.network, list(self.network.owned_names(name)))[0]
+        return numbers
+
+    def size(
+        self,
+        key: str,
+        strategy: StructureStrategy,
+        model: Model,
+        folder: Path,
+        *,
+        provenance: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+    ) -> int:
+        """Return the bytes that a way takes on a disk besides the model; files are written to `folder` for a while."""
+        network = strategy.network
+        if key == ADDING:
+            return addition_bytes(
+                model, self.structure, network, folder, provenance=provenance, metrics=metrics
+            )
+        state = network.state_dict()
+        if key == OWN_NETWORK:
+            return network_bytes(state, folder)
+        rows = [tensor for name, tensor in state.items() if name.endswith(f".gates.{self.structure}")]
+        return second_model_bytes(model, self.network.structures, rows)
 
     @staticmethod
     def _copy(

@@ -70,7 +70,7 @@ def export_pack(path: Path, name: str, file: str) -> None:
 
 def stage(path: Path, name: str) -> None:
     """Leave a structure for a person to accept."""
-    from repmode_cl.store.commit import make_candidate
+    from repmode_cl.store import make_candidate
     from repmode_cl.store.staging import stage
 
     model = Model.open(path)

@@ -58,8 +58,10 @@ def test_add_tells_what_it_began_from_what_it_reached_and_what_is_unchanged(
         in out.splitlines()
     )
     assert run("accept", model, "nucleolus")[0] == 0
-    assert [change.action for change in Model.open(model).history] == ["create", "add", "accept"]
-    assert len(Model.open(model).kept) == 1
+    code, out = run("replace", *command[1:], "--seed", "2")
+    assert "replaced nucleolus: " in out
+    assert [change.action for change in Model.open(model).history] == ["create", "add", "accept", "replace"]
+    assert len(Model.open(model).kept) == 2
 
 
 def test_below_what_is_demanded_the_exit_code_is_3(model: Path, manifest: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from repmode_cl.strategies import StructureStrategy, dry_run_add
 from repmode_cl.strategies.state import Evaluation
@@ -14,7 +15,14 @@ from tiny_addition import add_untrained, added, files_of, make_base
 from tiny_run import BASE
 
 from repmode_cl.data.manifest import read_manifest, write_manifest
-from repmode_cl.errors import ConfigError, ManifestError, ModelError, UnknownStructureError
+from repmode_cl.errors import (
+    ConfigError,
+    ImageError,
+    ManifestError,
+    ModelError,
+    StructureError,
+    UnknownStructureError,
+)
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import Model
 from repmode_cl.store.staging import accept, discard, pending
@@ -80,7 +88,7 @@ def test_a_structure_may_be_named_to_begin_from(model: Path, manifest: Path) -> 
     assert set(result.init.figures) == {"dna"}
     assert result.init.step_0.keys() == {"mse", "r2"}
     assert result.init.taken == ("gate rows", "centre of its kernels")
-    with pytest.raises(UnknownStructureError, match=r"'dnaa'.*did you mean 'dna'"):
+    with pytest.raises(StructureError, match=r"init_from 'dnaa': .*did you mean 'dna'.*or none or best"):
         added(model, manifest, "mitochondria", init_from="dnaa")
 
 
@@ -136,8 +144,9 @@ def test_what_does_not_reach_the_demand_waits_for_a_person(model: Path, manifest
         "nucleolus",
         "staged.json",
     ]
-    with pytest.raises(ModelError, match="take it with `repmode-cl accept"):
-        added(model, manifest)
+    for call in (added, lambda *where: dry_run_add(where[0], "nucleolus", where[1])):
+        with pytest.raises(ModelError, match="take it with `repmode-cl accept"):
+            call(model, manifest)
     taken = accept(Model.open(model), "nucleolus")
     assert taken.status == "bit-identical"
     assert Model.open(model).entries["nucleolus"].metrics == result.metrics
@@ -156,6 +165,9 @@ def test_what_reaches_the_demand_is_taken_and_what_is_staged_can_be_discarded(
 def test_a_demand_needs_an_image_to_measure_it_on(model: Path, only_train: Path) -> None:
     with pytest.raises(ManifestError, match="no image of 'nucleolus' is held out"):
         added(model, only_train, min_r2=0.1)
+    with pytest.raises(ManifestError, match="no image of 'nucleolus' is held out"):
+        dry_run_add(model, "nucleolus", only_train, min_r2=0.1)
+    assert added(model, only_train, steps=1).held_out == "none"  # what failed is not in the way
 
 
 def test_another_version_takes_the_place_of_one_that_is_kept(model: Path, manifest: Path) -> None:
@@ -231,3 +243,54 @@ def test_a_dry_run_lists_what_is_wrong_with_the_images(model: Path, manifest: Pa
     [problem] = found.problems
     assert (problem.row, problem.column) == (4, "target")
     assert "1 problem in its images" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps 0: a whole number of at least 1"),
+        ({"time_limit": -1}, "time_limit -1: a positive number"),
+        ({"learning_rate": 0}, "learning_rate 0: a positive number"),
+        ({"patience": 0}, "patience 0: a whole number of at least 1"),
+        ({"seed": -1}, "seed -1: a whole number of at least 0"),
+        ({"patch": (16, 16)}, r"patch \(16, 16\): three sizes"),
+        ({"patch": (16, 16, 0)}, r"patch \(16, 16, 0\): 0: a whole number"),
+        ({"spec": "conv3"}, "spec 'conv3': an AdditionSpec is needed"),
+        ({"spec": AdditionSpec(expert="conv7")}, "spec: 'conv7' is no expert"),
+        ({"min_r2": 2}, "min_r2 2: a finite number of at most 1"),
+        ({"precision": "double"}, 'settings of the training: precision: found "double"'),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_anything_is_written(
+    model: Path, manifest: Path, options: dict[str, Any], message: str
+) -> None:
+    before = files_of(model)
+    with pytest.raises(ConfigError, match=message):
+        added(model, manifest, **options)
+    with pytest.raises(ConfigError, match=message):
+        dry_run_add(model, "nucleolus", manifest, **options)
+    assert files_of(model) == before
+
+
+def test_damage_of_the_base_is_told_once(model: Path, manifest: Path) -> None:
+    file = model / "base.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ModelError, match="does not verify") as told:
+        added(model, manifest)
+    assert str(told.value).count("base.safetensors") == 1
+
+
+def test_predict_tells_arguments_that_are_swapped_or_no_names_and_numbers_that_are_none(model: Path) -> None:
+    opened = Model.open(model)
+    volume = np.zeros((4, 8, 8), np.float32)
+    for structure in (["dna"], None, volume):
+        with pytest.raises(StructureError, match=r"structure is a name.*predict\(volume, structure\)"):
+            opened.predict(volume, structure)  # type: ignore[arg-type]
+    for wrong in ("dna", [[[0.0]]], None):
+        with pytest.raises(ImageError, match="volume is an array"):
+            opened.predict(wrong, "dna")  # type: ignore[arg-type]
+    volume[1, 2, 3] = np.nan
+    with pytest.raises(ImageError, match="not finite"):
+        opened.predict(volume, "dna")

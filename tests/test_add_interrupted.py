@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from repmode_cl.strategies import StructureStrategy, adding
+import tifffile
+from repmode_cl.strategies import StructureStrategy, adding, dry_run_add
 from repmode_cl.strategies.adding import Adding
 from tiny_addition import Interruption, add_untrained, added, cut_off, files_of, make_base
 from tiny_run import BASE
 
+from repmode_cl.data.manifest import read_manifest
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import Model
@@ -124,12 +127,14 @@ def test_other_settings_are_not_gone_on_with_but_another_decision_is(
         with pytest.raises(Interruption):
             added(model, manifest, **OPTIONS)
     for changed, key in (
-        ({"init_from": "none"}, "init_from"),
-        ({"steps": 13}, "config"),
-        ({"patience": 3}, "config"),
-        ({"spec": AdditionSpec()}, "spec, needs"),
+        ({"init_from": "none"}, "init_from best -> none"),
+        ({"steps": 13}, "training.steps 12 -> 13"),
+        ({"patience": 3}, "training.patience 2 -> 3"),
+        ({"spec": AdditionSpec()}, "spec.expert lowrank:2 -> conv3; .*spec.sees all -> own"),
     ):
-        with pytest.raises(ConfigError, match=rf"other settings \({key}\).*repmode-cl discard"):
+        with pytest.raises(ConfigError, match=rf"other settings \(.*{key}.*repmode-cl discard"):
+            dry_run_add(model, "nucleolus", manifest, **OPTIONS | changed)
+        with pytest.raises(ConfigError, match=rf"other settings \(.*{key}.*repmode-cl discard"):
             added(model, manifest, **OPTIONS | changed)
     # What becomes of the result is decided when there is one; where images are prepared changes nothing.
     assert added(model, manifest, stage=True, cache=model.parent / "cache", **OPTIONS).staged
@@ -201,4 +206,92 @@ def test_one_process_alone_trains_a_structure(model: Path, manifest: Path) -> No
     ):
         added(model, manifest)
     assert files_of(model) == before
+    assert added(model, manifest, steps=2).verified.ok
+
+
+def killed_after_its_commit(
+    monkeypatch: pytest.MonkeyPatch, model: Path, manifest: Path, **options: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, Model, "commit", before=False)
+        with pytest.raises(Interruption):
+            added(model, manifest, **options)
+
+
+def test_another_command_is_not_answered_with_what_was_committed(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for otherwise, it is done as asked for: refused, where the model has the structure, or trained."""
+    for other in ({"steps": 3}, {"steps": 2, "stage": True}, {"steps": 2, "min_r2": 1.0}):
+        killed_after_its_commit(monkeypatch, model, manifest, steps=2)
+        with pytest.raises(ModelError, match="has 'nucleolus' already"):
+            added(model, manifest, **other)
+        assert not list((model / "pending").glob("*/"))
+        Model.open(model).remove("nucleolus")
+    killed_after_its_commit(monkeypatch, model, manifest, steps=2)
+    first = Model.open(model).entries["nucleolus"].digest
+    assert added(model, manifest, steps=2, seed=1, replace=True).verified.ok
+    second = Model.open(model)
+    assert second.entries["nucleolus"].digest != first
+    assert second.history[-1].action == "replace"
+
+
+def test_a_version_that_came_before_is_not_taken_for_the_commit(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replacement that comes to the very bits that are there was not committed, whatever lies in pending."""
+    added(model, manifest, steps=2)
+    with monkeypatch.context() as patch:
+        interrupt(patch, Model, "commit", before=True)
+        with pytest.raises(Interruption):
+            added(model, manifest, steps=2, replace=True)
+    with pytest.raises(ModelError, match="holds exactly this version"):
+        added(model, manifest, steps=2, replace=True)
+    assert [change.action for change in Model.open(model).history][-1] == "add"
+
+
+def test_what_was_removed_since_is_trained_again(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_after_its_commit(monkeypatch, model, manifest, steps=2)
+    Model.open(model).remove("nucleolus")
+    result = added(model, manifest, steps=2)
+    assert not any("before an interruption" in note for note in result.notes)
+    assert "nucleolus" in Model.open(model).structures
+
+
+def test_images_that_became_others_are_not_gone_on_with(
+    model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shutil.copytree(manifest.parent, tmp_path / "images") / manifest.name
+    row = next(row for row in read_manifest(own).rows if row.structure == "nucleolus")
+    assert tmp_path in row.target.parents
+    with monkeypatch.context() as patch:
+        cut_off(patch, 5)
+        with pytest.raises(Interruption):
+            added(model, own, **OPTIONS)
+    before = row.target.read_bytes()
+    tifffile.imwrite(row.target, np.flip(tifffile.imread(row.target), 0).copy(), photometric="minisblack")
+    with pytest.raises(ConfigError, match=rf"1 of its images.*nucleolus, line {row.number}.*discard"):
+        added(model, own, **OPTIONS)
+    row.target.write_bytes(before)
+    assert added(model, own, **OPTIONS).verified.ok
+
+
+def test_the_same_name_from_elsewhere_leaves_both_to_a_person(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Adding._prepare
+
+    def preparing(self: Adding, *args: Any) -> Any:
+        add_untrained(model, "nucleolus")
+        return prepare(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adding, "_prepare", preparing)
+        with pytest.raises(ModelError, match=r"from elsewhere.*repmode-cl remove .*repmode-cl discard"):
+            added(model, manifest, steps=2)
+    with pytest.raises(ModelError, match=r"from elsewhere.*repmode-cl remove"):
+        added(model, manifest, steps=2)
+    Model.open(model).remove("nucleolus")
     assert added(model, manifest, steps=2).verified.ok

@@ -4,51 +4,23 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from repmode_cl.strategies import StructureStrategy, add_structure, compare_structure
-from stored_model import liven
-from tiny_run import BASE, PATCH
-from tiny_strategies import ARCHITECTURE
+from tiny_compare import ASKED, KNOWN, NEW, Interruption, cut_off, make_model
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import read_manifest, write_manifest
 from repmode_cl.errors import ConfigError, ManifestError, ModelError, StructureError
-from repmode_cl.nn import AdditionSpec, RepModeUNet
+from repmode_cl.nn import AdditionSpec
 from repmode_cl.report.comparison import WAYS, Comparison, Way, read_comparison
 from repmode_cl.store import Model
-
-KNOWN, NEW = (*BASE, "mitochondria"), "nucleolus"
-ASKED: dict[str, Any] = {"steps": 4, "batch_size": 2, "device": "cpu", "precision": "float32", "seed": 3}
-
-
-class Interruption(Exception):  # noqa: N818 - it stands for a power cut
-    """What ends a comparison in the middle."""
-
-
-def make_model(path: Path, *additions: tuple[str, AdditionSpec]) -> Path:
-    network = RepModeUNet(ARCHITECTURE, BASE, seed=0)
-    for name, spec in additions:
-        network.add_structure(name, spec, seed=1)
-    liven(network)
-    Model.create(
-        path,
-        network,
-        voxel_size=None,
-        preprocessing={"order": 1},
-        inference={"window": list(PATCH), "overlap": 0.5, "batch": 2},
-        provenance={
-            "training": {"steps": 9, "learning_rate": 0.02, "schedule": "one_cycle"},
-            "addition": {"learning_rate": 0.03},
-        },
-    )
-    return path
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -86,21 +58,6 @@ def compared(model: Path, manifest: Path, tmp_path_factory: pytest.TempPathFacto
 
 def without_time(way: Way) -> dict[str, Any]:
     return {key: value for key, value in way.to_json().items() if key != "seconds"}
-
-
-def cut_off(patch: pytest.MonkeyPatch, kind: str, at: int) -> Counter[str]:
-    """Let the training of a strategy end before step `at` is done (never: -1), and count all steps that are made."""
-    steps: Counter[str] = Counter()
-    train = StructureStrategy._train_step
-
-    def counted(self: StructureStrategy, *args: Any, **kwargs: Any) -> None:
-        if type(self).__name__ == kind and self.progress.step == at:
-            raise Interruption
-        steps[type(self).__name__] += 1
-        train(self, *args, **kwargs)
-
-    patch.setattr(StructureStrategy, "_train_step", counted)
-    return steps
 
 
 # -- what it says ----------------------------------------------------------------------------------------
@@ -141,7 +98,7 @@ def test_all_learn_alike_and_are_judged_alike(compared: Comparison) -> None:
     for way in compared.ways:
         assert way.metrics.keys() == {"r2", "pearson", "mse", "mae"}
         assert way.seconds > 0
-        assert way.bytes == 4 * way.parameters
+        assert way.bytes > 4 * way.parameters
         assert [step for step, _ in way.curve] == [1, 2, 3, 4]
     for change in (*compared.ways[0].changes, *compared.ways[1].changes):
         # Its own test images; those of the new structure are the same fields.
@@ -156,6 +113,10 @@ def test_what_it_says_of_adding_is_what_adding_comes_to(
     adding = compared["adding"]
     assert adding.metrics == result.metrics
     assert adding.parameters == result.parameters
+    # All but the digits of a few seconds, and the name of the run.
+    assert abs(adding.bytes - result.bytes) <= 64
+    file = copy / result.model.entries[NEW].file
+    assert file.stat().st_size == result.bytes
     # And once it is there, the question may still be asked.
     again = compare_structure(copy, NEW, manifest, out=tmp_path / "again", **ASKED)
     assert [without_time(way) for way in again.ways] == [without_time(way) for way in compared.ways]
@@ -172,6 +133,8 @@ def test_a_copy_is_a_whole_model(compared: Comparison, model: Path) -> None:
     floats = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
     rows = sum(block.gates["dna"].numel() for _, block in network.named_mode_blocks())
     assert compared["fine_tuning"].parameters == sum(tensor.numel() for tensor in floats) + rows
+    files = sum(file.stat().st_size for file in model.rglob("*.safetensors"))
+    assert compared["fine_tuning"].bytes == files + 4 * rows
 
 
 # -- what it leaves --------------------------------------------------------------------------------------
@@ -189,7 +152,15 @@ def test_files_say_the_same(compared: Comparison) -> None:
     assert rows["fine_tuning", "dna", "r2_to_before"] == compared["fine_tuning"].changes[0].r2
     assert rows["own_network", NEW, "bytes"] == compared["own_network"].bytes
     left = {path.relative_to(compared.folder).parts[0] for path in compared.folder.iterdir()}
-    assert left == {"compare-request.json", "compare.csv", "compare.json", "report.html", *WAYS}
+    assert left == {
+        "compare-request.json",
+        "compare.lock",
+        "images.json",
+        "compare.csv",
+        "compare.json",
+        "report.html",
+        *WAYS,
+    }
     assert not list(compared.folder.rglob("checkpoint"))
 
 
@@ -271,6 +242,11 @@ def test_restart_begins_anew_in_its_own_folder_alone(model: Path, manifest: Path
     assert second["adding"].metrics != first["adding"].metrics
     assert second["own_network"].parameters < first["own_network"].parameters
     assert not (out / "left").exists()
+    with (
+        FileLock(out / "compare.lock"),
+        pytest.raises(ConfigError, match="another process is at work on a comparison"),
+    ):
+        compare_structure(model, NEW, manifest, out=out, restart=True, **asked)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()

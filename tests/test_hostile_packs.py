@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -12,10 +13,13 @@ import pytest
 import torch
 from forging import Change, Forgery, first, malicious_files, with_header
 from stored_model import PARTS, base_network, grown
+from typer.testing import CliRunner
 
+from repmode_cl.cli.app import app
 from repmode_cl.errors import RepmodeError
 from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.store import Model, verify_model
+from repmode_cl.store.registry import Registry
 
 ZEROS = "0" * 64
 
@@ -62,6 +66,13 @@ def _replace(part: str, make: object) -> Change:
     return lambda f: f.tensors.__setitem__(first(f, part), make(f.tensors[first(f, part)]))  # type: ignore[operator]
 
 
+def _nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 FORGERIES: dict[str, tuple[Change, str]] = {
     "a missing tensor": (lambda f: f.tensors.pop("head.gate"), "'head.gate' is missing"),
     "a missing reference": (lambda f: f.tensors.pop(first(f, "kernels.head")), r"kernels\.head' is missing"),
@@ -105,7 +116,7 @@ FORGERIES: dict[str, tuple[Change, str]] = {
     "an absolute path": (lambda f: f.rename("/tmp/evil"), "cannot be used"),
     "a path down": (lambda f: f.rename("evil/evil"), "cannot be used"),
     "a Windows path": (lambda f: f.rename("c:\\evil"), "cannot be used"),
-    "a name of many letters": (lambda f: f.rename("a" * 300_000), "no name of a structure"),
+    "a name of many letters": (lambda f: f.rename("a" * 3000), "no name of a structure"),
     "a name that is a number": (lambda f: f.entry.update(name=5), "no name of a structure"),
     "a path it needs": (lambda f: f.needs(["../dna"], [ZEROS]), "cannot be used"),
     "a need that is not here": (lambda f: f.needs(["golgi_apparatus"], [ZEROS]), "which .* lacks"),
@@ -133,6 +144,22 @@ FORGERIES: dict[str, tuple[Change, str]] = {
         "environment says",
     ),
     "a digest that is none": (lambda f: f.entry["proof"].update(kernel_digest="../x"), "a digest in it is none"),
+    "a rate beyond all": (lambda f: f.entry["provenance"].update(learning_rate=10**400), "not finite, or too large"),
+    "a figure beyond all": (lambda f: f.entry["metrics"].update(r2=10**400), "a finite number is needed"),
+    "a figure that is a list": (lambda f: f.entry["metrics"].update(r2=[0.5]), "a finite number is needed"),
+    "a figure that is true": (lambda f: f.entry["metrics"].update(r2=True), "a finite number is needed"),
+    "images that are none": (lambda f: f.entry["provenance"].update(images="evil"), "no hexadecimal number"),
+    "control characters within": (lambda f: f.entry["provenance"].update(a=[{"b\x1b[2J": 1}]), "control characters"),
+    "a deep provenance": (lambda f: f.entry["provenance"].update(a=_nested(31)), "nested more than 32 deep"),
+    "a very deep record": (lambda f: f.record.update(a=_nested(900)), "nested more than 32 deep|recursion"),
+    "a fat provenance": (lambda f: f.entry["provenance"].update(a="a" * (1 << 18)), "allowed are 262,144"),
+    "norms that it does not have": (
+        lambda f: (
+            f.entry["proof"].update(folding_error=0.5),
+            f.entry["proof"]["environment"].update(torch="2.0"),  # elsewhere, where digests are not compared
+        ),
+        "predicts with unfolded norms, and here folded ones are needed",
+    ),
     "a number beyond all": (lambda f: f.entry["proof"].update(float32_error=10**400), "lacks what an entry has"),
 }  # fmt: skip
 
@@ -153,6 +180,32 @@ def test_a_forged_pack_is_refused(target: Path, good: Path, tmp_path: Path, case
     assert re.search(why, message), message
     assert len(message) < 1000
     assert "\x1b" not in message
+
+
+def test_what_a_model_holds_can_be_shown_whatever_it_says(model_path: Path) -> None:
+    """Such as what a model took before packs were checked for it."""
+    registry = Registry.read(model_path)
+    change = dataclasses.replace(
+        registry.history[-1],
+        provenance={"images": "\x1b[2J", "steps": 10**400, "learning_rate": 10**400, "seed": "\x1b"},
+        metrics={"r2": 10**400},
+    )
+    dataclasses.replace(registry, history=(*registry.history[:-1], change)).write(model_path)
+    done = CliRunner().invoke(app, ["history", str(model_path)])
+    assert done.exit_code == 0
+    assert "add mitochondria" in done.output
+    assert "\x1b" not in done.output
+
+
+def test_what_cannot_be_packed_is_not_stored(model_path: Path, tmp_path: Path) -> None:
+    model = Model.open(model_path)
+    network = grown(model, "desmosome")
+    with pytest.raises(RepmodeError, match="'desmosome' cannot be stored: its metrics say"):
+        model.add("desmosome", network, metrics={"r2": {"mean": 0.5}})
+    # A name of a file may hold anything; it is shown as what it is.
+    entry = model.add("desmosome", network, provenance={"notes": ["a\nb.tif"]})
+    assert entry.provenance == {"notes": ["a\\nb.tif"]}
+    model.export_pack("desmosome", tmp_path / "pack.safetensors")
 
 
 def test_an_unchanged_forgery_is_taken(target: Path, good: Path, tmp_path: Path) -> None:

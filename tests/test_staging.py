@@ -10,6 +10,7 @@ import store_operations
 from stored_model import grown, liven
 from typer.testing import CliRunner
 
+from repmode_cl.cli import staged as staged_cli
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, RepmodeError
 from repmode_cl.nn import AdditionSpec
@@ -172,9 +173,33 @@ def test_the_commands(waiting: Model) -> None:
 
     output = run("pending", waiting.path)
     assert "golgi_apparatus: staged" in output
-    assert "R2 0.400: asked for" in output
-    assert "desmosome: interrupted" in output
+    assert f"R2 0.400: asked for; `repmode-cl accept {waiting.path} golgi_apparatus` takes it" in output
+    assert f"desmosome: interrupted; `repmode-cl add {waiting.path} --structure desmosome` with" in output
     assert "golgi_apparatus: bit-identical" in run("accept", waiting.path, "golgi_apparatus")
     assert "unfinished training was removed" in run("discard", waiting.path, "desmosome")
     assert "has no pending 'desmosome'" in run("discard", waiting.path, "desmosome", code=2)
     assert "nothing is pending" in run("pending", waiting.path)
+
+
+def test_pending_says_which_command_goes_on(model_path: Path) -> None:
+    """Of `replace` too, with quotes where a path needs them, and if others changed the model meanwhile."""
+    path = model_path.rename(model_path.with_name("my model"))
+
+    def said() -> str:
+        return CliRunner().invoke(app, ["pending", str(path)]).output
+
+    model = Model.open(path)
+    for name in ("mitochondria", "desmosome"):
+        model.pending(name).mkdir(parents=True)
+        replace = name == "mitochondria"
+        (model.pending(name) / staged_cli.REQUEST).write_text(json.dumps({"replace": replace}))
+    assert f"mitochondria: interrupted; `repmode-cl replace '{path}' --structure mitochondria`" in said()
+    assert f"desmosome: interrupted; `repmode-cl add '{path}' --structure desmosome`" in said()
+    digest = store_operations.add(path, "desmosome")
+    assert (
+        f"by now (version {digest[:8]}), which stays: `repmode-cl remove '{path}' desmosome` first" in said()
+    )
+    (model.pending("desmosome") / staged_cli.OUTCOME).write_text(json.dumps({"digest": digest}))
+    assert "has exactly this version already" in said()
+    store_operations.remove(path, "mitochondria")
+    assert "no longer has the version that it is to replace: `repmode-cl rollback" in said()

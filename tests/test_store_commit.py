@@ -11,14 +11,18 @@ import pytest
 import torch
 from filelock import FileLock
 from stored_model import ARCHITECTURE, PARTS, another, grown, liven
+from typer.testing import CliRunner
 
+from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, UnknownStructureError
 from repmode_cl.files import TEMPORARY_MARK, replacing
 from repmode_cl.nn import AdditionSpec, RepModeUNet
-from repmode_cl.store import Candidate, Model, make_candidate, verify_model
+from repmode_cl.store import Candidate, Model, make_candidate, pending, training_lock, verify_model
 from repmode_cl.store import commit as commit_module
+from repmode_cl.store import staging as staging_module
 from repmode_cl.store import writing as writing_module
 from repmode_cl.store.commit import commit
+from repmode_cl.store.places import check_name
 from repmode_cl.store.registry import Registry
 from repmode_cl.store.writing import sweep_if_idle, writing
 
@@ -77,17 +81,13 @@ def test_a_version_that_comes_back_takes_its_file(model_path: Path, candidate: C
     model.remove("desmosome")
     assert model.commit(candidate).file == f"structures/{candidate.path.name}"
     assert model.kept == ()
-    # With other figures it is another file, and the one before is not written over while it is kept.
+    # What was recorded of it stays with it, also where someone else finds other figures for the same tensors.
+    before = model.entries["desmosome"]
     model.remove("desmosome")
-    before = contents(model_path)
-    entry = model.add("desmosome", another(model, "desmosome", 0), metrics={"r2": 0.5})
-    assert entry.digest == candidate.entry.digest
-    assert entry.file == f"structures/desmosome-{entry.digest[:16]}.safetensors"
-    assert {
-        name: contents(model_path)[name] for name in before if "structures" in name
-    }.items() <= before.items()
+    assert model.add("desmosome", another(model, "desmosome", 0), metrics={"r2": 0.5}) == before
+    assert model.history[-1].metrics == before.metrics
     assert model.kept == ()
-    assert [file for file, _ in model.gc().files] == [f"structures/{candidate.path.name}"]
+    assert model.gc().files == ()
     assert model.verify().bit_identical
 
 
@@ -147,6 +147,20 @@ def test_a_candidate_that_came_too_late_is_refused(
     )
     with pytest.raises(UnknownStructureError):
         commit(model_path, late, action="replace", replace=True)
+
+
+def test_a_name_of_the_base_is_refused_as_such(model_path: Path) -> None:
+    with pytest.raises(ModelError, match="has 'dna' already, as part of its base"):
+        check_name(model_path, Registry.read(model_path), "dna", replace=False)
+
+
+def test_a_file_of_no_version_is_noted(model_path: Path) -> None:
+    model = Model.open(model_path)
+    (model_path / "structures" / "thesis.safetensors").write_text("mine")
+    (model_path / "structures" / f"desmosome-{'0' * 8}.safetensors").write_text("mine")
+    notes = model.verify("files").notes
+    assert [note.split("; ")[1] for note in notes] == ["`gc` deletes it", "nor did a model name it so"]
+    assert [file for file, _ in model.gc().files] == [f"structures/desmosome-{'0' * 8}.safetensors"]
 
 
 def test_numbers_that_are_not_finite_are_refused(model_path: Path) -> None:
@@ -229,6 +243,45 @@ def test_what_killed_writers_left_goes_with_the_next_command(
         with writing(model_path):
             pass
     assert [file.exists() for file in left] == [False, False, False, True]
+
+
+def test_the_rest_of_a_killed_discard_goes_with_the_next_change(model_path: Path) -> None:
+    folder = model_path / "pending" / ".discarded-00"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint").write_text("half")
+    Model.open(model_path).remove("mitochondria")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("flock"), PermissionError(errno.EACCES, "Permission denied")]
+)
+def test_where_nothing_can_be_locked_nobody_is_said_to_be_at_work_or_not(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    model = Model.open(model_path)
+    with training_lock(model, "desmosome"):
+        model.pending("desmosome").mkdir()
+
+    class Refusing:
+        def __init__(self, *arguments: object, **options: object) -> None: ...
+
+        def acquire(self) -> None:
+            raise error
+
+        __enter__ = acquire
+
+        def __exit__(self, *arguments: object) -> None: ...
+
+    monkeypatch.setattr(staging_module, "FileLock", Refusing)
+    assert [one.busy for one in pending(model)] == [None]
+    for command in ("show", "pending"):
+        output = CliRunner().invoke(app, [command, str(model_path)]).output
+        assert "cannot be told" in output
+        assert "interrupted" not in output
+    expected = "file system without locks" if isinstance(error, NotImplementedError) else "Permission denied"
+    with pytest.raises((ModelError, PermissionError), match=expected):
+        model.discard("desmosome")
 
 
 def test_nothing_is_cleared_while_another_writes_or_where_one_may_not(

@@ -80,15 +80,34 @@ def test_open_names_a_damaged_document(model_path: Path, file: str) -> None:
         Model.open(model_path)
 
 
-def test_open_names_a_file_cut_short_or_missing(model_path: Path) -> None:
+def test_a_file_cut_short_or_missing_is_named_by_what_needs_it(model_path: Path) -> None:
     file = model_path / Model.open(model_path).entries["nucleolus"].file
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ModelError, match=f"{file.name}.*nucleolus.*bytes"):
-        Model.open(model_path)
+        Model.open(model_path).network()
     file.unlink()
-    with pytest.raises(ModelError, match=f"{file.name} is missing"):
-        Model.open(model_path)
-    assert not verify_model(model_path, "files").ok
+    model = Model.open(model_path)
+    for name in ("nucleolus", "mitochondria"):
+        with pytest.raises(ModelError, match=f"{file.name} is missing"):
+            model.fuse(name)
+    failed = [result.structure for result in verify_model(model_path, "files").results if not result.ok]
+    assert failed == ["nucleolus", "mitochondria"]
+    # All else works: predicting, removing, rolling back, gc.
+    image = np.zeros((8, 8, 8), np.float32)
+    assert model.predict(image, "tight_junction").shape == model.predict(image, "dna").shape == image.shape
+    model.remove("mitochondria")
+    model.rollback(4)
+    model.gc()
+    assert Model.open(model_path).structures[-1] == "mitochondria"
+    (model_path / "base.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"base\.safetensors is missing"):
+        Model.open(model_path).network([])
+
+
+def test_a_file_is_no_model(model_path: Path) -> None:
+    for read in (Model.open, verify_model):
+        with pytest.raises(ModelError, match="is a file: a model is a folder"):
+            read(model_path / "model.json")
 
 
 def rewrite(path: Path, change: dict[str, object], structure: str = "nucleolus") -> None:
@@ -212,6 +231,7 @@ def test_a_damaged_earlier_version_is_named_and_blamed_on_no_active_one(tmp_path
         assert result.structure == "desmosome"
         assert f"earlier version {kept.digest[:8]}" in result.detail
         assert kept.file in result.detail
+        assert "`gc` drops them" in result.detail
 
 
 def test_other_tensors_than_recorded_fail_though_the_file_is_as_recorded(model_path: Path) -> None:

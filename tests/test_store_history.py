@@ -160,9 +160,14 @@ def test_rolling_back_needs_the_files(model_path: Path) -> None:
     model = Model.open(model_path)
     file = model_path / model.entries["mitochondria"].file
     model.remove("mitochondria")
+    before, whole = (model_path / "registry.json").read_bytes(), file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ModelError, match=rf"{file.name} \(mitochondria\) is damaged"):
+        model.rollback(4)
     file.unlink()
     with pytest.raises(ModelError, match=rf"{file.name} is missing \(mitochondria\)"):
         model.rollback(4)
+    assert (model_path / "registry.json").read_bytes() == before
     assert "mitochondria" not in Model.open(model_path).structures
 
 

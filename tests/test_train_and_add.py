@@ -121,11 +121,17 @@ def test_another_configuration_is_not_gone_on_with(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(manifest, tmp_path)
-    cut_off(monkeypatch, 0)
+    other = changed(config, training=config.training.model_copy(update={"steps": 9}))
+    with monkeypatch.context() as patch:
+        cut_off(patch, 0)
+        with pytest.raises(Interruption):
+            train_base(other, tmp_path / "model")  # nothing was learned: it is in nobody's way
+    cut_off(monkeypatch, 5)
     with pytest.raises(Interruption):
         train_base(config, tmp_path / "model")
-    other = changed(config, training=config.training.model_copy(update={"steps": 9}))
-    with pytest.raises(ConfigError, match=r"holds an interrupted training with other settings \(config\)"):
+    with pytest.raises(
+        ConfigError, match=r"holds an interrupted training with other settings \(training.steps \d+ -> 9\)"
+    ):
         train_base(other, tmp_path / "model")
 
 

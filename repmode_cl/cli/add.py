@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,7 +184,7 @@ def _add(
     if dry_run:
         from repmode_cl.strategies import dry_run_add
 
-        found = dry_run_add(model, structure, data, **options)
+        found = dry_run_add(model, structure, data, min_r2=min_r2, **options)
         typer.echo(str(found))
         if not found.ok:
             count = len(found.problems)
@@ -195,7 +196,7 @@ def _add(
     result = add_structure(
         model, structure, data, min_r2=min_r2, stage=stage, workers=workers or workers_here(), **options
     )
-    _tell(result)
+    _tell(result, replace=replace)
     if not result.reached:
         raise typer.Exit(BELOW)
 
@@ -237,7 +238,7 @@ def _seconds(text: str | None, option: str) -> float | None:
     return seconds
 
 
-def _tell(result: AddResult) -> None:
+def _tell(result: AddResult, *, replace: bool) -> None:
     """Print what came of it: figures on held-out images, cost, and the proof that nothing else changed."""
     for note in result.notes:
         typer.echo(f"note: {note}")
@@ -247,8 +248,9 @@ def _tell(result: AddResult) -> None:
         typer.echo(f"{result.structure} on the {result.held_out} images: {figures}")
     else:
         typer.echo(f"{result.structure}: no image was held out, so how well it is predicted is not known")
+    done = "staged" if result.staged else "replaced" if replace else "added"
     typer.echo(
-        f"{'staged' if result.staged else 'added'} {result.parameters:,} parameters, {result.bytes:,} bytes, "
+        f"{done} {result.structure}: {result.parameters:,} parameters, {result.bytes:,} bytes, "
         f"{result.seconds:.0f} s of training; it ended after {result.stopped}"
     )
     for name, same in result.unchanged.items():
@@ -258,7 +260,7 @@ def _tell(result: AddResult) -> None:
             typer.echo(f"{one.structure}: {one.status}, as it was stored")
     typer.echo(f"model: {result.model.path}")
     if result.staged:
-        place = f"{result.model.path} {result.structure}"
+        place = shlex.join([str(result.model.path), result.structure])
         typer.echo(
             f"{'' if result.reached else 'what was demanded is not reached; '}the model is as it was: "
             f"`repmode-cl accept {place}` takes {result.structure}{'' if result.reached else ' all the same'}, "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.add import AS_BASE, Precision, Sees
+from repmode_cl.cli.add import AS_BASE, Copy, Precision, Sees
 from repmode_cl.cli.common import DeviceOption, ModelArgument, WorkersOption, console, continue_with, size
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def compare(
     structure: Annotated[str, typer.Option(metavar="NAME", help="Name of the structure to learn.")],
     data: Annotated[Path, typer.Option(metavar="MANIFEST", help="A CSV of image pairs.")],
     steps: Annotated[int | None, typer.Option(min=1, help=f"Optimiser steps of each way; {AS_BASE}")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images of each way, in place of steps.")
+    ] = None,
     kernel: Annotated[Kernel, typer.Option(help="Kernel size of the network of its own.")] = Kernel.three,
     expert: Annotated[
         str, typer.Option(help="The addition: conv1, conv3, conv5, avg3, avg5, lowrank:R or none.")
@@ -37,6 +40,12 @@ def compare(
     sees: Annotated[
         Sees, typer.Option(help="The addition: base and own experts, or those of all earlier additions too.")
     ] = Sees.own,
+    norm: Annotated[
+        Copy, typer.Option(help="The addition's batch norms: own copies, or the base's, frozen.")
+    ] = Copy.own,
+    resampling: Annotated[
+        Copy, typer.Option(help="Its down and up layers: own copies, or the base's, frozen.")
+    ] = Copy.own,
     init_from: Annotated[
         str,
         typer.Option(metavar="none|best|NAME", help="What the addition starts from, as of `add`."),
@@ -92,6 +101,8 @@ def compare(
 
     check_structure_name(structure)
     patch_size = size(patch, "--patch")
+    if steps is not None and epochs is not None:
+        raise RepmodeError("give either --steps or --epochs, not both")
     rates = {
         "--learning-rate": learning_rate,
         "--fine-tuning-rate": fine_tuning_rate,
@@ -115,10 +126,11 @@ def compare(
         data,
         out=out,
         restart=restart,
-        spec=AdditionSpec(expert=expert, sees=sees.value),
+        spec=AdditionSpec(expert=expert, sees=sees.value, norm=norm.value, resampling=resampling.value),
         init_from=init_from,
         kernel=5 if kernel is Kernel.five else 3,
         steps=steps,
+        epochs=epochs,
         learning_rate=learning_rate,
         fine_tuning_rate=fine_tuning_rate,
         network_rate=network_rate,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from repmode_cl.cli.common import ModelArgument, spec_text
+from repmode_cl.cli.plain import figure, printable
 
 if TYPE_CHECKING:
     from repmode_cl.store import Change, Model
@@ -43,11 +44,13 @@ def history(
     for change in opened.history:
         version = f" {change.digest[:8]}" if change.digest else ""
         typer.echo(
-            f"{change.number:{width}}  {change.time[:16].replace('T', ' ')}  {_what(change)}{version}"
-            f"{_whereabouts(opened, change)}"
+            printable(
+                f"{change.number:{width}}  {change.time[:16].replace('T', ' ')}  {_what(change)}{version}"
+                f"{_whereabouts(opened, change)}"
+            )
         )
         if details := "; ".join(filter(None, (_settings(change), _data(change), _figures(change)))):
-            typer.echo(f"{'':{width}}  {details}")
+            typer.echo(printable(f"{'':{width}}  {details}"))
 
 
 def remove(
@@ -158,23 +161,33 @@ def _settings(change: Change) -> str:
     said = [spec_text(change.spec)] if change.spec else []
     training = change.provenance.get("training")
     training = training if isinstance(training, Mapping) else {}
-    for key, word in (("steps", "{} steps"), ("learning_rate", "rate {:g}"), ("seed", "seed {}")):
-        value: Any = change.provenance.get(key, training.get(key))
-        if isinstance(value, (int, float)):
-            said.append(word.format(value))
+    for key, word in (("steps", "{} steps"), ("learning_rate", "rate {}"), ("seed", "seed {}")):
+        if number := _number(change.provenance.get(key, training.get(key))):
+            said.append(word.format(number))
     return ", ".join(said)
+
+
+def _number(value: object) -> str:
+    """Write a setting; empty if it is no number that one could have trained with."""
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return ""
 
 
 def _removed(change: Change) -> list[str]:
     removed = change.provenance.get("removed", [])
-    return [f"{one['structure']} {_short(one['digest'])}" for one in removed]
+    return [f"{one['structure']} {_short(one['digest'])}" for one in removed]  # written by gc alone
 
 
 def _figures(change: Change) -> str:
     """Write R2 on held-out images; for a base, of each of its structures."""
     if change.action != "create":
-        r2 = change.metrics.get("r2")
-        return f"R2 {r2:.3f}" if isinstance(r2, (int, float)) else ""
-    of_each = {name: figures.get("r2") for name, figures in change.metrics.items()}
-    said = [f"{name} {r2:.3f}" for name, r2 in of_each.items() if isinstance(r2, (int, float))]
+        r2 = figure(change.metrics.get("r2"))
+        return f"R2 {r2}" if r2 else ""
+    of_each = {name: _r2_of(figures) for name, figures in change.metrics.items()}
+    said = [f"{name} {r2}" for name, r2 in of_each.items() if r2]
     return f"R2 {', '.join(said)}" if said else ""
+
+
+def _r2_of(figures: object) -> str:
+    return figure(figures.get("r2")) if isinstance(figures, Mapping) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,9 +19,12 @@ from repmode_cl.cli.common import (
     sizes_in_um,
     spec_text,
 )
+from repmode_cl.cli.plain import command, count, figure, printable
 from repmode_cl.errors import RepmodeError
 
 if TYPE_CHECKING:
+    from repmode_cl.store import Change
+    from repmode_cl.store.registry import Entry
     from repmode_cl.store.verified import Comparison
 
 __all__ = ["predict", "show", "verify"]
@@ -38,11 +42,14 @@ class Level(StrEnum):
 def show(model: ModelArgument) -> None:
     """List a model's structures and how each was added.
 
+    R2 is of held-out images; that of an imported structure is what its sender says.
+
     For example:
 
       repmode-cl show model
     """
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from repmode_cl.report.table import count_text
@@ -61,28 +68,43 @@ def show(model: ModelArgument) -> None:
             no_wrap=heading != "how",  # the one that may be long
         )
     for entry in opened.entries.values():
-        r2 = entry.metrics.get("r2")
         base = entry.spec is None
         table.add_row(
             entry.name,
             entry.kind,
-            "" if entry.spec is None else spec_text(entry.spec),
-            f"{r2:.3f}" if isinstance(r2, (int, float)) else "",
+            "" if entry.spec is None else escape(printable(spec_text(entry.spec))),
+            _r2(entry, opened.history),
             # Base structures share one file: what it weighs is said once.
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.parameters),
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.bytes, "B"),
             entry.digest[:8],
-            entry.created[:10],
+            escape(printable(entry.created[:10])),
         )
     console().print(table)
     for entry in opened.entries.values():
         if not entry.proof.folded:
             typer.echo(f"{entry.name} is predicted with unfolded norms: folding would change it too much")
     for entry in opened.kept:
-        typer.echo(f"earlier version: {entry.name} {entry.digest[:8]}, stored {entry.created[:10]}")
+        typer.echo(
+            f"earlier version: {entry.name} {entry.digest[:8]}, stored {printable(entry.created[:10])}"
+        )
     for one in pending(opened):
-        state = "staged" if one.entry is not None else "being trained" if one.busy else "interrupted"
-        typer.echo(f"pending: {one.name}, {one.problem or state}")
+        running = {
+            True: "being trained",
+            False: "interrupted",
+            None: "whether it is being trained cannot be told",
+        }
+        state = "staged" if one.entry is not None else running[one.busy]
+        typer.echo(f"pending: {one.name}, {printable(one.problem) or state}")
+
+
+def _r2(entry: Entry, history: Sequence[Change]) -> str:
+    """Return R2 as recorded, and whether it was measured elsewhere: nobody here can tell if it is true."""
+    text = figure(entry.metrics.get("r2"))
+    came = [
+        change.action for change in history if (change.structure, change.digest) == (entry.name, entry.digest)
+    ]
+    return f"{text} (imported)" if text and came and came[-1] == "import" else text
 
 
 def verify(
@@ -124,10 +146,15 @@ def verify(
         _tell_comparison(report.comparison, width)
     failed = list(dict.fromkeys(result.structure for result in results if not result.ok))
     if failed:
-        fail(f"{model}: {', '.join(failed)} failed; put the named files back from a copy of the model")
+        advice = "put the named files back from a copy of the model"
+        # With an active structure damaged, an earlier version is perhaps what can be rolled back to.
+        if all(result.ok for result in report.results):
+            kept = "the earlier version" if len(report.earlier) == 1 else "all earlier versions"
+            advice += f"; or, if nobody needs to go back, {command('gc', model)} drops {kept}"
+        fail(f"{model}: {', '.join(failed)} failed; {advice}")
     if report.comparison is not None and not report.comparison.ok:
         fail(f"{model} and {against} differ in {', '.join(report.comparison.different)}")
-    typer.echo(f"{model}: {len(report.results)} structures verified ({report.level})")
+    typer.echo(f"{model}: {count(len(report.results), 'structure')} verified ({report.level})")
 
 
 def _tell_comparison(comparison: Comparison, width: int) -> None:

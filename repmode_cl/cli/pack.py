@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from repmode_cl.cli.common import ModelArgument
+from repmode_cl.cli.plain import count, printable
 
 __all__ = ["app"]
 
@@ -56,8 +57,11 @@ def import_(
     opened = Model.open(model)
     taken = opened.import_pack(file)
     entry = taken.entry
-    typer.echo(f"{entry.name}: {taken.status} to where it comes from ({taken.detail})")
-    typer.echo(f"added {entry.parameters:,} parameters, {entry.bytes:,} bytes, digest {entry.digest[:8]}")
+    typer.echo(f"{entry.name}: {taken.status} to where it comes from ({printable(taken.detail)})")
+    done = "restored: the file was missing or damaged;" if taken.restored else "added"
+    typer.echo(
+        f"{done} {count(entry.parameters, 'parameter')}, {entry.bytes:,} bytes, digest {entry.digest[:8]}"
+    )
     typer.echo(f"model: {model}")
 
 

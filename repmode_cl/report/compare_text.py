@@ -23,7 +23,7 @@ def metric_text(way: Way, metric: str) -> str:
 
 
 def stored_text(way: Way) -> str:
-    """Return what has to be stored besides the model."""
+    """Return what has to be stored besides the model: sizes of files."""
     return count_text(way.bytes, "B")
 
 
@@ -110,7 +110,8 @@ def render_terminal(comparison: Comparison) -> Table:
         title_justify="left",
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="change: of the model's predictions, z-score units; R2 against before, 1 is unchanged",
+        caption="change: of the model's predictions, z-score units; R2 against before, 1 is unchanged\n"
+        "stored: files besides the model",
         caption_justify="left",
     )
     shown.add_column("way", overflow="fold")

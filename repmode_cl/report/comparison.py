@@ -99,8 +99,11 @@ class Way:
         Peak of its schedule.
     seconds
         Of training, validation excluded.
-    parameters, bytes
-        What has to be stored besides the model: numbers, and bytes of these as float32.
+    parameters
+        Numbers that have to be stored besides the model.
+    bytes
+        What they take on a disk: the file that the model would get, with its proof and its record; of a fine-tuned copy
+        the files of a second model; of a network of its own one file of its tensors.
     curve
         Validation R2 while it was learned: (step, value).
     began

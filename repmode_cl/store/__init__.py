@@ -1,7 +1,7 @@
 """The model directory: a base, one file per added structure, a registry, and proofs that nothing changed."""
 
+from repmode_cl.store.candidates import Candidate, make_candidate
 from repmode_cl.store.changes import Collected
-from repmode_cl.store.commit import Candidate, make_candidate
 from repmode_cl.store.environment import environment_fingerprint
 from repmode_cl.store.exchange import Taken
 from repmode_cl.store.history import Change

@@ -5,20 +5,18 @@ Removing and rolling back change the registry alone. Files go in `gc` only, afte
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from repmode_cl.errors import ModelError
 from repmode_cl.store import records
-from repmode_cl.store.commit import check_free
+from repmode_cl.store.commit import holds
 from repmode_cl.store.history import Change
+from repmode_cl.store.places import check_free
 from repmode_cl.store.registry import Entry, Registry
 from repmode_cl.store.writing import changing, replace_registry
 
 __all__ = ["Collected", "collect", "remove", "roll_back"]
-
-_OURS = re.compile(r"[a-z][a-z0-9_]{0,63}-[0-9a-f]{8,64}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def roll_back(path: Path, number: int) -> tuple[Registry, Change | None]:
     Raises
     ------
     ModelError
-        If there is no such change, or a version of then was deleted.
+        If there is no such change, or a version of then was deleted, or its file is missing or damaged.
     """
     with changing(path) as (registry, _):
         state = registry.state_after(number)
@@ -84,8 +82,17 @@ def roll_back(path: Path, number: int) -> tuple[Registry, Change | None]:
                 "of the model from before"
             )
         entries = [entry for entry in found.values() if entry is not None]
+        # Of those that stay nothing is asked: a damaged one must not keep the others from coming back.
+        active = {(entry.name, entry.digest) for entry in registry.entries}
         for entry in entries:
+            if (entry.name, entry.digest) in active:
+                continue
             records.check_size(path, entry)
+            if not holds(path, entry):
+                raise ModelError(
+                    f"{path} cannot go back to change {number}: {path / entry.file} ({entry.name}) is damaged (its "
+                    "SHA-256 is not the one recorded); put it back from a copy of the model"
+                )
         kept = [entry for entry in registry.versions if (entry.name, entry.digest) not in found]
         after = registry.changed("rollback", entries, kept, to=number)
         replace_registry(path, registry, after)
@@ -130,7 +137,7 @@ def _collectable(path: Path, registry: Registry) -> Collected:
     for file in sorted((path / records.STRUCTURES).glob("*.safetensors")):
         name = f"{records.STRUCTURES}/{file.name}"
         # What someone else put there is not ours to delete, nor what a writer is at this moment writing.
-        if name not in needed and _OURS.fullmatch(file.name):
+        if name not in needed and records.STRUCTURE_FILE.fullmatch(file.name):
             found.append((name, file.stat().st_size))
     return Collected(registry.kept, tuple(found))
 

@@ -9,7 +9,7 @@ from typing import Any
 from repmode_cl.files import sha256_file, write_json
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import records
-from repmode_cl.store.commit import count
+from repmode_cl.store.candidates import count
 from repmode_cl.store.digests import tensor_digest
 from repmode_cl.store.proof import on_cpu, prove
 from repmode_cl.store.registry import Entry, Registry, creation, now, plain_json

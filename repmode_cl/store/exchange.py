@@ -19,13 +19,15 @@ from repmode_cl.errors import ModelError, RepmodeError, UnknownStructureError
 from repmode_cl.files import replacing, sha256_file
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import records
-from repmode_cl.store.commit import Candidate, check_place, commit
+from repmode_cl.store.candidates import Candidate
+from repmode_cl.store.commit import commit, holds, restore
 from repmode_cl.store.environment import describe_difference, with_threads
 from repmode_cl.store.history import Action
 from repmode_cl.store.observe import relative_difference
 from repmode_cl.store.packs import Contents, Pack, read_pack, refuse
+from repmode_cl.store.places import check_place
 from repmode_cl.store.probe import probe_shape
-from repmode_cl.store.proof import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, prove
+from repmode_cl.store.proof import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, Proof, prove
 from repmode_cl.store.registry import Entry, Registry
 from repmode_cl.store.tensors import read_metadata
 
@@ -51,11 +53,14 @@ class Taken:
         float64 references as that explains.
     detail
         In words: what was compared, and how the environments differ.
+    restored
+        The model had this very version, but not its file any more, or a damaged one: that was put back.
     """
 
     entry: Entry
     status: Sense
     detail: str
+    restored: bool = False
 
 
 def export_pack(model: Model, name: str, file: str | Path) -> Path:
@@ -115,7 +120,10 @@ def export_pack(model: Model, name: str, file: str | Path) -> Path:
 
 
 def import_pack(model: Model, file: str | Path) -> Taken:
-    """Add a structure from its pack.
+    """Add a structure from its pack, or put back the file of one that is missing or damaged.
+
+    Where the model knows the version already, active or kept, by the digest of its tensors, what it recorded of it
+    (origin, figures, proof) stays as it was, whatever the pack says.
 
     Parameters
     ----------
@@ -140,14 +148,19 @@ def import_pack(model: Model, file: str | Path) -> Taken:
     pack = read_pack(file)
     registry, entry = Registry.read(model.path), pack.entry
     if pack.base == model.base_digest and entry.name in registry.names:
-        same = registry.entry(entry.name).digest == entry.digest
+        active = registry.entry(entry.name)
+        if active.kind == "addition" and active.digest == entry.digest and not holds(model.path, active):
+            found = examine(model, pack)
+            after = restore(model.path, Candidate(pack.path, found.entry))
+            return dataclasses.replace(found, entry=after.entry(entry.name), restored=True)
+        if active.kind == "base":
+            what = "as part of its base, and additions cannot take its name"
+        elif active.digest == entry.digest:
+            what = "exactly this version of it"
+        else:
+            what = "another version of it, which would have to be removed first"
         raise ModelError(
-            f"{pack.path} is not taken: the model {model.path} has {entry.name!r} already, "
-            + (
-                "exactly this version of it"
-                if same
-                else "another version of it, which would have to be removed first"
-            )
+            f"{pack.path} is not taken: the model {model.path} has {entry.name!r} already, {what}"
         )
     return take(model, pack, action="import")
 
@@ -264,17 +277,23 @@ def _compute(pack: Pack, contents: Contents, network: RepModeUNet) -> tuple[Sens
             f"{FLOAT64_TOLERANCE:.0e}) and by {here.float32_error:.1e} in float32 (allowed is {FLOAT32_TOLERANCE:.0e})"
             + (f"; environment: {difference}" if difference else ""),
         )
+    if here.folded != proof.folded:
+        refuse(
+            pack.path,
+            f"it says that it predicts with {_norms(proof)} norms, and here {_norms(here)} ones are needed (folding "
+            f"them makes a difference of {here.folding_error:.1e})",
+        )
     if difference:
         return (
             "within tolerance",
             f"float64 to {worst:.1e}, float32 to {here.float32_error:.1e}; other environment: {difference}",
         )
-    if (
-        here.kernel_digest != proof.kernel_digest
-        or here.prediction_digest != proof.prediction_digest
-        or here.folded != proof.folded
-    ):
+    if here.kernel_digest != proof.kernel_digest or here.prediction_digest != proof.prediction_digest:
         refuse(
             pack.path, "its kernels or its prediction are not those that it states, in the same environment"
         )
     return "bit-identical", "kernels and prediction, in the environment that it was made in"
+
+
+def _norms(proof: Proof) -> str:
+    return "folded" if proof.folded else "unfolded"

@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repmode_cl.errors import ModelError, UnknownStructureError
+from repmode_cl.errors import UnknownStructureError
 from repmode_cl.nn import Architecture, FoldedUNet, PlainUNet, RepModeUNet, fold_structure
 from repmode_cl.store import records
+from repmode_cl.store.asked import check_asked
+from repmode_cl.store.candidates import Candidate
 from repmode_cl.store.changes import Collected, collect, remove, roll_back
-from repmode_cl.store.commit import Candidate, commit, store_network
+from repmode_cl.store.commit import commit, store_network
 from repmode_cl.store.creation import write_base_model
 from repmode_cl.store.exchange import Taken, export_pack, import_pack
 from repmode_cl.store.history import Action, Change
@@ -115,22 +117,20 @@ class Model:
     def open(cls, path: str | Path) -> Model:
         """Open a model directory; its tensors are read, and checked, when they are asked for.
 
+        A structure whose file is missing or damaged keeps nobody from the others, nor from repairing it.
+
         Raises
         ------
         ModelError
-            If it is no model, of an unknown version, or a file of it is missing, cut short or damaged.
+            If it is no model, of an unknown version, or ``registry.json`` or ``model.json`` is missing or damaged.
         """
         path = Path(path)
         registry = Registry.read(path)
         document = records.read_model(path, registry)
         sweep_if_idle(path)
-        try:
-            for entry in registry.entries:
-                records.check_size(path, entry)
-        except ModelError:
-            # Another process may have changed the model since the registry was read, and deleted what it named.
-            if Registry.read(path) == registry:
-                raise
+        gone = any(not (path / entry.file).is_file() for entry in registry.entries)
+        if gone and Registry.read(path) != registry:
+            # Another process changed the model since the registry was read, and deleted what it named.
             return cls.open(path)
         return cls(path, document, registry)
 
@@ -210,13 +210,17 @@ class Model:
         UnknownStructureError
             If one is not in the model.
         ModelError
-            If a file's tensors are not those that were stored.
+            If a file that is needed for it is missing or cut short, or its tensors are not those that were stored.
         """
         names = self.structures if structures is None else tuple(structures)
         for name in names:
             self._check(name)
+        entries = self._registry.with_needs(names)
+        # All before the first is read: what is missing is told at once.
+        for entry in (self._registry.entries[0], *entries):
+            records.check_size(self.path, entry)
         network = load_base(self.path, self._document)
-        for entry in self._registry.with_needs(names):
+        for entry in entries:
             if entry.kind == "addition":
                 load_structure(network, self.path, entry, self.base_digest)
         return network.eval()
@@ -252,9 +256,15 @@ class Model:
         -------
         ndarray
             float32 (Z, Y, X), z-score units.
+
+        Raises
+        ------
+        StructureError, ImageError
+            If `structure` is not there, or `volume` is no array of three axes and finite numbers.
         """
         from repmode_cl.inference.predict import sliding_window
 
+        check_asked(volume, structure)
         settings = self.inference
         return sliding_window(
             self.fused(structure),

@@ -2,7 +2,8 @@
 
 A structure's file in a model is a pack already: beside the record it carries what the registry says of it. What comes
 in is a stranger's file, so nothing of it is believed: layout, metadata, digests, values and proof are checked, in this
-order, on a private copy, before the model that takes it is touched.
+order, before the model that takes it is touched. The file itself is read where it lies: what is hashed is what is
+used, and should another file be in its place by the time that it is copied, its SHA-256 gives it away.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import records
 from repmode_cl.store.digests import from_raw_bytes, json_digest, tensor_digest
 from repmode_cl.store.header import Header, read_header, strict_json
+from repmode_cl.store.notes import MAX_DEPTH, MAX_ENTRY, problem_of_notes, problem_of_values, too_deep
 from repmode_cl.store.registry import Entry
 from repmode_cl.structures import check_structure_name
 
@@ -159,6 +161,9 @@ def read_pack(path: str | Path) -> Pack:
         )
     if set(metadata) != _KEYS:
         refuse(path, f"its metadata are not {', '.join(sorted(_KEYS))}")
+    for part in ("record", "entry"):
+        if (size := len(metadata[part])) > MAX_ENTRY:
+            refuse(path, f"its {part} has {size:,} characters, allowed are {MAX_ENTRY:,}")
     record = _canonical(path, metadata["record"], "record")
     values = _canonical(path, metadata["entry"], "entry")
     body = {key: metadata[key] for key in ("version", "record", "entry")}
@@ -189,6 +194,8 @@ def refuse(path: Path, why: str) -> NoReturn:
 
 def _canonical(path: Path, text: str, what: str) -> dict[str, Any]:
     value = strict_json(text, f"{path}: its {what}")
+    if too_deep(value):
+        refuse(path, f"lists and objects are nested more than {MAX_DEPTH} deep in its {what}")
     if not isinstance(value, dict) or canonical_json(value) != text:
         refuse(path, f"its {what} is not in canonical form")
     return value
@@ -226,6 +233,8 @@ def _entry(path: Path, values: dict[str, Any], size: int) -> Entry:
     if not isinstance(entry.provenance, dict) or not isinstance(entry.metrics, dict):
         refuse(path, "its provenance or its metrics are no JSON object")
     _check_environment(path, entry.proof.environment)
+    if why := problem_of_notes(entry.provenance, entry.metrics) or problem_of_values(values):
+        refuse(path, why)
     return entry
 
 

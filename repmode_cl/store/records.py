@@ -7,6 +7,7 @@ cannot pass for another's, or for that of another base. A structure's file carri
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,8 @@ RECORD_FORMAT = "repmode-cl record"
 #: Of a base's file, and of a structure's file without and with its entry.
 BASE_VERSION, BARE_VERSION, PACK_VERSION = "1", "1", "2"
 PROOF = "proof."
+#: What a structure's file is named; any other is not ours.
+STRUCTURE_FILE = re.compile(r"[a-z][a-z0-9_]{0,63}-[0-9a-f]{8,64}\.safetensors")
 
 
 def base_facts(document: Mapping[str, Any]) -> dict[str, Any]:

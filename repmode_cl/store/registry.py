@@ -210,6 +210,8 @@ class Registry:
             If it is missing, damaged, or of a version that this program does not know.
         """
         path = folder / REGISTRY
+        if folder.is_file():
+            raise ModelError(f"{folder} is a file: a model is a folder, such as `repmode-cl train` makes")
         text, body = read_document(path, REGISTRY_FORMAT, REGISTRY_VERSIONS)
         if not _intact(text, body):
             raise ModelError(
@@ -326,5 +328,5 @@ def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     """
     try:
         return dict(json.loads(json.dumps(dict(value), allow_nan=False)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{what} cannot be stored as JSON ({error}): give plain, finite values") from error

@@ -17,11 +17,12 @@ from filelock import FileLock, Timeout
 
 from repmode_cl.errors import ModelError, did_you_mean
 from repmode_cl.files import json_text, write_json
-from repmode_cl.store.commit import Candidate
+from repmode_cl.store.candidates import Candidate
 from repmode_cl.store.digests import json_digest
 from repmode_cl.store.exchange import Taken, examine, take
 from repmode_cl.store.packs import read_pack
 from repmode_cl.store.registry import Entry, now, read_document
+from repmode_cl.store.writing import DISCARDED, no_locks
 
 if TYPE_CHECKING:
     from repmode_cl.store.model import Model
@@ -33,8 +34,6 @@ STAGED_FORMAT = "repmode-cl staged"
 STAGED_VERSION = 1
 # Seconds: whoever lists what is pending holds each lock for an instant.
 _PATIENCE = 1.0
-# No structure's name begins so.
-_DISCARDED = ".discarded-"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Pending:
     folder
         Where its training is.
     busy
-        Whether a process is at work on it now.
+        Whether a process is at work on it now; None where that cannot be told, as by a user who may not write here.
     entry
         What the model would record of it, if it is staged; None while it is trained, or its training is interrupted.
     why
@@ -67,7 +66,7 @@ class Pending:
 
     name: str
     folder: Path
-    busy: bool
+    busy: bool | None
     entry: Entry | None = None
     why: str = ""
     replace: bool = False
@@ -84,7 +83,7 @@ def training_lock(model: Model, name: str) -> Iterator[None]:
     Raises
     ------
     ModelError
-        If another process does; its end is not waited for.
+        If another process does, whose end is not waited for, or the file system has no locks.
     """
     path = _lock_of(model, name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +95,8 @@ def training_lock(model: Model, name: str) -> Iterator[None]:
         raise ModelError(
             f"another process is adding {name!r} to {model.path} (it holds {path}): wait until it is done, or end it"
         ) from error
+    except NotImplementedError as error:
+        raise no_locks(model.path, error) from error
     try:
         yield
     finally:
@@ -192,8 +193,8 @@ def accept(model: Model, name: str) -> Taken:
             raise ModelError(found.problem)
         if found.entry is None:
             raise ModelError(
-                f"{name!r} is not staged in {model.path}: its training is not finished; the same `repmode-cl add` goes "
-                "on with it, `repmode-cl discard` removes it"
+                f"{name!r} is not staged in {model.path}: its training is not finished; the same `repmode-cl add` or "
+                "`replace` goes on with it, `repmode-cl discard` removes it"
             )
         pack = read_pack(found.folder / found.file)
         if pack.entry.portable_json() != found.entry.portable_json():
@@ -228,8 +229,8 @@ def discard(model: Model, name: str) -> Pending:
 def clear_pending(folder: Path) -> None:
     """Remove a pending folder, and what a killed process left of others."""
     # Away in one step: half of a training would be taken for one to go on with.
-    folder.rename(folder.with_name(f"{_DISCARDED}{secrets.token_hex(4)}"))
-    for gone in folder.parent.glob(f"{_DISCARDED}*"):
+    folder.rename(folder.with_name(f"{DISCARDED}{secrets.token_hex(4)}"))
+    for gone in folder.parent.glob(f"{DISCARDED}*"):
         shutil.rmtree(gone, ignore_errors=True)  # another process may be at it, too
 
 
@@ -273,7 +274,7 @@ def _lock_of(model: Model, name: str) -> Path:
     return folder.with_name(f"{name}.lock")
 
 
-def _is_held(path: Path) -> bool:
+def _is_held(path: Path) -> bool | None:
     if not path.exists():
         return False
     try:
@@ -282,4 +283,4 @@ def _is_held(path: Path) -> bool:
     except Timeout:
         return True
     except (OSError, NotImplementedError):  # not to be locked by this user, or on this file system
-        return False
+        return None

@@ -111,7 +111,8 @@ def _verify(
     earlier = tuple(check.run_earlier(entry) for entry in registry.kept)
     named = {entry.file for entry in registry.versions}
     notes = tuple(
-        f"{file.relative_to(path).as_posix()} is not in the registry: an interrupted addition left it, unused"
+        f"{file.relative_to(path).as_posix()} belongs to no version of the model; "
+        + ("`gc` deletes it" if records.STRUCTURE_FILE.fullmatch(file.name) else "nor did a model name it so")
         for file in sorted((path / records.STRUCTURES).glob("*.safetensors"))
         if file.relative_to(path).as_posix() not in named
     )
@@ -167,7 +168,8 @@ class _Check:
                 records.read_references(self.path, entry)
                 detail = f"earlier version {entry.digest[:8]}: the tensors of {entry.file} are as recorded"
         except (_Failure, ModelError) as error:
-            status, detail = "failed", f"earlier version {entry.digest[:8]}: {error}"
+            status = "failed"
+            detail = f"earlier version {entry.digest[:8]}: {error}; or let go of all earlier versions: `gc` drops them"
         return StructureResult(entry.name, status, detail, entry.file, entry.digest)
 
     def _check(self, entry: Entry) -> tuple[Status, str, Observed | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +17,20 @@ from repmode_cl.files import TEMPORARY_MARK
 from repmode_cl.store import records
 from repmode_cl.store.registry import REGISTRY, Registry, now, plain_json
 
-__all__ = ["changing", "check_inference", "check_vacant", "replace_registry", "sweep_if_idle", "writing"]
+__all__ = [
+    "changing",
+    "check_inference",
+    "check_vacant",
+    "no_locks",
+    "replace_registry",
+    "sweep_if_idle",
+    "writing",
+]
 
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
+#: Begins the names of folders in ``pending/`` that are on their way out. No structure's name begins so.
+DISCARDED = ".discarded-"
 
 # Who holds the lock. Named as a temporary file, so that what a killed process leaves is cleared with the others.
 _HOLDER = f"{LOCK}{TEMPORARY_MARK}holder"
@@ -72,13 +83,12 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} has been locked for {LOCK_SECONDS:.0f} s by {_holder(path)}: wait until it is done"
         ) from error
     except NotImplementedError as error:
-        raise ModelError(
-            f"{path} is on a file system without locks ({error}): copy the model to another disk, change it there, "
-            "and copy it back"
-        ) from error
+        raise no_locks(path, error) from error
     with held:
         for left in _temporary(path):
             left.unlink(missing_ok=True)
+        for folder in (path / "pending").glob(f"{DISCARDED}*"):
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it, too
         # Only whoever waits reads it: a disk too full for a line of text may still have room for the change.
         with suppress(OSError):
             (path / _HOLDER).write_text(_this_process(), encoding="utf-8")
@@ -87,6 +97,14 @@ def writing(path: Path) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 (path / _HOLDER).unlink(missing_ok=True)
+
+
+def no_locks(path: Path, error: Exception) -> ModelError:
+    """Return the error of a model on a file system that has no locks."""
+    return ModelError(
+        f"{path} is on a file system without locks ({error}): copy the model to another disk, change it there, and "
+        "copy it back"
+    )
 
 
 @contextmanager
