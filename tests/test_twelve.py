@@ -21,7 +21,7 @@ import torch
 from stored_model import PARTS, liven
 
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.store import Model, commit
+from repmode_cl.store import Model, candidates
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 #: Run by a new process: digests of the tensors as they were loaded, of kernels and of the probe's prediction, and of
@@ -53,7 +53,7 @@ print(json.dumps({
 def timed_proofs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Let `Model.add` tell how long it computed proofs."""
     seconds: list[float] = []
-    prove = commit.prove
+    prove = candidates.prove
 
     def timed(*arguments: Any) -> Any:
         start = time.perf_counter()
@@ -62,7 +62,7 @@ def timed_proofs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         return proof
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "prove", timed)
+        patch.setattr(candidates, "prove", timed)
         yield seconds
 
 
