@@ -40,7 +40,15 @@ def run(*arguments: object) -> tuple[int, str]:
 
 def with_desmosome(path: Path) -> Model:
     model = Model.open(path)
-    figures = {"provenance": {"seed": 7, "images": "abcdef" * 8}, "metrics": {"r2": 0.25}}
+    figures = {
+        "provenance": {
+            "seed": 7,
+            "training": {"learning_rate": 0.002},
+            "addition": {"learning_rate": 0.01},
+            "images": "abcdef" * 8,
+        },
+        "metrics": {"r2": 0.25},
+    }
     model.add("desmosome", another(model, "desmosome", 0), **figures)
     return model
 
@@ -145,7 +153,7 @@ def test_there_is_no_way_back_to_what_gc_deleted(model_path: Path) -> None:
         model.rollback(0)
     assert model.rollback(4) is not None
     # What it was made of still stands in the history.
-    assert model.history[4].provenance == {"seed": 7, "images": "abcdef" * 8}
+    assert model.history[4].provenance["images"] == "abcdef" * 8
     assert model.history[4].metrics == {"r2": 0.25}
     assert model.history[4].spec == AdditionSpec(expert="conv1")
 
@@ -281,7 +289,7 @@ def test_the_commands_do_and_tell_it(model_path: Path) -> None:
     assert lines[0].startswith("1  20")
     assert f"add desmosome {first}, kept" in out
     assert f"replace desmosome {second}, active" in out
-    assert "conv1, seed 7; data abcdefab; R2 0.250" in out
+    assert "conv1, rate 0.01, seed 7; data abcdefab; R2 0.250" in out
     assert "R2 dna 0.700" in out
     listed = json.loads(run("history", model_path, "--json")[1])
     assert [one["number"] for one in listed] == [1, 2, 3, 4, 5, 6]

@@ -160,7 +160,11 @@ def _settings(change: Change) -> str:
         return f"deleted: {', '.join(_removed(change))}"
     said = [spec_text(change.spec)] if change.spec else []
     training = change.provenance.get("training")
-    training = training if isinstance(training, Mapping) else {}
+    training = dict(training) if isinstance(training, Mapping) else {}
+    # A configuration names the rate of what comes after the base apart from the base's.
+    addition = change.provenance.get("addition")
+    if change.spec and isinstance(addition, Mapping) and addition.get("learning_rate") is not None:
+        training["learning_rate"] = addition["learning_rate"]
     for key, word in (("steps", "{} steps"), ("learning_rate", "rate {}"), ("seed", "seed {}")):
         if number := _number(change.provenance.get(key, training.get(key))):
             said.append(word.format(number))
