@@ -6,7 +6,6 @@ Everything that a process may die between is kept in ``pending/<structure>`` of 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ModelError
 from repmode_cl.files import write_json
-from repmode_cl.store import Candidate, Model, VerifyReport, make_candidate
+from repmode_cl.store import Candidate, Entry, Model, VerifyReport, make_candidate
 from repmode_cl.store.staging import clear_pending
 from repmode_cl.store.staging import stage as put_aside
 from repmode_cl.training import has_checkpoint
@@ -127,7 +126,7 @@ class Adding:
             provenance=self._provenance(strategy, samples, outcome, beginning),
             metrics=outcome.metrics,
         )
-        reached = min_r2 is None or outcome.metrics.get("r2", -math.inf) >= min_r2
+        reached = outcome.reaches(min_r2)
         if stage or not reached:
             return self._stage(candidate, outcome, beginning, min_r2, reached)
         return self._commit(candidate, outcome, beginning)
@@ -207,7 +206,7 @@ class Adding:
                 "machine's memory"
             )
         clear_pending(self.work)
-        return _result(self.model, name, entry.parameters, entry.bytes, outcome, after, beginning, unchanged)
+        return _result(self.model, entry, outcome, after, beginning, unchanged)
 
     def _unchanged(self, after: VerifyReport) -> dict[str, bool]:
         """Compare the structures that are the same versions as before; others may change the model meanwhile."""
@@ -235,26 +234,14 @@ class Adding:
             shutil.rmtree(self.work / left, ignore_errors=True)
         for left in (REQUEST, IMAGES, OUTCOME, _BEGINNING):
             (self.work / left).unlink(missing_ok=True)
-        entry = candidate.entry
         return _result(
-            self.model,
-            entry.name,
-            entry.parameters,
-            entry.bytes,
-            outcome,
-            self.before,
-            beginning,
-            {},
-            staged=True,
-            reached=reached,
+            self.model, candidate.entry, outcome, self.before, beginning, {}, staged=True, reached=reached
         )
 
 
 def _result(
     model: Model,
-    name: str,
-    parameters: int,
-    size: int,
+    entry: Entry,
     outcome: Outcome,
     verified: VerifyReport,
     beginning: Beginning,
@@ -264,20 +251,20 @@ def _result(
     reached: bool = True,
 ) -> AddResult:
     return AddResult(
-        model,
-        name,
-        outcome.metrics,
-        outcome.held_out,
-        parameters,
-        size,
-        outcome.seconds,
-        verified,
-        tuple(outcome.notes),
-        outcome.stopped,
-        beginning,
-        unchanged,
-        staged,
-        reached,
+        model=model,
+        structure=entry.name,
+        metrics=outcome.metrics,
+        held_out=outcome.held_out,
+        parameters=entry.parameters,
+        bytes=entry.bytes,
+        seconds=outcome.seconds,
+        verified=verified,
+        notes=tuple(outcome.notes),
+        stopped=outcome.stopped,
+        init=beginning,
+        unchanged=unchanged,
+        staged=staged,
+        reached=reached,
     )
 
 
@@ -324,8 +311,7 @@ def finish_committed(
     if outcome is None:
         return None
     work, entry = model.pending(name), model.entries.get(name)
-    reached = min_r2 is None or outcome.metrics.get("r2", -math.inf) >= min_r2
-    if entry is None or entry.digest != outcome.digest or stage or not reached:
+    if entry is None or entry.digest != outcome.digest or stage or not outcome.reaches(min_r2):
         clear_pending(work)
         return None
     addition = plan(place=False)
@@ -339,4 +325,4 @@ def finish_committed(
         "it became part of the model before an interruption: there was no comparison with before, but all "
         "structures are as they were stored"
     )
-    return _result(model, name, entry.parameters, entry.bytes, outcome, report, beginning, {})
+    return _result(model, entry, outcome, report, beginning, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +36,10 @@ class Outcome:
     notes: list[str]
     stopped: str
     after: int = 0
+
+    def reaches(self, min_r2: float | None) -> bool:
+        """Tell whether its R2 is at least what is demanded; one that could not be computed reaches nothing."""
+        return min_r2 is None or self.metrics.get("r2", -math.inf) >= min_r2
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able values: the fields."""

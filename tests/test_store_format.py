@@ -18,6 +18,34 @@ from repmode_cl.store.digests import json_digest, tensor_digest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
+#: What both versions of the living model hold: the same structures, stored by different revisions.
+LIVE = {
+    "dna": (
+        "9e06faee386b9f6a17493d47282282717adffc74ed777be43985b0a0e866448a",
+        -0.226770,
+        0.094131,
+    ),
+    "cell_membrane": (
+        "9e06faee386b9f6a17493d47282282717adffc74ed777be43985b0a0e866448a",
+        -0.183276,
+        0.062413,
+    ),
+    "nucleolus": (
+        "27793985e6aaec23f5418e8bc4611c84e4b66d9a56a73b1e629f77f78cd3ce10",
+        -0.255238,
+        0.105275,
+    ),
+    "tight_junction": (
+        "d32c3621f8676f0fa0e01af73543bed9d2f9b603b4b858e042c57a5f9b94684e",
+        -0.256889,
+        0.096599,
+    ),
+    "mitochondria": (
+        "ff80e8ba59cf46c2ae3b3c80ba8cb1131c48c1785d5711089271f3886e461c05",
+        -0.055906,
+        0.035945,
+    ),
+}
 #: Model directories as programs wrote them when their version was the present one, by `stored_model`: the first two by
 #: `make_model` (one of them all dead ReLUs), the last by `make_history`. Of each structure: the digest of its tensors,
 #: without the facts that its recorded digest covers too, mean and standard deviation of what it predicts of `image`.
@@ -49,59 +77,9 @@ WRITTEN: dict[str, dict[str, tuple[str, float, float]]] = {
             0.000000,
         ),
     },
-    "model-v1-live": {
-        "dna": (
-            "9e06faee386b9f6a17493d47282282717adffc74ed777be43985b0a0e866448a",
-            -0.226770,
-            0.094131,
-        ),
-        "cell_membrane": (
-            "9e06faee386b9f6a17493d47282282717adffc74ed777be43985b0a0e866448a",
-            -0.183276,
-            0.062413,
-        ),
-        "nucleolus": (
-            "27793985e6aaec23f5418e8bc4611c84e4b66d9a56a73b1e629f77f78cd3ce10",
-            -0.255238,
-            0.105275,
-        ),
-        "tight_junction": (
-            "d32c3621f8676f0fa0e01af73543bed9d2f9b603b4b858e042c57a5f9b94684e",
-            -0.256889,
-            0.096599,
-        ),
-        "mitochondria": (
-            "ff80e8ba59cf46c2ae3b3c80ba8cb1131c48c1785d5711089271f3886e461c05",
-            -0.055906,
-            0.035945,
-        ),
-    },
+    "model-v1-live": LIVE,
     "model-v2": {
-        "dna": (
-            "9e06faee386b9f6a17493d47282282717adffc74ed777be43985b0a0e866448a",
-            -0.226770,
-            0.094131,
-        ),
-        "cell_membrane": (
-            "9e06faee386b9f6a17493d47282282717adffc74ed777be43985b0a0e866448a",
-            -0.183276,
-            0.062413,
-        ),
-        "nucleolus": (
-            "27793985e6aaec23f5418e8bc4611c84e4b66d9a56a73b1e629f77f78cd3ce10",
-            -0.255238,
-            0.105275,
-        ),
-        "tight_junction": (
-            "d32c3621f8676f0fa0e01af73543bed9d2f9b603b4b858e042c57a5f9b94684e",
-            -0.256889,
-            0.096599,
-        ),
-        "mitochondria": (
-            "ff80e8ba59cf46c2ae3b3c80ba8cb1131c48c1785d5711089271f3886e461c05",
-            -0.055906,
-            0.035945,
-        ),
+        **LIVE,
         "desmosome": (
             "10562548c6124035223984a11237b0080ccd398501772bce4ded62cc318ffd0b",
             -0.019003,
