@@ -24,8 +24,8 @@ from repmode_cl.config import (
     PreprocessingConfig,
     TrainingConfig,
 )
+from repmode_cl.config.common import check_expert
 from repmode_cl.config.problems import describe
-from repmode_cl.config.schema import check_expert
 from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ConfigError, ManifestError, did_you_mean

@@ -212,7 +212,7 @@ def _check(options: dict[str, Any], expert: str, min_r2: float | None) -> None:
         raise RepmodeError(
             f"--min-r2 {min_r2}: a number of at most 1 is needed, which a perfect prediction has"
         )
-    from repmode_cl.config.schema import check_expert
+    from repmode_cl.config.common import check_expert
 
     if expert != "none":
         try:

@@ -94,7 +94,7 @@ def compare(
 
       repmode-cl compare model --structure dna --data new.csv --steps 300
     """
-    from repmode_cl.config.schema import check_expert
+    from repmode_cl.config.common import check_expert
     from repmode_cl.errors import RepmodeError
     from repmode_cl.processes import workers_here
     from repmode_cl.structures import check_structure_name

@@ -6,12 +6,14 @@ This module imports neither torch nor avalanche.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from repmode_cl.structures import TWELVE_STRUCTURES, check_structure_name
+from repmode_cl.config.common import ExpertSpec, Frozen, Positive, check_expert
+from repmode_cl.config.strategy import StrategyConfig
+from repmode_cl.config.stream import StreamConfig
+from repmode_cl.structures import TWELVE_STRUCTURES
 
 __all__ = [
     "Config",
@@ -27,28 +29,8 @@ __all__ = [
     "TrainingConfig",
 ]
 
-_EXPERT = re.compile(r"conv[135]|avg[35]|lowrank:[1-9][0-9]{0,3}")
-
-
-def check_expert(spec: str) -> str:
-    """Return `spec` if it names an expert: conv1, conv3, conv5, avg3, avg5 or lowrank:R."""
-    if not _EXPERT.fullmatch(spec):
-        raise ValueError(
-            f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R"
-        )
-    return spec
-
-
-ExpertSpec = Annotated[str, Field(description="conv1, conv3, conv5, avg3, avg5 or lowrank:R")]
-Positive = Annotated[int, Field(ge=1)]
 Size = tuple[Positive, Positive, Positive]
 VoxelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-
-
-class Frozen(BaseModel):
-    """Frozen, and no key that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class SimulateConfig(Frozen):
@@ -87,36 +69,6 @@ class DataConfig(Frozen):
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     shuffle_signals: bool = False
     """Give every target the signal of another image: a control that nothing can be learned from."""
-
-
-class StreamConfig(Frozen):
-    """Which structures arrive, and when."""
-
-    base: tuple[str, ...] = ()
-    """Structures that are learned jointly first; empty starts with the first of `order` alone."""
-    order: tuple[str, ...] | None = None
-    """Structures that follow, one experience each; null takes the manifest's others in its order."""
-    order_seed: int | None = None
-    """Shuffle what follows the base with this seed."""
-    order_file: str | None = None
-    """Text file with one structure a line, in place of `order`."""
-
-    @field_validator("base", "order")
-    @classmethod
-    def _names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for name in names or ():
-            check_structure_name(name)
-        return names
-
-    @model_validator(mode="after")
-    def _one_order(self) -> StreamConfig:
-        if self.order is not None and self.order_file is not None:
-            raise ValueError("give either order or order_file, not both")
-        names = self.base + (self.order or ())
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} named twice in base and order: a structure is learned once")
-        return self
 
 
 class NetworkConfig(Frozen):
@@ -207,58 +159,6 @@ class TrainingConfig(Frozen):
         if self.validate_every_epochs is not None and self.epochs is None:
             raise ValueError("validate_every_epochs goes with epochs; with steps give validate_every")
         return self
-
-
-class StrategyConfig(Frozen):
-    """One strategy of a benchmark."""
-
-    name: Literal["experts_frozen", "fine_tuning", "multi_net"]
-    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$")] | None = None
-    """How tables name it; null makes one from the name and what differs from the default."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Of what comes after the base (multi_net: of every network); null takes training.learning_rate."""
-    expert: ExpertSpec | Literal["none"] = "conv3"
-    """experts_frozen: the fresh expert of each block."""
-    sees: Literal["own", "all"] = "own"
-    """experts_frozen: base and own expert, or those of all earlier additions too."""
-    norm: Literal["own", "base"] = "own"
-    """experts_frozen: own copies of every batch norm, or the base's, frozen."""
-    resampling: Literal["own", "base"] = "own"
-    """experts_frozen: own copies of the down and up layers, or the base's, frozen."""
-    kernel: Literal[3, 5] = 3
-    """multi_net: kernel size of the plain network."""
-
-    @field_validator("expert")
-    @classmethod
-    def _expert(cls, expert: str) -> str:
-        return expert if expert == "none" else check_expert(expert)
-
-    @model_validator(mode="after")
-    def _options_belong(self) -> StrategyConfig:
-        for key, owner in {
-            "expert": "experts_frozen",
-            "sees": "experts_frozen",
-            "norm": "experts_frozen",
-            "resampling": "experts_frozen",
-            "kernel": "multi_net",
-        }.items():
-            if key in self.model_fields_set and self.name != owner:
-                raise ValueError(f"{key} is an option of {owner}, not of {self.name}")
-        return self
-
-    @property
-    def title(self) -> str:
-        """What tables and folders call it: `label`, or the name with the options that were given."""
-        if self.label is not None:
-            return self.label
-        if self.name == "multi_net":
-            return f"multi_net_k{self.kernel}"
-        given = [
-            str(getattr(self, key)).replace(":", "")
-            for key in ("expert", "sees", "norm", "resampling")
-            if getattr(self, key) != type(self).model_fields[key].default
-        ]
-        return "_".join([self.name, *given])
 
 
 class InferenceConfig(Frozen):

@@ -1,0 +1,31 @@
+"""What every section of a configuration is made of: frozen models, positive numbers, names of experts."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ExpertSpec", "Frozen", "Positive", "check_expert"]
+
+_EXPERT = re.compile(r"conv[135]|avg[35]|lowrank:[1-9][0-9]{0,3}")
+
+
+def check_expert(spec: str) -> str:
+    """Return `spec` if it names an expert: conv1, conv3, conv5, avg3, avg5 or lowrank:R."""
+    if not _EXPERT.fullmatch(spec):
+        raise ValueError(
+            f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R"
+        )
+    return spec
+
+
+ExpertSpec = Annotated[str, Field(description="conv1, conv3, conv5, avg3, avg5 or lowrank:R")]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Frozen(BaseModel):
+    """Frozen, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
