@@ -102,15 +102,15 @@ def _box(
 
 
 def _walls(
-    streams: Streams, shape: tuple[int, int, int], voxel: tuple[float, float, float], height: float
+    streams: Streams, shape: tuple[int, int, int], voxel: tuple[float, float, float], level: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int16], Floats]:
-    """Divide space among cells; return seeds (n, 2), leans (n, 2), labels and distance from the wall."""
+    """Divide space among cells, which lean about the plane at `level` um; return seeds, leans (n, 2), labels, walls."""
     rng = streams("cells")
     seeds = _lattice(rng, (shape[1] * voxel[1], shape[2] * voxel[2]))
     leans = rng.normal(0, 0.12, seeds.shape)
     weights = rng.normal(0, 0.08 * SPACING**2, len(seeds))
     warp = [0.55 * smooth_noise(rng, shape, voxel, 1.7) for _ in range(2)]
-    z = (np.arange(shape[0], dtype=np.float32) * voxel[0] - 0.5 * height).reshape(-1, 1, 1)
+    z = (np.arange(shape[0], dtype=np.float32) * voxel[0] - level).reshape(-1, 1, 1)
     y = np.arange(shape[1], dtype=np.float32).reshape(1, -1, 1) * np.float32(voxel[1]) + warp[0]
     x = np.arange(shape[2], dtype=np.float32).reshape(1, 1, -1) * np.float32(voxel[2]) + warp[1]
     first = np.full(shape, 1e9, np.float32)
@@ -172,7 +172,9 @@ def _soft_minimum(first: Floats, second: Floats, width: float = 1.0) -> Floats:
     return np.asarray(np.minimum(first, second) - near * near * np.float32(width / 4), dtype=np.float32)
 
 
-def grow_colony(streams: Streams, shape: tuple[int, int, int], voxel: tuple[float, float, float]) -> Colony:
+def grow_colony(
+    streams: Streams, shape: tuple[int, int, int], voxel: tuple[float, float, float], spare: int = 0
+) -> Colony:
     """Return the colony of one field.
 
     Parameters
@@ -183,12 +185,15 @@ def grow_colony(streams: Streams, shape: tuple[int, int, int], voxel: tuple[floa
         Voxels (z, y, x), the margin included.
     voxel
         Voxel size in um (z, y, x).
+    spare
+        Planes below and above that the field does not show: cells are as tall as the others have room for.
     """
-    thickness = shape[0] * voxel[0]
+    below = spare * voxel[0]
+    thickness = shape[0] * voxel[0] - 2 * below
     # Thin fields get flat cells rather than cells without a top: contrast comes from surfaces.
     height = min(HEIGHT, 0.82 * thickness)
-    floor = min(1.0, 0.09 * thickness)
-    seeds, leans, label, lateral = _walls(streams, shape, voxel, height)
+    floor = below + min(1.0, 0.09 * thickness)
+    seeds, leans, label, lateral = _walls(streams, shape, voxel, below + 0.5 * height)
 
     rng = streams("surfaces")
     middle = min(shape[0] - 1, round((floor + 0.5 * height) / voxel[0]))

@@ -23,6 +23,9 @@ LIGHT_CHANNEL = "transmitted_light"
 SMALLEST_SHAPE = (8, 16, 16)
 #: Voxels on each side that are computed and cut off, so that no surface or wrap-round shows at the border.
 MARGIN = 8
+#: How far the stage may stand too high or too low, as part of the field's depth. Nobody focuses every field alike; and
+#: where all fields lay at one height, a network could score by the height alone, without looking at the image.
+DRIFT = 0.25
 
 
 def check_request(
@@ -94,13 +97,15 @@ def simulate_field(
     names, (planes, height, width), voxel = check_request(structures, shape, voxel_size, seed)
     # A little more than the margin where a fast transform's length lies there.
     rows, columns = (int(fft.next_fast_len(size + 2 * MARGIN, real=True)) for size in (height, width))
-    padded = (planes, rows, columns)
+    spare = round(DRIFT * planes)
+    padded = (planes + 2 * spare, rows, columns)
     streams = Streams(seed, index)
-    colony = grow_colony(streams, padded, voxel)
+    lowest = int(streams("stage").integers(0, 2 * spare, endpoint=True))
+    colony = grow_colony(streams, padded, voxel, spare)
     body = Anatomy(colony, streams)
 
     def recorded(image: NDArray[np.float32]) -> NDArray[np.uint16]:
-        cut = image[:, MARGIN : MARGIN + height, MARGIN : MARGIN + width]
+        cut = image[lowest : lowest + planes, MARGIN : MARGIN + height, MARGIN : MARGIN + width]
         return np.clip(np.rint(cut), 0, 65535).astype(np.uint16)
 
     images = {LIGHT_CHANNEL: recorded(light_image(streams("camera/light"), refractive_index(body), voxel))}

@@ -28,7 +28,7 @@ from repmode_cl.structures import TWELVE_STRUCTURES
 __all__ = ["SIMULATOR_VERSION", "simulate"]
 
 #: Changes whenever the same seed would give other images.
-SIMULATOR_VERSION = 1
+SIMULATOR_VERSION = 2
 
 
 def simulate(
