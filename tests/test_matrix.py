@@ -18,13 +18,9 @@ from repmode_cl.evaluation import (
     relative_improvement,
     summarise,
 )
-from repmode_cl.report.table import (
-    forgetting_text,
-    render_terminal,
-    strategy_table,
-    summary_lines,
-    write_table_csv,
-)
+from repmode_cl.report.table import strategy_table, write_table_csv
+from repmode_cl.report.terminal import render_terminal, summary_lines
+from repmode_cl.report.texts import forgetting_text
 
 EXPERIENCES = [["a", "b"], ["c"], ["d"]]
 NAN = math.nan

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.evaluation import HIGHER_IS_BETTER, ResultsTable, image_metrics, mean_metrics
+from repmode_cl.evaluation import HIGHER_IS_BETTER, Result, ResultsTable, image_metrics, mean_metrics
 
-HEADER = "strategy,seed,step,structure,metric,value"
+HEADER = "strategy,stream,seed,step,structure,metric,value"
+OLD_HEADER = "strategy,seed,step,structure,metric,value"
 
 
 def volumes(seed: int, shape=(4, 9, 7)):
@@ -135,6 +136,7 @@ def test_results_select_and_drop():
     with pytest.raises(ValueError, match="already"):
         table.append("a", 0, 2, "dna", "r2", 0.3)
     table.drop("a", 0, from_step=1)
+    table.drop("a", 0, "another stream")
     table.append("a", 0, 2, "dna", "r2", 0.3)
     assert [row.value for row in table.select(strategy="a", seed=0)] == [0.0, 0.3]
     assert len(table) == 11
@@ -145,9 +147,10 @@ def test_results_select_and_drop():
     [
         (None, "no results"),
         ("a,b\n", "first line"),
-        (f"{HEADER}\nx,0,0,dna,r2\n", "line 2: 5 fields"),
-        (f"{HEADER}\nx,0,zero,dna,r2,1\n", "line 2"),
-        (f"{HEADER}\nx,0,0,dna,r2,1\nx,0,0,dna,r2,2\n", "line 3: stands twice"),
+        (f"{HEADER}\nx,,0,0,dna,r2\n", "line 2: 6 fields, expected 7"),
+        (f"{OLD_HEADER}\nx,,0,0,dna,r2,1\n", "line 2: 7 fields, expected 6"),
+        (f"{HEADER}\nx,,0,zero,dna,r2,1\n", "line 2"),
+        (f"{HEADER}\nx,,0,0,dna,r2,1\nx,,0,0,dna,r2,2\n", "line 3: stands twice"),
     ],
 )
 def test_a_wrong_results_file_is_named_with_its_line(tmp_path, text, message):
@@ -156,3 +159,41 @@ def test_a_wrong_results_file_is_named_with_its_line(tmp_path, text, message):
         path.write_text(text, encoding="utf-8")
     with pytest.raises(RepmodeError, match=message):
         ResultsTable.read(path)
+
+
+def test_the_same_number_of_several_streams():
+    table = ResultsTable()
+    for stream in ("order-1", "order-2"):
+        for step in range(2):
+            table.append("a", 0, step, "dna", "r2", step, stream)
+    assert table.streams == ("order-1", "order-2")
+    assert (table.seeds("a", "order-1"), table.seeds("a")) == ((0,), ())
+    assert len(table.select(strategy="a")) == 4
+    assert [row.stream for row in table.select(stream="order-2", step=1)] == ["order-2"]
+    table.drop("a", 0, "order-2")
+    assert [row.stream for row in table] == ["order-1"] * 2
+
+
+def test_a_table_from_before_streams_reads_as_the_one_stream(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text(f"{OLD_HEADER}\nx,3,1,dna,r2,0.25\n", encoding="utf-8")
+    table = ResultsTable.read(path)
+    assert table.rows == (Result("x", 3, 1, "dna", "r2", 0.25),)
+    assert table.rows[0].stream == ""
+    table.write(path)
+    assert path.read_text(encoding="utf-8") == f"{HEADER}\nx,,3,1,dna,r2,0.25\n"
+
+
+def test_tables_merge_unless_they_contradict_each_other():
+    one = ResultsTable([Result("a", 0, 0, "dna", "r2", 0.5), Result("a", 0, 0, "dna", "pearson", math.nan)])
+    other = ResultsTable(
+        [*one, Result("a", 1, 0, "dna", "r2", 0.6), Result("a", 0, 0, "dna", "r2", 0.7, "b")]
+    )
+    one.merge(other)
+    assert [repr(row) for row in one] == [repr(row) for row in other]
+    wrong = ResultsTable([Result("c", 0, 0, "dna", "r2", 0.1), Result("a", 1, 0, "dna", "r2", 0.6000001)])
+    with pytest.raises(
+        RepmodeError, match=r"strategy 'a', seed 1, step 0, structure 'dna', metric 'r2': 0.6 and"
+    ):
+        one.merge(wrong)
+    assert len(one) == 4

@@ -1,4 +1,4 @@
-"""``repmode-cl report``: the page of a run, made anew from what the run wrote down."""
+"""``repmode-cl report``: the page and the tables of a run, made anew from what the run wrote down."""
 
 from __future__ import annotations
 
@@ -13,29 +13,85 @@ __all__ = ["report", "show_results"]
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="A run's folder, such as runs/quickstart; several are merged."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Merge the runs into this folder and report on that."),
+    ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option("--tables", metavar="FOLDER", help="Write every table there, as CSV and as LaTeX."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="STRATEGY", help="Compare the others with this one instead of ours."
+        ),
+    ] = None,
 ) -> None:
-    """Build a run's report.html again; print its table.
+    """Build a run's report.html again; print its tables.
+
+    Several runs of one configuration, made at different times or places with other seeds, strategies or streams,
+    become one.
 
     For example:
 
       repmode-cl report runs/quickstart
+
+      repmode-cl report runs/quickstart --tables tables
+
+      repmode-cl report runs/monday runs/cluster --out runs/both
     """
+    from repmode_cl.errors import RepmodeError
     from repmode_cl.report import build_report
 
+    if len(runs) > 1 and out is None:
+        raise RepmodeError("several runs are merged into a folder of their own: name it with --out FOLDER")
+    run = runs[0]
+    if out is not None:
+        from repmode_cl.report.merging import merge_runs
+
+        merge_runs(runs, out)
+        run = out
     build_report(run)
-    show_results(run)
+    show_results(run, against=against)
+    if tables is not None:
+        from repmode_cl.report.tables import write_tables
+
+        for path in write_tables(run, tables, against=against):
+            typer.echo(f"table: {path}")
 
 
-def show_results(run: Path) -> None:
-    """Print a run's table, one line on each strategy's forgetting, and the path of its page."""
+def show_results(run: Path, *, against: str | None = None) -> None:
+    """Print a run's tables, one line on each strategy's forgetting, and the path of its page."""
     from repmode_cl.evaluation.results import ResultsTable
     from repmode_cl.report.run_info import read_run_info
-    from repmode_cl.report.table import render_terminal, strategy_table, summary_lines
+    from repmode_cl.report.tables import run_tables
+    from repmode_cl.report.terminal import render_budgets, render_comparisons, render_terminal, summary_lines
 
     info = read_run_info(run)
-    table = strategy_table(ResultsTable.read(run / "results.csv"), info)
-    console().print(render_terminal(table, title=run.name))
-    for line in summary_lines(table):
-        typer.echo(line)
+    results = ResultsTable.read(run / "results.csv")
+    for name, streams in info.stream_groups().items():
+        made = run_tables(run, against=against, streams=streams, results=results, info=info)
+        title = f"{run.name}, {name}" if name else run.name
+        if len(streams) > 1:
+            title += f", mean of {len(streams)} streams"
+        console().print(render_terminal(made.strategies, title=title))
+        for line in summary_lines(made.strategies):
+            typer.echo(line)
+        if made.comparisons and any(row["seeds"] > 1 for row in made.comparisons):
+            first = {row["first"] for row in made.comparisons}
+            of = f"{first.pop()} against the others" if len(first) == 1 else "every pair"
+            structures = made.comparisons[0]["structure"]
+            console().print(render_comparisons(made.comparisons, title=f"{of}: R2, mean over {structures}"))
+        # One budget alone says no more than the comparison does.
+        if any(";" in row["tried"] for row in made.budgets):
+            averages = [row for row in made.budgets if row["structure"] == "all added"]
+            console().print(render_budgets(averages, title="steps and seconds to Multi-Net's quality"))
+    for (title, stream, seed), message in info.failed.items():
+        where = f" in the stream {stream}" if stream else ""
+        typer.echo(f"failed: {title} with seed {seed}{where}: {message}")
     typer.echo(f"report: {run / 'report.html'}")

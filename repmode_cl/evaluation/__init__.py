@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from repmode_cl.evaluation.budgets import TriedBudget, cost_per_structure, is_steady, smallest_budget
+from repmode_cl.evaluation.learning import area_under_curve, learning_areas
 from repmode_cl.evaluation.matrix import (
     PerformanceMatrix,
     Summary,
@@ -14,7 +16,19 @@ from repmode_cl.evaluation.matrix import (
     summarise,
 )
 from repmode_cl.evaluation.metrics import HIGHER_IS_BETTER, image_metrics, mean_metrics
+from repmode_cl.evaluation.pairs import PairedDifferences, paired_differences, structure_values
 from repmode_cl.evaluation.results import BASE, COSTS, Result, ResultsTable
+from repmode_cl.evaluation.statistics import (
+    Comparison,
+    SeedsNeeded,
+    bootstrap_interval,
+    compare,
+    holm,
+    seeds_needed,
+    sign_flip_test,
+    smallest_p,
+)
+from repmode_cl.evaluation.transfer import forward_transfer, intransigence, learned_values
 
 __all__ = [
     "image_metrics",
@@ -27,10 +41,30 @@ __all__ = [
     "PerformanceMatrix",
     "performance_matrix",
     "final_values",
+    "learned_values",
     "final_average",
     "forgetting",
     "backward_transfer",
+    "forward_transfer",
+    "intransigence",
     "relative_improvement",
+    "area_under_curve",
+    "learning_areas",
+    "TriedBudget",
+    "smallest_budget",
+    "is_steady",
+    "cost_per_structure",
     "Summary",
     "summarise",
+    "PairedDifferences",
+    "structure_values",
+    "paired_differences",
+    "Comparison",
+    "compare",
+    "bootstrap_interval",
+    "sign_flip_test",
+    "smallest_p",
+    "holm",
+    "SeedsNeeded",
+    "seeds_needed",
 ]

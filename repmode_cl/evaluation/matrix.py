@@ -45,13 +45,22 @@ class PerformanceMatrix:
         (number of steps, number of structures) float64; NaN where a structure was not yet learned, or not
         evaluated.
     learned
-        For each structure the step in which it was learned.
+        For each structure the step in which it was first learned.
+    again
+        For each structure the step in which it was last learned; another than `learned` where a stream brings
+        a structure back. None: as `learned`.
     """
 
     metric: str
     structures: tuple[str, ...]
     values: NDArray[np.float64]
     learned: tuple[int, ...]
+    again: tuple[int, ...] | None = None
+
+    @property
+    def last_learned(self) -> tuple[int, ...]:
+        """For each structure the step in which it was last learned."""
+        return self.learned if self.again is None else self.again
 
     @property
     def sign(self) -> float:
@@ -65,6 +74,7 @@ def performance_matrix(
     metric: str,
     seed: int,
     experiences: Sequence[Sequence[str]] | None = None,
+    stream: str = "",
 ) -> PerformanceMatrix:
     """Collect R[step, structure] from the rows of results.csv.
 
@@ -75,9 +85,13 @@ def performance_matrix(
     strategy, metric, seed
         Which rows.
     experiences
-        Names of the structures learned in each step. None takes the first step in which a structure was
-        evaluated as the one in which it was learned. The matrix has a row for each step up to the last one
-        evaluated, whether or not the stream goes on.
+        Names of the structures learned in each step; a structure may be learned again in a later one. None
+        takes the first step in which a structure was evaluated as the one in which it was learned. The matrix
+        has a row for each step up to the last one evaluated, whether or not the stream goes on. A strategy that
+        evaluates a structure for the first time later than it arrived (joint training: after the last step)
+        learned it then.
+    stream
+        Name of the stream, empty for a run of one.
 
     Raises
     ------
@@ -89,23 +103,31 @@ def performance_matrix(
             f"metric {metric!r} has no matrix: choose {', '.join(HIGHER_IS_BETTER)}"
             f"{did_you_mean(metric, HIGHER_IS_BETTER)}"
         )
-    rows = results.select(strategy=strategy, seed=seed, metric=metric)
+    rows = results.select(strategy=strategy, stream=stream, seed=seed, metric=metric)
     if not rows:
-        raise RepmodeError(f"results hold no {metric} of {strategy!r} with seed {seed}")
+        where = f" in the stream {stream!r}" if stream else ""
+        raise RepmodeError(f"results hold no {metric} of {strategy!r} with seed {seed}{where}")
     n_steps = 1 + max(row.step for row in rows)
+    first: dict[str, int] = {}
+    for row in rows:
+        first[row.structure] = min(row.step, first.get(row.structure, row.step))
     if experiences is None:
-        learned: dict[str, int] = {}
-        for row in rows:
-            learned[row.structure] = min(row.step, learned.get(row.structure, row.step))
-        learned = dict(sorted(learned.items(), key=lambda item: item[1]))
+        learned = dict(sorted(first.items(), key=lambda item: item[1]))
+        again = dict(learned)
     else:
-        learned = {name: step for step, names in enumerate(experiences[:n_steps]) for name in names}
+        arrived = [(name, step) for step, names in enumerate(experiences[:n_steps]) for name in names]
+        # Reversed, because of several steps the last one written stays: the first that it was learned in.
+        earliest = dict(reversed(arrived))
+        again = {name: max(step, first.get(name, step)) for name, step in arrived}
+        learned = {name: max(earliest[name], first.get(name, 0)) for name in again}
     values = np.full((n_steps, len(learned)), math.nan)
     columns = {name: column for column, name in enumerate(learned)}
     for row in rows:
         if row.structure in columns and row.step >= learned[row.structure]:
             values[row.step, columns[row.structure]] = row.value
-    return PerformanceMatrix(metric, tuple(columns), values, tuple(learned.values()))
+    return PerformanceMatrix(
+        metric, tuple(columns), values, tuple(learned.values()), tuple(again[name] for name in learned)
+    )
 
 
 def final_values(matrix: PerformanceMatrix) -> dict[str, float]:
@@ -120,16 +142,16 @@ def final_average(matrix: PerformanceMatrix, structures: Iterable[str] | None = 
 
 
 def forgetting(matrix: PerformanceMatrix) -> dict[str, float]:
-    """Return for each structure what was lost: its best value of earlier steps against its final one.
+    """Return for each structure what was lost: its best value since it was (last) learned against its final one.
 
     Positive means worse, for metrics of either direction; negative means that later learning helped. A
-    structure learned in the last step had no time to be forgotten and is left out. NaN where the final value,
-    or every earlier one, is NaN.
+    structure learned (or learned again) in the last step had no time to be forgotten and is left out. NaN
+    where the final value, or every earlier one, is NaN.
     """
     lost = {}
     for column, name in enumerate(matrix.structures):
-        earlier = matrix.sign * matrix.values[matrix.learned[column] : -1, column]
-        if earlier.size:
+        earlier = matrix.sign * matrix.values[matrix.last_learned[column] : -1, column]
+        if matrix.last_learned[column] < len(matrix.values) - 1:
             known = earlier[~np.isnan(earlier)]
             best = float(known.max()) if known.size else math.nan
             lost[name] = best - matrix.sign * float(matrix.values[-1, column])
@@ -137,13 +159,13 @@ def forgetting(matrix: PerformanceMatrix) -> dict[str, float]:
 
 
 def backward_transfer(matrix: PerformanceMatrix) -> dict[str, float]:
-    """Return for each structure its final value against the one just after it was learned.
+    """Return for each structure its final value against the one just after it was (last) learned.
 
     Positive means better, for metrics of either direction. Structures of the last step are left out.
     """
     gained = {}
     for column, name in enumerate(matrix.structures):
-        learned = matrix.learned[column]
+        learned = matrix.last_learned[column]
         if learned < len(matrix.values) - 1:
             gained[name] = matrix.sign * float(matrix.values[-1, column] - matrix.values[learned, column])
     return gained

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from repmode_cl.errors import RepmodeError
 
-__all__ = ["RunInfo", "read_run_info"]
+__all__ = ["RunInfo", "Unit", "read_run_info", "unit_folder"]
+
+#: One run of one strategy: (title, stream, seed).
+Unit = tuple[str, str, int]
+
+#: Newest form of run.json that is understood; files without "version" are of the first.
+VERSION = 2
+
+
+def unit_folder(title: str, stream: str, seed: int) -> Path:
+    """Return where one run's files lie, below the folder of the whole run."""
+    return Path(title, stream, f"seed-{seed}") if stream else Path(title, f"seed-{seed}")
 
 
 @dataclass(frozen=True)
@@ -19,8 +31,9 @@ class RunInfo:
 
     Attributes
     ----------
-    experiences
-        Names of the structures learned in each step; the first may hold several.
+    streams
+        Name of the stream -> names of the structures learned in each step; the first step may hold several. A
+        run of one stream calls it ``""``.
     strategies
         Title -> kind of strategy ("experts_frozen", ...), in the order of the configuration.
     bit_identical
@@ -29,54 +42,111 @@ class RunInfo:
     seeds
         Seeds of the run.
     multi_net
-        Title of the strategy that the relative improvement refers to, or None.
+        Title of the strategy that relative improvement and forward transfer refer to, or None.
     finished
-        (title, seed) of what ran to its end.
+        (title, stream, seed) of what ran to its end.
+    options
+        Title -> the strategy's section of the configuration; empty in files of the first form.
+    joint
+        Title of the strategy that learned all structures at once, which intransigence refers to, or None.
+    failed
+        (title, stream, seed) -> message of what ended with an error.
     """
 
-    experiences: tuple[tuple[str, ...], ...]
+    streams: Mapping[str, tuple[tuple[str, ...], ...]]
     strategies: Mapping[str, str]
     bit_identical: Mapping[str, bool | None]
     seeds: tuple[int, ...]
     multi_net: str | None
-    finished: frozenset[tuple[str, int]]
+    finished: frozenset[Unit]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    joint: str | None = None
+    failed: Mapping[Unit, str] = field(default_factory=dict)
+
+    @property
+    def experiences(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the structures learned in each step of the first stream."""
+        return next(iter(self.streams.values()), ())
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """All structures, in the order in which they arrive."""
-        return tuple(name for names in self.experiences for name in names)
+        """All structures of the first stream, in the order in which they arrive, each once."""
+        return self.structures_of(next(iter(self.streams), ""))
 
     @property
     def added(self) -> tuple[str, ...]:
-        """Structures that arrive after the first experience."""
-        return tuple(name for names in self.experiences[1:] for name in names)
+        """Structures of the first stream that arrive after the first experience."""
+        return self.added_of(next(iter(self.streams), ""))
+
+    def structures_of(self, stream: str) -> tuple[str, ...]:
+        """Return all structures of a stream, in the order in which they arrive, each once."""
+        return tuple(dict.fromkeys(name for names in self.streams.get(stream, ()) for name in names))
+
+    def added_of(self, stream: str) -> tuple[str, ...]:
+        """Return the structures of a stream that arrive after its first experience, each once."""
+        return tuple(dict.fromkeys(name for names in self.streams.get(stream, ())[1:] for name in names))
+
+    def stream_groups(self) -> dict[str, tuple[str, ...]]:
+        """Return the streams that may be averaged, by what they have in common.
+
+        Seeded orders (`order-3`) of the same structures repeat one experiment. Streams of another number of images
+        (`images-4`, `order-3-images-4`), or that are arranged by difficulty (`easiest-first`), are another one. A
+        group is named by what is left of the name without the order, often ``""``.
+        """
+        groups: dict[str, tuple[str, ...]] = {}
+        for stream in self.streams:
+            name = re.sub(r"^order-\d+(-|$)", "", stream)
+            groups[name] = (*groups.get(name, ()), stream)
+        return groups
 
     @classmethod
     def of(cls, value: RunInfo | Mapping[str, Any], source: str = "run.json") -> RunInfo:
-        """Return `value` as a RunInfo; a mapping is what run.json holds.
+        """Return `value` as a RunInfo; a mapping is what run.json holds, of the first form or the second.
 
         Raises
         ------
         RepmodeError
-            If a key is missing or has another form.
+            If a key is missing or has another form, or a newer repmode-cl wrote it.
         """
         if isinstance(value, RunInfo):
             return value
         try:
-            strategies = {str(title): entry for title, entry in value["strategies"].items()}
+            version = int(value.get("version", 1))
+            if version > VERSION:
+                raise RepmodeError(
+                    f"{source}: version {version}, written by a newer repmode-cl; this one reads up to {VERSION}"
+                )
+            entries = {str(title): entry for title, entry in value["strategies"].items()}
+            streams = value["streams"] if version > 1 else {"": value["experiences"]}
             return cls(
-                experiences=tuple(tuple(str(name) for name in names) for names in value["experiences"]),
-                strategies={title: str(entry["name"]) for title, entry in strategies.items()},
-                bit_identical={title: entry.get("bit_identical") for title, entry in strategies.items()},
+                streams={
+                    str(stream): tuple(tuple(str(name) for name in names) for names in experiences)
+                    for stream, experiences in streams.items()
+                },
+                strategies={title: str(entry["name"]) for title, entry in entries.items()},
+                bit_identical={title: entry.get("bit_identical") for title, entry in entries.items()},
                 seeds=tuple(int(seed) for seed in value["seeds"]),
                 multi_net=value.get("multi_net"),
-                finished=frozenset((str(title), int(seed)) for title, seed in value.get("finished", ())),
+                finished=frozenset(_unit(entry) for entry in value.get("finished", ())),
+                options={title: dict(entry.get("options") or {}) for title, entry in entries.items()},
+                joint=value.get("joint"),
+                failed={_unit(entry[:-1]): str(entry[-1]) for entry in value.get("failed", ())},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, RepmodeError):
+                raise
             raise RepmodeError(
                 f"{source}: is no description of a run ({type(error).__name__}: {error}); it has "
-                "experiences, strategies, seeds, multi_net and finished, and `repmode-cl bench` writes it"
+                "streams (or experiences), strategies, seeds, multi_net and finished, and `repmode-cl bench` "
+                "writes it"
             ) from error
+
+
+def _unit(entry: Any) -> Unit:
+    title, *stream, seed = entry
+    if len(stream) > 1:
+        raise ValueError(f"{entry!r} is no (strategy, stream, seed)")
+    return str(title), str(stream[0]) if stream else "", int(seed)
 
 
 def read_run_info(run_dir: str | Path) -> RunInfo:

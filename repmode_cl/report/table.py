@@ -1,17 +1,16 @@
 """The table of a benchmark, one row per strategy: who learned, who forgot, at what cost.
 
-The terminal, the page and CSV show the same rows, computed here once from results.csv.
+The terminal, the page, CSV and LaTeX show the same rows, computed here once from results.csv.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.matrix import (
     PerformanceMatrix,
     backward_transfer,
@@ -23,23 +22,17 @@ from repmode_cl.evaluation.matrix import (
     summarise,
 )
 from repmode_cl.evaluation.metrics import HIGHER_IS_BETTER
-from repmode_cl.evaluation.results import ResultsTable
+from repmode_cl.evaluation.results import Result, ResultsTable
+from repmode_cl.evaluation.transfer import forward_transfer, intransigence, learned_values
 from repmode_cl.files import write_text
-from repmode_cl.report.run_info import RunInfo
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from repmode_cl.report.export import to_csv
+from repmode_cl.report.run_info import RunInfo, Unit
 
 __all__ = [
     "strategy_table",
-    "render_terminal",
-    "seconds_text",
-    "summary_lines",
     "write_table_csv",
-    "number_text",
-    "count_text",
-    "forgetting_text",
     "seeds_with_results",
+    "chosen_streams",
     "QUANTITIES",
 ]
 
@@ -50,26 +43,85 @@ QUANTITIES: Mapping[str, str] = {
     "final_mae": "MAE after the last step, averaged over all structures",
     "final_pearson": "Pearson's r after the last step, averaged over all structures",
     "added_r2": "R2 after the last step, averaged over the structures that were added to the base",
+    "added_mse": "MSE after the last step, averaged over the structures that were added to the base",
+    "added_pearson": "Pearson's r after the last step, averaged over the structures that were added to the base",
+    "learned_r2": "R2 just after learning, averaged over the structures that were added to the base",
     "forgetting_r2": "best R2 of earlier steps minus the final one, averaged; positive is worse",
     "forgetting_mse": "final MSE minus the best of earlier steps, averaged; positive is worse",
     "backward_r2": "final R2 minus that just after learning, averaged; positive is better",
+    "forward_r2": "R2 just after learning minus Multi-Net's, averaged over those added; positive is better",
+    "intransigence_r2": "joint training's R2 minus that just after learning, averaged over those added; "
+    "positive is worse",
+    "area_r2": "mean height of the validation R2 curve over the budget, averaged over those added",
     "improvement_r2": "relative improvement of final_r2 over Multi-Net in per cent",
     "improvement_mse": "relative improvement of final_mse over Multi-Net in per cent; positive is better",
     "added_parameters": "parameters added per structure after the base",
     "added_bytes": "bytes added on disk per structure after the base",
+    "added_steps": "training steps per structure after the base",
     "added_seconds": "training seconds per structure after the base",
+    "added_cpu_seconds": "processor seconds of training per structure after the base",
     "train_seconds": "training seconds of the whole stream",
+    "cpu_seconds": "processor seconds of training of the whole stream",
     "peak_memory_bytes": "largest memory of the stream",
+    "buffer_bytes": "largest size of what is kept of earlier images",
+    "buffer_images": "largest number of images that something is kept of",
+}
+
+#: Cost metric -> key of its mean per structure after the base.
+_PER_ADDED = {
+    "added_parameters": "added_parameters",
+    "added_bytes": "added_bytes",
+    "steps": "added_steps",
+    "train_seconds": "added_seconds",
+    "cpu_seconds": "added_cpu_seconds",
 }
 
 
-def seeds_with_results(results: ResultsTable, info: RunInfo, title: str) -> tuple[int, ...]:
-    """Return the seeds with which the strategy ran to its end, in the order of the run."""
-    have = set(results.seeds(title))
-    return tuple(seed for seed in info.seeds if seed in have and (title, seed) in info.finished)
+def chosen_streams(info: RunInfo, streams: Collection[str] | None) -> tuple[str, ...]:
+    """Return the streams that a table is about, in the order of the run.
+
+    None takes those of the first group that may be averaged (`RunInfo.stream_groups`): all orders of a run,
+    but not runs with other numbers of images.
+
+    Raises
+    ------
+    RepmodeError
+        If a name is none of the run's.
+    """
+    if streams is None:
+        return next(iter(info.stream_groups().values()), ())
+    unknown = [name for name in streams if name not in info.streams]
+    if unknown:
+        raise RepmodeError(
+            f"the run has no stream {unknown[0]!r}: it has {', '.join(map(repr, info.streams))}"
+        )
+    return tuple(name for name in info.streams if name in streams)
 
 
-def strategy_table(results: ResultsTable, run_info: RunInfo | Mapping[str, Any]) -> list[dict[str, Any]]:
+def seeds_with_results(
+    results: ResultsTable, info: RunInfo, title: str, streams: Collection[str] | None = None
+) -> tuple[int, ...]:
+    """Return the seeds with which the strategy ran all the streams to their end, in the order of the run."""
+    chosen = chosen_streams(info, streams)
+    have = [set(results.seeds(title, stream)) for stream in chosen]
+    return tuple(
+        seed
+        for seed in info.seeds
+        if chosen
+        and all(
+            seed in found and (title, stream, seed) in info.finished
+            for stream, found in zip(chosen, have, strict=True)
+        )
+    )
+
+
+def strategy_table(
+    results: ResultsTable,
+    run_info: RunInfo | Mapping[str, Any],
+    *,
+    streams: Collection[str] | None = None,
+    areas: Mapping[Unit, Mapping[tuple[int, str], float]] | None = None,
+) -> list[dict[str, Any]]:
     """Compute the table of a run.
 
     Parameters
@@ -78,6 +130,11 @@ def strategy_table(results: ResultsTable, run_info: RunInfo | Mapping[str, Any])
         The rows of results.csv.
     run_info
         Contents of run.json. Strategies stand in its order; only seeds named as finished are counted.
+    streams
+        Streams to average over, within each seed; None takes those of `chosen_streams`. A seed counts where all
+        of them are finished.
+    areas
+        Areas under learning curves (`repmode_cl.report.curves.read_areas`).
 
     Returns
     -------
@@ -85,34 +142,27 @@ def strategy_table(results: ResultsTable, run_info: RunInfo | Mapping[str, Any])
         For each strategy ``strategy`` (title), ``name`` (kind), ``seeds`` (number of finished seeds),
         ``bit_identical`` (True, False, or None where not checked), and for each key of `QUANTITIES` the mean
         over seeds, with half the width of its 95% interval as ``<key>_ci`` (None below two seeds). A quantity
-        that does not exist is None: forgetting where nothing was added, improvement without Multi-Net. The
-        improvement pairs equal seeds.
+        that does not exist is None: forgetting where nothing was added, improvement and forward transfer
+        without Multi-Net, intransigence without joint training. These pair equal seeds and streams.
     """
     info = RunInfo.of(run_info)
-    per_seed: dict[str, dict[int, dict[str, float]]] = {
-        title: {
-            seed: _one_seed(results, info, title, seed) for seed in seeds_with_results(results, info, title)
-        }
-        for title in info.strategies
-    }
-    reference = per_seed.get(info.multi_net or "", {})
+    chosen = chosen_streams(info, streams)
+    units = _Units(results, info, areas or {})
     rows = []
-    for title, by_seed in per_seed.items():
-        for seed, numbers in by_seed.items():
-            for metric in ("r2", "mse"):
-                key = f"final_{metric}"
-                if key in numbers and key in reference.get(seed, {}):
-                    numbers[f"improvement_{metric}"] = relative_improvement(
-                        numbers[key], reference[seed][key], metric
-                    )
+    for title in info.strategies:
         row: dict[str, Any] = {
             "strategy": title,
             "name": info.strategies[title],
-            "seeds": len(by_seed),
+            "seeds": 0,
             "bit_identical": info.bit_identical.get(title),
         }
+        by_seed = [
+            _mean_of([units.numbers(title, stream, seed) for stream in chosen])
+            for seed in seeds_with_results(results, info, title, chosen)
+        ]
+        row["seeds"] = len(by_seed)
         for key in QUANTITIES:
-            values = [numbers[key] for numbers in by_seed.values() if key in numbers]
+            values = [numbers[key] for numbers in by_seed if key in numbers]
             summary = summarise(values)
             row[key] = summary.mean if values else None
             row[f"{key}_ci"] = summary.half_width
@@ -120,154 +170,119 @@ def strategy_table(results: ResultsTable, run_info: RunInfo | Mapping[str, Any])
     return rows
 
 
-def _one_seed(results: ResultsTable, info: RunInfo, title: str, seed: int) -> dict[str, float]:
-    rows = results.select(strategy=title, seed=seed)
-    measured = {row.metric for row in rows}
-    numbers: dict[str, float] = {}
-    for metric in HIGHER_IS_BETTER:
-        if metric not in measured:
-            continue
-        matrix = performance_matrix(results, title, metric, seed, info.experiences)
-        numbers[f"final_{metric}"] = final_average(matrix)
-        if metric == "r2" and info.added:
-            numbers["added_r2"] = final_average(matrix, info.added)
-        if metric in ("r2", "mse"):
-            _put_mean(numbers, f"forgetting_{metric}", forgetting, matrix)
-        if metric == "r2":
-            _put_mean(numbers, "backward_r2", backward_transfer, matrix)
-    costs = {
-        metric: [(row.step, row.value) for row in rows if row.metric == metric]
-        for metric in ("added_parameters", "added_bytes", "train_seconds", "peak_memory_bytes")
+def _mean_of(several: list[dict[str, float]]) -> dict[str, float]:
+    """Average over streams what all of them have."""
+    first, *others = several
+    return {
+        key: mean_or_nan(numbers[key] for numbers in several) if others else first[key]
+        for key in first
+        if all(key in numbers for numbers in others)
     }
-    for metric, key in {
-        "added_parameters": "added_parameters",
-        "added_bytes": "added_bytes",
-        "train_seconds": "added_seconds",
-    }.items():
-        added = [value for step, value in costs[metric] if step > 0]
-        if added:
-            numbers[key] = mean_or_nan(added)
-    if costs["train_seconds"]:
-        numbers["train_seconds"] = math.fsum(value for _, value in costs["train_seconds"])
-    if costs["peak_memory_bytes"]:
-        numbers["peak_memory_bytes"] = max(value for _, value in costs["peak_memory_bytes"])
-    return numbers
+
+
+class _Units:
+    """Numbers of single runs; matrices of the references are needed again and again."""
+
+    def __init__(
+        self, results: ResultsTable, info: RunInfo, areas: Mapping[Unit, Mapping[tuple[int, str], float]]
+    ) -> None:
+        self.results, self.info, self.areas = results, info, areas
+        self._matrices: dict[tuple[str, str, str, int], PerformanceMatrix | None] = {}
+
+    def matrix(self, metric: str, title: str | None, stream: str, seed: int) -> PerformanceMatrix | None:
+        """Return the matrix of a finished run that has the metric, else None."""
+        if title is None or (title, stream, seed) not in self.info.finished:
+            return None
+        key = (metric, title, stream, seed)
+        if key not in self._matrices:
+            known = self.results.select(strategy=title, stream=stream, seed=seed, metric=metric)
+            experiences = self.info.streams[stream]
+            self._matrices[key] = (
+                performance_matrix(self.results, title, metric, seed, experiences, stream) if known else None
+            )
+        return self._matrices[key]
+
+    def numbers(self, title: str, stream: str, seed: int) -> dict[str, float]:
+        """Return what exists of `QUANTITIES` for one run."""
+        added = self.info.added_of(stream)
+        numbers: dict[str, float] = {}
+        for metric in HIGHER_IS_BETTER:
+            matrix = self.matrix(metric, title, stream, seed)
+            if matrix is None:
+                continue
+            numbers[f"final_{metric}"] = final_average(matrix)
+            if metric != "mae" and added:
+                numbers[f"added_{metric}"] = final_average(matrix, added)
+            if metric in ("r2", "mse"):
+                _put_mean(numbers, f"forgetting_{metric}", forgetting(matrix))
+                reference = self.matrix(metric, self.info.multi_net, stream, seed)
+                if reference is not None:
+                    numbers[f"improvement_{metric}"] = relative_improvement(
+                        numbers[f"final_{metric}"], final_average(reference), metric
+                    )
+            if metric == "r2":
+                _put_mean(numbers, "backward_r2", backward_transfer(matrix))
+                self._put_learning(numbers, matrix, title, stream, seed, added)
+        rows = self.results.select(strategy=title, stream=stream, seed=seed)
+        # Joint training adds nothing: what it learned in its one step is the whole stream.
+        _put_costs(numbers, rows, 0 if self.info.strategies[title] == "joint" else len(added))
+        return numbers
+
+    def _put_learning(
+        self,
+        numbers: dict[str, float],
+        matrix: PerformanceMatrix,
+        title: str,
+        stream: str,
+        seed: int,
+        added: Collection[str],
+    ) -> None:
+        _put_mean(numbers, "learned_r2", learned_values(matrix), added)
+        alone = self.matrix("r2", self.info.multi_net, stream, seed)
+        if alone is not None:
+            _put_mean(numbers, "forward_r2", forward_transfer(matrix, alone), added)
+        joint = self.matrix("r2", self.info.joint, stream, seed)
+        if joint is not None:
+            _put_mean(numbers, "intransigence_r2", intransigence(matrix, joint), added)
+        experiences = self.info.streams[stream]
+        if self.info.strategies[title] != "joint":  # its curve is that of another, longer training
+            under = {
+                f"{step} {name}": area
+                for (step, name), area in self.areas.get((title, stream, seed), {}).items()
+                if 0 < step < len(experiences) and name in experiences[step]
+            }
+            _put_mean(numbers, "area_r2", under)
 
 
 def _put_mean(
     numbers: dict[str, float],
     key: str,
-    read: Callable[[PerformanceMatrix], dict[str, float]],
-    matrix: PerformanceMatrix,
+    per_structure: Mapping[str, float],
+    names: Collection[str] | None = None,
 ) -> None:
-    per_structure = read(matrix)
-    if per_structure:
-        numbers[key] = mean_or_nan(per_structure.values())
+    values = [value for name, value in per_structure.items() if names is None or name in names]
+    if values:
+        numbers[key] = mean_or_nan(values)
 
 
-def forgetting_text(row: Mapping[str, Any], digits: int = 4) -> str:
-    """Return a row's forgetting in words: ``0.0 (bit-identical)`` only where both were found.
-
-    A number that is not exactly 0 is shown as it is, whatever run.json claims.
-    """
-    value = row["forgetting_r2"]
-    if value is None:
-        return "-"
-    if value == 0.0 and row["forgetting_r2_ci"] in (None, 0.0):
-        return "0.0 (bit-identical)" if row["bit_identical"] else "0.0"
-    return number_text(value, row["forgetting_r2_ci"], digits, sign=True)
-
-
-def number_text(value: float | None, half_width: float | None, digits: int, sign: bool = False) -> str:
-    """Return a number with its interval, ``0.484 ±0.012``; a dash for what does not exist."""
-    if value is None:
-        return "-"
-    text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text if half_width is None else f"{text} ±{half_width:.{digits}f}"
-
-
-def count_text(value: float | None, unit: str = "") -> str:
-    """Return a large number with three digits: 1.56 M, 332 k."""
-    if value is None:
-        return "-"
-    if not math.isfinite(value):
-        return str(value)
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            scaled = value / size
-            digits = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2
-            return f"{scaled:.{digits}f} {letter}{unit}"
-    return f"{value:.0f} {unit}".rstrip()
-
-
-def seconds_text(value: float | None) -> str:
-    """Return a duration: 4.2 s, 34 s, 12 min, 3.1 h; a dash for what does not exist."""
-    if value is None:
-        return "-"
-    if value < 600:
-        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
-
-
-def render_terminal(table: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """Return the table for a terminal: print it with a rich console.
-
-    Parameters
-    ----------
-    table
-        Rows of `strategy_table`.
-    title
-        A line above it.
-    """
-    from rich import box
-    from rich.table import Table
-
-    shown = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption="added: per structure after the base"
-        + ("; ±: 95% interval over seeds" if any(row["seeds"] > 1 for row in table) else ""),
-        caption_justify="left",
+def _put_costs(numbers: dict[str, float], rows: Iterable[Result], added: int) -> None:
+    costs: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        costs.setdefault(row.metric, []).append((row.step, row.value))
+    for metric, key in _PER_ADDED.items():
+        later = [value for step, value in costs.get(metric, ()) if step > 0]
+        if later and added:
+            numbers[key] = math.fsum(later) / added
+    whole: tuple[tuple[str, Callable[[Iterable[float]], float]], ...] = (
+        ("train_seconds", math.fsum),
+        ("cpu_seconds", math.fsum),
+        ("peak_memory_bytes", max),
+        ("buffer_bytes", max),
+        ("buffer_images", max),
     )
-
-    def number(key: str, digits: int, sign: bool = False) -> Callable[[Mapping[str, Any]], str]:
-        return lambda row: number_text(row[key], row[f"{key}_ci"], digits, sign)
-
-    # Without MSE, which says for z-scored targets what R2 says: the rest has to fit into 80 characters.
-    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
-        ("R2\n(all)", number("final_r2", 3)),
-        ("R2\n(added)", number("added_r2", 3)),
-        ("Pearson\n(all)", number("final_pearson", 3)),
-        ("forgetting\n(R2)", forgetting_text),
-        ("vs Multi-\nNet, %", number("improvement_r2", 1, sign=True)),
-        ("params\nadded", lambda row: count_text(row["added_parameters"])),
-        ("seconds\nadded", lambda row: number_text(row["added_seconds"], None, 0)),
-    ]
-    # A column that nothing stands in says nothing.
-    columns = [column for column in columns if any(column[1](row) != "-" for row in table)]
-    shown.add_column("strategy", overflow="fold")
-    for heading, _ in columns:
-        shown.add_column(heading, justify="right", overflow="fold")
-    for row in table:
-        note = "" if row["seeds"] else " (unfinished)"
-        # Broken here, because the terminal would break names and words to fit a long cell into 80 characters.
-        cells = [text(row).replace(" ±", "\n±").replace(" (", "\n(") for _, text in columns]
-        shown.add_row(f"{row['strategy']}{note}", *cells)
-    return shown
-
-
-def summary_lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one plain line per finished strategy, for logs and narrow terminals."""
-    lines = []
-    for row in table:
-        if row["seeds"]:
-            forgot = "" if row["forgetting_r2"] is None else f", forgetting {forgetting_text(row)}"
-            final = number_text(row["final_r2"], row["final_r2_ci"], 3)
-            lines.append(f"{row['strategy']}: R2 {final}{forgot}")
-    return lines
+    for metric, read in whole:
+        if metric in costs:
+            numbers[metric] = read([value for _, value in costs[metric]])
 
 
 def write_table_csv(table: Iterable[Mapping[str, Any]], path: str | Path) -> None:
@@ -275,14 +290,4 @@ def write_table_csv(table: Iterable[Mapping[str, Any]], path: str | Path) -> Non
     keys = ["strategy", "name", "seeds", "bit_identical"]
     for key in QUANTITIES:
         keys += [key, f"{key}_ci"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, keys, lineterminator="\n")
-    writer.writeheader()
-    for row in table:
-        writer.writerow(
-            {
-                key: "" if row[key] is None else repr(row[key]) if isinstance(row[key], float) else row[key]
-                for key in keys
-            }
-        )
-    write_text(path, text.getvalue())
+    write_text(path, to_csv(list(table), keys))

@@ -1,0 +1,90 @@
+"""The table of structures: how well each strategy predicts each of them at the end of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from repmode_cl.evaluation.matrix import summarise
+from repmode_cl.evaluation.pairs import structure_values
+from repmode_cl.evaluation.results import ResultsTable
+from repmode_cl.report.export import Column
+from repmode_cl.report.run_info import RunInfo
+from repmode_cl.report.table import chosen_streams, seeds_with_results
+
+__all__ = ["structure_table", "wide_structures"]
+
+
+def structure_table(
+    results: ResultsTable,
+    run_info: RunInfo | Mapping[str, Any],
+    metric: str = "r2",
+    *,
+    streams: Collection[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return one row for each structure and strategy.
+
+    Parameters
+    ----------
+    results, run_info
+        Of a run; strategies without a finished seed are left out, and so are those without the metric.
+    metric
+        One of `HIGHER_IS_BETTER`.
+    streams
+        As in `strategy_table`.
+
+    Returns
+    -------
+    list of dict
+        ``structure``, ``added`` (whether it arrives after the base in any of the streams), ``strategy``,
+        ``name`` (kind), ``seeds``, ``metric``, ``value`` (after the last step, mean over seeds) and ``value_ci``
+        (half its 95% interval, None below two seeds), ``learned`` and ``learned_ci`` (just after learning).
+        Structures in order of arrival.
+    """
+    info = RunInfo.of(run_info)
+    chosen = chosen_streams(info, streams)
+    experiences = {name: info.streams[name] for name in chosen}
+    added = {name for stream in chosen for name in info.added_of(stream)}
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for title, kind in info.strategies.items():
+        seeds = seeds_with_results(results, info, title, chosen)
+        final, learned = (
+            structure_values(results, title, metric, experiences, seeds, when=when, structures="all")
+            for when in ("final", "learned")
+        )
+        for structure in dict.fromkeys(name for values in final.values() for name in values):
+            row = {"structure": structure, "added": structure in added, "strategy": title, "name": kind}
+            row |= {"seeds": len(final), "metric": metric}
+            for key, values in (("value", final), ("learned", learned)):
+                summary = summarise(by_name[structure] for by_name in values.values())
+                row |= {key: summary.mean, f"{key}_ci": summary.half_width}
+            cells[structure, title] = row
+    order = dict.fromkeys(name for stream in chosen for name in info.structures_of(stream))
+    return [
+        cells[structure, title]
+        for structure in order
+        for title in info.strategies
+        if (structure, title) in cells
+    ]
+
+
+def wide_structures(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Column]]:
+    """Turn rows of `structure_table` into one row for each structure and one column for each strategy.
+
+    Returns
+    -------
+    tuple
+        (rows, columns) for `to_latex`: a row has ``structure``, and for each strategy the value under its title
+        and half the interval under ``<title>_ci``.
+    """
+    titles = list(dict.fromkeys(row["strategy"] for row in rows))
+    wide: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        cells = wide.setdefault(row["structure"], {"structure": row["structure"], "added": row["added"]})
+        cells[row["strategy"]] = row["value"]
+        cells[f"{row['strategy']}_ci"] = row["value_ci"]
+    columns = [
+        Column("structure", "structure", text=lambda row: row["structure"].replace("_", " ")),
+        *(Column(title, title) for title in titles),
+    ]
+    return list(wide.values()), columns

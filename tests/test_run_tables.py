@@ -1,0 +1,366 @@
+"""Comparisons in words, structures, budgets and files, from small runs worked by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from itertools import product
+
+import pytest
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.cli.report import show_results
+from repmode_cl.errors import RepmodeError
+from repmode_cl.evaluation import ResultsTable
+from repmode_cl.report import (
+    RunInfo,
+    budget_table,
+    comparison_table,
+    read_run_info,
+    strategy_table,
+    structure_table,
+    to_csv,
+    to_latex,
+    write_tables,
+)
+from repmode_cl.report.claims import add_verdicts, our_strategy
+from repmode_cl.report.export import Column, cell_text, escape_latex
+
+STREAM = [["a"], ["b"], ["c"]]
+KINDS = {
+    "ours": "experts_frozen",
+    "ours_50steps": "experts_frozen",
+    "ours_20steps": "experts_frozen",
+    "multi": "multi_net",
+    "fine": "fine_tuning",
+    "joint": "joint",
+}
+#: R2 of b and c, just after learning and at the end; of every strategy, before the seed's own luck.
+LEVEL = {
+    "ours": (0.50, 0.40),
+    "ours_50steps": (0.46, 0.36),
+    "ours_20steps": (0.40, 0.20),
+    "multi": (0.45, 0.35),
+    "fine": (0.30, 0.42),
+    "joint": (0.55, 0.45),
+}
+STEPS = {"ours_50steps": 50, "ours_20steps": 20}
+
+
+def luck(seed):
+    return 0.01 * (-1) ** seed * (1 + seed)
+
+
+def make(seeds=range(6), streams=("",), jitter=None):
+    """Return a run in which all strategies share each seed's luck, so that differences are exact."""
+    table = ResultsTable()
+    for (title, (b, c)), seed, stream in product(LEVEL.items(), seeds, streams):
+        own = luck(seed) + (0.0 if jitter is None else jitter(title, seed, stream))
+        for step, values in enumerate([{"a": 0.8}, {"a": 0.8, "b": b}, {"a": 0.8, "b": b, "c": c}]):
+            if title == "joint" and step < 2:
+                continue
+            for name, value in values.items():
+                if title == "fine" and name == "b" and step == 2:
+                    value = 0.1  # forgotten
+                for metric, of in (("r2", value + own), ("mse", 1 - value - own)):
+                    table.append(title, seed, step, name, metric, of, stream)
+            structure = STREAM[step][0]
+            steps = STEPS.get(title, 100)
+            for metric, cost in (("steps", steps), ("cpu_seconds", steps / 10), ("train_seconds", 99.0)):
+                table.append(title, seed, step, structure, metric, 500 if step == 0 else cost, stream)
+    info = {
+        "version": 2,
+        "streams": dict.fromkeys(streams, STREAM),
+        "strategies": {
+            title: {"name": kind, "bit_identical": None, "options": {"name": kind, "steps": STEPS.get(title)}}
+            for title, kind in KINDS.items()
+        },
+        "seeds": list(seeds),
+        "multi_net": "multi",
+        "joint": "joint",
+        "finished": [[title, name, seed] for title in KINDS for name in streams for seed in seeds],
+        "failed": [["fine", streams[0], 9, "out of memory"]],
+    }
+    return table, info
+
+
+def by_second(rows):
+    return {row["second"]: row for row in rows}
+
+
+def test_six_seeds_that_agree_are_beyond_noise():
+    rows = by_second(comparison_table(*make()))
+    # Shorter budgets of ours belong to another table.
+    assert list(rows) == ["multi", "fine", "joint"]
+    multi = rows["multi"]
+    assert (multi["first"], multi["structure"], multi["seeds"]) == ("ours", "all added", 6)
+    assert multi["difference"] == pytest.approx(0.05)
+    assert (multi["low"], multi["high"]) == pytest.approx((0.05, 0.05))
+    assert multi["p"] == pytest.approx(2 / 64)
+    assert multi["verdict"] == "ahead beyond noise"
+    # b: 0.5 - 0.1 at the end, c: 0.4 - 0.42.
+    assert rows["fine"]["difference"] == pytest.approx((0.4 - 0.02) / 2)
+    assert rows["joint"]["verdict"] == "behind beyond noise"
+    # By itself, not as one of three: 3 * 2 / 64 is above 0.05.
+    assert multi["p_holm"] == pytest.approx(6 / 64)
+    assert (multi["pairs"], multi["holds_corrected"]) == (3, False)
+    named = comparison_table(*make(), pairs=[("ours", "multi")])
+    assert named[0]["holds_corrected"] is True
+
+
+def test_three_seeds_are_too_few_however_clear():
+    row = by_second(comparison_table(*make(range(3))))["multi"]
+    assert row["verdict"] == "too few seeds (n=3: no test can get below 0.25)"
+    assert (row["seeds_for_test"], row["seeds_needed"]) == (6, 6)
+    alone = by_second(comparison_table(*make(range(1))))["multi"]
+    assert alone["low"] is None
+    assert alone["difference"] == pytest.approx(0.05)
+
+
+def test_errors_have_the_sign_of_what_is_better():
+    rows = by_second(comparison_table(*make(), metric="mse"))
+    assert rows["multi"]["difference"] == pytest.approx(0.05)
+    assert rows["joint"]["verdict"] == "behind beyond noise"
+
+
+def test_noise_is_called_noise():
+    def jitter(title, seed, stream):
+        return 0.2 * (-1) ** seed if title == "multi" else 0.0
+
+    row = by_second(comparison_table(*make(jitter=jitter)))["multi"]
+    assert row["verdict"] == "within noise"
+    assert row["low"] < 0 < row["high"]
+    assert row["seeds_needed"] > 6
+
+
+def test_single_structures_and_every_pair():
+    rows = comparison_table(*make(), pairs=[("ours", "fine")], per_structure=True)
+    assert [(row["structure"], row["verdict"]) for row in rows] == [
+        ("b", "ahead beyond noise"),
+        ("c", "behind beyond noise"),
+    ]
+    assert rows[0]["p_holm"] == pytest.approx(4 / 64)
+    assert len(comparison_table(*make(), pairs="all")) == 15
+    with pytest.raises(RepmodeError, match=r"no strategy 'mult'.*did you mean 'multi'"):
+        comparison_table(*make(), pairs=[("ours", "mult")])
+
+
+def test_what_cannot_be_compared_is_said():
+    table, info = make()
+    info["finished"] = [entry for entry in info["finished"] if entry[0] != "multi"]
+    rows = by_second(comparison_table(table, info))
+    assert (rows["multi"]["verdict"], rows["multi"]["difference"]) == ("no seed that both finished", None)
+    table.drop("fine", 2, from_step=2)
+    for name in "abc":
+        table.append("fine", 2, 2, name, "r2", math.nan)
+    row = by_second(comparison_table(table, info))["fine"]
+    assert row["verdict"] == "not comparable: a value is no number"
+    assert row["holds_corrected"] is False
+
+
+def test_streams_are_averaged_within_a_seed():
+    def jitter(title, seed, stream):
+        return {"order-1": 0.06, "order-2": -0.02}[stream] if title == "ours" else 0.0
+
+    table, info = make(range(3), ("order-1", "order-2"), jitter)
+    row = by_second(comparison_table(table, info))["multi"]
+    # Two orders of three seeds are three pieces of evidence and not six.
+    assert row["seeds"] == 3
+    assert row["difference"] == pytest.approx(0.05 + 0.02)
+    one = by_second(comparison_table(table, info, streams=["order-2"]))["multi"]
+    assert one["difference"] == pytest.approx(0.03)
+    ours = strategy_table(table, info)[0]
+    assert ours["forward_r2"] == pytest.approx(0.07)
+    assert ours["intransigence_r2"] == pytest.approx(0.05 - 0.02)
+    # A seed counts where all the streams are finished.
+    info["finished"].remove(["ours", "order-2", 1])
+    assert strategy_table(table, info)[0]["seeds"] == 2
+    assert strategy_table(table, info, streams=["order-1"])[0]["seeds"] == 3
+    with pytest.raises(RepmodeError, match="no stream 'order-3'"):
+        strategy_table(table, info, streams=["order-3"])
+
+
+def test_other_numbers_of_images_are_never_averaged():
+    table, info = make(range(2), ("order-1-images-2", "order-1-images-4", "order-2-images-2"))
+    groups = RunInfo.of(info).stream_groups()
+    assert groups == {"images-2": ("order-1-images-2", "order-2-images-2"), "images-4": ("order-1-images-4",)}
+    arranged = {"streams": dict.fromkeys(("order-1", "order-12", "easiest-first"), STREAM)}
+    assert RunInfo.of({**info, **arranged}).stream_groups() == {
+        "": ("order-1", "order-12"),
+        "easiest-first": ("easiest-first",),
+    }
+    info["finished"].remove(["ours", "order-1-images-4", 0])
+    assert strategy_table(table, info)[0]["seeds"] == 2  # of images-2 alone
+
+
+def test_the_strategy_table_has_all_measures():
+    rows = {row["strategy"]: row for row in strategy_table(*make())}
+    ours, multi, joint, fine = (rows[title] for title in ("ours", "multi", "joint", "fine"))
+    assert ours["learned_r2"] == pytest.approx(0.45 + sum(luck(seed) for seed in range(6)) / 6)
+    assert ours["forward_r2"] == pytest.approx(0.05)
+    assert ours["forward_r2_ci"] == pytest.approx(0.0, abs=1e-12)
+    assert multi["forward_r2"] == joint["intransigence_r2"] == 0.0
+    assert ours["intransigence_r2"] == pytest.approx(0.05)
+    assert fine["forward_r2"] == pytest.approx((0.30 - 0.45 + 0.42 - 0.35) / 2)
+    assert (ours["added_steps"], ours["added_cpu_seconds"], ours["cpu_seconds"]) == (100, 10, 520)
+    # Joint training adds nothing, and has nothing to forget.
+    assert (joint["added_steps"], joint["forgetting_r2"], joint["area_r2"]) == (None, None, None)
+    areas = {("ours", "", seed): {(0, "a"): 9.0, (1, "b"): 0.2, (2, "c"): 0.4} for seed in range(6)}
+    assert strategy_table(*make(), areas=areas)[0]["area_r2"] == pytest.approx(0.3)
+
+
+def test_verdicts_in_the_strategy_table_are_from_the_rows_point_of_view():
+    rows = add_verdicts(strategy_table(*make()), comparison_table(*make()))
+    verdicts = {row["strategy"]: row["verdict"] for row in rows}
+    assert verdicts["multi"] == verdicts["fine"] == "behind beyond noise"
+    assert verdicts["joint"] == "ahead beyond noise"
+    assert verdicts["ours"] is None
+    assert rows[3]["difference"] == pytest.approx(-0.05)
+    assert our_strategy(RunInfo.of(make()[1])) == "ours"
+
+
+def test_the_structure_table():
+    rows = structure_table(*make(range(2)), metric="r2")
+    assert [row["structure"] for row in rows[:: len(KINDS)]] == ["a", "b", "c"]
+    fine = next(row for row in rows if (row["structure"], row["strategy"]) == ("b", "fine"))
+    mean = (luck(0) + luck(1)) / 2
+    assert fine["value"] == pytest.approx(0.1 + mean)
+    assert fine["learned"] == pytest.approx(0.3 + mean)
+    assert fine["value_ci"] == pytest.approx(12.706 * abs(luck(0) - luck(1)) / 2, rel=1e-3)
+    assert (fine["added"], rows[0]["added"]) == (True, False)
+
+
+def test_the_budget_that_reaches_multi_nets_quality():
+    rows = {(row["family"], row["structure"]): row for row in budget_table(*make())}
+    ours = rows["ours", "all added"]
+    # 20 steps: 0.30, 50: 0.41, 100: 0.45; Multi-Net 0.40 with 100.
+    assert (ours["reached_by"], ours["steps"], ours["steps_share"]) == ("ours_50steps", 50, 0.5)
+    assert (ours["seconds"], ours["seconds_share"], ours["clock"]) == (5.0, 0.5, "processor")
+    assert ours["difference"] == pytest.approx(0.01)
+    assert ours["steady"] is True
+    assert ours["tried"] == "; ".join(
+        f"{steps}: {value + sum(map(luck, range(6))) / 6:.3f}"
+        for steps, value in [(20, 0.3), (50, 0.41), (100, 0.45)]
+    )
+    assert rows["multi", "all added"]["steps_share"] == 1.0
+    assert (rows["fine", "b"]["steps"], rows["fine", "b"]["steady"]) == (None, None)
+    assert rows["fine", "c"]["steps"] == 100
+    assert not any(family == "joint" for family, _ in rows)
+    table, info = make()
+    assert budget_table(table, {**info, "multi_net": None}) == []
+
+
+def test_budgets_without_processor_time_say_so():
+    table, info = make(range(1))
+    old = ResultsTable(row for row in table if row.metric != "cpu_seconds")
+    row = budget_table(old, info)[0]
+    assert (row["clock"], row["seconds"]) == ("wall", 99.0)
+
+
+def test_latex_and_csv():
+    rows = [
+        {"name": "a_b & 50%", "value": 0.4837, "value_ci": 0.0121, "n": 3},
+        {"name": "[c]", "value": -0.2, "value_ci": None, "n": None},
+    ]
+    columns = [Column("name", "name"), Column("value", "R²"), Column("n", "n")]
+    text = to_latex(rows, columns, caption="50% more")
+    assert r"name & R$^2$ & n \\" in text
+    assert r"a\_b \& 50\% & $0.484 \pm 0.012$ & $3$ \\" in text
+    assert r"{[c]} & $-0.200$ & -- \\" in text
+    assert r"\caption{50\% more}" in text
+    assert text.count("{") == text.count("}")
+    assert escape_latex("a\\b\n~^#$<") == r"a\textbackslash{}b \textasciitilde{}\textasciicircum{}\#\$$<$"
+    assert cell_text({"value": math.nan}, columns[1]) == "-"
+    with pytest.raises(RepmodeError):
+        to_latex(rows, [])
+    assert to_csv(rows) == "name,value,value_ci,n\na_b & 50%,0.4837,0.0121,3\n[c],-0.2,,\n"
+
+
+def write_run(folder, table, info):
+    folder.mkdir()
+    table.write(folder / "results.csv")
+    (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    return folder
+
+
+def test_every_table_as_files(tmp_path):
+    run = write_run(tmp_path / "run", *make())
+    seed = run / "ours" / "seed-0"
+    seed.mkdir(parents=True)
+    (seed / "learning.csv").write_text(
+        "experience,structure,train_step,metric,value\n1,b,10,r2,0.25\n", encoding="utf-8"
+    )
+    written = write_tables(run, tmp_path / "tables")
+    names = ("strategies", "structures", "comparisons", "budgets")
+    assert [path.name for path in written] == [f"{name}.{kind}" for name in names for kind in ("csv", "tex")]
+    with (tmp_path / "tables" / "strategies.csv").open(encoding="utf-8", newline="") as handle:
+        ours, *_, joint = csv.DictReader(handle)
+    assert float(ours["area_r2"]) == 0.25
+    assert (ours["verdict"], joint["verdict"]) == ("", "ahead beyond noise")
+    with (tmp_path / "tables" / "structures.csv").open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert {"r2", "r2_ci", "mse", "mse_ci"} <= set(rows[0])
+    assert len(rows) == 3 * len(KINDS)
+    assert r"\pm" in (tmp_path / "tables" / "structures.tex").read_text(encoding="utf-8")
+    (seed / "learning.csv").write_text("experience\n1\n", encoding="utf-8")
+    with pytest.raises(RepmodeError, match=r"learning.csv: is no table"):
+        write_tables(run, tmp_path / "tables")
+
+
+def test_numbers_of_images_have_tables_of_their_own(tmp_path):
+    run = write_run(tmp_path / "run", *make(range(1), ("images-2", "images-4")))
+    places = {path.parent.name for path in write_tables(run, tmp_path / "tables")}
+    assert places == {"images-2", "images-4"}
+
+
+def test_the_terminal_says_it_all(tmp_path, capsys):
+    show_results(write_run(tmp_path / "run", *make()))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ours against the others" in shown
+    assert "beyond noise" in shown
+    assert "20: 0.295; 50: 0.405" in shown
+    assert "failed: fine with seed 9: out of memory" in shown
+    assert "[0.050, 0.050]" in shown
+
+
+def test_an_old_run_without_versions_streams_or_options(tmp_path, capsys):
+    table, info = make(range(2))
+    info["experiences"] = info.pop("streams")[""]
+    info["finished"] = [[title, seed] for title, _, seed in info["finished"]]
+    for key in ("version", "joint", "failed"):
+        del info[key]
+    for entry in info["strategies"].values():
+        del entry["options"]
+    run = write_run(tmp_path / "run", table, info)
+    lines = (run / "results.csv").read_text(encoding="utf-8").splitlines()
+    lines = [",".join(part for place, part in enumerate(line.split(",")) if place != 1) for line in lines]
+    (run / "results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    show_results(run)
+    assert "ours: R2" in capsys.readouterr().out
+    assert strategy_table(ResultsTable.read(run / "results.csv"), info)[0]["seeds"] == 2
+    read = read_run_info(run)
+    assert read.experiences == read.streams[""] == (("a",), ("b",), ("c",))
+    assert (read.structures, read.added) == (("a", "b", "c"), ("b", "c"))
+    assert ("ours", "", 1) in read.finished
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 3}, "version 3, written by a newer"),
+        ({"streams": ["a"]}, "no description of a run"),
+        ({"finished": [["x", "y", "z", 0]]}, "no description of a run"),
+        ({"failed": [["x"]]}, "no description of a run"),
+    ],
+)
+def test_run_json_that_is_not_understood_is_refused(change, message):
+    with pytest.raises(RepmodeError, match=message):
+        RunInfo.of({**make(range(1))[1], **change})
+
+
+def test_several_runs_need_a_folder_of_their_own():
+    found = CliRunner().invoke(app, ["report", "one", "two"])
+    assert found.exit_code == 2
+    assert "--out" in found.output
