@@ -5,16 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from repmode_cl.config import DataConfig
+from repmode_cl.config import Config, DataConfig
 from repmode_cl.data.cache import ContentDigests
 from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.data.phantom import simulate
 from repmode_cl.data.prepare import prepare, shuffle_signals
 from repmode_cl.data.sample import Sample
 from repmode_cl.data.splits import assign_splits
+from repmode_cl.errors import UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
 
-__all__ = ["prepared_samples"]
+__all__ = ["known_structures", "prepared_samples"]
+
+
+def known_structures(config: Config) -> tuple[str, ...]:
+    """Return the structures that there are images of: the manifest's, or those that can be simulated.
+
+    Raises
+    ------
+    ManifestError
+        If the manifest cannot be read.
+    UnknownStructureError
+        If the stream names a structure that is to be simulated and cannot be.
+    """
+    if config.data.manifest is not None:
+        return read_manifest(Path(config.data.manifest)).structures
+    base = config.stream.base if isinstance(config.stream.base, tuple) else ()
+    for name in (*base, *(config.stream.order or ())):
+        if name not in TWELVE_STRUCTURES:
+            raise UnknownStructureError(name, TWELVE_STRUCTURES, "the simulator")
+    return TWELVE_STRUCTURES
 
 
 def prepared_samples(

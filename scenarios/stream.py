@@ -5,7 +5,6 @@ Integers exist here and nowhere else, because Avalanche's task labels are intege
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,17 @@ from avalanche.benchmarks import CLExperience, CLStream, benchmark_from_datasets
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
+from repmode_cl.scenarios.images import training_images
 from repmode_cl.scenarios.sources import prepared_samples
+from repmode_cl.scenarios.variants import experience_names, task_labels
 from torch.utils.data import Dataset
 
 from repmode_cl.config import DataConfig, StreamConfig
 from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.data.patches import PatchDataset, VolumeDataset
 from repmode_cl.data.sample import Sample
-from repmode_cl.errors import ConfigError, ManifestError, UnknownStructureError
 
-__all__ = ["StructureStream", "experience_names", "stream_of_samples", "structure_stream"]
+__all__ = ["StructureStream", "stream_of_samples", "structure_stream"]
 
 #: (structures of an experience, number of its training images) -> number of patches it trains on.
 PatchCount = Callable[[tuple[str, ...], int], int]
@@ -39,7 +39,7 @@ class StructureStream:
     benchmark
         Avalanche's scenario with the streams ``train``, ``val`` and ``test``.
     experiences
-        Structures of each experience, in order.
+        Structures of each experience, in order; a structure may come again, with other training images.
     labels
         Avalanche's task label of each structure: the one place where a structure has a number.
     images, tests
@@ -86,52 +86,20 @@ class StructureStream:
         """Return the test images of an experience."""
         return self.tests[int(experience.current_experience)]
 
+    def known_after(self, number: int) -> list[CLExperience]:
+        """Return the test experiences that show each structure of the experiences up to `number` once."""
+        shown: set[str] = set()
+        found = []
+        for place, names in enumerate(self.experiences[: number + 1]):
+            if not shown.issuperset(names):
+                found.append(self.test[place])
+            shown.update(names)
+        return found
+
     def names(self, labels: Sequence[int]) -> list[str]:
         """Return the structures that task labels stand for."""
         by_label = {label: name for name, label in self.labels.items()}
         return [by_label[int(label)] for label in labels]
-
-
-def experience_names(config: StreamConfig, known: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Return the structures of each experience.
-
-    Parameters
-    ----------
-    config
-        Base, order by list, by file, or all that is known; shuffled where a seed is given.
-    known
-        Structures that there are images of, in the manifest's order.
-
-    Raises
-    ------
-    UnknownStructureError
-        If there are no images of a structure.
-    ConfigError
-        If nothing is left to learn.
-    """
-    if config.order_file is not None:
-        path = Path(config.order_file)
-        try:
-            lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"stream.order_file {path} cannot be read: {error}") from error
-        order = [line for line in lines if line]
-    elif config.order is not None:
-        order = list(config.order)
-    else:
-        order = [name for name in known if name not in config.base]
-    for name in (*config.base, *order):
-        if name not in known:
-            raise UnknownStructureError(name, known, "the manifest")
-    names = [*config.base, *order]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"stream: {', '.join(twice)} named twice; a structure is learned once")
-    if config.order_seed is not None:
-        random.Random(config.order_seed).shuffle(order)
-    experiences = ([tuple(config.base)] if config.base else []) + [(name,) for name in order]
-    if not experiences:
-        raise ConfigError("stream: no structure to learn; name some in stream.base or stream.order")
-    return tuple(experiences)
 
 
 def structure_stream(
@@ -147,6 +115,7 @@ def structure_stream(
     data: DataConfig | None = None,
     batch: int | None = None,
     structures_per_batch: int | None = None,
+    images_each: int | None = None,
 ) -> StructureStream:
     """Make Avalanche train, validation and test streams of structures from a manifest.
 
@@ -156,7 +125,8 @@ def structure_stream(
         A manifest, or the path of one.
     order
         Structures after the base: their names, a seed that shuffles the manifest's, the path of a text file
-        with one a line, or ``None`` for the manifest's order.
+        with one a line, or ``None`` for the manifest's order. One that is named again comes again, with new images:
+        its training images are divided among its arrivals.
     base
         Structures learned jointly in the first experience; without any, each experience holds one structure.
     cache
@@ -174,6 +144,9 @@ def structure_stream(
         Splits and preprocessing; its `manifest` is not used.
     batch, structures_per_batch
         Arrange the patches so that each batch of `batch` shows at most so many structures; ``None`` mixes freely.
+    images_each
+        Most training images of each structure after the first experience; ``None`` takes all. See
+        `repmode_cl.scenarios.training_images`.
 
     Returns
     -------
@@ -190,7 +163,7 @@ def structure_stream(
     elif order is not None:
         values["order"] = tuple(order)
     experiences = experience_names(StreamConfig(**values), manifest.structures)
-    structures = [name for names in experiences for name in names]
+    structures = list(dict.fromkeys(name for names in experiences for name in names))
     data = (data or DataConfig()).model_copy(update={"cache": str(cache)})
     samples, _ = prepared_samples(data, Path(cache), structures=structures, manifest=manifest)
     count: PatchCount = patches if callable(patches) else lambda _, images: patches or images
@@ -203,6 +176,7 @@ def structure_stream(
         flips=flips,
         batch=batch,
         structures_per_batch=structures_per_batch,
+        images_each=images_each,
     )
 
 
@@ -217,33 +191,48 @@ def stream_of_samples(
     labels: Mapping[str, int] | None = None,
     batch: int | None = None,
     structures_per_batch: int | None = None,
+    images_each: int | None = None,
+    arrivals: Sequence[Sequence[str]] | None = None,
 ) -> StructureStream:
     """Make a stream of prepared samples; see `structure_stream`.
+
+    Parameters
+    ----------
+    samples
+        Prepared images; what is in no experience is left out.
+    experiences
+        Structures of each experience, as a strategy trains them.
+    count
+        Structures of an experience and number of its training images -> patches it trains on.
+    labels
+        Task label of each structure; by default in the order in which they first arrive.
+    patch, seed, flips, batch, structures_per_batch
+        As for `structure_stream`.
+    images_each, arrivals
+        Most images of a structure that is not in the first of `arrivals`, and the structures of each experience as
+        they arrive, where `experiences` arranges them otherwise: see `repmode_cl.scenarios.training_images`.
 
     Raises
     ------
     ManifestError
-        If a structure has no training image.
+        If a structure has no training image, or fewer than the number of times that it arrives.
     """
-    names = [name for group in experiences for name in group]
-    labels = dict(labels) if labels is not None else {name: label for label, name in enumerate(names)}
+    chosen = training_images(samples, experiences, seed=seed, images_each=images_each, arrivals=arrivals)
+    labels = dict(labels) if labels is not None else task_labels(experiences)
     train: list[AvalancheDataset[Any]] = []
     val: list[AvalancheDataset[Any]] = []
     test: list[AvalancheDataset[Any]] = []
     images: list[tuple[Sample, ...]] = []
     tests: list[tuple[Sample, ...]] = []
     sequences: list[PatchDataset] = []
-    for group in experiences:
+    for group, training in zip(experiences, chosen, strict=True):
         mine = {
-            split: [s for s in samples if s.structure in group and s.split == split]
-            for split in ("train", "val", "test")
+            "train": training,
+            **{
+                split: tuple(s for s in samples if s.structure in group and s.split == split)
+                for split in ("val", "test")
+            },
         }
-        for name in group:
-            if not any(sample.structure == name for sample in mine["train"]):
-                raise ManifestError(
-                    f"no training image of {name!r}: the manifest needs at least one row of it that is not held "
-                    "out (split train, or no split)"
-                )
         length = count(tuple(group), len(mine["train"]))
         patches = PatchDataset(
             mine["train"],

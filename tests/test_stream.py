@@ -2,77 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
-from repmode_cl.scenarios import LabelledBatches, StructureStream, structure_stream
+from repmode_cl.scenarios import LabelledBatches
+from tiny_stream import PATCH, STRUCTURES, Images, make_images
 
 from repmode_cl.config import DataConfig
-from repmode_cl.data.manifest import Row, write_manifest
 from repmode_cl.errors import ConfigError, ManifestError, RepmodeError, UnknownStructureError
 from repmode_cl.training.loading import patch_loader
-
-STRUCTURES = ("dna", "cell_membrane", "nucleolus", "mitochondria")
-SPLITS = ("train", "train", "val", "test")
-SHAPE, PATCH = (4, 12, 12), (4, 8, 8)
-
-
-@dataclass
-class Images:
-    """Fields of view whose signal all structures share, and a manifest of them."""
-
-    folder: Path
-    manifest: Path
-
-    def stream(
-        self, order: Sequence[str] | int | Path | None = None, manifest: Path | None = None, **options: object
-    ) -> StructureStream:
-        options = {"cache": self.folder / "cache", "patch": PATCH, **options}
-        return structure_stream(manifest or self.manifest, order, **options)  # type: ignore[arg-type]
-
-    def subset(self, name: str, rows: Sequence[Row]) -> Path:
-        path = self.folder / f"{name}.csv"
-        write_manifest(path, rows)
-        return path
-
-    def rows(
-        self, structures: Sequence[str] = STRUCTURES, splits: Sequence[str | None] = SPLITS
-    ) -> list[Row]:
-        return [
-            Row(
-                0,
-                name,
-                self.folder / f"signal{field}.tif",
-                None,
-                self.folder / f"{name}{field}.tif",
-                None,
-                split,
-            )
-            for name in structures
-            for field, split in enumerate(splits)
-        ]
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    folder = tmp_path_factory.mktemp("stream")
-    random = np.random.default_rng(0)
-    for field in range(len(SPLITS)):
-        for name in ("signal", *STRUCTURES):
-            tifffile.imwrite(
-                folder / f"{name}{field}.tif",
-                random.integers(0, 999, SHAPE).astype(np.uint16),
-                photometric="minisblack",
-                metadata={"axes": "ZYX"},
-            )
-    made = Images(folder, folder / "manifest.csv")
-    write_manifest(made.manifest, made.rows())
-    return made
+    return make_images(tmp_path_factory.mktemp("stream"))
 
 
 # -- order ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,83 @@
+"""Runs that differ in how many images their streams learn from are never taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from repmode_cl.scenarios import stream_variants
+from repmode_cl.strategies.opening import describe, open_run
+from repmode_cl.strategies.units import Outcome, units_of
+from tiny_run import BASE, STRUCTURES, changed, tiny
+
+from repmode_cl.config import Config, StreamConfig
+from repmode_cl.errors import ConfigError, RepmodeError
+from repmode_cl.evaluation import Result, ResultsTable
+from repmode_cl.files import write_json
+from repmode_cl.report.merging import merge_runs
+
+
+def begun(output: Path, images: object, seed: int = 0, **stream: object) -> Config:
+    """Return a configuration whose run was begun, with one figure for each unit."""
+    config = changed(
+        tiny(output / "manifest.csv", output),
+        name=f"run-{images}-{seed}".translate(str.maketrans("(), ", "....")),
+        seeds=(seed,),
+        stream=StreamConfig(base=BASE, images=images, **stream),
+    )
+    streams = stream_variants(config.stream, STRUCTURES)
+    folder = output / config.name
+    open_run(config, folder, streams)
+    units = units_of(config, streams)
+    write_json(folder / "run.json", describe(config, streams, units, dict.fromkeys(units, Outcome(True))))
+    ResultsTable(Result(u.title, u.seed, 0, "dna", "r2", 0.5, u.stream) for u in units).write(
+        folder / "results.csv"
+    )
+    return config
+
+
+def go_on(config: Config, images: object) -> None:
+    now = changed(config, stream=config.stream.model_copy(update={"images": images}))
+    open_run(now, Path(config.output) / config.name, stream_variants(now.stream, STRUCTURES))
+
+
+def test_a_run_goes_on_with_as_many_images_as_it_was_begun_with(tmp_path: Path) -> None:
+    few = begun(tmp_path, 2)
+    go_on(few, 2)
+    for images in (4, None):
+        with pytest.raises(ConfigError, match=f"stream.images was 2 and is {images} now"):
+            go_on(few, images)
+    with pytest.raises(ConfigError, match="streams were"):
+        go_on(few, (2, 4))
+
+
+def test_numbers_of_images_may_be_added_to_a_list(tmp_path: Path) -> None:
+    listed = begun(tmp_path, (2, 4))
+    go_on(listed, (1, 2, 4, None))
+    with pytest.raises(ConfigError, match="'images-2' must stay"):
+        go_on(listed, (4,))
+
+
+def test_merged_runs_keep_their_numbers_of_images_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repmode_cl.report.merging.build_report", lambda folder: None, raising=False)
+    two, four, same = begun(tmp_path, 2), begun(tmp_path, 4), begun(tmp_path, 2, seed=1)
+
+    def merged(*configs: Config) -> set[str]:
+        folders = [Path(config.output) / config.name for config in configs]
+        found = merge_runs(folders, tmp_path / "-".join(config.name for config in configs))
+        return {row.stream for row in ResultsTable.read(found / "results.csv")}
+
+    assert merged(two, same) == {""}
+    assert merged(two, four) == {"run-2-0", "run-4-0"}
+    two, four = begun(tmp_path, 2, 5, order_seeds=(0,)), begun(tmp_path, 4, 6, order_seeds=(0,))
+    with pytest.raises(RepmodeError, match="the stream 'order-0' is not the same in both"):
+        merged(two, four)
+
+
+def test_any_two_of_many_runs_are_compared(tmp_path: Path) -> None:
+    other = begun(tmp_path, (1,), 2, order=("mitochondria",))
+    runs = [begun(tmp_path, (2,), 0), begun(tmp_path, (1,), 1, order=("nucleolus",)), other]
+    with pytest.raises(RepmodeError, match="the stream 'images-1' is not the same in both"):
+        merge_runs([Path(config.output) / config.name for config in runs], tmp_path / "merged")
