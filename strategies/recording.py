@@ -1,4 +1,4 @@
-"""What a run leaves for people: validation curves, gate weights, example predictions, TensorBoard events."""
+"""What a run leaves for its report: validation curves, gate weights, example predictions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from repmode_cl.scenarios import StructureStream
-from repmode_cl.strategies.base import Evaluation, StructureStrategy
-from torch.utils.tensorboard import SummaryWriter
+from repmode_cl.strategies.base import StructureStrategy
 
 from repmode_cl.data.patches import VolumeDataset
 from repmode_cl.files import replacing, write_json, write_text
 from repmode_cl.nn import RepModeUNet
 
-__all__ = ["Events", "write_curve", "write_gates", "write_predictions"]
+__all__ = ["parameter_bytes", "write_curve", "write_gates", "write_predictions"]
 
 CURVE_COLUMNS = ("experience", "structure", "train_step", "metric", "value")
 
@@ -62,47 +61,6 @@ def write_predictions(folder: Path, strategy: StructureStrategy, stream: Structu
                     target=target[0].numpy().astype(np.float16),
                     prediction=np.asarray(prediction, np.float16),
                 )
-
-
-class Events:
-    """TensorBoard events of one run: loss, learning rate, validation and test figures per structure."""
-
-    def __init__(self, folder: Path, every: int = 10) -> None:
-        self._writer = SummaryWriter(str(folder))
-        self._every = every
-        self._steps = 0
-        self._seen = 0
-
-    def after_step(self, strategy: StructureStrategy) -> None:
-        """Write the training loss now and then; steps count on over experiences."""
-        self._steps += 1
-        if self._steps % self._every == 0 and strategy.last_loss is not None:
-            self._writer.add_scalar("train/mse", float(strategy.last_loss), self._steps)
-            self._writer.add_scalar(
-                "train/learning_rate", strategy.optimizer.param_groups[0]["lr"], self._steps
-            )
-
-    def after_validation(self, strategy: StructureStrategy) -> None:
-        """Write what was validated since the last time."""
-        for row in strategy.progress.curve[self._seen :]:
-            self._writer.add_scalar(f"val/{row['structure']}/{row['metric']}", row["value"], self._steps)
-        self._seen = len(strategy.progress.curve)
-        self._writer.flush()
-
-    def after_experience(self, step: int, figures: Evaluation) -> None:
-        """Write the test figures after experience `step`."""
-        for structure, metrics in figures.items():
-            for metric, value in metrics.items():
-                self._writer.add_scalar(f"test/{structure}/{metric}", value, step)
-        self._writer.flush()
-
-    def resumed(self, steps: int, seen: int) -> None:
-        """Go on counting after a resumed run's steps and validation figures."""
-        self._steps, self._seen = steps, seen
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._writer.close()
 
 
 def parameter_bytes(network: torch.nn.Module, names: Sequence[str]) -> tuple[int, int]:

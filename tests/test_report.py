@@ -1,141 +1,26 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import struct
 import zlib
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from synthetic_run import FOUR, KINDS, make_run
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation import ResultsTable
-from repmode_cl.report import build_report, read_run_info
+from repmode_cl.report import budget_table, build_report, read_run_info, structure_table, to_csv
 from repmode_cl.report.charts import heat_style, nice_ticks, number
 from repmode_cl.report.images import png_data_uri, read_prediction
-
-EXPERTS = ["conv5", "conv3", "conv1", "avg3", "avg5"]
-BLOCKS = ["encoder.0.0", "encoder.0.1", "encoder.1.0", "bottleneck.0", "decoder.1.0", "decoder.0.1"]
-KINDS = {"experts_frozen": "experts_frozen", "fine_tuning": "fine_tuning", "multi_net_k3": "multi_net"}
-FOUR = (("dna", "cell_membrane"), ("mitochondria",), ("nucleolus",))
-
-
-def make_run(folder: Path, experiences=FOUR, seeds=(0, 1), shape=(6, 24, 20), finished=True) -> Path:
-    """Write a run's folder with random but plausible numbers."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    structures = [name for names in experiences for name in names]
-    level = dict(zip(structures, np.linspace(0.78, 0.15, len(structures)), strict=True))
-    results = ResultsTable()
-    for title, kind in KINDS.items():
-        for seed in seeds:
-            place = folder / title / f"seed-{seed}"
-            (place / "predictions").mkdir(parents=True)
-            _results(results, rng, title, kind, seed, experiences, level)
-            _curves(place / "learning.csv", rng, kind, experiences, level)
-            if kind != "multi_net":
-                _gates(place / "gates.json", rng, kind, structures, experiences[0])
-            if seed == seeds[0]:
-                for name in structures:
-                    _volumes(place / "predictions" / f"{name}.npz", name, kind, level[name], shape)
-    results.write(folder / "results.csv")
-    run = {
-        "experiences": [list(names) for names in experiences],
-        "strategies": {
-            title: {"name": kind, "bit_identical": {"experts_frozen": True, "fine_tuning": False}.get(kind)}
-            for title, kind in KINDS.items()
-        },
-        "seeds": list(seeds),
-        "multi_net": "multi_net_k3",
-        "finished": [
-            [title, seed] for title in KINDS for seed in seeds if finished or title != "fine_tuning"
-        ],
-    }
-    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    config = {
-        "name": "quickstart",
-        "data": {"simulate": {"fields": 16, "shape": [32, 128, 128]}},
-        "network": {"width": 8, "depth": 3, "experts": EXPERTS},
-        "patch": {"size": [16, 64, 64]},
-        "training": {
-            "steps": 300,
-            "base_steps": 500,
-            "batch_size": 8,
-            "learning_rate": 0.002,
-            "schedule": "one_cycle",
-        },
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    (folder / "environment.json").write_text(
-        json.dumps({"torch": "2.15.0", "device": {"name": "cpu", "threads": 2}}), encoding="utf-8"
-    )
-    return folder
-
-
-def _results(results, rng, title, kind, seed, experiences, level):
-    learned: dict[str, float] = {}
-    for step, names in enumerate(experiences):
-        for name in names:
-            learned[name] = level[name] + rng.normal(scale=0.01) - (0.02 if kind == "multi_net" else 0.0)
-        for name, value in learned.items():
-            if kind == "fine_tuning" and name not in names:
-                value = learned[name] = value - abs(rng.normal(0.25, 0.1))
-            for metric, of in {
-                "r2": value,
-                "mse": 1 - value,
-                "mae": 0.8 * (1 - value) ** 0.5,
-                "pearson": max(value, 0.01) ** 0.5,
-            }.items():
-                results.append(title, seed, step, name, metric, of)
-        of = names[0] if len(names) == 1 else "base"
-        added = {"experts_frozen": 331_000, "fine_tuning": 200, "multi_net": 362_000}[kind]
-        results.append(title, seed, step, of, "train_seconds", rng.uniform(30, 50))
-        results.append(title, seed, step, of, "added_parameters", added if step else 1_930_000)
-        results.append(title, seed, step, of, "added_bytes", (added if step else 1_930_000) * 4)
-        results.append(title, seed, step, of, "peak_memory_bytes", 1.2e9)
-
-
-def _curves(path, rng, kind, experiences, level):
-    lines = ["experience,structure,train_step,metric,value"]
-    speed = {"experts_frozen": 50, "fine_tuning": 70, "multi_net": 100}[kind]
-    for step, names in enumerate(experiences):
-        for name in names:
-            for at in range(0, 301, 30):
-                value = level[name] - (level[name] + 0.6) * np.exp(-at / speed) + rng.normal(scale=0.01)
-                lines += [f"{step},{name},{at},r2,{value}", f"{step},{name},{at},mse,{1 - value}"]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _gates(path, rng, kind, structures, base):
-    gates = {}
-    for name in structures:
-        experts = EXPERTS + ([name] if kind == "experts_frozen" and name not in base else [])
-        gates[name] = {
-            block: dict(zip(experts, rng.dirichlet([8] * len(experts)).tolist(), strict=True))
-            for block in BLOCKS
-        }
-    path.write_text(json.dumps(gates), encoding="utf-8")
-
-
-def _volumes(path, name, kind, level, shape):
-    from scipy.ndimage import gaussian_filter
-
-    rng = np.random.default_rng(len(name))
-    target = gaussian_filter(rng.normal(size=shape), 2.5) > 0.02
-    target = gaussian_filter(target.astype(float), 0.8) + rng.normal(scale=0.03, size=shape)
-    target = (target - target.mean()) / target.std()
-    signal = np.gradient(gaussian_filter(target, 1.5), axis=0) + rng.normal(scale=0.05, size=shape)
-    blur = {"experts_frozen": 1.2, "fine_tuning": 5.0, "multi_net": 1.6}[kind]
-    np.savez_compressed(
-        path,
-        signal=signal.astype(np.float16),
-        target=target.astype(np.float16),
-        prediction=(level + 0.2) * gaussian_filter(target, blur).astype(np.float16),
-    )
+from repmode_cl.report.volumes import stacks_of
+from repmode_cl.structures import TWELVE_STRUCTURES
 
 
 class Page(HTMLParser):
@@ -186,14 +71,20 @@ def test_the_page_is_whole_html_and_asks_for_nothing_outside(page):
 
 def test_the_page_has_every_section_and_the_table_first(page):
     sections = re.findall(r'<section id="(\w+)"', page)
-    assert sections == ["table", "forgetting", "learning", "matrices", "pictures", "gates", "settings"]
+    assert sections == [
+        "table", "comparisons", "costs", "structures", "forgetting", "learning", "matrices", "pictures", "gates",
+        "settings",
+    ]  # fmt: skip
     assert "(bit-identical)" in page
     assert "stayed the same bit for bit" in page
-    assert page.count('class="panel"') == 4 * 5
+    assert (
+        page.count('class="panel"') == 5
+    )  # of the first structure, without a script; of the others there are data
+    assert page.count('id="volumes-') == 4
 
 
 def test_unknown_values_leave_no_trace_of_python(page):
-    text = re.sub(r"<style>.*?</style>|<script>.*?</script>|<pre>.*?</pre>", "", page, flags=re.S)
+    text = re.sub(r"<(style|script|pre)\b.*?</\1>", "", page, flags=re.S)
     assert not re.search(r"\bnan\b|None|Undefined|np\.float", text)
 
 
@@ -205,6 +96,7 @@ def test_texts_of_the_run_are_escaped(tmp_path):
     text = build_report(folder).read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
+    Page(text)
 
 
 def test_what_is_missing_or_damaged_is_said_on_the_page(tmp_path):
@@ -282,3 +174,114 @@ def test_numbers_and_ticks():
     assert nice_ticks(1.0, 1.0) == [1.0]
     assert heat_style(float("nan"), 0, 1) == ""
     assert heat_style(0.0, 1.0, 0.0) == heat_style(1.0, 0.0, 1.0)
+
+
+def test_streams_are_averaged_or_seen_one_by_one_and_budgets_compared(tmp_path):
+    streams = {"order-0": FOUR, "order-1": (FOUR[0], FOUR[2], FOUR[1])}
+    kinds = {**KINDS, "experts_frozen_100steps": "experts_frozen"}
+    folder = make_run(tmp_path / "run", streams=streams, kinds=kinds, seeds=range(6))
+    text = build_report(folder).read_text(encoding="utf-8")
+    data = data_of(text)
+    assert [scope["label"] for scope in data["scopes"]] == ["all 2 orders", "order 0", "order 1"]
+    assert [stream["structures"][-1] for stream in data["streams"]] == ["nucleolus", "mitochondria"]
+    # What the page exports is what `repmode-cl report --tables` writes.
+    info = read_run_info(folder)
+    results = ResultsTable.read(folder / "results.csv")
+    assert data["tables"]["budgets|0|r2"]["csv"] == to_csv(budget_table(results, info))
+    assert data["tables"]["structures|2|mse"]["csv"] == to_csv(
+        structure_table(results, info, "mse", streams=["order-1"])
+    )
+    first, *_ = data["tables"]["comparisons|0|r2"]["rows"]
+    assert [cell[0] for cell in first["cells"][:2]] == ["experts_frozen", "fine_tuning"]
+    assert "ahead beyond noise" in [cell[0] for cell in first["cells"]]
+    assert r"\toprule" in data["tables"]["comparisons|0|r2"]["tex"]
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+
+
+def decoded(panel):
+    data = base64.b64decode(panel["uri"].removeprefix("data:image/jpeg;base64,"))
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_volumes_are_kept_slice_by_slice_with_one_scale_of_levels(run_folder):
+    files = {"dna": {title: run_folder / title / "seed-0/predictions/dna.npz" for title in KINDS}}
+    notes = []
+    stack = stacks_of(files, notes)["dna"]
+    assert notes == []
+    assert [panel["key"] for panel in stack["panels"]] == ["signal", "truth", *KINDS]
+    low, high = stack["levels"]
+    (depth, height, width), (rows, columns) = stack["size"], stack["tile"]
+    for panel, volume in zip(
+        stack["panels"][1:],
+        [read_prediction(files["dna"]["multi_net_k3"]).target]
+        + [read_prediction(path).prediction for path in files["dna"].values()],
+        strict=True,
+    ):
+        mosaic = decoded(panel)
+        for z in range(depth):
+            top, left = z // stack["across"] * rows, z % stack["across"] * columns
+            levels = mosaic[top : top + height, left : left + width]
+            expected = volume[z].clip(low, high)
+            # As near as the finest JPEG keeps noise.
+            assert np.abs(low + levels / 255 * (high - low) - expected).mean() < 0.03 * (high - low)
+
+
+def test_pictures_give_way_to_the_budget_first_in_quality_then_in_size(run_folder):
+    files = {"dna": {title: run_folder / title / "seed-0/predictions/dna.npz" for title in KINDS}}
+
+    def made(budget):
+        [stack] = stacks_of(files, [], budget=budget).values()
+        size = sum(len(panel["uri"]) for panel in stack["panels"])
+        assert size <= budget
+        return size, stack["quality"], int(np.prod(stack["size"]))
+
+    size, quality, voxels = made(10**6)
+    smaller = made(size - 1)
+    assert smaller[1] < quality
+    assert smaller[2] == voxels
+    assert made(size // 2)[2] < voxels
+
+
+def test_pictures_of_another_test_image_are_left_out_with_a_note(run_folder, tmp_path):
+    other = tmp_path / "dna.npz"
+    np.savez(other, **{key: np.zeros((2, 3, 4)) for key in ("signal", "target", "prediction")})
+    notes = []
+    first = run_folder / "fine_tuning/seed-0/predictions/dna.npz"
+    [stack] = stacks_of({"dna": {"fine_tuning": first, "other": other}}, notes).values()
+    assert [panel["key"] for panel in stack["panels"]] == ["signal", "truth", "fine_tuning"]
+    assert ["other kept another test image of dna" in note for note in notes] == [True]
+    assert stacks_of({"dna": {"other": tmp_path / "absent.npz"}}, notes) == {}
+
+
+@pytest.mark.slow
+def test_a_page_of_twelve_structures_and_eight_strategies_stays_below_10_megabytes(tmp_path):
+    kinds = {**KINDS, **{f"fine_tuning_{k}": "fine_tuning" for k in range(5)}}
+    stream = (TWELVE_STRUCTURES[:4], *((name,) for name in TWELVE_STRUCTURES[4:]))
+    folder = make_run(tmp_path / "run", stream, seeds=range(6), shape=(24, 96, 96), kinds=kinds)
+    for title in kinds:
+        for path in (folder / title / "seed-0" / "predictions").glob("*.npz"):
+            with np.load(path) as kept:
+                volumes = dict(kept)
+            # Noise everywhere, which no picture can be made small of.
+            rng = np.random.default_rng(0)
+            noisy = {key: value + rng.normal(scale=0.5, size=value.shape) for key, value in volumes.items()}
+            np.savez(path, **{key: value.astype(np.float16) for key, value in noisy.items()})
+    page = build_report(folder)
+    assert page.stat().st_size < 10_000_000
+    assert page.read_text(encoding="utf-8").count('id="volumes-') == 12
+
+
+def test_of_many_runs_that_failed_or_are_not_finished_a_few_are_named(tmp_path):
+    folder = make_run(tmp_path / "run", streams={"order-0": FOUR}, seeds=range(8), shape=(4, 8, 8))
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run["finished"] = [unit for unit in run["finished"] if unit[0] == "experts_frozen"]
+    run["failed"] = [["fine_tuning", "order-0", seed, "ran <out> of memory"] for seed in range(8)]
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    text = build_report(folder).read_text(encoding="utf-8")
+    assert "failed: fine_tuning on order-0 with seed 5: ran &lt;out&gt; of memory" in text
+    assert "failed besides: 2 more runs" in text
+    assert "8 of 24 runs, such as multi_net_k3 on order-0 with seed 0" in text
+    assert "seed 7" not in text

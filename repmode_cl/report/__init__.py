@@ -1,15 +1,28 @@
-"""The table and the page of a run."""
+"""The tables and the page of a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from repmode_cl.report.budgets import budget_table
+from repmode_cl.report.claims import comparison_table
+from repmode_cl.report.export import to_csv, to_latex
 from repmode_cl.report.run_info import RunInfo, read_run_info
-from repmode_cl.report.table import render_terminal, strategy_table, summary_lines, write_table_csv
+from repmode_cl.report.structures import structure_table
+from repmode_cl.report.table import strategy_table, write_table_csv
+from repmode_cl.report.tables import run_tables, write_tables
+from repmode_cl.report.terminal import render_terminal, summary_lines
 
 __all__ = [
     "build_report",
     "strategy_table",
+    "structure_table",
+    "comparison_table",
+    "budget_table",
+    "run_tables",
+    "write_tables",
+    "to_csv",
+    "to_latex",
     "render_terminal",
     "summary_lines",
     "write_table_csv",

@@ -1,6 +1,7 @@
 """Line charts, heat maps and bars as SVG and HTML text, so that they follow the reader's light or dark theme.
 
-Colours are CSS classes (`s0`, `s1`, ... for strategies, `e0`, ... for experts), defined once in page.css.
+Colours are CSS classes (`s0`, `s1`, ... for strategies, `e0`, ... for experts), defined once in page.css. The page's
+script draws the same charts again (page_charts.js), when a reader chooses what to see: the two must look alike.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-__all__ = ["Line", "line_chart", "nice_ticks", "heat_style", "number", "stacked_bar"]
+__all__ = ["COLOURS", "Line", "line_chart", "nice_ticks", "heat_style", "number", "stacked_bar"]
+
+#: Colours that page.css has for strategies; beyond them they begin again.
+COLOURS = 16
+
+#: Lines of more points are drawn without dots.
+DOTS = 16
 
 _WIDTH, _HEIGHT = 270, 178
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 10, 26
@@ -127,7 +134,8 @@ def line_chart(
         if len(line.band) > 1:
             there = " ".join(f"{px(x)},{py(high)}" for x, _, high in line.band)
             back = " ".join(f"{px(x)},{py(low)}" for x, low, _ in reversed(line.band))
-            out.append(f'<polygon class="band s{line.style}" points="{there} {back}"/>')
+            out.append(f'<polygon class="band s{line.style % COLOURS}" points="{there} {back}"/>')
+    dots = all(len(line.points) <= DOTS for line in lines)
     for line in lines:
         path, pen_up = [], True
         for x, y in line.points:
@@ -136,11 +144,11 @@ def line_chart(
                 continue
             path.append(f"{'M' if pen_up else 'L'}{px(x)} {py(y)}")
             pen_up = False
-        out.append(f'<path class="line s{line.style}" d="{"".join(path)}"/>')
-        for x, y in line.points:
+        out.append(f'<path class="line s{line.style % COLOURS}" d="{"".join(path)}"/>')
+        for x, y in line.points if dots else ():
             if not math.isnan(y):
                 out.append(
-                    f'<circle class="dot s{line.style}" cx="{px(x)}" cy="{py(y)}" r="3">'
+                    f'<circle class="dot s{line.style % COLOURS}" cx="{px(x)}" cy="{py(y)}" r="3">'
                     f"<title>{escape(line.label)}: {number(y, 3)}</title></circle>"
                 )
     out.append("</svg></svg>")

@@ -11,15 +11,16 @@ from typing import Any
 
 import yaml
 
-from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.results import ResultsTable
-from repmode_cl.report.images import Prediction, read_prediction
-from repmode_cl.report.run_info import RunInfo, read_run_info
+from repmode_cl.report.run_info import RunInfo, Unit, read_run_info, unit_folder
 
 __all__ = ["Run", "Curve", "read_run"]
 
 #: (metric, structure) -> (train step, value), ascending.
 Curve = Mapping[tuple[str, str], list[tuple[int, float]]]
+
+#: How many runs a note names one by one; more are counted.
+_NAMED = 6
 
 
 @dataclass
@@ -29,11 +30,11 @@ class Run:
     Attributes
     ----------
     curves
-        (strategy, seed) -> validation curves.
+        (strategy, stream, seed) -> validation curves.
     gates
-        strategy -> structure -> block -> expert -> mean gate weight, of the first seed that has them.
+        strategy -> structure -> block -> expert -> mean gate weight, of the first run that has them.
     predictions
-        structure -> strategy -> volumes, of the first seed that has them.
+        structure -> strategy -> file of its volumes, of the first run that has one.
     notes
         What was missing or could not be read.
     """
@@ -44,9 +45,9 @@ class Run:
     config: dict[str, Any]
     config_text: str
     environment: dict[str, Any]
-    curves: dict[tuple[str, int], Curve] = field(default_factory=dict)
+    curves: dict[Unit, Curve] = field(default_factory=dict)
     gates: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
-    predictions: dict[str, dict[str, Prediction]] = field(default_factory=dict)
+    predictions: dict[str, dict[str, Path]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -80,22 +81,43 @@ def read_run(folder: str | Path) -> Run:
         notes=notes,
     )
     for title in info.strategies:
-        for seed in info.seeds:
-            _read_seed(run, title, seed, folder / title / f"seed-{seed}")
-    unfinished = [
-        f"{title} with seed {seed}"
-        for title in info.strategies
-        for seed in info.seeds
-        if (title, seed) not in info.finished
-    ]
-    if unfinished:
-        notes.append(f"not finished, so not in the table: {', '.join(unfinished)}")
+        for stream in info.streams:
+            for seed in info.seeds:
+                _read_unit(run, (title, stream, seed))
+    notes += _unfinished(info)
     return run
 
 
-def _read_seed(run: Run, title: str, seed: int, folder: Path) -> None:
+def unit_text(unit: Unit) -> str:
+    """Return how a note names one run."""
+    title, stream, seed = unit
+    return f"{title}{f' on {stream}' if stream else ''} with seed {seed}"
+
+
+def _unfinished(info: RunInfo) -> list[str]:
+    every = [
+        (title, stream, seed) for title in info.strategies for stream in info.streams for seed in info.seeds
+    ]
+    missing = [unit for unit in every if unit not in info.finished and unit not in info.failed]
+    notes = [f"failed: {unit_text(unit)}: {message}" for unit, message in [*info.failed.items()][:_NAMED]]
+    if len(info.failed) > _NAMED:
+        notes.append(f"failed besides: {len(info.failed) - _NAMED} more runs")
+    if len(missing) > _NAMED:
+        first = ", ".join(unit_text(unit) for unit in missing[:_NAMED])
+        notes.append(
+            f"not finished, so not in the tables: {len(missing)} of {len(every)} runs, such as {first}"
+        )
+    elif missing:
+        notes.append(f"not finished, so not in the tables: {', '.join(unit_text(unit) for unit in missing)}")
+    return notes
+
+
+def _read_unit(run: Run, unit: Unit) -> None:
+    title, stream, _ = unit
+    below = unit_folder(*unit)
+    folder = run.folder / below
     if (folder / "learning.csv").exists():
-        run.curves[title, seed] = _curves(folder / "learning.csv", run)
+        run.curves[unit] = _curves(folder / "learning.csv", run, stream)
     if title not in run.gates and (folder / "gates.json").exists():
         gates = _json(folder / "gates.json", run.notes)
         try:
@@ -107,29 +129,39 @@ def _read_seed(run: Run, title: str, seed: int, folder: Path) -> None:
                 for structure, blocks in gates.items()
             }
         except (AttributeError, TypeError, ValueError) as error:
-            run.notes.append(f"{title}/seed-{seed}/gates.json is of another form: {error}")
+            run.notes.append(f"{below.as_posix()}/gates.json is of another form: {error}")
     for structure in run.info.structures:
         path = folder / "predictions" / f"{structure}.npz"
         if title not in run.predictions.get(structure, {}) and path.exists():
-            try:
-                run.predictions.setdefault(structure, {})[title] = read_prediction(path)
-            except RepmodeError as error:
-                run.notes.append(str(error))
+            run.predictions.setdefault(structure, {})[title] = path
 
 
-def _curves(path: Path, run: Run) -> Curve:
-    learned = {name: step for step, names in enumerate(run.info.experiences) for name in names}
-    curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
+def _curves(path: Path, run: Run, stream: str) -> Curve:
+    """Read the curves of each structure while it is being learned; its later decline is the forgetting curve.
+
+    Where a stream brings a structure back, its steps count on.
+    """
+    experiences = run.info.streams[stream]
+    curves: dict[tuple[str, str], dict[int, list[tuple[int, float]]]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle):
-                # Only while it was being learned: its later decline is the forgetting curve.
-                if int(row["experience"]) == learned.get(row["structure"]):
+                number = int(row["experience"])
+                if row["structure"] in experiences[number]:
                     point = (int(row["train_step"]), float(row["value"]))
-                    curves.setdefault((row["metric"], row["structure"]), []).append(point)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+                    parts = curves.setdefault((row["metric"], row["structure"]), {})
+                    parts.setdefault(number, []).append(point)
+    except (OSError, IndexError, KeyError, TypeError, ValueError) as error:
         run.notes.append(f"{path.relative_to(run.folder).as_posix()} cannot be read: {error!r}")
-    return {key: sorted(points) for key, points in curves.items()}
+    return {key: _joined(parts) for key, parts in curves.items()}
+
+
+def _joined(parts: Mapping[int, list[tuple[int, float]]]) -> list[tuple[int, float]]:
+    joined: list[tuple[int, float]] = []
+    for _, points in sorted(parts.items()):
+        before = joined[-1][0] if joined else 0
+        joined += [(before + step, value) for step, value in sorted(points)]
+    return joined
 
 
 def _text(path: Path, notes: list[str]) -> str:

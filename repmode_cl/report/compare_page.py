@@ -17,8 +17,8 @@ from repmode_cl.report.charts import Line, line_chart, nice_ticks, number
 from repmode_cl.report.compare_text import change_text, damage_text, findings, stored_text
 from repmode_cl.report.comparison import FINE_TUNING, Change, Comparison, Way, read_comparison
 from repmode_cl.report.images import Panel, panels, read_prediction
-from repmode_cl.report.sections import LOWEST_SHOWN, spoken
-from repmode_cl.report.table import count_text, seconds_text
+from repmode_cl.report.series import LOWEST_SHOWN, spoken
+from repmode_cl.report.texts import count_text, seconds_text
 
 __all__ = ["build_comparison"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from repmode_cl.report.comparison import ADDING, FINE_TUNING, OWN_NETWORK, Change, Comparison, Way
-from repmode_cl.report.table import count_text, seconds_text
+from repmode_cl.report.texts import count_text, seconds_text
 
 if TYPE_CHECKING:
     from rich.table import Table

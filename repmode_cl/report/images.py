@@ -17,7 +17,16 @@ from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.metrics import image_metrics
 from repmode_cl.report.charts import number
 
-__all__ = ["Panel", "Prediction", "read_prediction", "panels", "png_data_uri"]
+__all__ = [
+    "Panel",
+    "Prediction",
+    "read_prediction",
+    "panels",
+    "png_data_uri",
+    "busiest",
+    "contrast",
+    "LONGEST",
+]
 
 #: Longest side of a picture in the page, in pixels: larger slices are reduced by whole factors.
 LONGEST = 512
@@ -98,11 +107,11 @@ def panels(
     first = next(iter(by_strategy.values()))
     target = first.target
     # The plane and the row in which there is most to see in the truth, away from the borders.
-    z = _busiest(target.std(axis=(1, 2)))
-    y = _busiest(target.std(axis=(0, 2)))
-    low, high = _contrast(target, 0.5, 99.7)
+    z = busiest(target.std(axis=(1, 2)))
+    y = busiest(target.std(axis=(0, 2)))
+    low, high = contrast(target, 0.5, 99.7)
     made = [
-        _panel("transmitted light", "input", first.signal, z, y, *_contrast(first.signal, 0.5, 99.5)),
+        _panel("transmitted light", "input", first.signal, z, y, *contrast(first.signal, 0.5, 99.5)),
         _panel(*truth, target, z, y, low, high),
     ]
     for title, volumes in by_strategy.items():
@@ -118,12 +127,14 @@ def panels(
     return made, caption
 
 
-def _busiest(spread: NDArray[np.float32]) -> int:
+def busiest(spread: NDArray[np.float32]) -> int:
+    """Return the place of the largest of `spread`, (N,), away from the borders."""
     edge = len(spread) // 4
     return edge + int(np.argmax(spread[edge : len(spread) - edge]))
 
 
-def _contrast(volume: NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
+def contrast(volume: NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
+    """Return two percentiles of a volume's finite voxels, the second always above the first."""
     finite = volume[np.isfinite(volume)]
     if finite.size == 0:
         return 0.0, 1.0

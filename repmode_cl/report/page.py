@@ -1,11 +1,13 @@
 """report.html: one page, readable without a network, that says who learned, who forgot and at what cost.
 
 Everything is inside the file: style, script, pictures. Its content policy forbids any request, so that a
-report that is sent around shows the same everywhere and tells nobody that it was opened.
+report that is sent around shows the same everywhere and tells nobody that it was opened. Without its script it shows
+the first view of everything as it stands in the file.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -18,22 +20,28 @@ from markupsafe import Markup
 from repmode_cl.evaluation.metrics import HIGHER_IS_BETTER
 from repmode_cl.files import write_text
 from repmode_cl.report import sections
-from repmode_cl.report.charts import number
+from repmode_cl.report.charts import COLOURS, number
 from repmode_cl.report.collect import Run, read_run
-from repmode_cl.report.table import count_text, forgetting_text, seconds_text, strategy_table
-
-__all__ = ["build_report"]
-
-#: (key of the row, heading, digits, signed, does a larger value win, what the heading means)
-_COLUMNS: tuple[tuple[str, str, int, bool, bool, str], ...] = (
-    ("final_r2", "R²", 3, False, True, "after the last step, mean over all structures"),
-    ("added_r2", "R² of added", 3, False, True, "after the last step, mean over those added to the base"),
-    ("final_pearson", "Pearson", 3, False, True, "after the last step, mean over all structures"),
-    ("final_mse", "MSE", 3, False, False, "after the last step, mean over all structures"),
-    ("improvement_r2", "Δ R² %", 1, True, True, "relative improvement of the mean R² over Multi-Net"),
-    ("forgetting_r2", "forgetting (R²)", 3, True, False, "best earlier R² minus final; positive is worse"),
-    ("backward_r2", "backward transfer", 3, True, True, "final R² minus that just after learning"),
+from repmode_cl.report.gates import gates_of
+from repmode_cl.report.series import (
+    METRIC_NAMES,
+    chart_data,
+    curve_metrics,
+    shown_metrics,
+    spoken,
+    stream_label,
 )
+from repmode_cl.report.shown import areas_of, scopes_of, shown_tables, strategy_rows
+from repmode_cl.report.texts import forgetting_text
+from repmode_cl.report.volumes import BUDGET, stacks_of
+
+__all__ = ["build_report", "LARGEST"]
+
+#: Characters that a page is to stay below, whatever the run.
+LARGEST = 9_900_000
+
+#: Parts of the page's script, in the order in which they need each other.
+_SCRIPT = ("page_base", "page_charts", "page_maps", "page_tables", "page_volumes", "page")
 
 
 def build_report(run_dir: str | Path) -> Path:
@@ -62,43 +70,62 @@ def build_report(run_dir: str | Path) -> Path:
 
 
 def _render(run: Run) -> str:
-    table = strategy_table(run.results, run.info)
-    metrics = sections.shown_metrics(run)
-    blocks, legend, first_blocks = sections.gate_blocks(run)
-    pictures = sections.pictures(run)
-    of_curves = {metric for curves in run.curves.values() for metric, _ in curves}
-    curve_metrics = [metric for metric in sections.METRIC_NAMES if metric in of_curves]
+    scopes, areas = scopes_of(run), areas_of(run)
+    metrics, curved = shown_metrics(run), curve_metrics(run)
+    tables = shown_tables(run, scopes, areas)
+    first = scopes[0].charts if scopes else ""
+    gates = gates_of(run)
+    title = str(run.config.get("name") or run.folder.resolve().name)
+    data = _json(
+        {
+            **chart_data(run),
+            "name": "".join(mark if mark.isalnum() or mark in "-_" else "-" for mark in title),
+            "scopes": [
+                {"label": scope.label, "file": scope.file, "charts": scope.charts} for scope in scopes
+            ],
+            "tables": {key: table.data() for key, table in tables.items()},
+            "gates": None if gates is None else gates.data,
+        }
+    )
+    # Pictures take what is left of the page.
+    stacks = stacks_of(
+        run.predictions, run.notes, budget=max(min(BUDGET, LARGEST - 700_000 - len(data)), 1_000_000)
+    )
+    pictures = sections.first_pictures(run)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     here = resources.files("repmode_cl.report")
     template = environment.from_string((here / "page.jinja").read_text(encoding="utf-8"))
+    script = "\n".join((here / f"{part}.js").read_text(encoding="utf-8") for part in _SCRIPT)
     return template.render(
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
-        script=Markup((here / "page.js").read_text(encoding="utf-8")),
-        title=str(run.config.get("name") or run.folder.resolve().name),
+        script=Markup(script),
+        data=data,
+        stacks={name: _json(stack) for name, stack in stacks.items()},
+        title=title,
         settings=sections.summary_of_config(run.config),
-        base=[sections.spoken(name) for name in (run.info.experiences[0] if run.info.experiences else ())],
-        added=[sections.spoken(name) for name in run.info.added],
+        base=[spoken(name) for name in (run.info.streams[first][0] if run.info.streams.get(first) else ())],
+        added=[spoken(name) for name in run.info.added_of(first)],
+        streams=len(run.info.streams),
+        first_label=stream_label(next(iter(run.info.streams), "")),
         seeds=run.info.seeds,
-        multi_net=run.info.multi_net,
         strategies=list(run.info.strategies),
-        findings=_findings(table, run),
-        headings=[(heading, meaning) for _, heading, _, _, _, meaning in _shown(table)],
-        costs=_has_costs(table),
-        rows=_rows(table),
-        metric_names=sections.METRIC_NAMES,
+        colours=COLOURS,
+        structures={
+            name: spoken(name) for stream in run.info.streams for name in run.info.structures_of(stream)
+        },
+        scopes=scopes,
+        findings=_findings(strategy_rows(run, scopes[0], areas), run) if scopes else [],
+        tables={key.split("|")[0]: table for key, table in reversed(tables.items()) if _first(key, metrics)},
+        metric_names=METRIC_NAMES,
         higher=HIGHER_IS_BETTER,
         metrics=metrics,
-        forgetting={metric: sections.forgetting_charts(run, metric) for metric in metrics},
-        has_stream=len(run.info.experiences) > 1,
-        steps=[", ".join(sections.spoken(name) for name in names) for names in run.info.experiences],
-        curve_metrics=curve_metrics,
-        learning={metric: sections.learning_charts(run, metric) for metric in curve_metrics},
-        maps={metric: sections.heat_maps(run, metric) for metric in metrics},
-        blocks=blocks,
-        legend=legend,
-        first_blocks=first_blocks,
+        forgetting=sections.forgetting_charts(run, first, metrics[0]) if metrics else [],
+        steps=[", ".join(spoken(name) for name in names) for names in run.info.streams.get(first, ())],
+        learning=sections.learning_charts(run, first, curved[0]) if curved else [],
+        maps=sections.heat_maps(run, first, metrics[0]) if metrics else [],
+        gates=gates,
         pictures=pictures,
         config_text=run.config_text,
         facts=_facts(run.environment),
@@ -106,48 +133,15 @@ def _render(run: Run) -> str:
     )
 
 
-def _shown(table: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int, bool, bool, str]]:
-    return [column for column in _COLUMNS if any(row[column[0]] is not None for row in table)]
+def _json(value: Any) -> Markup:
+    """Return JSON that may stand within a script element: nothing in it ends that."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
-def _has_costs(table: Sequence[Mapping[str, Any]]) -> bool:
-    keys = ("added_parameters", "added_bytes", "train_seconds")
-    return any(row[key] is not None for row in table for key in keys)
-
-
-def _rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    best = {}
-    for key, *_, larger, _meaning in _shown(table):
-        values = [row[key] for row in table if row[key] is not None and math.isfinite(row[key])]
-        best[key] = (max(values) if larger else min(values)) if values else None
-    rows = []
-    for style, row in enumerate(table):
-        cells = []
-        for key, _, digits, signed, _, _ in _shown(table):
-            value, half = row[key], row[f"{key}_ci"]
-            text, small = "–", ""  # noqa: RUF001 - what a reader expects in an empty cell
-            if value is not None:
-                text = ("+" if signed and value > 0 else "") + number(value, digits)
-                small = "" if half is None or math.isnan(half) else f"±{number(half, digits)}"
-                if key == "forgetting_r2" and forgetting_text(row).startswith("0.0"):
-                    text, small = "0.0", forgetting_text(row).removeprefix("0.0").strip()
-            # Of one strategy alone nothing is best.
-            winner = len(table) > 1 and value is not None and value == best[key]
-            cells.append({"text": text, "small": small, "best": winner})
-        rows.append(
-            {
-                "strategy": row["strategy"],
-                "style": style,
-                "seeds": row["seeds"],
-                "cells": cells,
-                "parameters": count_text(row["added_parameters"]),
-                "bytes": count_text(row["added_bytes"], "B"),
-                "added_seconds": seconds_text(row["added_seconds"]),
-                "train_seconds": seconds_text(row["train_seconds"]),
-                "memory": count_text(row["peak_memory_bytes"], "B"),
-            }
-        )
-    return rows
+def _first(key: str, metrics: Sequence[str]) -> bool:
+    _, scope, metric = key.split("|")
+    return scope == "0" and metric in ("", *metrics[:1])
 
 
 def _findings(table: Sequence[Mapping[str, Any]], run: Run) -> list[str]:
