@@ -70,7 +70,7 @@ def add_structure(
     stage
         Stage it whatever it reaches: it becomes part of the model when it is accepted.
     patch
-        Voxels (z, y, x); ``None``: the model's window.
+        Voxels (z, y, x); ``None``: what the base was trained with.
     seed
         Seed of new weights and of patches.
     device, precision

@@ -7,6 +7,7 @@ what is trained when a structure arrives.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from repmode_cl.scenarios import LabelledBatches, StructureStream
+from repmode_cl.strategies.deciding import Deciding
 from repmode_cl.strategies.evaluating import Evaluating
 from repmode_cl.strategies.state import Evaluation, Progress, StructureNetwork
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ from repmode_cl.training import (
     Precision,
     Ranks,
     Selection,
-    budget_of,
+    budget_of_steps,
     joint_norms,
     make_adam,
     make_schedule,
@@ -48,7 +50,7 @@ class _NoLogger(BaseLogger):
     """Figures are recorded by listeners; Avalanche warns of a first process without a logger and refuses another's."""
 
 
-class StructureStrategy(Evaluating):
+class StructureStrategy(Deciding, Evaluating):
     """Base of all strategies.
 
     Parameters
@@ -71,16 +73,13 @@ class StructureStrategy(Evaluating):
 
     Notes
     -----
-    A subclass defines `grow`. After each optimiser step the functions in `listeners` are called with the
-    strategy; after each validation those in `on_validation`.
+    A subclass defines `grow`, and whatever else of `Deciding` it decides otherwise. After each optimiser step the
+    functions in `listeners` are called with the strategy; after each validation those in `on_validation`.
 
     To Avalanche's plugins an iteration is an optimiser step. Where its batch is accumulated from micro-batches, the
     hooks of forward and backward are called for each of them, with that part of the loss which is its own; from the
     hooks of the update on, `loss` is the joint batch's.
     """
-
-    #: Whether the structures of a joint first experience are learned together; else one network after another.
-    joint_base = True
 
     def __init__(
         self,
@@ -132,12 +131,8 @@ class StructureStrategy(Evaluating):
         self.stopped = ""
         #: Called once, after model and optimiser of an experience exist: how a checkpoint comes back.
         self.resume: Callable[[StructureStrategy], None] | None = None
-
-    # -- what a strategy decides --------------------------------------------------------------------------------
-
-    def grow(self, structures: Sequence[str]) -> None:
-        """Make the network know `structures`, which arrive now."""
-        raise TypeError(f"{type(self).__name__} does not say how its network grows")
+        #: Experience -> (structure, image) -> patches of it that were trained on, replayed ones included.
+        self.seen: dict[int, Counter[tuple[str, str]]] = {}
 
     # -- Avalanche's hooks --------------------------------------------------------------------------------------
 
@@ -148,7 +143,7 @@ class StructureStrategy(Evaluating):
             new = [name for name in names if name not in self.network.structures]
             if new:
                 self.grow(new)
-            self.trained = self.network.train_only(names)
+            self.trained = self.choose_trained(names)
         return self.model.to(self.device)
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
@@ -160,23 +155,25 @@ class StructureStrategy(Evaluating):
         if self.resume is not None:
             resume, self.resume = self.resume, None
             resume(self)
+        if not self.progress.step:
+            self.seen[self._number] = Counter()
+            self.before_experience(self._number)
         self.model.train()
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """Make a fresh optimiser of what is trainable alone: one that held the rest would move it (weight decay)."""
         config = self.training_config
-        base = self.joint_base and int(self.experience.current_experience) == 0
-        rate = config.learning_rate if base else self.addition_learning_rate or config.learning_rate
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.optimizer = make_adam(named.values(), learning_rate=rate, weight_decay=config.weight_decay)
+        self.optimizer = make_adam(
+            named.values(), learning_rate=self.learning_rate(), weight_decay=config.weight_decay
+        )
         self.optimized_param_id = named
         self.scheduler = make_schedule(self.optimizer, config.schedule, self.budget.steps)
         self.scaler = self.precision.scaler()
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Load the patches in their own order, from where a resumed experience stopped."""
-        names = self.stream.names_of(self.experience)
-        self.budget = budget_of(self.training_config, len(names), self._images())
+        self.budget = self.budget_for(self._number)
         start = self.progress.step * self.train_mb_size
         # Not Avalanche's dataset, which a worker could not read without importing Avalanche.
         loader = patch_loader(
@@ -190,8 +187,10 @@ class StructureStrategy(Evaluating):
         )
         self.dataloader = LabelledBatches(loader, self.stream.labels)
 
-    def _images(self) -> int:
-        return len(self.stream.samples_of(self.experience))
+    def budget_for(self, number: int) -> Budget:
+        """Return the budget of experience `number`: all the patches that its stream has."""
+        steps = -(-len(self.stream.patches[number]) // self.train_mb_size)
+        return budget_of_steps(self.training_config, steps, len(self.stream.images[number]))
 
     def forward(self) -> Tensor:
         """Predict: patches in training, whole volumes by the Gaussian sliding window in evaluation."""
@@ -211,14 +210,16 @@ class StructureStrategy(Evaluating):
         self._check_patience()
         why = None
         with joint_norms(self.model, self.ranks):
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             for parts in _grouped(self.dataloader, self.training_config.accumulate):
                 # Asked before a step and not after it: one that goes on with a checkpoint may have to end at once.
                 if (why := self._reason_to_stop()) is not None:
                     break
                 self._train_step(parts, **kwargs)
+                self._note_seen()
                 self.progress.step += 1
                 self.progress.seconds += time.perf_counter() - began
+                self.progress.cpu_seconds += time.process_time() - began_cpu
                 self.last_loss = self.loss.detach()
                 self._after_training_iteration(**kwargs)
                 for listener in self.listeners:
@@ -227,12 +228,23 @@ class StructureStrategy(Evaluating):
                     self.bar.advance()
                 if self.budget.validates(self.progress.step):
                     self._validate()
-                began = time.perf_counter()  # recording and validating are not training
+                # Recording and validating are not training.
+                began, began_cpu = time.perf_counter(), time.process_time()
             if why is not None and not validated_at(self.progress.curve, self._number, self.progress.step):
                 self._validate()
         self._voxels = None
         self.stopped = why or f"all {self.budget.steps} steps"
         self.selection.restore(self.model)
+
+    def _note_seen(self) -> None:
+        """Count the images of this step's patches, those of all processes."""
+        patches, first = self.stream.patches[self._number], self.progress.step * self.train_mb_size
+        shown = (
+            patches.sample_of(item) for item in range(first, min(first + self.train_mb_size, len(patches)))
+        )
+        self.seen.setdefault(self._number, Counter()).update(
+            (sample.structure, sample.image_id) for sample in shown
+        )
 
     @property
     def _number(self) -> int:
@@ -259,6 +271,7 @@ class StructureStrategy(Evaluating):
 
     def _train_step(self, parts: Sequence[Any], **kwargs: Any) -> None:
         """Make one optimiser step of a joint batch: `parts` are its micro-batches, or this process's shares of them."""
+        parts = [self.extend(part, number, len(parts)) for number, part in enumerate(parts)]
         if len(parts) > 1 or self.ranks.world > 1:
             # Of the whole batch, so that each voxel weighs the same whichever part it lies in.
             [self._voxels] = self.ranks.total([sum(voxels_that_count(part[1]) for part in parts)])
@@ -281,6 +294,7 @@ class StructureStrategy(Evaluating):
         if len(losses) > 1:
             self.loss = torch.stack(losses).sum()
         self.loss = sum_gradients(self.optimized_param_id.values(), self.loss, self.ranks)
+        self.adjust_gradients()
         self._before_update(**kwargs)
         self.optimizer_step()
         self._after_update(**kwargs)

@@ -1,35 +1,95 @@
-"""A whole benchmark: every strategy with every seed on one stream, one results.csv, one report."""
+"""A whole benchmark: every strategy with every stream and seed, one results.csv, one report."""
 
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Mapping
-from importlib.metadata import version
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from repmode_cl.scenarios import experience_names, prepared_samples
+import torch
+from filelock import FileLock, Timeout
+from repmode_cl.scenarios import (
+    StreamVariant,
+    check_images,
+    known_structures,
+    prepared_samples,
+    stream_variants,
+)
+from repmode_cl.strategies.build import strategy_class
+from repmode_cl.strategies.dask_cluster import DaskCluster
 from repmode_cl.strategies.estimate import DryRun, estimate
-from repmode_cl.strategies.run import StrategyRun
+from repmode_cl.strategies.executing import Executor, Job, execute
+from repmode_cl.strategies.local_processes import LocalProcesses
+from repmode_cl.strategies.opening import (
+    check_images_are_the_same,
+    describe,
+    open_run,
+    refuse_existing,
+    resolve_environment,
+    threads_before,
+)
+from repmode_cl.strategies.performing import LOG, perform
+from repmode_cl.strategies.shared_base import SharedBase
+from repmode_cl.strategies.units import (
+    Base,
+    Outcome,
+    Unit,
+    base_stream,
+    collect,
+    forget,
+    read_outcome,
+    units_of,
+    write_outcome,
+)
+from repmode_cl.strategies.work import Work
 
 from repmode_cl.config import Config
-from repmode_cl.config.loading import dump_config
-from repmode_cl.data.manifest import read_manifest
-from repmode_cl.devices import resolve_device
-from repmode_cl.errors import ConfigError
-from repmode_cl.evaluation.results import ResultsTable
-from repmode_cl.files import write_json, write_text
+from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ConfigError, RepmodeError
+from repmode_cl.files import write_text
+from repmode_cl.processes import workers_here
+from repmode_cl.progress import task
 from repmode_cl.report import build_report
-from repmode_cl.store.environment import environment_fingerprint
-from repmode_cl.structures import TWELVE_STRUCTURES
-from repmode_cl.training import Precision, recall_precision, refuse_several, resolve_precision
+from repmode_cl.training import refuse_several
 
-__all__ = ["run_benchmark"]
+__all__ = ["UnitsFailedError", "run_benchmark"]
+
+#: The page is made anew while a run goes on, unless that would take more than this part of the time.
+_PAGE_SHARE = 0.05
+
+
+class UnitsFailedError(RepmodeError):
+    """Some units of a benchmark failed; the others are finished, and in its report.
+
+    Parameters
+    ----------
+    folder
+        The run's.
+    failed
+        Unit -> why.
+    """
+
+    def __init__(self, folder: Path, failed: Mapping[Unit, str]) -> None:
+        lines = [f"  {unit}: {why}\n    log: {folder / unit.folder / LOG}" for unit, why in failed.items()]
+        super().__init__(
+            "\n".join([f"{len(failed)} run(s) of {folder} failed:", *lines, "--resume tries them again"])
+        )
+        self.folder = folder
+        self.failed = dict(failed)
 
 
 def run_benchmark(
-    config: Config, *, resume: bool = False, dry_run: bool = False, workers: int = 1
+    config: Config,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    workers: int = 1,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    threads: int | None = None,
 ) -> Path | DryRun:
     """Run a benchmark, or say what it would do.
 
@@ -38,11 +98,21 @@ def run_benchmark(
     config
         What to run.
     resume
-        Go on with a run of the same configuration that was interrupted; what is finished is kept.
+        Go on with a run of the same configuration that was interrupted: what is finished is kept, what was
+        interrupted goes on from its last checkpoint, what failed is tried again. Strategies, streams and seeds may
+        have been added.
     dry_run
         Run nothing; return what would run and about how long.
     workers
         Processes that simulate and prepare images.
+    jobs
+        Units (strategy, stream, seed) that are at work at once, each in a process of its own; 1 does one after the
+        other in this process.
+    scheduler
+        Address of a Dask scheduler, or path of its file: units run on its workers, which see the run's folder at the
+        same path. `jobs` has no meaning then.
+    threads
+        Of each unit. By default torch's, divided among `jobs`; a resumed run keeps the number that it began with.
 
     Returns
     -------
@@ -52,141 +122,180 @@ def run_benchmark(
     Raises
     ------
     ConfigError
-        If the folder holds a run already and `resume` is not given, or one of another configuration.
+        If the folder holds a run already and `resume` is not given, or one of another configuration, or another
+        process is at work at it.
+    UnitsFailedError
+        If units failed; raised at the end.
     """
-    known = (
-        TWELVE_STRUCTURES
-        if config.data.manifest is None
-        else read_manifest(Path(config.data.manifest)).structures
-    )
-    if config.data.manifest is None:
-        known = (*known, *_foreign(config))
-    experiences = experience_names(config.stream, known)
+    streams = stream_variants(config.stream, known_structures(config))
     if dry_run:
-        return estimate(config, experiences)
+        return estimate(config, streams)
     refuse_several("a benchmark")
     folder = Path(config.output) / config.name
-    info = _open_run(config, folder, experiences, resume=resume)
-    structures = [name for names in experiences for name in names]
-    samples, notes = prepared_samples(config.data, folder, structures=structures, workers=workers)
-    if notes:
-        write_text(folder / "notes.txt", "\n".join(notes) + "\n")
-    precision = _environment(config, folder)
-    results = (
-        ResultsTable.read(folder / "results.csv") if (folder / "results.csv").exists() else ResultsTable()
-    )
-    for seed in config.seeds:
-        for options in config.strategies:
-            if [options.title, seed] in info["finished"]:
-                continue
-            run = StrategyRun(config, options, seed, samples, experiences, folder, precision)
-            rows = run.run()
-            results.drop(run.title, seed)
-            for row in rows:
-                results.append(*row)
-            results.write(folder / "results.csv")
-            _finish(info, run.title, seed, run.bit_identical)
-            write_json(folder / "run.json", info)
-            build_report(folder)  # after each, so that a long benchmark can be watched
+    refuse_existing(folder, resume=resume)
+    with _alone_at(folder):
+        open_run(config, folder, streams)
+        run = _Run(config, folder, streams)
+        run.record()
+        samples = _samples(config, folder, streams, workers)
+        if scheduler is not None:
+            with DaskCluster(scheduler, folder) as cluster:
+                cluster.threads = _threads(folder, threads, cluster.threads_each)
+                run.work(samples, cluster.threads).save()
+                run.many(cluster)
+        else:
+            each = _threads(
+                folder,
+                threads,
+                lambda: torch.get_num_threads() if jobs == 1 else max(1, workers_here() // jobs),
+            )
+            work = run.work(samples, each)
+            work.save()
+            if jobs == 1:
+                run.one_by_one(work)
+            else:
+                with LocalProcesses(folder, jobs, each) as processes:
+                    run.many(processes)
+        failed = run.record(page=True)
+    if failed:
+        raise UnitsFailedError(folder, failed)
     return folder
 
 
-def _foreign(config: Config) -> tuple[str, ...]:
-    """Return structures of the stream that the simulator does not know; it names the problem itself."""
-    names = (*config.stream.base, *(config.stream.order or ()))
-    return tuple(name for name in names if name not in TWELVE_STRUCTURES)
+class _Run:
+    """What is to be done, and the files of the whole run, which this process alone writes."""
 
+    def __init__(self, config: Config, folder: Path, streams: Mapping[str, StreamVariant]) -> None:
+        self.config, self.folder, self.streams = config, folder, streams
+        self.units = units_of(config, streams)
+        self._page_seconds, self._page_at = 0.0, -float("inf")
 
-def _open_run(
-    config: Config, folder: Path, experiences: tuple[tuple[str, ...], ...], *, resume: bool
-) -> dict[str, Any]:
-    text = dump_config(config)
-    path = folder / "run.json"
-    if path.exists():
-        if not resume:
-            raise ConfigError(
-                f"{folder} holds a run already: continue it with --resume, or choose another name or output "
-                "(--set name=NAME), or remove the folder"
+    def work(self, samples: list[Sample], threads: int) -> Work:
+        """Return what every process must know."""
+        precision = resolve_environment(self.config, self.folder, threads)
+        return Work(self.folder, self.config, self.streams, samples, precision, threads)
+
+    def left(self) -> list[Unit]:
+        """Return the units that are not finished, and forget that some of them failed."""
+        left = []
+        for unit in self.units:
+            outcome = read_outcome(self.folder / unit.folder)
+            if outcome is None or not outcome.finished:
+                forget(self.folder / unit.folder)
+                left.append(unit)
+        return left
+
+    def one_by_one(self, work: Work) -> None:
+        """Do all units here, one after the other; the first of those that share a base trains it."""
+        for unit in self.left():
+            perform(work, unit)
+            self.record()
+
+    def many(self, executor: Executor) -> None:
+        """Do all units elsewhere; bases that several share come first."""
+        jobs = self._jobs()
+        with task(f"{self.config.name}: runs", total=len(jobs)) as bar:
+
+            def ended(item: Unit | Base) -> None:
+                bar.advance()
+                self.record()
+
+            execute(
+                jobs,
+                executor,
+                outcome=lambda item: read_outcome(self.folder / item.folder),
+                fail=lambda item, why: write_outcome(self.folder / item.folder, Outcome(False, message=why)),
+                ended=ended,
             )
-        _same_config((folder / "config.yaml").read_text(encoding="utf-8"), text, folder)
-        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return info
-    multi_net = next((options.title for options in config.strategies if options.name == "multi_net"), None)
-    info = {
-        "experiences": [list(names) for names in experiences],
-        "strategies": {s.title: {"name": s.name, "bit_identical": None} for s in config.strategies},
-        "seeds": list(config.seeds),
-        "multi_net": multi_net,
-        "finished": [],
-        "task_labels": {n: label for label, n in enumerate(name for names in experiences for name in names)},
-    }
-    write_text(folder / "config.yaml", text)
-    write_json(path, info)
-    return info
+
+    def _jobs(self) -> list[Job]:
+        keys = {one.title: strategy_class(one).shared_base(one) for one in self.config.strategies}
+        left = self.left()
+        needs: dict[Unit, Base] = {}
+        bases: dict[tuple[str, str, int], Base] = {}
+        for unit in left:
+            key = keys[unit.title]
+            if key is not None:
+                stream = base_stream(self.streams, unit.stream)
+                needs[unit] = bases.setdefault(
+                    (key, stream, unit.seed), Base(key, stream, unit.seed, unit.title)
+                )
+        shared = Counter(needs.values())
+        jobs: list[Job] = []
+        for unit in left:
+            base = needs.get(unit)
+            # One that a single unit needs is trained by it; so is none that is there.
+            if base is None or shared[base] == 1 or SharedBase(self.folder / base.folder).trained:
+                jobs.append(Job(unit))
+                continue
+            if all(job.item != base for job in jobs):
+                forget(self.folder / base.folder)
+                jobs.append(Job(base))
+            jobs.append(Job(unit, base))
+        return jobs
+
+    def record(self, *, page: bool = False) -> dict[Unit, str]:
+        """Make the run's tables of what is finished, and tell what failed and why."""
+        results, outcomes = collect(self.folder, self.units)
+        if len(results):
+            results.write(self.folder / "results.csv")
+        info = describe(self.config, self.streams, self.units, outcomes)
+        # In the order of the configuration, which is that of tables.
+        write_text(self.folder / "run.json", json.dumps(info, indent=2, allow_nan=False) + "\n")
+        if len(results) and (page or time.monotonic() - self._page_at > self._page_seconds / _PAGE_SHARE):
+            began = time.monotonic()
+            try:
+                build_report(self.folder)
+            except Exception:
+                # A page that cannot be made yet costs no unit that is still to run; at the end it is made, or fails, again.
+                if page:
+                    raise
+                self._page_at = float("inf")
+            else:
+                self._page_at = time.monotonic()
+                self._page_seconds = self._page_at - began
+        return {unit: end.message for unit, end in outcomes.items() if not end.finished}
 
 
-def _same_config(before: str, now: str, folder: Path) -> None:
-    """Refuse to resume with another configuration, naming the first key that differs."""
-    if before == now:
-        return
-    import yaml
+@contextmanager
+def _alone_at(folder: Path) -> Iterator[None]:
+    """Refuse to work at a run that another process is at work at."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another process is at work at {folder}: wait until it is done, or choose another name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
-    free = {"training.loader_workers"}  # changes no result
-    key = next((key for key in sorted({*old, *new} - free) if old.get(key) != new.get(key)), None)
-    if key is None:
-        return
-    raise ConfigError(
-        f"{folder} was begun with another configuration: {key} was {old.get(key)!r} and is {new.get(key)!r} now; "
-        "resume with the same, or choose another name"
+
+def _samples(
+    config: Config, folder: Path, streams: Mapping[str, StreamVariant], workers: int
+) -> list[Sample]:
+    structures = [name for variant in streams.values() for names in variant.experiences for name in names]
+    samples, notes = prepared_samples(
+        config.data, folder, structures=list(dict.fromkeys(structures)), workers=workers
     )
+    check_images_are_the_same(folder, samples)
+    notes += check_images(samples, streams)
+    if notes:
+        write_text(folder / "notes.txt", "\n".join(notes) + "\n")
+    return samples
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return dotted keys and values; a list of plain values, or an empty one, is a value itself."""
-    if isinstance(value, Mapping) and value:
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        items = [(str(place), item) for place, item in enumerate(value)]
-    else:
-        return {prefix.removesuffix("."): value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat |= _flat(item, f"{prefix}{key}.")
-    return flat
-
-
-def _finish(info: dict[str, Any], title: str, seed: int, bit_identical: bool | None) -> None:
-    info["finished"].append([title, seed])
-    entry = info["strategies"][title]
-    if bit_identical is not None:  # of all seeds: one that is not spoils it
-        entry["bit_identical"] = bit_identical and entry["bit_identical"] is not False
-
-
-def _environment(config: Config, folder: Path) -> Precision:
-    """Write down what figures depend on besides the configuration, and return the run's precision.
-
-    A resumed run keeps the precision that it began with, so that all its strategies are trained alike.
-    """
-    device = resolve_device(config.training.device)
-    path = folder / "environment.json"
-    if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))["precision"]
-        precision = recall_precision(stored, device, f"the run {folder}")
-    else:
-        precision = resolve_precision(config.training.precision, device)
-    write_json(
-        path,
-        {
-            **environment_fingerprint(
-                device=device, window=config.patch.size, batch=config.inference.batch_size
-            ),
-            "precision": precision.format,
-            "python": platform.python_version(),
-            "packages": {
-                name: version(name)
-                for name in ("repmode-cl", "torch", "avalanche-lib", "numpy", "scipy", "tifffile")
-            },
-        },
-    )
-    return precision
+def _threads(folder: Path, asked: int | None, default: Callable[[], int]) -> int:
+    """Return how many threads each unit has: as many as when the run began, for then its figures come to equal bits."""
+    before = threads_before(folder)
+    if before is None:
+        return default() if asked is None else asked
+    if asked not in (None, before):
+        raise ConfigError(
+            f"{folder} was begun with {before} thread(s) for each run, and --threads {asked} would change its figures' "
+            "last bits: leave it out, or choose another name"
+        )
+    return before

@@ -2,65 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from repmode_cl.scenarios import StructureStream
+from repmode_cl.strategies.a_gem import AveragedGem
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.distillation import LearningWithoutForgetting
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
-from repmode_cl.strategies.fine_tuning import FineTuning
-from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
+from repmode_cl.strategies.fine_tuning import FineTuning, FrozenEncoder
+from repmode_cl.strategies.joint import Joint
+from repmode_cl.strategies.multi_head import MultiHead
+from repmode_cl.strategies.multi_net import MultiNet
+from repmode_cl.strategies.own_file import file_digest, load_strategy
+from repmode_cl.strategies.penalties import ElasticWeights, MemoryAwareSynapses
+from repmode_cl.strategies.replay import Cumulative, Replay
+from repmode_cl.strategies.state import architecture_of
+from repmode_cl.strategies.synaptic_intelligence import SynapticIntelligence
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
+from repmode_cl.errors import ConfigError
 
-__all__ = ["STRATEGIES", "architecture_of", "build_strategy"]
+__all__ = ["STRATEGIES", "architecture_of", "build_strategy", "strategy_class", "strategy_file_digest"]
 
 STRATEGIES: dict[str, type[StructureStrategy]] = {
     "experts_frozen": ExpertsFrozen,
     "fine_tuning": FineTuning,
+    "frozen_encoder": FrozenEncoder,
     "multi_net": MultiNet,
+    "multi_head": MultiHead,
+    "replay": Replay,
+    "a_gem": AveragedGem,
+    "ewc": ElasticWeights,
+    "synaptic_intelligence": SynapticIntelligence,
+    "mas": MemoryAwareSynapses,
+    "lwf": LearningWithoutForgetting,
+    "cumulative": Cumulative,
+    "joint": Joint,
 }
 
 
-def architecture_of(config: Config) -> Architecture:
-    """Return the network's shape."""
-    return Architecture(config.network.width, config.network.depth, config.network.experts)
+def strategy_class(options: StrategyConfig) -> type[StructureStrategy]:
+    """Return the class of a strategy: the package's, or a user's own.
+
+    Raises
+    ------
+    ConfigError
+        If it is a user's own, and cannot be imported.
+    """
+    return load_strategy(options.name) if options.is_custom else STRATEGIES[options.name]
+
+
+def strategy_file_digest(options: StrategyConfig) -> str | None:
+    """Return the SHA-256 of the file that defines a user's own strategy; None for those of the package.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not there.
+    """
+    return file_digest(options.name) if options.is_custom else None
 
 
 def build_strategy(
-    config: Config, strategy: StrategyConfig, stream: StructureStream, seed: int, **options: Any
+    config: Config, options: StrategyConfig, stream: StructureStream, seed: int, **common: Any
 ) -> StructureStrategy:
-    """Build `strategy` with a fresh network.
+    """Build a strategy with a fresh network.
 
     Parameters
     ----------
     config
         The whole configuration: network, training, patch, inference.
-    strategy
+    options
         Which one, and its options.
     stream
-        What it will learn; its first experience's structures are the base.
+        What it will learn, grouped as its `regroup` says; its first experience's structures are the base.
     seed
         Seed of the weights.
-    **options
+    **common
         For `StructureStrategy`.
+
+    Raises
+    ------
+    ConfigError
+        If it is a user's own and does not take the options that the configuration gives it.
     """
-    options = {
-        "stream": stream,
+    kind = strategy_class(options)
+    common = {
         "training": config.training,
         "patch": config.patch.size,
         "inference": config.inference,
-        "addition_learning_rate": strategy.learning_rate,
-        "seed": seed,
-        **options,
+        "addition_learning_rate": options.learning_rate,
+        **common,
     }
-    architecture = architecture_of(config)
-    first: Sequence[str] = stream.experiences[0]
-    if strategy.name == "multi_net":
-        return MultiNet(network=PlainNetworks(architecture, strategy.kernel), **options)
-    network = RepModeUNet(architecture, first, seed=seed)
-    if strategy.name == "fine_tuning":
-        return FineTuning(network=network, **options)
-    spec = AdditionSpec(strategy.expert, strategy.sees, strategy.norm, strategy.resampling)
-    return ExpertsFrozen(network=network, spec=spec, **options)
+    try:
+        strategy = kind.build(config, options, stream, seed, **common)
+    except TypeError as error:
+        if not options.is_custom:
+            raise
+        raise ConfigError(f"strategies: {options.name} with options {options.options}: {error}") from error
+    strategy._base_key = kind.shared_base(options)
+    return strategy

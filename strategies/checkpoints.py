@@ -5,6 +5,7 @@ The format is `repmode_cl.training.checkpoint`'s: safetensors and JSON, the newe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -42,10 +43,16 @@ class StrategyCheckpoint:
     def save(self, strategy: StructureStrategy) -> None:
         """Write the strategy's state; in the middle of an experience, the optimiser's and the best state too."""
         tensors = {f"network.{name}": tensor for name, tensor in strategy.model.state_dict().items()}
+        own, values = strategy.extra_state()
+        tensors |= {f"own.{name}": tensor for name, tensor in own.items()}
         state: dict[str, Any] = {
             "progress": asdict(strategy.progress),
             "precision": strategy.precision.format,
             "extra": self._extra(),
+            "own": values,
+            "seen": [
+                [number, *key, count] for number, seen in strategy.seen.items() for key, count in seen.items()
+            ],
             "training": None,
             "best": None,
         }
@@ -84,6 +91,9 @@ class StrategyCheckpoint:
         for names in strategy.stream.experiences[: strategy.progress.experience]:
             if new := [name for name in names if name not in strategy.network.structures]:
                 strategy.grow(new)
+        for number, structure, image, count in state.get("seen", ()):
+            strategy.seen.setdefault(number, Counter())[structure, image] = count
+        strategy.load_extra_state(part("own."), state.get("own", {}))
         if not strategy.progress.step:
             strategy.network.load_state_dict(part("network."))
             return state["extra"]

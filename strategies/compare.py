@@ -96,7 +96,7 @@ def compare_structure(
         Peak rates of the other two; ``None``: the base's for fine-tuning, that of adding for the network of its own, as
         in the shipped configurations: fresh weights bear, and want, a higher rate than trained ones.
     patch
-        Voxels (z, y, x); ``None``: the model's window.
+        Voxels (z, y, x); ``None``: what the base was trained with.
     seed
         Seed of new weights and of patches.
     device, precision

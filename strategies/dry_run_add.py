@@ -277,5 +277,5 @@ def _windows(addition: Addition, rows: Sequence[Row]) -> dict[int, int]:
         if voxel is not None and wanted is not None:
             z, y, x = (max(1, round(n * a / b)) for n, a, b in zip(shape, voxel, wanted, strict=True))
             shape = (z, y, x)
-        found[row.number] = len(plan_windows(shape, config.patch.size, config.inference.overlap))
+        found[row.number] = len(plan_windows(shape, config.window, config.inference.overlap))
     return found

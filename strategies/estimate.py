@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from repmode_cl.strategies.build import STRATEGIES, architecture_of
+from repmode_cl.scenarios import StreamVariant
+from repmode_cl.strategies.build import strategy_class
 from repmode_cl.strategies.multi_net import PlainNetworks
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
@@ -17,7 +22,7 @@ from repmode_cl.devices import resolve_device
 from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.nn.unet import checkpoint_activations
-from repmode_cl.training import Precision, budget_of, make_adam, masked_mse, resolve_precision
+from repmode_cl.training import Precision, budget_of_steps, make_adam, masked_mse, resolve_precision
 
 __all__ = ["DryRun", "estimate", "minutes_text", "time_training"]
 
@@ -56,73 +61,115 @@ def minutes_text(seconds: float) -> str:
     )
 
 
-def estimate(config: Config, experiences: tuple[tuple[str, ...], ...]) -> DryRun:
-    """Time a few steps of each kind of network on noise of the configured size, and multiply."""
-    images = _images(config, experiences)
-    lines, total = [], 0.0
-    shared_base = False
-    shape = config.data.simulate.shape if config.data.manifest is None else None
-    windows = (
-        len(plan_windows(shape, config.patch.size, config.inference.overlap)) if shape else _ASSUMED_PATCHES
-    )
+def estimate(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun:
+    """Time a few steps of each kind of network on noise of the configured size, and multiply.
+
+    Parameters
+    ----------
+    config
+        What would run.
+    streams
+        What arrives when, by name.
+    """
+    timed: dict[tuple[str, int, str], tuple[float, float]] = {}
+    bases: set[tuple[str, tuple[str, ...]]] = set()
+    lines = [_stream_line(name, variant) for name, variant in streams.items()]
+    total = 0.0
     for options in config.strategies:
-        joint = STRATEGIES[options.name].joint_base
-        step_time, window_time = _time(config, options)
-        groups = experiences if joint else tuple((name,) for names in experiences for name in names)
-        steps = [
-            budget_of(config.training, len(names), sum(images[name][0] for name in names)) for names in groups
-        ]
-        seconds = 0.0
-        for number, (names, budget) in enumerate(zip(groups, steps, strict=True)):
+        # Networks of one kind are timed once.
+        kind = (options.name if options.is_custom else _network_of(options), options.kernel, options.head)
+        if kind not in timed:
+            timed[kind] = _time(config, options)
+        step_time, window_time = timed[kind]
+        seconds, counts = 0.0, []
+        for variant in streams.values():
+            found = _one(config, options, variant, step_time, window_time, bases)
+            seconds += found[0] * len(config.seeds)
+            counts.append(found[1])
+        steps = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+        many = f" x {len(streams)} streams" if len(streams) > 1 else ""
+        lines.append(
+            f"{options.title}: {len(config.seeds)} seed(s){many} x {steps} steps of {config.training.batch_size} "
+            f"patches, {step_time:.2f} s a step: about {minutes_text(seconds)}"
+        )
+        total += seconds
+    return DryRun(tuple(lines), total)
+
+
+def _stream_line(name: str, variant: StreamVariant) -> str:
+    order = ", then ".join(" + ".join(names) for names in variant.experiences)
+    few = "" if variant.images is None else f" ({variant.images} image(s) of each after the first)"
+    return f"stream{f' {name}' if name else ''}: {order}{few}"
+
+
+def _network_of(options: StrategyConfig) -> str:
+    return options.name if options.name in ("multi_net", "multi_head") else "repmode"
+
+
+def _one(
+    config: Config,
+    options: StrategyConfig,
+    variant: StreamVariant,
+    step_time: float,
+    window_time: float,
+    bases: set[tuple[str, tuple[str, ...]]],
+) -> tuple[float, int]:
+    """Return seconds and steps of one strategy with one stream and seed; `bases` are those trained already."""
+    images = _images(config, variant)
+    kind = strategy_class(options)
+    shape = config.data.simulate.shape if config.data.manifest is None else None
+    windows = len(plan_windows(shape, config.window, config.inference.overlap)) if shape else _ASSUMED_PATCHES
+    groups, done_after = kind.regroup(variant.experiences)
+    seconds, count = 0.0, 0
+    known: dict[str, None] = {}
+    for number, names in enumerate(groups):
+        training = sum(images[name][0] for name in names)
+        steps = kind.steps_of(config.training, options, variant.experiences, names, training)
+        budget = budget_of_steps(config.training, steps, training)
+        base = (key, names) if number == 0 and (key := kind.shared_base(options)) is not None else None
+        if base is None or base not in bases:
             validations = -(-budget.steps // budget.validate_every)
             held = sum(images[name][1] for name in names)
-            if not (number == 0 and joint and shared_base):
-                seconds += budget.steps * step_time + validations * held * windows * window_time
-            seconds += (
-                sum(images[name][2] for group in groups[: number + 1] for name in group)
-                * windows
-                * window_time
-            )
-        shared_base |= joint
-        count = sum(budget.steps for budget in steps)
-        lines.append(
-            f"{options.title}: {len(config.seeds)} seed(s) x {count} steps of {config.training.batch_size} patches, "
-            f"{step_time:.2f} s a step: about {minutes_text(seconds * len(config.seeds))}"
-        )
-        total += seconds * len(config.seeds)
-    order = ", then ".join(" + ".join(names) for names in experiences)
-    return DryRun((f"stream: {order}", *lines), total)
+            seconds += budget.steps * step_time * kind.cost_of_step(options, config.training, len(known))
+            seconds += validations * held * windows * window_time
+        if base is not None:
+            bases.add(base)
+        known |= dict.fromkeys(names)
+        if number + 1 == len(groups) or done_after[number + 1] > done_after[number]:
+            seconds += sum(images[name][2] for name in known) * windows * window_time
+        count += budget.steps
+    return seconds, count
 
 
-def _images(config: Config, experiences: tuple[tuple[str, ...], ...]) -> dict[str, tuple[int, int, int]]:
-    """Return about how many images of each structure train, validate and test."""
-    names = [name for group in experiences for name in group]
+def _images(config: Config, variant: StreamVariant) -> dict[str, tuple[int, int, int]]:
+    """Return about how many images of each structure train (each time), validate and test."""
+    times = Counter(name for group in variant.experiences for name in group)
     if config.data.manifest is None:
-        counts = dict.fromkeys(names, config.data.simulate.fields)
+        counts = dict.fromkeys(times, config.data.simulate.fields)
     else:
-        manifest = read_manifest(config.data.manifest)
-        counts = {name: len(manifest.for_structure(name)) for name in names}
+        manifest = read_manifest(Path(config.data.manifest))
+        counts = {name: len(manifest.for_structure(name)) for name in times}
     found = {}
     for name, count in counts.items():
         test = round(count * config.data.test_fraction)
         val = round((count - test) * config.data.val_fraction)
-        found[name] = (count - test - val, val, test)
+        train = -(-(count - test - val) // times[name])
+        if variant.images is not None and name not in variant.experiences[0]:
+            train = min(train, variant.images)
+        found[name] = (train, val, test)
     return found
 
 
 def _time(config: Config, options: StrategyConfig) -> tuple[float, float]:
-    """Return the median seconds of a training step and of predicting one window."""
+    """Return the median seconds of a step of `batch_size` patches and of predicting one window."""
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
-    architecture = architecture_of(config)
-    network: RepModeUNet | PlainNetworks
-    if options.name == "multi_net":
-        network = PlainNetworks(architecture, options.kernel)
+    network: Any = strategy_class(options).make_network(config, options, ["dna"], 0)
+    if isinstance(network, PlainNetworks):
         network.add("dna", seed=0)
-    else:
-        network = RepModeUNet(architecture, ["dna"])
     network.train_only(["dna"])
-    return time_training(network, "dna", config.training, config.patch.size, precision, device)
+    step, window = time_training(network, "dna", config.training, config.patch.size, precision, device)
+    return step, window * math.prod(config.window) / math.prod(config.patch.size)
 
 
 def time_training(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from avalanche.training.templates import SupervisedTemplate
 from repmode_cl.scenarios import StructureStream
-from repmode_cl.strategies.state import Evaluation, Progress
+from repmode_cl.strategies.state import Evaluation, Example, Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -35,6 +35,8 @@ class Evaluating(SupervisedTemplate):
     selection: Selection
     ranks: Ranks
     on_validation: list[Callable[[StructureStrategy], None]]
+    examples: dict[str, Example]
+    """Of the last evaluation: structure -> the slice of its first image where there is most to see."""
 
     @property
     def network(self) -> Any:
@@ -65,6 +67,7 @@ class Evaluating(SupervisedTemplate):
     def evaluate(self, experiences: Iterable[Any]) -> Evaluation:
         """Predict every volume of `experiences` and return each structure's mean metrics (paper, section 4.1)."""
         self._figures: dict[str, list[dict[str, float]]] = {}
+        self.examples = {}
         self._plain: dict[str, nn.Module] = {}  # fused once per evaluation, not once per volume
         self.eval([experience for experience in experiences if len(experience.dataset)])
         self._plain = {}
@@ -88,6 +91,10 @@ class Evaluating(SupervisedTemplate):
         mask = target[1] > 0 if len(target) > 1 else None
         found = image_metrics(self.mb_output[0, 0].numpy(), target[0], mask)
         [name] = self.stream.names(self.mb_task_id.tolist())
+        if name not in self.examples:
+            z = int(target[0].std(axis=(1, 2)).argmax())
+            signal, prediction = self.mb_x[0, 0, z].float(), self.mb_output[0, 0, z].float()
+            self.examples[name] = Example(signal.cpu().numpy(), target[0, z], prediction.cpu().numpy())
         self._figures.setdefault(name, []).append(found)
         super()._after_eval_iteration(**kwargs)
 
@@ -99,7 +106,7 @@ class Evaluating(SupervisedTemplate):
         return sliding_window(
             plain,
             volume,
-            window=self.patch,
+            window=self.inference.window or self.patch,
             overlap=self.inference.overlap,
             batch_size=self.inference.batch_size,
             device=self.device,

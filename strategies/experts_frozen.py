@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.deciding import REPMODE
 
+from repmode_cl.config import StrategyConfig
+from repmode_cl.errors import ConfigError
 from repmode_cl.nn import AdditionSpec, RepModeUNet
 
 __all__ = ["ExpertsFrozen"]
@@ -21,13 +24,46 @@ class ExpertsFrozen(StructureStrategy):
         With the base structures of the first experience.
     spec
         What each added structure gets.
+
+    Raises
+    ------
+    ConfigError
+        If a structure comes again after another that would see its experts: training it further would change that one.
+
+    Notes
+    -----
+    A structure that comes again goes on learning in what it owns; all else stays as it is, to the bit.
     """
+
+    stores_model: ClassVar[bool] = True
 
     def __init__(self, *, network: RepModeUNet, spec: AdditionSpec | None = None, **kwargs: Any) -> None:
         super().__init__(network=network, **kwargs)
         self.spec = spec or AdditionSpec()
+        if self.spec.sees == "all" and self.spec.expert != "none":
+            self._refuse_returns()
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the one RepMode base."""
+        return REPMODE
+
+    @classmethod
+    def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
+        """Return the specification of what is added."""
+        return {"spec": AdditionSpec(options.expert, options.sees, options.norm, options.resampling)}
 
     def grow(self, structures: Sequence[str]) -> None:
         """Add each structure to the frozen network."""
         for name in structures:
             self.network.add_structure(name, self.spec, seed=self.seed)
+
+    def _refuse_returns(self) -> None:
+        added = [name for names in self.stream.experiences[1:] for name in names]
+        for place, name in enumerate(added):
+            between = [other for other in added[added.index(name) : place] if other != name]
+            if between:
+                raise ConfigError(
+                    f"experts_frozen with sees: all: {name} comes again after {between[0]}, which may see its experts "
+                    "and would change with them; take sees: own, or a stream in which no structure comes again"
+                )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.deciding import Experiences, Regrouped
+from repmode_cl.strategies.state import architecture_of
 from torch import Tensor, nn
 
+from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import StructureError, UnknownStructureError
 from repmode_cl.nn import Architecture, PlainUNet
 from repmode_cl.structures import check_structure_name
@@ -91,7 +94,20 @@ class PlainNetworks(nn.Module):
 class MultiNet(StructureStrategy):
     """Individual training: never forgets, and grows by a whole network with each structure."""
 
-    joint_base = False
+    joint_base: ClassVar[bool] = False
+
+    @classmethod
+    def make_network(
+        cls, config: Config, options: StrategyConfig, base: Sequence[str], seed: int
+    ) -> PlainNetworks:
+        """Return what holds one plain network for each structure, none yet."""
+        return PlainNetworks(architecture_of(config), options.kernel)
+
+    @classmethod
+    def regroup(cls, experiences: Experiences) -> Regrouped:
+        """Return one experience for each structure, those of a joint base too."""
+        pairs = [(name, step) for step, names in enumerate(experiences) for name in names]
+        return tuple((name,) for name, _ in pairs), tuple(step for _, step in pairs)
 
     def grow(self, structures: Sequence[str]) -> None:
         """Give each structure a fresh network."""

@@ -11,7 +11,7 @@ from typing import Any
 from repmode_cl.scenarios import StructureStream, stream_of_samples
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.checkpoints import StrategyCheckpoint
-from repmode_cl.strategies.recording import Events
+from repmode_cl.strategies.events import Events
 
 from repmode_cl.config import Config
 from repmode_cl.config.loading import dump_config
@@ -79,7 +79,7 @@ def learn(strategy: StructureStrategy, work: Path, what: str) -> None:
         strategy.train(strategy.stream.train[0], eval_streams=[])
         return
     events = Events(work / "tensorboard")
-    events.resumed(step, len(strategy.progress.curve))
+    events.begin(strategy)
     strategy.listeners += [events.after_step, checkpoint.after_step]
     strategy.on_validation += [events.after_validation, checkpoint.save]
     names = strategy.stream.experiences[0]

@@ -161,7 +161,7 @@ def configuration_for(
     cache
         Folder of prepared images.
     patch
-        Voxels (z, y, x) of a patch; ``None``: the model's window.
+        Voxels (z, y, x) of a patch; ``None``: what the model's base was trained with.
     seed
         Seed of new weights and of patches.
 
@@ -171,7 +171,10 @@ def configuration_for(
         If `patch` or `seed` is none.
     """
     _whole(seed, "seed", least=0)
-    z, y, x = _patch(model.inference["window"] if patch is None else patch)
+    origin = origin_of(model)
+    window = model.inference["window"]
+    # Models of earlier revisions do not say what they were trained with: it was their window.
+    z, y, x = _patch(origin.get("patch", window) if patch is None else patch)
     return Config(
         name=name.replace("_", "-"),
         seeds=(seed,),
@@ -183,8 +186,10 @@ def configuration_for(
                 voxel_size=model.voxel_size, order=model.preprocessing.get("order", 1)
             ),
         ),
-        patch=PatchConfig(size=(z, y, x), flips=origin_of(model).get("flips", True)),
-        inference=InferenceConfig(overlap=model.inference["overlap"], batch_size=model.inference["batch"]),
+        patch=PatchConfig(size=(z, y, x), flips=origin.get("flips", True)),
+        inference=InferenceConfig(
+            overlap=model.inference["overlap"], batch_size=model.inference["batch"], window=_patch(window)
+        ),
     )
 
 

@@ -6,38 +6,41 @@ A run's state is its checkpoint, with every figure so far.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from repmode_cl.scenarios import stream_of_samples
+import numpy as np
+import torch
+from repmode_cl.scenarios import StreamVariant, stream_of_samples, task_labels
 from repmode_cl.strategies.base import Progress, StructureStrategy
-from repmode_cl.strategies.build import STRATEGIES, build_strategy
+from repmode_cl.strategies.build import build_strategy, strategy_class
 from repmode_cl.strategies.checkpoints import StrategyCheckpoint
-from repmode_cl.strategies.recording import (
-    Events,
-    parameter_bytes,
-    write_curve,
-    write_gates,
-    write_predictions,
-)
+from repmode_cl.strategies.events import Events, hyper_parameters
+from repmode_cl.strategies.peak_memory import PeakMemory
+from repmode_cl.strategies.recording import parameter_bytes, write_curve, write_gates, write_predictions
+from repmode_cl.strategies.shared_base import SharedBase, base_folder
+from repmode_cl.strategies.units import Unit
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ModelError
 from repmode_cl.evaluation.metrics import HIGHER_IS_BETTER
 from repmode_cl.evaluation.results import BASE, Result
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.progress import task
 from repmode_cl.store import Model
-from repmode_cl.training import Precision, budget_of, has_checkpoint, load_checkpoint, save_checkpoint
+from repmode_cl.training import Precision
+from repmode_cl.training.checkpoint import random_state, set_random_state
 
 __all__ = ["StrategyRun"]
 
 
 class StrategyRun:
-    """One strategy with one seed.
+    """One strategy with one stream and one seed.
 
     Parameters
     ----------
@@ -49,12 +52,16 @@ class StrategyRun:
         Seed of weights, patches and order.
     samples
         Prepared images of all structures.
-    experiences
-        Structures of each step.
+    stream
+        What arrives when.
     folder
-        The run's folder; this one's is ``<title>/seed-<n>`` below it.
+        The run's folder; this one's is `StrategyRun.folder` below it.
     precision
         What the run's precision was resolved to; ``None`` resolves it here.
+    name
+        The stream's name; ``""`` where there is one alone.
+    base_name
+        Name of the first stream that begins with the same structures, whose base is shared.
     """
 
     def __init__(
@@ -63,110 +70,140 @@ class StrategyRun:
         strategy: StrategyConfig,
         seed: int,
         samples: list[Sample],
-        experiences: tuple[tuple[str, ...], ...],
+        stream: StreamVariant,
         folder: Path,
         precision: Precision | None = None,
+        *,
+        name: str = "",
+        base_name: str = "",
     ) -> None:
-        self.config, self.options, self.seed, self.steps = config, strategy, seed, experiences
+        self.config, self.options, self.seed = config, strategy, seed
         self.title = strategy.title
+        self.unit = Unit(self.title, name, seed)
         self.run_folder = folder
-        self.folder = folder / self.title / f"seed-{seed}"
-        joint = STRATEGIES[strategy.name].joint_base
-        # Without a joint base, a first step of several structures is as many experiences.
-        groups = experiences if joint else tuple((name,) for names in experiences for name in names)
-        self.step_of = {
-            group: step
-            for step, names in enumerate(experiences)
-            for group in groups
-            if set(group) <= set(names)
-        }
+        self.folder = folder / self.unit.folder
+        kind = strategy_class(strategy)
+        training = config.training
+        groups, self.done_after = kind.regroup(stream.experiences)
         self.samples = samples
         self.stream = stream_of_samples(
             samples,
             groups,
             patch=config.patch.size,
-            count=self._patches,
+            count=lambda structures, images: (
+                kind.steps_of(training, strategy, stream.experiences, structures, images)
+                * training.batch_size
+            ),
             seed=seed,
             flips=config.patch.flips,
-            batch=config.training.batch_size // config.training.accumulate,
-            structures_per_batch=config.training.structures_per_batch,
-            labels={name: label for label, name in enumerate(n for names in experiences for n in names)},
+            batch=training.batch_size // training.accumulate,
+            structures_per_batch=training.structures_per_batch,
+            labels=task_labels(stream.experiences),
+            images_each=stream.images,
+            arrivals=stream.experiences,
         )
+        self.memory = PeakMemory(resolve_device(training.device))  # before there is a network
         self.strategy: StructureStrategy = build_strategy(
             config, strategy, self.stream, seed, precision=precision
         )
+        key = self.strategy.base_key
+        self.base = None if key is None else SharedBase(folder / base_folder(key, base_name, seed))
         self.rows: list[Result] = []
-        self.checkpoint = StrategyCheckpoint(
-            self.folder / "checkpoint", lambda: [list(row) for row in self.rows]
-        )
         self.bit_identical: bool | None = None
-
-    def _patches(self, structures: tuple[str, ...], images: int) -> int:
-        return (
-            budget_of(self.config.training, len(structures), images).steps * self.config.training.batch_size
-        )
 
     # -- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> list[Result]:
         """Learn the whole stream, from the last checkpoint if there is one, and return every figure."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        events = Events(self.folder / "tensorboard")
-        try:
-            rows = self.checkpoint.resume(self.strategy)
-            self.rows = [Result(*row) for row in rows or ()]
-            done = (
-                sum(self._budget(k) for k in range(self.strategy.progress.experience))
-                + self.strategy.progress.step
-            )
-            events.resumed(done, len(self.strategy.progress.curve))
-            self.strategy.listeners += [events.after_step, self.checkpoint.after_step]
-            self.strategy.on_validation += [events.after_validation, self.checkpoint.save]
+        with self._at_work(self.folder) as (events, checkpoint):
             for number in range(self.strategy.progress.experience, len(self.stream.experiences)):
-                self._learn(number, events)
+                self._learn(number, events, checkpoint)
             self._finish()
-        finally:
-            events.close()
+            parameters = hyper_parameters(self.config, self.options, self.seed, self.unit.stream)
+            events.finished(self.strategy, parameters, self.rows)
         return self.rows
 
-    def _learn(self, number: int, events: Events) -> None:
-        names = self.stream.experiences[number]
-        step = self.step_of[names]
-        known = set(self.strategy.network.state_dict()) if number else set()
-        progress = self.strategy.progress
-        if number == 0 and not progress.step and self._take_base():
-            known = set()
+    def learn_base(self) -> None:
+        """Learn the first experience alone, from the last checkpoint if there is one, and keep it for others."""
+        if self.base is None:
+            raise ValueError(f"{self.title} begins with a base of its own")
+        if self.base.trained:
+            return
+        with self._at_work(self.base.folder / "training"):
+            self._train(0)
+            self.base.give(self.strategy, self.memory.highest)
+
+    @contextmanager
+    def _at_work(self, folder: Path) -> Iterator[tuple[Events, StrategyCheckpoint]]:
+        """Bring the strategy to its last checkpoint in `folder`, and leave the caller's random numbers alone."""
+        folder.mkdir(parents=True, exist_ok=True)
+        before = random_state()
+        events = Events(folder / "tensorboard")
+        checkpoint = StrategyCheckpoint(folder / "checkpoint", self._kept)
+        try:
+            kept = checkpoint.resume(self.strategy)
+            if kept is not None:
+                self.rows = [Result(*row) for row in kept["rows"]]
+                self.memory.highest = kept["memory"]
+            events.begin(self.strategy)
+            self.strategy.listeners += [events.after_step, checkpoint.after_step]
+            self.strategy.on_validation += [events.after_validation, checkpoint.save]
+            yield events, checkpoint
+        finally:
+            events.close()
+            set_random_state(before)
+
+    def _kept(self) -> dict[str, Any]:
+        return {"rows": [list(row) for row in self.rows], "memory": self.memory.look()}
+
+    def _learn(self, number: int, events: Events, checkpoint: StrategyCheckpoint) -> None:
+        strategy, step = self.strategy, self.done_after[number]
+        known = set(strategy.network.state_dict()) if number else set()
+        memory = self._take_base() if number == 0 and not strategy.progress.step else None
+        if memory is None:
+            self._train(number)
+            if number == 0 and self.base is not None and not self.base.trained:
+                self.base.give(strategy, self.memory.highest)
         else:
-            what = f"{self.title} seed {self.seed}: {' + '.join(names)}"
-            with task(what, total=self._budget(number)) as bar:
-                bar.update(completed=progress.step)
-                self.strategy.bar = bar
-                self.strategy.train(self.stream.train[number], eval_streams=[])
-                self.strategy.bar = None
-        self._cost(names, step, [n for n in self.strategy.network.state_dict() if n not in known])
-        if (
-            number + 1 == len(self.stream.experiences)
-            or self.step_of[self.stream.experiences[number + 1]] > step
-        ):
-            with task(f"{self.title} seed {self.seed}: evaluating after step {step}"):
-                figures = self.strategy.evaluate(self.stream.test[k] for k in range(number + 1))
-            events.after_experience(step, figures)
+            self.memory.highest = memory
+        # Alike whether the base was trained or taken.
+        _seed(self.seed, number, "after")
+        strategy.after_experience(number)
+        self._cost(number, [name for name in strategy.network.state_dict() if name not in known])
+        if number + 1 == len(self.stream.experiences) or self.done_after[number + 1] > step:
+            with task(f"{self.unit}: evaluating after step {step}"):
+                figures = strategy.evaluate(self.stream.known_after(number))
+            events.after_experience(strategy, figures)
             for structure, metrics in figures.items():
                 self.rows += [self._row(step, structure, metric, value) for metric, value in metrics.items()]
-        self._store(names)
-        if number == 0:
-            self._give_base()
-        self.strategy.progress = Progress(number + 1, 0, 0.0, self.strategy.progress.curve)
+        self._store(number)
+        strategy.progress = Progress(number + 1, curve=strategy.progress.curve)
+        self.memory.highest = 0
         # Before the checkpoint, which says that this experience is done.
         write_curve(self.folder / "learning.csv", self._curve())
-        self.checkpoint.save(self.strategy)
+        checkpoint.save(strategy)
+
+    def _train(self, number: int) -> None:
+        progress = self.strategy.progress
+        if not progress.step:
+            # So that nothing depends on what this process did before, or on whether it is another's base.
+            _seed(self.seed, number)
+        what = f"{self.unit}: {' + '.join(self.stream.experiences[number])}"
+        with task(what, total=self.strategy.budget_for(number).steps) as bar, self.memory:
+            bar.update(completed=progress.step)
+            self.strategy.bar = bar
+            self.strategy.train(self.stream.train[number], eval_streams=[])
+            self.strategy.bar = None
+
+    def _take_base(self) -> int | None:
+        return None if self.base is None else self.base.take(self.strategy)
 
     def _finish(self) -> None:
         write_predictions(self.folder / "predictions", self.strategy, self.stream)
         network = self.strategy.network
         if isinstance(network, RepModeUNet):
             write_gates(self.folder / "gates.json", network)
-        if self.options.name == "experts_frozen":
+        if self.strategy.stores_model:
             report = Model.open(self.folder / "model").verify()
             if not report.ok:
                 raise ModelError(
@@ -175,51 +212,66 @@ class StrategyRun:
             self.bit_identical = report.bit_identical and not self._drift()
 
     def _drift(self) -> bool:
-        """Tell whether any figure of a structure changed after it was learned."""
-        first: dict[tuple[str, str], str] = {}
-        rows = [row for row in self.rows if row.metric in HIGHER_IS_BETTER]
-        # As text, because NaN (a constant prediction's correlation) is not equal to itself.
-        return any(
-            first.setdefault((row.structure, row.metric), repr(row.value)) != repr(row.value) for row in rows
-        )
-
-    def _budget(self, number: int) -> int:
-        images = len(self.stream.images[number])
-        return budget_of(self.config.training, len(self.stream.experiences[number]), images).steps
+        """Tell whether any figure of a structure changed but for its being learned again."""
+        learned = {
+            (step, name)
+            for step, names in zip(self.done_after, self.stream.experiences, strict=True)
+            for name in names
+        }
+        last: dict[tuple[str, str], str] = {}
+        for row in self.rows:
+            if row.metric not in HIGHER_IS_BETTER:
+                continue
+            key = (row.structure, row.metric)
+            # As text, because NaN (a constant prediction's correlation) is not equal to itself.
+            if (row.step, row.structure) not in learned and last.get(key) != repr(row.value):
+                return True
+            last[key] = repr(row.value)
+        return False
 
     # -- figures ------------------------------------------------------------------------------------------------
 
     def _row(self, step: int, structure: str, metric: str, value: float) -> Result:
-        return Result(self.title, self.seed, step, structure, metric, float(value))
+        return Result(self.title, self.seed, step, structure, metric, float(value), self.unit.stream)
 
-    def _cost(self, names: tuple[str, ...], step: int, added: list[str]) -> None:
+    def _cost(self, number: int, added: list[str]) -> None:
+        names, progress = self.stream.experiences[number], self.strategy.progress
         parameters, size = parameter_bytes(self.strategy.network, added)
         structure = names[0] if len(names) == 1 else BASE
-        for metric, value in {
-            "train_seconds": self.strategy.progress.seconds,
+        costs = {
+            "train_seconds": progress.seconds,
+            "cpu_seconds": progress.cpu_seconds,
             "added_parameters": parameters,
             "added_bytes": size,
-            "steps": self.strategy.progress.step,
-        }.items():
-            self.rows.append(self._row(step, structure, metric, value))
+            "peak_memory_bytes": self.memory.highest,
+            "steps": progress.step,
+            "images": len({(sample.structure, sample.image_id) for sample in self.stream.images[number]}),
+            **self.strategy.costs(),
+        }
+        self.rows += [self._row(self.done_after[number], structure, metric, v) for metric, v in costs.items()]
 
     def _curve(self) -> list[dict[str, Any]]:
-        steps = [self.step_of[names] for names in self.stream.experiences]
-        return [{**row, "experience": steps[row["experience"]]} for row in self.strategy.progress.curve]
+        return [
+            {**row, "experience": self.done_after[row["experience"]]} for row in self.strategy.progress.curve
+        ]
 
     # -- storing ------------------------------------------------------------------------------------------------
 
-    def _store(self, names: tuple[str, ...]) -> None:
+    def _store(self, number: int) -> None:
         """Keep the model of our own strategy as users' models are kept; storing checks that nothing old changed."""
-        if self.options.name != "experts_frozen":
+        if not self.strategy.stores_model:
             return
-        path = self.folder / "model"
+        path, names = self.folder / "model", self.stream.experiences[number]
         network = self.strategy.network
-        images = [sample for sample in self.samples if sample.structure in names]
-        provenance = provenance_of(self.config, self.options, self.seed, images, self.strategy.precision)
-        metrics: dict[str, dict[str, float]] = {
-            row.structure: {} for row in self.rows if row.structure in names
-        }
+        held_out = [s for s in self.samples if s.structure in names and s.split != "train"]
+        provenance = provenance_of(
+            self.config,
+            self.options,
+            self.seed,
+            [*self.stream.images[number], *held_out],
+            self.strategy.precision,
+        )
+        metrics: dict[str, dict[str, float]] = {name: {} for name in names}
         for row in self.rows:
             # A figure that is not finite (the correlation of a constant prediction) says nothing of a model.
             if row.structure in names and row.metric in HIGHER_IS_BETTER and math.isfinite(row.value):
@@ -229,32 +281,19 @@ class StrategyRun:
             return
         model = Model.open(path)
         for name in names:
-            if name not in model.structures:
-                model.add(name, network, provenance=provenance, metrics=metrics.get(name, {}))
+            times = sum(name in group for group in self.stream.experiences[: number + 1])
+            versions = sum(change.structure == name for change in model.history)
+            # As many as it came: this is after an interruption between storing and the checkpoint.
+            if name not in model.base_structures and versions < times:
+                model.add(name, network, provenance=provenance, metrics=metrics[name], replace=times > 1)
 
-    # -- a base that strategies share ---------------------------------------------------------------------------
 
-    @property
-    def _base_folder(self) -> Path:
-        return self.run_folder / "base" / f"seed-{self.seed}"
-
-    def _take_base(self) -> bool:
-        """Take the trained base of a strategy that begins identically (same network, seed and patches)."""
-        if not STRATEGIES[self.options.name].joint_base or not has_checkpoint(self._base_folder):
-            return False
-        tensors, state = load_checkpoint(self._base_folder)
-        self.strategy.network.load_state_dict(tensors)
-        self.strategy.progress = Progress(**state["progress"])
-        self.strategy.budget = budget_of(
-            self.config.training, len(self.stream.experiences[0]), len(self.stream.images[0])
-        )
-        self.strategy.network.eval()
-        return True
-
-    def _give_base(self) -> None:
-        if STRATEGIES[self.options.name].joint_base and not has_checkpoint(self._base_folder):
-            state = {"progress": asdict(self.strategy.progress)}
-            save_checkpoint(self._base_folder, tensors=self.strategy.network.state_dict(), state=state)
+def _seed(*parts: int | str) -> None:
+    """Set all random number generators to what `parts` alone decide."""
+    digest = digest_of("benchmark", *parts)
+    random.seed(digest)
+    np.random.seed(np.frombuffer(digest, "<u4"))
+    torch.manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 def provenance_of(
@@ -268,6 +307,7 @@ def provenance_of(
         # What the settings, which may be "auto", came to.
         "precision": precision.format,
         "device": precision.device,
+        "patch": list(config.patch.size),
         "flips": config.patch.model_dump(mode="json")["flips"],
         "addition": options.model_dump(mode="json", include={"learning_rate"}),
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
@@ -285,7 +325,7 @@ def create_model(
         voxel_size=preprocessing.voxel_size,
         preprocessing={"normalisation": "z-score per image", "order": preprocessing.order},
         inference={
-            "window": list(config.patch.size),
+            "window": list(config.window),
             "overlap": config.inference.overlap,
             "batch": config.inference.batch_size,
         },

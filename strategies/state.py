@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from repmode_cl.nn import PlainUNet
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Evaluation", "Progress", "StructureNetwork"]
+from repmode_cl.config import Config
+from repmode_cl.nn import Architecture, PlainUNet
+
+__all__ = ["Evaluation", "Example", "Progress", "StructureNetwork", "architecture_of"]
+
+
+def architecture_of(config: Config) -> Architecture:
+    """Return the network's shape."""
+    return Architecture(config.network.width, config.network.depth, config.network.experts)
 
 
 class StructureNetwork(Protocol):
@@ -32,8 +41,20 @@ class Progress:
     experience: int = 0
     step: int = 0
     seconds: float = 0.0
+    """Of training, on the clock; validating and recording are not training."""
+    cpu_seconds: float = 0.0
+    """Of all of the process's threads in the same time: comparable where runs share a machine."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Validation figures: experience, structure, train_step, metric, value."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One slice of a structure's first image of an evaluation, (Y, X) float32 in z-score units."""
+
+    signal: NDArray[np.float32]
+    truth: NDArray[np.float32]
+    prediction: NDArray[np.float32]
 
 
 #: Structure -> metric -> mean over its images.

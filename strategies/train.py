@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repmode_cl.scenarios import experience_names, prepared_samples
+from repmode_cl.scenarios import base_structures, known_structures, prepared_samples
 from repmode_cl.strategies.build import build_strategy
 from repmode_cl.strategies.one_experience import dump_what_counts, held_out, learn, same_request, stream_of
 from repmode_cl.strategies.recording import write_curve
 from repmode_cl.strategies.run import create_model, provenance_of
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.data.manifest import read_manifest
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.store import Model
-from repmode_cl.structures import TWELVE_STRUCTURES
 from repmode_cl.training import joined, resolve_precision
 
 __all__ = ["train_base"]
@@ -59,13 +57,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
         raise ConfigError(
             "stream.base is empty: name the structures that the base learns jointly, such as [dna]"
         )
-    known = (
-        TWELVE_STRUCTURES
-        if config.data.manifest is None
-        else read_manifest(Path(config.data.manifest)).structures
-    )
-    only_base = config.stream.model_copy(update={"order": (), "order_file": None, "order_seed": None})
-    experiences = experience_names(only_base, known)
+    experiences = (base_structures(config.stream, known_structures(config)),)
     options = next(
         (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
     )

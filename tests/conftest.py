@@ -22,6 +22,7 @@ ALLOWED_SKIPS = (
     "real images are not part of the repository",
     "Windows sends no Ctrl-C to a process group",
     "Windows has no signal that kills",
+    "chromium is not installed",
 )
 
 # Before torch is imported, here and in the processes that tests start: the networks are tiny, and on a machine

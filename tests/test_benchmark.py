@@ -40,7 +40,15 @@ def test_the_files_of_a_run(done: Done) -> None:
 
 
 def test_the_rows_of_results(done: Done) -> None:
-    costs = {"train_seconds", "added_parameters", "added_bytes", "steps"}
+    costs = {
+        "train_seconds",
+        "cpu_seconds",
+        "added_parameters",
+        "added_bytes",
+        "peak_memory_bytes",
+        "steps",
+        "images",
+    }
     seen = {0: BASE, 1: (*BASE, "nucleolus"), 2: STRUCTURES}
     learned = {
         title: [(0, "base"), (1, "nucleolus"), (2, "mitochondria")]
@@ -63,7 +71,7 @@ def test_the_rows_of_results(done: Done) -> None:
         others = {row.metric for row in rows} - set(HIGHER_IS_BETTER)
         assert costs <= others <= set(COSTS)
         for metric in others:
-            assert [row[2:4] for row in rows if row.metric == metric] == learned[title]
+            assert [(row.step, row.structure) for row in rows if row.metric == metric] == learned[title]
         assert [row.value for row in rows if row.metric == "steps"] == [
             6 if name == "base" else 4 for _, name in learned[title]
         ]
@@ -84,12 +92,15 @@ def test_what_a_structure_costs(done: Done) -> None:
     for title in TITLES:
         assert of(title, "nucleolus", "added_bytes") == 4 * of(title, "nucleolus")
         assert of(title, "nucleolus", "train_seconds") > 0
+        assert of(title, "nucleolus", "cpu_seconds") > 0
+        assert of(title, "nucleolus", "peak_memory_bytes") >= 0
+        assert of(title, "nucleolus", "images") == 3
 
 
 def test_forgetting_is_exactly_nothing_but_for_fine_tuning(done: Done) -> None:
     for metric in HIGHER_IS_BETTER:
         lost = {
-            title: forgetting(performance_matrix(done.results, title, metric, SEED, done.info["experiences"]))
+            title: forgetting(performance_matrix(done.results, title, metric, SEED, done.info["streams"][""]))
             for title in TITLES
         }
         assert lost["experts_frozen"] == lost["multi_net_k3"] == dict.fromkeys((*BASE, "nucleolus"), 0.0)
@@ -98,10 +109,16 @@ def test_forgetting_is_exactly_nothing_but_for_fine_tuning(done: Done) -> None:
 
 def test_run_json(done: Done) -> None:
     info = done.info
-    assert info["experiences"] == [list(BASE), ["nucleolus"], ["mitochondria"]]
+    assert info["version"] == 2
+    assert info["streams"] == {"": [list(BASE), ["nucleolus"], ["mitochondria"]]}
+    assert list(info["strategies"]) == list(TITLES)
+    assert info["strategies"]["multi_net_k3"]["name"] == "multi_net"
+    assert info["strategies"]["multi_net_k3"]["options"]["kernel"] == 3
     assert info["seeds"] == [SEED]
     assert info["multi_net"] == "multi_net_k3"
-    assert info["finished"] == [[title, SEED] for title in TITLES]
+    assert info["joint"] is None
+    assert info["finished"] == [[title, "", SEED] for title in TITLES]
+    assert info["failed"] == []
     assert {title: entry["bit_identical"] for title, entry in info["strategies"].items()} == {
         "experts_frozen": True,
         "fine_tuning": None,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from repmode_cl.strategies import StructureStrategy, run_benchmark
-from repmode_cl.strategies import benchmark as benchmark_module
+from repmode_cl.strategies import performing as performing_module
 from repmode_cl.strategies import run as run_module
 from repmode_cl.strategies.checkpoints import StrategyCheckpoint
-from tiny_run import ADDED, BASE, SEED, STRUCTURES, TITLES, Done, changed, tiny
+from tiny_run import ADDED, BASE, MEASURED, SEED, STRUCTURES, TITLES, Done, changed, tiny
 
 from repmode_cl.config import Config, StrategyConfig, StreamConfig
 from repmode_cl.config.loading import dump_config
@@ -24,7 +24,7 @@ from repmode_cl.errors import ConfigError
 from repmode_cl.store import Model
 
 
-class Interruption(Exception):  # noqa: N818 - it stands for a power cut
+class Interruption(BaseException):
     """What ends a run in the middle."""
 
 
@@ -75,15 +75,15 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, str]]:
         save(self, strategy)
         reached(name, progress.experience, progress.step, "checkpoint")
 
-    finish = benchmark_module._finish
+    finish = performing_module.write_outcome
 
-    def finishing(info: dict[str, Any], title: str, *args: Any) -> None:
-        reached(names[Path(title)], 3, 0, "finished")
-        finish(info, title, *args)
+    def finishing(folder: Path, *args: Any) -> None:
+        reached(names[Path(folder.parts[-2])], 3, 0, "finished")
+        finish(folder, *args)
 
     monkeypatch.setattr(run_module, "build_strategy", building)
     monkeypatch.setattr(StrategyCheckpoint, "save", saving)
-    monkeypatch.setattr(benchmark_module, "_finish", finishing)
+    monkeypatch.setattr(performing_module, "write_outcome", finishing)
     return waiting
 
 
@@ -100,7 +100,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     again = Done(folder, config, done.manifest, Counter())
 
     def figures(run: Done) -> list[tuple[Any, ...]]:
-        return [tuple(row) for row in run.results if row.metric != "train_seconds"]
+        return [tuple(row) for row in run.results if row.metric not in MEASURED]
 
     assert figures(again) == figures(done)  # in the same order, every float the same
     assert len(again.results) == len(done.results)
@@ -120,10 +120,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 def test_a_finished_run_is_left_alone(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(shutil.copytree(done.folder, tmp_path / "tiny"))
     config = changed(done.config, output=str(tmp_path))
-    # What moved with its output is another configuration's run, but for this test.
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    (folder / "config.yaml").write_text(text.replace(done.config.output, str(tmp_path)), encoding="utf-8")
-    monkeypatch.setattr(benchmark_module, "StrategyRun", None)
+    monkeypatch.setattr(performing_module, "StrategyRun", None)
     assert run_benchmark(config, resume=True) == folder
     assert (folder / "results.csv").read_bytes() == (done.folder / "results.csv").read_bytes()
 
@@ -167,14 +164,18 @@ def test_all_of_a_run_is_trained_in_the_precision_that_it_began_with(
     ("values", "key"),
     [
         ({"training": {"steps": 5}}, "training.steps was 4 and is 5 now"),
-        ({"seeds": (SEED, 9)}, r"seeds was \[3\] and is \[3, 9\] now"),
+        ({"seeds": (9,)}, r"seeds were \[3\] and are \[9\] now; more may be added, but 3 must stay"),
         (
             {"stream": {"order": ADDED[:1]}},
             r"stream\.order was \['nucleolus', 'mitochondria'\] and is \['nucleolus'\]",
         ),
         (
             {"strategies": (StrategyConfig(name="experts_frozen", expert="conv5"),)},
-            r"strategies\.0\.expert was None and is 'conv5'",
+            r"strategies were .*; more may be added, but 'experts_frozen', 'fine_tuning', 'multi_net_k3' must stay",
+        ),
+        (
+            {"strategies": (StrategyConfig(name="experts_frozen", label="multi_net_k3", expert="conv5"),)},
+            r"strategies\.multi_net_k3\.expert was 'conv3' and is 'conv5'",
         ),
         ({"stream": {"base": (), "order": STRUCTURES}}, r"stream\.base was .*'dna'.* and is \[\] now"),
     ],
@@ -194,7 +195,7 @@ def test_an_empty_list_is_not_the_same_as_none(manifest: Path, tmp_path: Path) -
     """Such a change has no key below it, and must be named all the same."""
     config = changed(tiny(manifest, tmp_path), stream=StreamConfig(base=STRUCTURES))
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "run.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "tiny" / "run.json").write_text('{"version": 2}', encoding="utf-8")
     (tmp_path / "tiny" / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     now = changed(config, stream=StreamConfig(base=STRUCTURES, order=()))
     with pytest.raises(ConfigError, match=r"stream\.order was None and is \[\] now"):

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from repmode_cl.scenarios import StructureStream, stream_of_samples
+from repmode_cl.scenarios import StructureStream, stream_of_samples, task_labels
 from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
+from repmode_cl.strategies.build import build_strategy, strategy_class
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from repmode_cl.config import TrainingConfig
+from repmode_cl.config import Config, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 
@@ -92,10 +93,35 @@ def build(name: str, samples: Sequence[Sample], **options: Any) -> StructureStra
     return BUILD[name](stream_of(samples, experiences, seed=options.get("seed", 0)), **options)
 
 
+def configured(
+    name: str,
+    samples: Sequence[Sample],
+    experiences: tuple[tuple[str, ...], ...] = STREAM,
+    *,
+    seed: int = 0,
+    training: TrainingConfig = TRAINING,
+    **options: Any,
+) -> StructureStrategy:
+    """Build a strategy as a benchmark does: from its section of a configuration."""
+    section = StrategyConfig(name=name, **options)
+    config = Config(
+        name="tiny", network=NetworkConfig(width=4, depth=1, experts=ARCHITECTURE.experts),
+        patch=PatchConfig(size=PATCH), training=training, strategies=(section,),
+    )  # fmt: skip
+    kind = strategy_class(section)
+    stream = stream_of_samples(
+        samples, kind.regroup(experiences)[0], patch=PATCH, seed=seed, labels=task_labels(experiences),
+        arrivals=experiences,
+        count=lambda names, images: kind.steps_of(training, section, experiences, names, images) * training.batch_size,
+    )  # fmt: skip
+    return build_strategy(config, section, stream, seed)
+
+
 def learn(strategy: StructureStrategy, *numbers: int) -> StructureStrategy:
     """Train the experiences `numbers`, or all."""
     for number in numbers or range(len(strategy.stream.experiences)):
         strategy.train(strategy.stream.train[number], eval_streams=[])
+        strategy.after_experience(number)
         strategy.progress.experience, strategy.progress.step = number + 1, 0
     return strategy
 

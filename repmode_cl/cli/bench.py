@@ -22,6 +22,26 @@ def bench(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     workers: WorkersOption = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", min=1, help="Runs (a strategy, a stream, a seed) at work at once, each a process."
+        ),
+    ] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Run on a Dask cluster: its scheduler's address, or the path of a scheduler file.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="Of each run; the processor's cores divided by --jobs by default."
+        ),
+    ] = None,
 ) -> None:
     """Let strategies learn a stream of structures.
 
@@ -35,15 +55,35 @@ def bench(
       repmode-cl bench my.yaml --set training.steps=300 --set seeds=[0,1,2]
 
       repmode-cl bench my.yaml --dry-run
+
+      repmode-cl bench my.yaml --jobs 4
+
+      repmode-cl bench my.yaml --scheduler tcp://node1:8786 --threads 8
+
+    One run that fails does not end the others; --resume tries it again.
     """
     from repmode_cl.config import load_config
     from repmode_cl.processes import workers_here
 
     loaded = load_config(config, overrides or ())
     continue_with(ctx, "--resume")
-    from repmode_cl.strategies import run_benchmark
+    from repmode_cl.strategies import UnitsFailedError, run_benchmark
 
-    result = run_benchmark(loaded, resume=resume, dry_run=dry_run, workers=workers or workers_here())
+    try:
+        result = run_benchmark(
+            loaded,
+            resume=resume,
+            dry_run=dry_run,
+            workers=workers or workers_here(),
+            jobs=jobs,
+            scheduler=scheduler,
+            threads=threads,
+        )
+    except UnitsFailedError as error:
+        if (error.folder / "results.csv").exists():
+            show_results(error.folder)
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
     if isinstance(result, Path):
         show_results(result)
     else:

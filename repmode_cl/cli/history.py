@@ -116,7 +116,7 @@ def gc(
 
       repmode-cl gc model --dry-run
     """
-    from repmode_cl.report.table import count_text
+    from repmode_cl.report.texts import count_text
     from repmode_cl.store import Model
 
     found = Model.open(model).gc(dry_run=dry_run)

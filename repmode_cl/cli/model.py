@@ -52,7 +52,7 @@ def show(model: ModelArgument) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from repmode_cl.report.table import count_text
+    from repmode_cl.report.texts import count_text
     from repmode_cl.store import Model, pending
 
     opened = Model.open(model)

@@ -3,9 +3,9 @@
 A message names the file and line (or the override), the dotted key, what was found, what is allowed and, for
 an unknown key, the nearest known one. Reading is strict: ``steps: "50"`` and ``steps: true`` are no numbers.
 
-Relative paths: `data.manifest` and `stream.order_file` are looked up beside the configuration file that names
-them, so that a folder of both can be moved; `data.cache` and `output`, and every path given in an override,
-below the current directory.
+Relative paths: `data.manifest`, `stream.order_file`, `stream.difficulty` and the file of a strategy of the user's own
+are looked up beside the configuration file that names them, so that a folder of all can be moved; `data.cache` and
+`output`, and every path given in an override, below the current directory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["dump_config", "load_config", "parse_config", "shipped_config_names", "shipped_config_text"]
 
 #: Keys that hold a path which is relative to the file that names it.
-_BESIDE_THE_FILE = (("data", "manifest"), ("stream", "order_file"))
+_BESIDE_THE_FILE = (("data", "manifest"), ("stream", "order_file"), ("stream", "difficulty"))
 #: Keys that hold a path which is relative to the current directory.
 _BELOW_HERE = (("data", "cache"), ("output",))
 
@@ -89,7 +89,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Returns
     -------
     Config
-        Its `data.manifest` and `stream.order_file` are absolute.
+        Its `data.manifest`, `stream.order_file` and `stream.difficulty` are absolute.
 
     Raises
     ------
@@ -157,6 +157,7 @@ def _parse(text: str, source: str, overrides: Sequence[str], *, folder: Path) ->
     data = json.loads(json.dumps(data))
     _place(data, _BESIDE_THE_FILE, folder)
     _place(data, _BELOW_HERE, None)
+    _place_strategies(data, folder)
 
     overridden: dict[strict_yaml.Path, str] = {}
     for override in overrides:
@@ -167,6 +168,7 @@ def _parse(text: str, source: str, overrides: Sequence[str], *, folder: Path) ->
             _place(data, [path], Path())
         elif path in _BELOW_HERE:
             _place(data, [path], None)
+    _place_strategies(data, Path())
     try:
         return Config.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
@@ -183,6 +185,15 @@ def _place(data: dict[str, Any], keys: Iterable[strict_yaml.Path], folder: Path 
             continue
         path = Path(holder[str(key[-1])]).expanduser()
         holder[str(key[-1])] = str(path if folder is None else (folder / path).resolve())
+
+
+def _place_strategies(data: dict[str, Any], folder: Path) -> None:
+    """Make the files of users' own strategies absolute, starting from `folder`."""
+    strategies = data.get("strategies")
+    for one in strategies if isinstance(strategies, list) else ():
+        if isinstance(one, dict) and isinstance(name := one.get("name"), str) and ".py:" in name:
+            path, _, what = name.rpartition(":")
+            one["name"] = f"{(folder / Path(path).expanduser()).resolve()}:{what}"
 
 
 def _parse_override(override: str) -> tuple[strict_yaml.Path, Any]:

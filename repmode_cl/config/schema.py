@@ -167,6 +167,8 @@ class InferenceConfig(Frozen):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Positive = 4
     """Windows computed at once."""
+    window: Size | None = None
+    """Voxels (z, y, x) of a window; null takes the patch's. Larger ones compute fewer voxels twice, in more memory."""
 
 
 class Config(Frozen):
@@ -186,6 +188,11 @@ class Config(Frozen):
     inference: InferenceConfig = InferenceConfig()
     output: str = "runs"
     """Folder that runs are written below."""
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x) of the windows that volumes are predicted in."""
+        return self.inference.window or self.patch.size
 
     @model_validator(mode="after")
     def _whole(self) -> Config:

@@ -5,6 +5,7 @@ from repmode_cl.nn.experts import Expert, make_expert
 from repmode_cl.nn.folding import FoldedUNet, fold_norms, fold_structure
 from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
 from repmode_cl.nn.mode_block import ModeBlock
+from repmode_cl.nn.multi_head import MultiHeadUNet
 from repmode_cl.nn.plain import PlainUNet
 from repmode_cl.nn.repmode import RepModeUNet
 from repmode_cl.nn.trainable import trainable_names
@@ -16,6 +17,7 @@ __all__ = [
     "Expert",
     "FoldedUNet",
     "ModeBlock",
+    "MultiHeadUNet",
     "PlainUNet",
     "RepModeUNet",
     "fold_norms",

@@ -1,6 +1,6 @@
 """What a training loop needs and Avalanche lacks: budget, precision, schedule, selection, checkpoints."""
 
-from repmode_cl.training.budget import Budget, budget_of
+from repmode_cl.training.budget import Budget, budget_of, budget_of_steps
 from repmode_cl.training.checkpoint import (
     capture,
     has_checkpoint,
@@ -27,6 +27,7 @@ __all__ = [
     "Ranks",
     "Selection",
     "budget_of",
+    "budget_of_steps",
     "capture",
     "has_checkpoint",
     "inherit_precision",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from repmode_cl.config import TrainingConfig
 
-__all__ = ["Budget", "budget_of"]
+__all__ = ["Budget", "budget_of", "budget_of_steps"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ def budget_of(training: TrainingConfig, structures: int, images: int) -> Budget:
         steps = training.base_steps or structures * (training.steps or 1)
     else:
         steps = training.steps or 1
+    return budget_of_steps(training, steps, images)
+
+
+def budget_of_steps(training: TrainingConfig, steps: int, images: int) -> Budget:
+    """Return the budget of an experience that has `steps`, however that was decided, and so many training images."""
     if training.validate_every is not None:
         every = training.validate_every
     elif training.validate_every_epochs is not None:

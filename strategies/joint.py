@@ -1,0 +1,58 @@
+"""Joint training of all structures at once (the paper's RepMode, section 4.2): the reference from above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.deciding import Experiences, Regrouped
+
+from repmode_cl.config import StrategyConfig, TrainingConfig
+from repmode_cl.errors import ConfigError
+from repmode_cl.training import budget_of
+
+__all__ = ["Joint"]
+
+
+class Joint(StructureStrategy):
+    """One experience of all structures of the stream, with as many steps as all its experiences have together.
+
+    It has what no incremental learner has, all images at once, so that it has figures after the last step alone.
+    """
+
+    @classmethod
+    def regroup(cls, experiences: Experiences) -> Regrouped:
+        """Return one experience of all structures, done after the last step."""
+        return (tuple(dict.fromkeys(name for names in experiences for name in names)),), (
+            len(experiences) - 1,
+        )
+
+    @classmethod
+    def steps_of(
+        cls,
+        training: TrainingConfig,
+        options: StrategyConfig,
+        experiences: Experiences,
+        structures: Sequence[str],
+        images: int,
+    ) -> int:
+        """Return the sum of the budgets of all experiences.
+
+        Raises
+        ------
+        ConfigError
+            If the base's budget is in epochs and the others' in steps, which cannot be summed.
+        """
+        if training.epochs is not None:
+            if options.steps is not None:
+                raise ConfigError(
+                    "strategy joint: steps needs training.steps, not training.epochs: its budget is the sum of all"
+                )
+            return budget_of(training, len(structures), images).steps  # which is linear in the images
+        return sum(
+            super(Joint, cls).steps_of(training, options, experiences, names, 0) for names in experiences
+        )
+
+    def learning_rate(self) -> float:
+        """Return its own peak learning rate where it has one, else the training's."""
+        return self.addition_learning_rate or self.training_config.learning_rate

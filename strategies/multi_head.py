@@ -1,0 +1,38 @@
+"""Multi-Head, all fine-tuned (paper, section 4.4, Table 3): a fresh head for each structure, and the rest drifts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.state import architecture_of
+
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.nn import MultiHeadUNet
+
+__all__ = ["MultiHead"]
+
+
+class MultiHead(StructureStrategy):
+    """The base's heads are trained jointly; then each structure trains its own head and all that is shared.
+
+    The heads of earlier structures stay as they are, and forget because what they stand on drifts: the paper's
+    "Multi-Head (Dec.), All Fine-Tuning" (Table 3), or with ``last`` its Multi-Head (Las.).
+    """
+
+    @classmethod
+    def make_network(
+        cls, config: Config, options: StrategyConfig, base: Sequence[str], seed: int
+    ) -> MultiHeadUNet:
+        """Return the network with the heads of the base."""
+        return MultiHeadUNet(architecture_of(config), options.kernel, base, head=options.head, seed=seed)
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return a key of the kind of network."""
+        return f"multi_head_{options.head}_k{options.kernel}"
+
+    def grow(self, structures: Sequence[str]) -> None:
+        """Give each structure a fresh head."""
+        for name in structures:
+            self.network.add(name, seed=self.seed)

@@ -1,0 +1,79 @@
+"""Doing one unit of a benchmark, or a base, in this process; and writing down how it ended, whatever happens."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from pathlib import Path
+
+from filelock import FileLock
+from repmode_cl.strategies.run import StrategyRun
+from repmode_cl.strategies.units import Base, Outcome, Unit, base_stream, forget, read_outcome, write_outcome
+from repmode_cl.strategies.work import Work
+
+from repmode_cl.errors import RepmodeError
+from repmode_cl.evaluation.results import ResultsTable
+from repmode_cl.store.environment import environment_fingerprint, with_threads
+
+__all__ = ["LOG", "make_run", "perform"]
+
+#: What a unit printed, and where it failed: in its folder.
+LOG = "log.txt"
+
+
+def make_run(work: Work, title: str, stream: str, seed: int) -> StrategyRun:
+    """Make the run of one strategy with one stream and one seed."""
+    [options] = [one for one in work.config.strategies if one.title == title]
+    return StrategyRun(
+        work.config,
+        options,
+        seed,
+        work.samples,
+        work.streams[stream],
+        work.folder,
+        work.precision,
+        name=stream,
+        base_name=base_stream(work.streams, stream),
+    )
+
+
+def perform(work: Work, item: Unit | Base) -> None:
+    """Do one unit, or train one base, from its last checkpoint; what is finished is left alone.
+
+    Its figures and how it ended are in its folder then. An error is written down there too, and not raised: the
+    others go on.
+    """
+    folder = work.folder / item.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    # A process that lost its giver, and is not yet gone, may still be at work here.
+    with FileLock(folder / ".lock"):
+        before = read_outcome(folder)
+        if before is not None and before.finished:
+            return
+        forget(folder)
+        began = time.perf_counter()
+        try:
+            with with_threads(work.threads):
+                outcome = _learn(work, item, folder)
+        except Exception as error:
+            with (folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(traceback.format_exc())
+            text = str(error) if isinstance(error, RepmodeError) else f"{type(error).__name__}: {error}"
+            outcome = Outcome(finished=False, message=text)
+        write_outcome(folder, Outcome(**{**vars(outcome), "seconds": time.perf_counter() - began}))
+
+
+def _learn(work: Work, item: Unit | Base, folder: Path) -> Outcome:
+    run = make_run(work, item.title, item.stream, item.seed)
+    if isinstance(item, Base):
+        run.learn_base()
+        return Outcome(finished=True)
+    rows = run.run()
+    ResultsTable(rows).write(folder / "results.csv")
+    return Outcome(
+        finished=True,
+        bit_identical=run.bit_identical,
+        environment=environment_fingerprint(
+            device=run.strategy.device, window=work.config.window, batch=work.config.inference.batch_size
+        ),
+    )

@@ -1,0 +1,115 @@
+"""What every process that works at a benchmark must know, in one file of the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.scenarios import StreamVariant
+
+from repmode_cl.config import Config, parse_config
+from repmode_cl.config.loading import dump_config
+from repmode_cl.data.sample import Sample
+from repmode_cl.devices import resolve_device
+from repmode_cl.files import write_text
+from repmode_cl.training import Precision, recall_precision
+
+__all__ = ["Work"]
+
+FILE = "work.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A benchmark that is being worked at.
+
+    Attributes
+    ----------
+    folder
+        The run's.
+    config
+        The whole configuration.
+    streams
+        What arrives when, by name.
+    samples
+        Prepared images of all structures.
+    precision
+        What the setting, which may be "auto", came to.
+    threads
+        Of torch: sums are taken in another order with another number.
+    """
+
+    folder: Path
+    config: Config
+    streams: Mapping[str, StreamVariant]
+    samples: list[Sample]
+    precision: Precision
+    threads: int
+
+    def save(self) -> None:
+        """Write it for other processes."""
+        value = {
+            "config": dump_config(self.config),
+            "streams": {
+                name: {"experiences": variant.experiences, "images": variant.images}
+                for name, variant in self.streams.items()
+            },
+            "precision": self.precision.format,
+            "threads": self.threads,
+            "samples": [_sample_values(sample) for sample in self.samples],
+        }
+        write_text(self.folder / FILE, json.dumps(value) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Work:
+        """Read what `save` wrote."""
+        value = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        config = parse_config(value["config"], str(folder / FILE))
+        device = resolve_device(config.training.device)
+        return cls(
+            folder=folder,
+            config=config,
+            streams={
+                name: StreamVariant(tuple(tuple(names) for names in one["experiences"]), one["images"])
+                for name, one in value["streams"].items()
+            },
+            samples=[_sample(values) for values in value["samples"]],
+            precision=recall_precision(value["precision"], device, f"the run {folder}"),
+            threads=value["threads"],
+        )
+
+
+def images_before(folder: Path) -> dict[str, set[tuple[str, str]]] | None:
+    """Return image and split of each structure's images when the run was last worked at, or None if it never was."""
+    try:
+        value = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    found: dict[str, set[tuple[str, str]]] = {}
+    for sample in value["samples"]:
+        found.setdefault(sample["structure"], set()).add((sample["image_id"], sample["split"]))
+    return found
+
+
+def _sample_values(sample: Sample) -> dict[str, Any]:
+    paths = {key: getattr(sample, key) for key in ("signal", "target", "mask")}
+    return {
+        **asdict(sample),
+        **{key: None if path is None else str(path.absolute()) for key, path in paths.items()},
+    }
+
+
+def _sample(values: Mapping[str, Any]) -> Sample:
+    mask = values["mask"]
+    return Sample(
+        **{
+            **values,
+            "signal": Path(values["signal"]),
+            "target": Path(values["target"]),
+            "mask": None if mask is None else Path(mask),
+            "shape": tuple(values["shape"]),
+        }
+    )

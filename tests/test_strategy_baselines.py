@@ -1,0 +1,265 @@
+"""The strategies that ours is compared with: what each does that fine-tuning does not, on what, and gone on with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from repmode_cl.strategies import FineTuning, Replay, StructureStrategy
+from repmode_cl.strategies.buffer import PatchBuffer
+from repmode_cl.strategies.checkpoints import StrategyCheckpoint
+from tiny_strategies import (
+    APART,
+    BASE,
+    STREAM,
+    STRUCTURES,
+    TRAINING,
+    configured,
+    differing,
+    learn,
+    predictions,
+    state_of,
+)
+from torch import Tensor
+
+from repmode_cl.data.patches import PatchDataset
+from repmode_cl.data.sample import Sample
+
+TWO = STREAM[:2]
+#: Strategy -> options with which it is not fine-tuning, and with which it is.
+SOFTENED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "replay": ({"buffer": 4}, {"buffer": 0}),
+    "a_gem": ({"buffer": 4}, {"buffer": 0}),
+    "ewc": ({"strength": 1e4}, {"strength": 0.0}),
+    "synaptic_intelligence": ({"strength": 1e2}, {"strength": 0.0}),
+    "mas": ({"strength": 1e2}, {"strength": 0.0}),
+    "lwf": ({"strength": 3.0}, {"strength": 0.0}),
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "cumulative": {}, "frozen_encoder": {}, "multi_head": {"head": "last"}, "joint": {},
+}  # fmt: skip
+ALL = {name: options for name, (options, _) in SOFTENED.items()} | OTHERS
+
+
+@pytest.fixture(scope="module")
+def tuned(samples: list[Sample]) -> dict[int, dict[str, Tensor]]:
+    """Return what fine-tuning comes to after each experience."""
+    strategy, states = configured("fine_tuning", samples, TWO), {}
+    for number in range(2):
+        states[number] = state_of(learn(strategy, number))
+    return states
+
+
+@pytest.mark.parametrize("name", SOFTENED)
+def test_it_differs_from_fine_tuning_where_it_should_alone(
+    samples: list[Sample], tuned: dict[int, dict[str, Tensor]], name: str
+) -> None:
+    on, off = SOFTENED[name]
+    strategy = learn(configured(name, samples, TWO, **on), 0)
+    assert differing(tuned[0], state_of(strategy)) == set()  # nothing is there yet to be kept
+    learn(strategy, 1)
+    shared = {n for n in tuned[1] if ".gates." not in n and n.endswith("weight")}
+    assert len(differing(tuned[1], state_of(strategy)) & shared) > len(shared) / 2
+    if name != "a_gem":  # which projects one gradient or another of these few
+        without = learn(configured(name, samples, TWO, **off))
+        assert differing(tuned[1], state_of(without)) == set()
+
+
+@pytest.mark.parametrize("name", SOFTENED)
+def test_it_keeps_to_what_was_learned(samples: list[Sample], name: str) -> None:
+    """Of sixteen steps on another structure: the base's predictions move less, or with its images stay better."""
+    training = TRAINING.model_copy(update={"steps": 16, "base_steps": 8, "validate_every": 16})
+    on, off = SOFTENED[name]
+    found: dict[str, float] = {}
+    for key, options in (("on", on), ("off", off)):
+        strategy = learn(configured(name, samples, TWO, training=training, **options), 0)
+        before = predictions(strategy, BASE)
+        learn(strategy, 1)
+        if name == "replay":
+            figures = strategy.evaluate([strategy.stream.test[0]])
+            found[key] = sum(figures[one]["mse"] for one in BASE)
+        else:
+            after = predictions(strategy, BASE)
+            found[key] = sum(float((after[one] - before[one]).square().mean()) for one in BASE)
+    assert found["on"] < found["off"]
+
+
+def test_a_frozen_encoder_stays_but_for_the_new_rows(samples: list[Sample]) -> None:
+    strategy = learn(configured("frozen_encoder", samples, TWO), 0)
+    before = state_of(strategy)
+    assert strategy.trained == {name for name, _ in strategy.network.named_parameters()}
+    learn(strategy, 1)
+    encoder = {name for name in before if name.startswith(("encoder.", "down."))}
+    rows = {name for name in before if ".gates." in name}
+    assert differing(before, state_of(strategy)) == before.keys() - encoder - rows
+    fresh = {name for name in strategy.trained if ".gates.nucleolus" in name}
+    assert len(fresh) == 7  # in every block, those of the encoder too
+    assert strategy.trained == {n for n, _ in strategy.network.named_parameters() if n not in encoder | rows}
+
+
+# -- what it was trained on -------------------------------------------------------------------------------------
+
+
+def images_of(strategy: StructureStrategy, *numbers: int) -> set[tuple[str, str]]:
+    return {(s.structure, s.image_id) for number in numbers for s in strategy.stream.images[number]}
+
+
+@pytest.mark.parametrize("name", ["ewc", "lwf", "frozen_encoder", "multi_head"])
+def test_without_memory_it_sees_the_images_of_its_experience_alone(samples: list[Sample], name: str) -> None:
+    strategy = learn(configured(name, samples, **ALL[name]))
+    for number in range(3):
+        assert set(strategy.seen[number]) == images_of(strategy, number)
+        assert strategy.seen[number].total() == 4 * 2  # steps and patches
+
+
+def test_replay_sees_the_patches_of_its_buffer(samples: list[Sample]) -> None:
+    strategy = configured("replay", samples, buffer=5, replay_batch=3)
+    batches: list[Tensor] = []
+    strategy.listeners.append(lambda s: batches.append(s.mb_x.clone()))
+    assert isinstance(learn(strategy, 0), Replay)
+    assert [len(batch) for batch in batches] == [2] * 4
+    kept = {(one.structure, one.image_id) for one in strategy.buffer.kept}
+    assert Counter(one.structure for one in strategy.buffer.kept) == {"dna": 3, "cell_membrane": 2}
+    assert len(kept) == 5
+    assert kept <= images_of(strategy, 0)
+    patches = [one.signal for one in strategy.buffer.kept]
+    learn(strategy, 1)
+    assert [len(batch) for batch in batches[4:]] == [5] * 4
+    replayed = [patch for batch in batches[4:] for patch in batch[2:]]
+    assert all(any(torch.equal(patch, one) for one in patches) for patch in replayed)
+    times = [sum(torch.equal(patch, one) for patch in replayed) for one in patches]
+    assert sorted(times) == [2, 2, 2, 3, 3]  # each as often
+    assert set(strategy.seen[1]) == kept | images_of(strategy, 1)
+    assert strategy.seen[1].total() == 4 * (2 + 3)
+    # The new experience takes its part, and all the earlier ones give way alike.
+    assert Counter(one.experience for one in strategy.buffer.kept) == {0: 3, 1: 2}
+    learn(strategy, 2)
+    assert Counter(one.experience for one in strategy.buffer.kept) == {0: 2, 1: 2, 2: 1}
+    assert set(strategy.seen[2]) <= images_of(strategy, 0, 1, 2)
+    assert strategy.costs() == {"buffer_bytes": 5 * 2 * 4 * 4 * 8 * 8, "buffer_images": 5}
+
+
+def test_a_buffer_shows_structures_and_images_evenly(samples: list[Sample]) -> None:
+    """Three images of one structure and one of another: half of the patches for each."""
+    images = [s for s in samples if s.structure == "dna" and s.split == "train"]
+    images += [s for s in samples if s.structure == "nucleolus" and s.split == "train"][:1]
+    patches = PatchDataset(images, patch=(4, 8, 8), seed=0, length=40)
+    for seed in range(3):
+        buffer = PatchBuffer(9, seed=seed)
+        buffer.take(0, patches)
+        assert sorted(Counter(one.structure for one in buffer.kept).values()) == [4, 5]
+        shown = Counter(one.image_id for one in buffer.kept if one.structure == "dna")
+        assert len(shown) == 3
+        assert max(shown.values()) == 2
+        assert len({one.item for one in buffer.kept}) == 9
+        buffer.take(1, patches)  # the rest is even still
+        assert Counter(one.experience for one in buffer.kept) == {0: 5, 1: 4}
+        for number in (0, 1):
+            assert {2, 3} >= set(
+                Counter(one.structure for one in buffer.kept if one.experience == number).values()
+            )
+
+
+def test_a_buffer_may_be_limited_in_bytes(samples: list[Sample]) -> None:
+    patch = 2 * 4 * 4 * 8 * 8
+    strategy = learn(configured("replay", samples, TWO, buffer_bytes=3 * patch + 1))
+    assert isinstance(strategy, Replay)
+    assert len(strategy.buffer.kept) == 3
+    assert strategy.costs()["buffer_bytes"] == 3 * patch
+
+
+def test_cumulative_sees_all_images_so_far_and_joint_all(samples: list[Sample]) -> None:
+    strategy = learn(configured("cumulative", samples))
+    for number in range(3):
+        assert set(strategy.seen[number]) <= images_of(strategy, *range(number + 1))
+        assert images_of(strategy, number) <= set(strategy.seen[number])
+        assert strategy.seen[number].total() == 8 * (2 if number else 1)
+    assert set(strategy.seen[1]) == images_of(strategy, 0, 1)  # six earlier ones, in eight patches
+    joint = learn(configured("joint", samples))
+    assert joint.stream.experiences == (STRUCTURES,)
+    assert set(joint.seen[0]) == {(s.structure, s.image_id) for s in samples if s.split == "train"}
+    assert joint.seen[0].total() == 12 * 2  # the steps of all three
+    assert set(predictions(joint, STRUCTURES)) == set(STRUCTURES)
+
+
+@pytest.mark.parametrize("name", ["replay", "a_gem", "ewc", "lwf", "cumulative", "multi_head"])
+def test_the_new_patches_are_those_of_every_strategy(samples: list[Sample], name: str) -> None:
+    def patches(strategy: StructureStrategy) -> list[Tensor]:
+        found: list[Tensor] = []
+        strategy.listeners.append(lambda s: found.append(s.mb_x[:2].clone()))
+        learn(strategy)
+        return found
+
+    expected = patches(configured("fine_tuning", samples, TWO))
+    assert all(map(torch.equal, expected, patches(configured(name, samples, TWO, **ALL[name]))))
+
+
+# -- gone on with -----------------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+def run(
+    strategy: StructureStrategy, folder: Path, kill_at: tuple[int, int] | None = None
+) -> StructureStrategy:
+    """Learn all, from the last checkpoint on; end with an error after step ``kill_at[1]`` of an experience."""
+    checkpoint = StrategyCheckpoint(folder)
+    checkpoint.resume(strategy)
+    strategy.on_validation.append(checkpoint.save)
+
+    def kill(strategy: StructureStrategy) -> None:
+        if kill_at == (strategy.progress.experience, strategy.progress.step):
+            raise KilledError
+
+    strategy.listeners.append(kill)
+    for number in range(strategy.progress.experience, len(strategy.stream.experiences)):
+        learn(strategy, number)
+        checkpoint.save(strategy)
+    return strategy
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_interrupted_within_an_experience_it_ends_with_the_same_bits(
+    samples: list[Sample], tmp_path: Path, name: str
+) -> None:
+    def fresh() -> StructureStrategy:
+        return configured(name, samples, STREAM if name == "replay" else TWO, **ALL[name])
+
+    whole = run(fresh(), tmp_path / "whole")
+    last = len(whole.stream.experiences) - 1
+    with pytest.raises(KilledError):
+        run(fresh(), tmp_path / "cut", kill_at=(last, 3))  # a checkpoint was made after step 2
+    again = fresh()
+    steps: list[int] = []
+    again.listeners.append(lambda s: steps.append(s.progress.step))
+    run(again, tmp_path / "cut")
+    assert steps == list(range(3, whole.budget.steps + 1))
+    assert differing(state_of(whole), state_of(again)) == set()
+    assert again.seen == whole.seen
+    assert again.progress.curve == whole.progress.curve
+    kept, values = whole.extra_state()
+    kept_again, values_again = again.extra_state()
+    assert values == values_again
+    assert kept.keys() == kept_again.keys()
+    assert differing(kept, kept_again) == set()
+    assert again.costs() == whole.costs()
+
+
+def test_every_strategy_begins_with_the_base_that_it_says_it_shares(samples: list[Sample]) -> None:
+    begun: dict[str | None, list[StructureStrategy]] = {}
+    for name, options in ALL.items():
+        strategy = configured(name, samples, TWO, **options)
+        begun.setdefault(strategy.base_key, []).append(strategy)
+    assert {type(one).__name__ for one in begun[None]} == {"Joint", "SynapticIntelligence"}
+    assert begun.keys() == {None, "repmode", "multi_head_last_k3"}
+    first = state_of(configured("fine_tuning", samples, TWO))
+    for strategy in begun["repmode"]:
+        assert isinstance(strategy, FineTuning)
+        assert differing(first, state_of(strategy)) == set()
+    assert configured("multi_net", samples, APART).base_key is None
+    assert configured("experts_frozen", samples, TWO).base_key == "repmode"

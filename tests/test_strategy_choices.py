@@ -1,0 +1,185 @@
+"""What a configuration may say of strategies: names, options, budgets; and streams in which a structure comes again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from repmode_cl.scenarios import StreamVariant
+from repmode_cl.strategies.build import STRATEGIES, build_strategy, strategy_class
+from repmode_cl.strategies.estimate import estimate
+from tiny_strategies import BASE, STREAM, TRAINING, configured, differing, learn, state_of
+
+from repmode_cl.config import Config, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
+from repmode_cl.config.strategy import STRATEGY_NAMES
+from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ConfigError
+
+AGAIN = (BASE, ("nucleolus",), ("mitochondria",), ("nucleolus",))
+
+
+def test_every_name_is_a_strategy() -> None:
+    assert tuple(STRATEGIES) == STRATEGY_NAMES
+    titles = {StrategyConfig(name=name).title for name in STRATEGY_NAMES}
+    assert titles == (set(STRATEGY_NAMES) - {"multi_net", "multi_head"}) | {
+        "multi_net_k3",
+        "multi_head_decoder_k3",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        ({"name": "multi_head", "head": "last", "kernel": 5}, "multi_head_last_k5"),
+        ({"name": "experts_frozen", "expert": "none", "steps": 100}, "experts_frozen_none_100steps"),
+        ({"name": "experts_frozen", "expert": "lowrank:4", "sees": "all"}, "experts_frozen_lowrank4_all"),
+        ({"name": "multi_net", "steps": 50}, "multi_net_k3_50steps"),
+        ({"name": "replay", "buffer": 32}, "replay_buffer32"),
+        ({"name": "a_gem", "buffer_bytes": 123456789}, "a_gem_bytes123456789"),
+        ({"name": "ewc", "strength": 1000.0}, "ewc_strength1000"),
+        ({"name": "lwf", "strength": 0.5, "distilled": 2}, "lwf_strength0.5_distilled2"),
+        ({"name": "/some/where/mine.py:Mine"}, "Mine"),
+        ({"name": "ewc", "label": "EWC (ours)"}, "EWC (ours)"),
+    ],
+)
+def test_titles_say_what_was_chosen(options: dict[str, Any], title: str) -> None:
+    assert StrategyConfig(**options).title == title
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "replay", "strength": 1.0}, "strength is an option of ewc"),
+        ({"name": "ewc", "buffer": 3}, "buffer is an option of replay, a_gem, not of ewc"),
+        ({"name": "ewc", "options": {"a": 1}}, "options is an option of a strategy of your own"),
+        ({"name": "mine.py:Mine", "expert": "conv5"}, "expert is an option of experts_frozen"),
+        ({"name": "replay", "buffer": 3, "buffer_bytes": 3}, "either buffer or buffer_bytes"),
+        ({"name": "replai"}, "found 'replai' (did you mean 'replay'?)"),
+        ({"name": "mine:Mine"}, "path/to/file.py:ClassName"),
+        ({"name": "ewc", "label": "base"}, "every run has"),
+    ],
+)
+def test_options_belong_to_strategies(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        StrategyConfig(**options)
+    assert message in str(caught.value)
+
+
+# -- budgets ----------------------------------------------------------------------------------------------------
+
+
+def steps_of(options: StrategyConfig, training: TrainingConfig = TRAINING) -> list[int]:
+    kind = strategy_class(options)
+    return [
+        kind.steps_of(training, options, STREAM, names, 10 * len(names)) for names in kind.regroup(STREAM)[0]
+    ]
+
+
+def test_steps_are_those_of_additions_alone() -> None:
+    training = TRAINING.model_copy(update={"base_steps": 9})
+    for name in STRATEGY_NAMES:
+        full = steps_of(StrategyConfig(name=name), training)
+        fewer = steps_of(StrategyConfig(name=name, steps=3), training)
+        if name == "joint":
+            assert (full, fewer) == ([9 + 4 + 4], [9 + 3 + 3])
+        elif name == "multi_net":
+            assert (full, fewer) == ([4, 4, 4, 4], [4, 4, 3, 3])
+        else:
+            assert (full, fewer) == ([9, 4, 4], [9, 3, 3])
+
+
+def test_steps_may_stand_beside_epochs() -> None:
+    training = TrainingConfig(batch_size=2, epochs=3)
+    assert steps_of(StrategyConfig(name="ewc"), training) == [30, 15, 15]
+    assert steps_of(StrategyConfig(name="ewc", steps=7), training) == [30, 7, 7]
+    assert steps_of(StrategyConfig(name="joint"), training) == [60]
+    with pytest.raises(ConfigError, match="joint: steps needs"):
+        steps_of(StrategyConfig(name="joint", steps=7), training)
+
+
+def test_fewer_steps_are_a_schedule_of_their_own(samples: list[Sample]) -> None:
+    rates: list[float] = []
+    strategy = learn(configured("experts_frozen", samples, STREAM[:2], steps=3), 0)
+    base = learn(configured("experts_frozen", samples, STREAM[:2]), 0)
+    assert differing(state_of(base), state_of(strategy)) == set()
+    strategy.listeners.append(lambda s: rates.append(s.optimizer.param_groups[0]["lr"]))
+    learn(strategy, 1)
+    assert len(rates) == strategy.budget.steps == 3
+    assert rates[-1] < 2e-3 * TRAINING.learning_rate  # the one cycle ends with the third step
+
+
+def test_joint_training_has_one_learning_rate(samples: list[Sample]) -> None:
+    for given, expected in ((None, TRAINING.learning_rate), (0.5, 0.5)):
+        strategy = configured("joint", samples, STREAM[:2], learning_rate=given)
+        assert strategy.learning_rate() == expected
+
+
+# -- a structure comes again ------------------------------------------------------------------------------------
+
+
+def test_an_addition_that_comes_again_goes_on_learning_by_itself(samples: list[Sample]) -> None:
+    strategy = learn(configured("experts_frozen", samples, AGAIN), 0, 1, 2)
+    before = state_of(strategy)
+    learn(strategy, 3)
+    after = state_of(strategy)
+    assert after.keys() == before.keys()
+    mine = {name for name in before if ".own.nucleolus." in name}
+    assert differing(before, after) == mine
+    first, second = ({image for _, image in strategy.seen[number]} for number in (1, 3))
+    assert first
+    assert second
+    assert not first & second
+
+
+def test_an_addition_that_others_see_cannot_come_again(samples: list[Sample]) -> None:
+    with pytest.raises(ConfigError, match="nucleolus comes again after mitochondria"):
+        configured("experts_frozen", samples, AGAIN, sees="all")
+    configured("experts_frozen", samples, (*STREAM[:2], ("nucleolus",)), sees="all")
+
+
+@pytest.mark.parametrize("name", ["multi_net", "lwf", "replay"])
+def test_every_strategy_takes_a_structure_that_comes_again(samples: list[Sample], name: str) -> None:
+    strategy = learn(configured(name, samples, AGAIN))
+    again = len(strategy.stream.experiences) - 1
+    assert strategy.stream.experiences[again] == ("nucleolus",)
+    assert "nucleolus" in {structure for structure, _ in strategy.seen[again]}
+    if name == "multi_net":
+        assert set(strategy.seen) == set(range(5))
+        assert strategy.network.structures == (*BASE, "nucleolus", "mitochondria")
+
+
+# -- before running ---------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_knows_what_every_strategy_costs() -> None:
+    config = Config(
+        name="tiny",
+        network=NetworkConfig(width=2, depth=1, experts=("conv3",)),
+        patch=PatchConfig(size=(4, 8, 8)),
+        training=TRAINING,
+        strategies=(
+            *(StrategyConfig(name=name) for name in STRATEGY_NAMES),
+            StrategyConfig(name="experts_frozen", steps=2),
+            StrategyConfig(name="replay", replay_batch=20),
+        ),
+    )
+    plan = estimate(config, {"order-1": StreamVariant(AGAIN), "images-2": StreamVariant(STREAM, 2)})
+    assert (
+        plan.lines[0]
+        == "stream order-1: dna + cell_membrane, then nucleolus, then mitochondria, then nucleolus"
+    )
+    assert plan.lines[1].endswith("then mitochondria (2 image(s) of each after the first)")
+    seconds = {line.split(":")[0]: line for line in plan.lines[2:]}
+    assert list(seconds) == [one.title for one in config.strategies]
+    assert "1 seed(s) x 2 streams x 12 to 16 steps of 2 patches" in seconds["joint"]
+    assert "x 8 to 10 steps" in seconds["experts_frozen_2steps"]
+    assert plan.seconds > 0
+
+
+def test_a_strategy_of_the_package_that_is_built_wrongly_is_a_defect(samples: list[Sample]) -> None:
+    strategy = configured("ewc", samples, STREAM[:2])
+    network = NetworkConfig(width=2, depth=1, experts=("conv3",))
+    config = Config(name="tiny", network=network, training=TRAINING, strategies=(StrategyConfig(name="ewc"),))
+    with pytest.raises(TypeError):
+        build_strategy(config, config.strategies[0], strategy.stream, 0, nonsense=1)

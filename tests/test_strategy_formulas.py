@@ -1,0 +1,186 @@
+"""Penalties, projections and distillation, each against its formula computed another way."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from repmode_cl.strategies import (
+    AveragedGem,
+    ElasticWeights,
+    LearningWithoutForgetting,
+    MemoryAwareSynapses,
+    StructureStrategy,
+    SynapticIntelligence,
+)
+from tiny_strategies import BASE, STREAM, TRAINING, configured, differing, learn, state_of
+from torch import Tensor
+
+from repmode_cl.data.sample import Sample
+from repmode_cl.training import masked_mse
+
+TWO = STREAM[:2]
+ONE_STEP = TRAINING.model_copy(
+    update={"steps": 1, "base_steps": 2, "schedule": "constant", "weight_decay": 0.0, "validate_every": None}
+)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ewc", ElasticWeights), ("mas", MemoryAwareSynapses)])
+def test_importances_are_those_of_the_publication(samples: list[Sample], name: str, kind: type) -> None:
+    strategy = learn(configured(name, samples, TWO, training=ONE_STEP), 0)
+    assert isinstance(strategy, kind)
+    network, patches = strategy.network.eval(), strategy.stream.patches[0]
+    shown = [patches.sample_of(item) for item in range(4)]
+    assert len({sample.image_id for sample in shown}) == 4  # in two steps of two patches
+    weight = network.get_parameter("encoder.0.1.experts.conv3.weight")
+    expected = torch.zeros_like(weight)
+    for item in range(4):
+        x, y = patches[item]
+        output = network(x[None], [patches.structure_of(item)])
+        quantity = (output - y[None]).square().mean() if name == "ewc" else output.square().mean()
+        [gradient] = torch.autograd.grad(quantity, [weight])
+        expected += (gradient.square() if name == "ewc" else gradient.abs()) / 4
+    importance = cast(Any, strategy).importance["encoder.0.1.experts.conv3.weight"]
+    torch.testing.assert_close(importance, expected.detach(), rtol=1e-5, atol=1e-9)
+    assert not [n for n in cast(Any, strategy).importance if ".gates." in n]
+
+
+def test_importances_move_nothing(samples: list[Sample]) -> None:
+    """Norms too stay as they are: the patches are predicted in evaluation mode."""
+    strategy = configured("ewc", samples, TWO, training=ONE_STEP)
+    strategy.train(strategy.stream.train[0], eval_streams=[])
+    before, training = state_of(strategy), strategy.model.training
+    strategy.after_experience(0)
+    assert differing(before, state_of(strategy)) == set()
+    assert strategy.model.training == training
+
+
+def test_the_penalty_pulls_as_its_derivative_says(samples: list[Sample]) -> None:
+    strategy = learn(configured("ewc", samples, TWO, training=ONE_STEP, strength=3.0), 0)
+    assert isinstance(strategy, ElasticWeights)
+    strategy.experience = strategy.stream.train[1]
+    parameters = strategy.shared()
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.1)
+            parameter.grad = torch.ones_like(parameter)
+    penalty = sum(
+        1.5 * (strategy.importance[name] * (p - strategy.anchor[name]).square()).sum()
+        for name, p in parameters.items()
+    )
+    expected = torch.autograd.grad(cast(Tensor, penalty), list(parameters.values()))
+    strategy.adjust_gradients()
+    for parameter, pull in zip(parameters.values(), expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, 1 + pull)
+
+
+def test_importances_of_experiences_are_summed(samples: list[Sample]) -> None:
+    strategy = learn(configured("mas", samples, TWO, training=ONE_STEP), 0)
+    assert isinstance(strategy, MemoryAwareSynapses)
+    first = {name: tensor.clone() for name, tensor in strategy.importance.items()}
+    learn(strategy, 1)
+    second = strategy.importance_of(1)
+    for name, total in strategy.importance.items():
+        torch.testing.assert_close(total, first[name] + second[name])
+        torch.testing.assert_close(strategy.anchor[name], strategy.network.get_parameter(name).detach())
+
+
+def test_synaptic_intelligence_follows_the_path(samples: list[Sample]) -> None:
+    """Of two steps without a penalty, whose gradients and updates are watched from outside."""
+    strategy = configured(
+        "synaptic_intelligence", [s for s in samples if s.split != "val"], TWO, training=ONE_STEP
+    )
+    assert isinstance(strategy, SynapticIntelligence)
+    name = "bottleneck.0.experts.conv3.weight"
+    weight = strategy.network.get_parameter(name)
+    start, path, before = weight.detach().clone(), torch.zeros_like(weight), [weight.detach().clone()]
+
+    def look(strategy: StructureStrategy) -> None:
+        nonlocal path
+        path = path - weight.grad * (weight.detach() - before[-1])
+        before.append(weight.detach().clone())
+
+    strategy.listeners.append(look)
+    learn(strategy, 0)
+    assert len(before) == 3
+    expected = path.clamp_min(0) / ((weight.detach() - start).square() + strategy.damping)
+    torch.testing.assert_close(strategy.importance[name], expected.detach())
+    assert strategy.importance[name].max() > 0
+
+
+def test_a_gem_projects_what_would_harm(samples: list[Sample]) -> None:
+    strategy = learn(configured("a_gem", samples, TWO, training=ONE_STEP, buffer=4), 0)
+    assert isinstance(strategy, AveragedGem)
+    strategy.experience = strategy.stream.train[1]
+    strategy.check_model_and_optimizer()
+    parameters = [p for p in strategy.optimized_param_id.values() if p.requires_grad]
+    reference = strategy._reference(parameters)
+    assert sum(r is not None for r in reference) > 10
+    for sign in (1.0, -1.0):
+        for parameter, r in zip(parameters, reference, strict=True):
+            parameter.grad = None if r is None else sign * r + torch.randn(r.shape) * r.abs() * 0.1
+        given = [None if p.grad is None else p.grad.clone() for p in parameters]
+        strategy.adjust_gradients()
+        taken = [p.grad for p in parameters]
+        product = float(sum((g * r).sum() for g, r in zip(taken, reference, strict=True) if g is not None))
+        if sign > 0:
+            assert product > 0
+            assert all(g is t or torch.equal(g, t) for g, t in zip(given, taken, strict=True))
+        else:
+            size = float(sum(r.square().sum() for r in reference if r is not None))
+            assert abs(product) < 1e-3 * size
+
+
+def test_distillation_adds_the_error_to_the_old_predictions(samples: list[Sample]) -> None:
+    strategy = learn(configured("lwf", samples, TWO, training=ONE_STEP, strength=2.0), 0)
+    assert isinstance(strategy, LearningWithoutForgetting)
+    old = {name: strategy.network.fuse(name) for name in BASE}
+    losses: list[float] = []
+    expected: list[float] = []
+
+    def look(strategy: StructureStrategy) -> None:
+        students = cast(LearningWithoutForgetting, strategy)._students
+        assert list(students) == list(BASE)
+        with torch.no_grad():
+            kept = [(students[name] - old[name](strategy.mb_x)).square().mean() for name in BASE]
+            new = masked_mse(strategy.mb_output, strategy.mb_y)
+        expected.append(float(new + 2.0 * sum(kept) / 2))
+        losses.append(float(strategy.loss.detach()))
+
+    strategy.listeners.append(look)
+    learn(strategy, 1)
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_distilled_structures_are_chosen_anew_in_each_step(samples: list[Sample]) -> None:
+    training = TRAINING.model_copy(update={"steps": 8})
+    chosen: list[list[str]] = []
+    for _ in range(2):
+        strategy = learn(configured("lwf", samples, STREAM, training=training, distilled=1), 0, 1)
+        found: list[str] = []
+        strategy.listeners.append(
+            lambda s, found=found: found.extend(cast(LearningWithoutForgetting, s)._students)
+        )
+        learn(strategy, 2)
+        chosen.append(found)
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 8
+    assert len(set(chosen[0])) > 1
+    assert set(chosen[0]) <= {*BASE, "nucleolus"}
+
+
+def test_micro_batches_are_one_batch_to_every_strategy(samples: list[Sample]) -> None:
+    """The loss of a step is the joint batch's, with what is replayed or distilled; norms see parts, so nearly."""
+    whole = TRAINING.model_copy(update={"batch_size": 4, "steps": 1, "base_steps": 1})
+    for name, options in {"replay": {"buffer": 4, "replay_batch": 3}, "lwf": {}, "cumulative": {}}.items():
+        losses, shown = [], []
+        for accumulate in (1, 2):
+            training = whole.model_copy(update={"accumulate": accumulate})
+            strategy = learn(configured(name, samples, TWO, training=training, **cast(Any, options)), 0)
+            learn(strategy, 1)
+            losses.append(float(strategy.last_loss or 0))
+            shown.append(strategy.seen[1])
+        assert losses[0] == pytest.approx(losses[1], rel=0.3)
+        assert shown[0] == shown[1]

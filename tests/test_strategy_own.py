@@ -1,0 +1,120 @@
+"""A user's own strategy: the example of the documentation, and what can be wrong with a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.strategies.build import strategy_class, strategy_file_digest
+from tiny_strategies import STREAM, configured, learn, state_of
+
+from repmode_cl.config import StrategyConfig
+from repmode_cl.config.loading import dump_config, load_config, parse_config
+from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ConfigError
+from repmode_cl.files import sha256_file
+
+DOCS = Path(__file__).parent.parent / "docs" / "strategies.md"
+TWO = STREAM[:2]
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> str:
+    """Return the name of the documentation's own strategy, its file written out."""
+    [code] = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) == 20
+    (tmp_path / "part_of_the_way.py").write_text(code, encoding="utf-8")
+    return f"{tmp_path / 'part_of_the_way.py'}:PartOfTheWay"
+
+
+def shared_of(strategy: StructureStrategy) -> set[str]:
+    return {n for n, _ in strategy.network.named_parameters() if ".gates." not in n}
+
+
+def test_the_example_does_what_it_says(samples: list[Sample], example: str) -> None:
+    tuned = configured("fine_tuning", samples, TWO)
+    base = state_of(learn(tuned, 0))
+    moved = state_of(learn(tuned, 1))
+    for share in (0.0, 0.25, 1.0):
+        strategy = learn(configured(example, samples, TWO, options={"share": share}))
+        now, shared = state_of(strategy), shared_of(strategy)
+        for name in shared:
+            expected = base[name] + share * (moved[name] - base[name])
+            assert (now[name] - expected).abs().max() < 1e-6
+        assert "nucleolus" in strategy.network.structures
+        assert strategy.base_key == "repmode"
+    assert configured(example, samples, TWO).base_key == "repmode"
+
+
+def test_what_is_inherited_does_not_share_a_base(samples: list[Sample], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from repmode_cl.strategies import FineTuning\n\n"
+        "class Mine(FineTuning):\n    def criterion(self):\n        return super().criterion() * 2\n"
+    )
+    assert configured(f"{file}:Mine", samples, TWO).base_key is None
+
+
+def test_a_configuration_names_it_beside_itself(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\ntraining: {steps: 4}\nstream: {base: [dna]}\nstrategies:\n"
+        "- {name: part_of_the_way.py:PartOfTheWay, options: {share: 0.25}}\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = load_config(file)
+    [options] = config.strategies
+    assert options.name == example
+    assert options.title == "PartOfTheWay"
+    assert options.options == {"share": 0.25}
+    assert parse_config(dump_config(config)) == config
+    over = load_config(file, ["strategies.0.name=part_of_the_way.py:PartOfTheWay"])
+    assert over.strategies[0].name == f"{elsewhere / 'part_of_the_way.py'}:PartOfTheWay"
+
+
+def test_the_file_is_known_by_its_digest(example: str, tmp_path: Path) -> None:
+    options, file = StrategyConfig(name=example), tmp_path / "part_of_the_way.py"
+    assert strategy_file_digest(options) == sha256_file(file)
+    assert strategy_file_digest(StrategyConfig(name="ewc")) is None
+    before = strategy_class(options)
+    assert strategy_class(options) is before
+    file.write_text(file.read_text() + "\n# changed\n")
+    assert strategy_class(options) is not before
+    file.unlink()
+    with pytest.raises(ConfigError, match="there is no file"):
+        strategy_file_digest(options)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("", "has no Mine; its strategies are none"),
+        ("Mine = 3", "has Mine, which is no subclass of StructureStrategy"),
+        (
+            "from repmode_cl.strategies import FineTuning\nclass Yours(FineTuning): ...",
+            "its strategies are Yours",
+        ),
+        (
+            "import no_such_module",
+            "importing .* failed: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        ("def (", "importing .* failed: SyntaxError"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, code: str, message: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    with pytest.raises(ConfigError, match=message) as caught:
+        strategy_class(StrategyConfig(name=f"{file}:Mine"))
+    assert str(file) in str(caught.value)
+
+
+def test_options_that_it_does_not_take_are_named(samples: list[Sample], example: str) -> None:
+    with pytest.raises(ConfigError, match="unexpected keyword argument"):
+        configured(example, samples, TWO, options={"shar": 1})

@@ -1,0 +1,279 @@
+"""A benchmark of several units: streams of their own, bases they share, units that fail, what may be added later."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from repmode_cl.strategies import StructureStrategy, UnitsFailedError, run_benchmark
+from repmode_cl.strategies import benchmark as benchmark_module
+from repmode_cl.strategies import run as run_module
+from repmode_cl.strategies.executing import Job
+from repmode_cl.strategies.units import Base, Unit
+from tiny_run import BASE, MEASURED, SEED, Done, changed, make_manifest, tiny
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.config import Config, StrategyConfig, StreamConfig
+from repmode_cl.errors import ConfigError
+from repmode_cl.evaluation import ResultsTable
+from repmode_cl.store import Model
+
+FINE, MULTI, OURS = (StrategyConfig(name=name) for name in ("fine_tuning", "multi_net", "experts_frozen"))
+
+
+def small(manifest: Path, output: Path, *strategies: StrategyConfig, **stream: Any) -> Config:
+    """Return a benchmark of two structures, one step each."""
+    config = tiny(manifest, output)
+    training = config.training.model_copy(update={"steps": 2, "base_steps": 2, "validate_every": 1})
+    order = StreamConfig(**(stream or {"order": ("dna", "nucleolus")}))
+    return changed(config, training=training, strategies=strategies, stream=order)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, tuple[str, ...], int]]:
+    """Count what is trained: strategy, structures, seed."""
+    found: Counter[tuple[str, tuple[str, ...], int]] = Counter()
+    train = StructureStrategy.train
+
+    def spy(self: StructureStrategy, experience: Any, **kwargs: Any) -> Any:
+        found[type(self).__name__, self.stream.names_of(experience), self.seed] += 1
+        return train(self, experience, **kwargs)
+
+    monkeypatch.setattr(StructureStrategy, "train", spy)
+    return found
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_module, "build_report", lambda folder: None)
+
+
+def figures(folder: Path) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in ResultsTable.read(folder / "results.csv") if row.metric not in MEASURED]
+
+
+def info_of(folder: Path) -> dict[str, Any]:
+    info: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return info
+
+
+# -- streams --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_page")
+def test_streams_and_seeds_are_added_to_a_run(
+    manifest: Path, tmp_path: Path, trained: Counter[tuple[str, tuple[str, ...], int]]
+) -> None:
+    stream = {"base": ("dna",), "order": ("nucleolus", "mitochondria")}
+    first = small(manifest, tmp_path / "a", FINE, **stream, order_seeds=(0,))
+    folder = run_benchmark(first)
+    assert isinstance(folder, Path)
+    assert sum(trained.values()) == 3
+    before = figures(folder)
+    kept = (folder / "fine_tuning" / "order-0" / f"seed-{SEED}" / "results.csv").stat().st_mtime_ns
+    trained.clear()
+
+    more = small(manifest, tmp_path / "a", FINE, **stream, order_seeds=(0, 1))
+    more = changed(more, seeds=(SEED, 5))
+    assert run_benchmark(more, resume=True) == folder
+    # The base of a stream and seed is shared with the other stream of that seed; what was finished was left alone.
+    assert trained["FineTuning", ("dna",), SEED] == 0
+    assert trained["FineTuning", ("dna",), 5] == 1
+    assert trained["FineTuning", ("nucleolus",), SEED] == 1
+    assert trained["FineTuning", ("nucleolus",), 5] == 2
+    assert (folder / "fine_tuning" / "order-0" / f"seed-{SEED}" / "results.csv").stat().st_mtime_ns == kept
+    info = info_of(folder)
+    assert list(info["streams"]) == ["order-0", "order-1"]
+    assert info["finished"] == [
+        ["fine_tuning", stream, seed] for seed in (SEED, 5) for stream in ("order-0", "order-1")
+    ]
+    after = figures(folder)
+    assert set(before) < set(after)
+    assert {(row[0], row[6], row[1]) for row in after} == {
+        (t, s, seed) for t, s, seed in map(tuple, info["finished"])
+    }
+
+    # Made at once, it is the same run: neither the order of units nor a taken base is in its figures.
+    at_once = run_benchmark(changed(more, output=str(tmp_path / "b")))
+    assert isinstance(at_once, Path)
+    assert figures(at_once) == after
+
+    fewer = changed(more, stream=StreamConfig(**stream, order_seeds=(1,)))
+    with pytest.raises(
+        ConfigError, match=r"streams were .* \['order-1'\] now; more may be added, but 'order-0' must"
+    ):
+        run_benchmark(fewer, resume=True)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_structure_that_comes_again_gets_a_new_version(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(manifest, tmp_path, OURS, base=("dna",), order=("nucleolus", "mitochondria", "nucleolus"))
+    write = run_module.write_curve
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut(path: Path, curve: Any) -> None:
+        """Cut the power when the new version is stored and the checkpoint does not say so."""
+        write(path, curve)
+        if any(row["experience"] == 3 for row in curve):
+            raise PowerCut
+
+    monkeypatch.setattr(run_module, "write_curve", cut)
+    with pytest.raises(PowerCut):
+        run_benchmark(config)
+    monkeypatch.setattr(run_module, "write_curve", write)
+    folder = run_benchmark(config, resume=True)
+    assert isinstance(folder, Path)
+    model = Model.open(folder / "experts_frozen" / f"seed-{SEED}" / "model")
+    actions = [(change.action, change.structure) for change in model.history]
+    assert actions == [
+        ("create", None),
+        ("add", "nucleolus"),
+        ("add", "mitochondria"),
+        ("replace", "nucleolus"),
+    ]
+    assert info_of(folder)["strategies"]["experts_frozen"]["bit_identical"] is True
+    results = ResultsTable.read(folder / "results.csv")
+    r2 = {row.step: row.value for row in results.select(structure="nucleolus", metric="r2")}
+    assert r2[1] == r2[2] != r2[3]  # of its own learning only
+    images = {row.step: row.value for row in results.select(structure="nucleolus", metric="images")}
+    assert images[1] + images[3] == 3  # in disjoint parts
+
+
+# -- what fails -----------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_unit_is_noted_and_the_others_go_on(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark_module, "build_report", lambda folder: None)
+    config = small(manifest, tmp_path, FINE, MULTI)
+    run = run_module.StrategyRun.run
+
+    def broken(self: run_module.StrategyRun) -> Any:
+        if self.title == "fine_tuning":
+            raise OSError("the disk went away")
+        return run(self)
+
+    monkeypatch.setattr(run_module.StrategyRun, "run", broken)
+    with pytest.raises(UnitsFailedError, match=r"fine_tuning seed 3: OSError: the disk went away") as caught:
+        run_benchmark(config)
+    folder = tmp_path / "tiny"
+    log = folder / "fine_tuning" / f"seed-{SEED}" / "log.txt"
+    assert f"log: {log}" in str(caught.value)
+    assert "--resume tries them again" in str(caught.value)
+    assert "Traceback" in log.read_text()
+    info = info_of(folder)
+    assert info["finished"] == [["multi_net_k3", "", SEED]]
+    assert info["failed"] == [["fine_tuning", "", SEED, "OSError: the disk went away"]]
+    assert ResultsTable.read(folder / "results.csv").strategies == ("multi_net_k3",)
+
+    monkeypatch.setattr(run_module.StrategyRun, "run", run)
+    # Tried again, together with a strategy that was added, before those that there were.
+    plain = StrategyConfig(name="multi_net", kernel=5)
+    assert run_benchmark(changed(config, strategies=(plain, FINE, MULTI)), resume=True) == folder
+    info = info_of(folder)
+    assert info["failed"] == []
+    assert [title for title, _, _ in info["finished"]] == ["multi_net_k5", "fine_tuning", "multi_net_k3"]
+    assert list(ResultsTable.read(folder / "results.csv").strategies) == list(info["strategies"])
+
+
+def test_the_command_ends_with_1_and_says_which_failed(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "it.yaml"
+    file.write_bytes((done.folder / "config.yaml").read_bytes())
+    asked: dict[str, Any] = {}
+
+    def failing(config: Config, **options: Any) -> Path:
+        asked.update(options)
+        raise UnitsFailedError(done.folder, {Unit("fine_tuning", "", SEED): "it broke"})
+
+    monkeypatch.setattr("repmode_cl.strategies.run_benchmark", failing)
+    found = CliRunner().invoke(app, ["bench", str(file), "--jobs", "3", "--threads", "2", "--resume"])
+    assert found.exit_code == 1
+    assert "fine_tuning seed 3: it broke" in found.output
+    assert "multi_net_k3" in found.output  # the table of what is finished
+    assert asked["jobs"] == 3
+    assert asked["threads"] == 2
+    assert asked["scheduler"] is None
+
+
+# -- what comes when ------------------------------------------------------------------------------------------------
+
+
+def test_bases_that_several_units_share_are_units_of_their_own(manifest: Path, tmp_path: Path) -> None:
+    config = small(manifest, tmp_path, OURS, MULTI, FINE, base=BASE, order=("nucleolus",))
+    run = benchmark_module._Run(
+        config, tmp_path, benchmark_module.stream_variants(config.stream, (*BASE, "nucleolus"))
+    )
+    ours, multi, fine = (Unit(title, "", SEED) for title in ("experts_frozen", "multi_net_k3", "fine_tuning"))
+    base = Base("repmode", "", SEED, "experts_frozen")
+    assert run._jobs() == [Job(base), Job(ours, base), Job(multi), Job(fine, base)]
+    assert base.folder == Path("base", "repmode", f"seed-{SEED}")
+    alone = changed(config, strategies=(OURS, MULTI))
+    run = benchmark_module._Run(alone, tmp_path, run.streams)
+    assert run._jobs() == [Job(ours), Job(multi)]
+
+
+# -- what a run refuses ---------------------------------------------------------------------------------------------
+
+
+def test_two_processes_do_not_work_at_one_run(done: Done) -> None:
+    with FileLock(done.folder / ".lock"), pytest.raises(ConfigError, match="another process is at work at"):
+        run_benchmark(done.config, resume=True)
+
+
+def test_a_run_keeps_its_threads(done: Done) -> None:
+    with pytest.raises(
+        ConfigError, match=r"was begun with \d+ thread\(s\) for each run, and --threads 63 would"
+    ):
+        run_benchmark(done.config, resume=True, threads=63)
+
+
+def test_a_run_of_another_version_or_of_merged_ones_is_not_gone_on_with(done: Done, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    config = changed(done.config, output=str(tmp_path))
+    for content, message in (
+        ({"experiences": []}, "begun by another version"),
+        ({"version": 2, "merged": ["x", "y"]}, r"merged from other runs: go on with those \(x, y\)"),
+    ):
+        (folder / "run.json").write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=message):
+            run_benchmark(config, resume=True)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_other_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    config = small(make_manifest(folder), tmp_path, MULTI, order=("dna",))
+    run_benchmark(config)
+    lines = (folder / "manifest.csv").read_text().splitlines(keepends=True)
+    lines.remove(next(line for line in lines if "dna" in line))
+    (folder / "manifest.csv").write_text("".join(lines))
+    with pytest.raises(ConfigError, match="other images: those of dna, or how they are split, have changed"):
+        run_benchmark(config, resume=True)
+
+
+def test_a_scheduler_needs_dask_and_an_address(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from repmode_cl.strategies.dask_cluster import DaskCluster
+
+    from repmode_cl.errors import RepmodeError
+
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(RepmodeError, match=r"pip install 'repmode-cl\[cluster\]'"):
+        DaskCluster("tcp://127.0.0.1:1", tmp_path)
