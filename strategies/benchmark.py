@@ -18,7 +18,7 @@ from repmode_cl.scenarios import (
     prepared_samples,
     stream_variants,
 )
-from repmode_cl.strategies.build import strategy_class
+from repmode_cl.strategies.build import base_key_of
 from repmode_cl.strategies.dask_cluster import DaskCluster
 from repmode_cl.strategies.estimate import DryRun, estimate
 from repmode_cl.strategies.executing import Executor, Job, execute
@@ -209,7 +209,7 @@ class _Run:
             )
 
     def _jobs(self) -> list[Job]:
-        keys = {one.title: strategy_class(one).shared_base(one) for one in self.config.strategies}
+        keys = {one.title: base_key_of(one) for one in self.config.strategies}
         left = self.left()
         needs: dict[Unit, Base] = {}
         bases: dict[tuple[str, str, int], Base] = {}
@@ -247,7 +247,7 @@ class _Run:
             try:
                 build_report(self.folder)
             except Exception:
-                # A page that cannot be made yet costs no unit that is still to run; at the end it is made, or fails, again.
+                # A page that cannot be made costs no unit that is still to run: at the end it is tried again.
                 if page:
                     raise
                 self._page_at = float("inf")

@@ -22,7 +22,14 @@ from repmode_cl.strategies.synaptic_intelligence import SynapticIntelligence
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import ConfigError
 
-__all__ = ["STRATEGIES", "architecture_of", "build_strategy", "strategy_class", "strategy_file_digest"]
+__all__ = [
+    "STRATEGIES",
+    "architecture_of",
+    "base_key_of",
+    "build_strategy",
+    "strategy_class",
+    "strategy_file_digest",
+]
 
 STRATEGIES: dict[str, type[StructureStrategy]] = {
     "experts_frozen": ExpertsFrozen,
@@ -100,5 +107,16 @@ def build_strategy(
         if not options.is_custom:
             raise
         raise ConfigError(f"strategies: {options.name} with options {options.options}: {error}") from error
-    strategy._base_key = kind.shared_base(options)
+    strategy._base_key = base_key_of(options)
+    strategy.base_learning_rate = options.base_learning_rate
     return strategy
+
+
+def base_key_of(options: StrategyConfig) -> str | None:
+    """Return the key of the trained base that a strategy with these options shares, or None.
+
+    Bases of one key are trained alike to the bit: by strategies of the same network, with the same rate.
+    """
+    key = strategy_class(options).shared_base(options)
+    rate = options.base_learning_rate
+    return key if key is None or rate is None else f"{key}_rate{rate:g}"

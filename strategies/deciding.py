@@ -53,6 +53,7 @@ class Deciding:
     experience: Any
 
     _base_key: str | None = None
+    base_learning_rate: float | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -163,7 +164,7 @@ class Deciding:
     def learning_rate(self) -> float:
         """Return the experience's peak learning rate: the training's for a joint base, else the strategy's own."""
         base = self.joint_base and int(self.experience.current_experience) == 0
-        given = None if base else self.addition_learning_rate
+        given = self.base_learning_rate if base else self.addition_learning_rate
         return self.training_config.learning_rate if given is None else given
 
     def before_experience(self, number: int) -> None:

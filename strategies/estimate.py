@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from repmode_cl.scenarios import StreamVariant
-from repmode_cl.strategies.build import strategy_class
+from repmode_cl.strategies.build import base_key_of, strategy_class
 from repmode_cl.strategies.multi_net import PlainNetworks
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
@@ -126,7 +126,7 @@ def _one(
         training = sum(images[name][0] for name in names)
         steps = kind.steps_of(config.training, options, variant.experiences, names, training)
         budget = budget_of_steps(config.training, steps, training)
-        base = (key, names) if number == 0 and (key := kind.shared_base(options)) is not None else None
+        base = (key, names) if number == 0 and (key := base_key_of(options)) is not None else None
         if base is None or base not in bases:
             validations = -(-budget.steps // budget.validate_every)
             held = sum(images[name][1] for name in names)

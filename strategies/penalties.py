@@ -128,7 +128,7 @@ class ElasticWeights(_OfPatches):
     patch's mean squared error.
     """
 
-    default_strength: ClassVar[float] = 100.0
+    default_strength: ClassVar[float] = 1000.0
 
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
         return masked_mse(output, target)

@@ -48,6 +48,9 @@ _OWNERS = {
     "options": (_CUSTOM,),
 }
 
+#: Strategies that learn no base before the rest.
+_WITHOUT_BASE = ("multi_net", "joint")
+
 #: Folders of a run that hold no strategy.
 _TAKEN = ("base", "cache", "simulated")
 
@@ -61,6 +64,8 @@ class StrategyConfig(Frozen):
     """How tables name it; null makes one from the name and what differs from the default."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Of what comes after the base (multi_net: of every network; joint: of all); null takes training.learning_rate."""
+    base_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of a joint base; null takes training.learning_rate. Strategies of one network and rate share their base."""
     steps: Positive | None = None
     """Optimiser steps of each experience after the base, whose own never depend on it; null takes training.steps."""
     expert: ExpertSpec | Literal["none"] = "conv3"
@@ -111,6 +116,8 @@ class StrategyConfig(Frozen):
                 raise ValueError(f"{key} is an option of {', '.join(owners)}, not of {self.name}")
         if self.buffer is not None and self.buffer_bytes is not None:
             raise ValueError("give either buffer or buffer_bytes, not both")
+        if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
+            raise ValueError(f"base_learning_rate: {self.name} has no joint base; learning_rate is its own")
         if self.title in _TAKEN:
             raise ValueError(
                 f"label {self.title!r} is the name of a folder that every run has: choose another"
