@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from repmode_cl.config import Config, DataConfig
@@ -12,7 +13,7 @@ from repmode_cl.data.phantom import simulate
 from repmode_cl.data.prepare import prepare, shuffle_signals
 from repmode_cl.data.sample import Sample
 from repmode_cl.data.splits import assign_splits
-from repmode_cl.errors import UnknownStructureError
+from repmode_cl.errors import ManifestError, UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 __all__ = ["known_structures", "prepared_samples"]
@@ -44,6 +45,7 @@ def prepared_samples(
     structures: Sequence[str] | None = None,
     manifest: Manifest | None = None,
     workers: int = 1,
+    left: list[tuple[int, str]] | None = None,
 ) -> tuple[list[Sample], list[str]]:
     """Return the samples that `data` describes, prepared in a cache, and notes a person should see.
 
@@ -59,6 +61,8 @@ def prepared_samples(
         An opened manifest, in place of the one `data` names.
     workers
         Processes that simulate and prepare.
+    left
+        Where given, rows whose images cannot be used are left out, and added here: their lines, and why.
 
     Returns
     -------
@@ -66,6 +70,11 @@ def prepared_samples(
         One per row of the chosen structures.
     list of str
         What the split could not do (too few images to hold any out, and so on).
+
+    Raises
+    ------
+    ManifestError
+        If images cannot be used and `left` is not given, or a structure has none left.
     """
     if manifest is None and data.manifest is None:
         wanted = [name for name in TWELVE_STRUCTURES if structures is None or name in structures]
@@ -93,6 +102,8 @@ def prepared_samples(
         digests.read(needed, workers)
     finally:
         digests.save()  # also of an interrupted run, which goes on from there
+    if left is not None:
+        manifest = _there(manifest, digests, structures, left)
     assignment = assign_splits(
         manifest,
         seed=data.split_seed,
@@ -102,7 +113,44 @@ def prepared_samples(
         digest=digests.of,
     )
     digests.save()
-    samples = prepare(manifest, assignment, data.preprocessing, cache, structures=structures, workers=workers)
+    samples = prepare(
+        manifest, assignment, data.preprocessing, cache, structures=structures, workers=workers, left=left
+    )
+    _refuse_none(structures or (), {sample.structure for sample in samples}, manifest, left)
     if data.shuffle_signals:
         samples = shuffle_signals(samples, data.split_seed)
     return samples, list(assignment.notes)
+
+
+def _there(
+    manifest: Manifest,
+    digests: ContentDigests,
+    structures: Sequence[str] | None,
+    left: list[tuple[int, str]],
+) -> Manifest:
+    """Return the manifest without the rows whose signal cannot be read: no split can be decided for them."""
+    rows = []
+    for row in manifest.rows:
+        try:
+            digests.of(row.signal)
+        except OSError as error:
+            if structures is None or row.structure in structures:
+                left.append((row.number, f"{row.signal}: cannot be read ({error.strerror or error})"))
+        else:
+            rows.append(row)
+    kept = replace(manifest, rows=tuple(rows))
+    _refuse_none(structures or (), kept.structures, manifest, left)
+    return kept
+
+
+def _refuse_none(
+    structures: Sequence[str],
+    there: Collection[str],
+    manifest: Manifest,
+    left: list[tuple[int, str]] | None,
+) -> None:
+    """Refuse to go on without any image of a structure."""
+    gone = [name for name in structures if name in manifest.structures and name not in there]
+    if left and gone:
+        lines = "\n".join(f"  line {number}: {why}" for number, why in sorted(left))
+        raise ManifestError(f"{manifest.path}: no image of {', '.join(gone)} can be used\n{lines}")

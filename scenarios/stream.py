@@ -116,6 +116,7 @@ def structure_stream(
     batch: int | None = None,
     structures_per_batch: int | None = None,
     images_each: int | None = None,
+    foreground: float = 0.0,
 ) -> StructureStream:
     """Make Avalanche train, validation and test streams of structures from a manifest.
 
@@ -147,6 +148,8 @@ def structure_stream(
     images_each
         Most training images of each structure after the first experience; ``None`` takes all. See
         `repmode_cl.scenarios.training_images`.
+    foreground
+        Share of patches that are centred on a bright voxel of the target.
 
     Returns
     -------
@@ -177,6 +180,7 @@ def structure_stream(
         batch=batch,
         structures_per_batch=structures_per_batch,
         images_each=images_each,
+        foreground=foreground,
     )
 
 
@@ -193,6 +197,7 @@ def stream_of_samples(
     structures_per_batch: int | None = None,
     images_each: int | None = None,
     arrivals: Sequence[Sequence[str]] | None = None,
+    foreground: float = 0.0,
 ) -> StructureStream:
     """Make a stream of prepared samples; see `structure_stream`.
 
@@ -206,7 +211,7 @@ def stream_of_samples(
         Structures of an experience and number of its training images -> patches it trains on.
     labels
         Task label of each structure; by default in the order in which they first arrive.
-    patch, seed, flips, batch, structures_per_batch
+    patch, seed, flips, batch, structures_per_batch, foreground
         As for `structure_stream`.
     images_each, arrivals
         Most images of a structure that is not in the first of `arrivals`, and the structures of each experience as
@@ -242,6 +247,7 @@ def stream_of_samples(
             flips=flips,
             batch=batch,
             structures_per_batch=structures_per_batch,
+            foreground=foreground,
         )
         sequences.append(patches)
         images.append(tuple(mine["train"]))

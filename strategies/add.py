@@ -9,6 +9,7 @@ from pathlib import Path
 from repmode_cl.strategies.adding import Adding, AddResult, finish_committed, sound
 from repmode_cl.strategies.addition import check_demand, check_not_staged, plan_addition
 from repmode_cl.strategies.committed import was_committed
+from repmode_cl.strategies.guarding import guard_voxels
 
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.nn import AdditionSpec
@@ -43,6 +44,7 @@ def add_structure(
     workers: int = 1,
     loader_workers: int = 0,
     replace: bool = False,
+    force: bool = False,
 ) -> AddResult:
     """Add a structure to a model; what it predicts already does not change by one bit (paper, section 4.4).
 
@@ -83,6 +85,8 @@ def add_structure(
         Processes that cut patches ahead of the training; 0 cuts them in this one.
     replace
         Train another version of an addition that the model has; the one so far is kept until ``gc``.
+    force
+        Learn from images whose voxel size is missing or far from what the base was trained on, with a note.
 
     Returns
     -------
@@ -131,9 +135,11 @@ def add_structure(
         cache=cache,
         loader_workers=loader_workers,
         replace=replace,
+        force=force,
     )
     if was_committed(opened, structure) is None:
-        plan()  # a mistake is told before anything is written, be it a lock
+        asked = plan()  # a mistake is told before anything is written, be it a lock
+        guard_voxels(opened, asked.manifest, structure, force=force)
     with training_lock(opened, structure):
         # Looked at under the lock: another process may have added it meanwhile.
         done = finish_committed(Model.open(opened.path), structure, plan, min_r2=min_r2, stage=stage)

@@ -16,6 +16,7 @@ from repmode_cl.strategies.addition import BEGUN, IMAGES, REQUEST, Addition, che
 from repmode_cl.strategies.beginning import Beginning, begin
 from repmode_cl.strategies.committed import OUTCOME, Outcome, was_committed
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
+from repmode_cl.strategies.guarding import guard_voxels
 from repmode_cl.strategies.one_experience import held_out, learn, same_request, stream_of
 from repmode_cl.strategies.preparing import command, origin_of, other_precision, same_images
 from repmode_cl.strategies.run import provenance_of
@@ -99,6 +100,7 @@ class Adding:
         """Prepare the images, train, and commit or stage."""
         addition = self.addition
         name = addition.structure
+        warnings = guard_voxels(addition.model, addition.manifest, name, force=addition.force)
         same_request(self.work / REQUEST, addition.request(), addition.what, addition.anew)
         samples, notes = prepared_samples(
             addition.config.data,
@@ -114,7 +116,7 @@ class Adding:
         strategy, beginning = self._prepare(stream)
         learn(strategy, self.work, f"adding {name}")
         metrics, images = held_out(strategy, stream)
-        notes = [*notes, *self._notes(strategy)]
+        notes = [*notes, *warnings, *self._notes(strategy)]
         outcome = Outcome(
             "", metrics.get(name, {}), images, strategy.progress.seconds, notes, strategy.stopped
         )

@@ -87,6 +87,8 @@ class Addition:
         What it starts from: ``none``, ``best``, or a structure.
     precision
         Number format of the training, resolved.
+    force
+        Whether images are taken whose voxels are not of a size that the model was trained for.
     """
 
     model: Model
@@ -98,6 +100,7 @@ class Addition:
     needs: tuple[tuple[str, str], ...]
     init_from: str
     precision: Precision
+    force: bool = False
 
     @property
     def work(self) -> Path:
@@ -170,6 +173,7 @@ def plan_addition(
     loader_workers: int = 0,
     replace: bool = False,
     place: bool = True,
+    force: bool = False,
 ) -> Addition:
     """Check what is asked for and complete it from the model; see `add_structure`. Nothing is written.
 
@@ -220,6 +224,7 @@ def plan_addition(
         needs=needs,
         init_from=init_from,
         precision=inherit_precision(precision, resolve_device(device), origin_of(model).get("precision")),
+        force=force,
     )
 
 

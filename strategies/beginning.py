@@ -125,7 +125,12 @@ def _sample(patches: PatchDataset) -> PatchDataset:
     """Return a few of the patches: the first ones, which depend on the seed alone."""
     count = min(_MOST, max(_FEWEST, len(patches.samples)))
     return PatchDataset(
-        patches.samples, patch=patches.patch, seed=patches.seed, length=count, flips=patches.flips
+        patches.samples,
+        patch=patches.patch,
+        seed=patches.seed,
+        length=count,
+        flips=patches.flips,
+        foreground=patches.foreground,
     )
 
 

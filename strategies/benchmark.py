@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
 from collections import Counter
@@ -55,7 +57,10 @@ from repmode_cl.progress import task
 from repmode_cl.report import build_report
 from repmode_cl.training import refuse_several
 
-__all__ = ["UnitsFailedError", "run_benchmark"]
+__all__ = ["LEFT_OUT", "UnitsFailedError", "run_benchmark"]
+
+#: File of a run that lists the rows of the manifest which it does without.
+LEFT_OUT = "left_out.csv"
 
 #: The page is made anew while a run goes on, unless that would take more than this part of the time.
 _PAGE_SHARE = 0.05
@@ -90,6 +95,7 @@ def run_benchmark(
     jobs: int = 1,
     scheduler: str | None = None,
     threads: int | None = None,
+    keep_going: bool = False,
 ) -> Path | DryRun:
     """Run a benchmark, or say what it would do.
 
@@ -113,6 +119,8 @@ def run_benchmark(
         same path. `jobs` has no meaning then.
     threads
         Of each unit. By default torch's, divided among `jobs`; a resumed run keeps the number that it began with.
+    keep_going
+        Leave out rows of the manifest whose images cannot be used, and list them in ``left_out.csv``.
 
     Returns
     -------
@@ -137,7 +145,7 @@ def run_benchmark(
         open_run(config, folder, streams)
         run = _Run(config, folder, streams)
         run.record()
-        samples = _samples(config, folder, streams, workers)
+        samples = _samples(config, folder, streams, workers, keep_going)
         if scheduler is not None:
             with DaskCluster(scheduler, folder) as cluster:
                 cluster.threads = _threads(folder, threads, cluster.threads_each)
@@ -275,17 +283,37 @@ def _alone_at(folder: Path) -> Iterator[None]:
 
 
 def _samples(
-    config: Config, folder: Path, streams: Mapping[str, StreamVariant], workers: int
+    config: Config, folder: Path, streams: Mapping[str, StreamVariant], workers: int, keep_going: bool
 ) -> list[Sample]:
     structures = [name for variant in streams.values() for names in variant.experiences for name in names]
+    left: list[tuple[int, str]] = []
     samples, notes = prepared_samples(
-        config.data, folder, structures=list(dict.fromkeys(structures)), workers=workers
+        config.data,
+        folder,
+        structures=list(dict.fromkeys(structures)),
+        workers=workers,
+        left=left if keep_going else None,
     )
     check_images_are_the_same(folder, samples)
     notes += check_images(samples, streams)
+    _write_left(folder / LEFT_OUT, left)
+    if left:
+        notes.append(
+            f"{len(left)} rows of the manifest were left out, as their images cannot be used: {LEFT_OUT}"
+        )
     if notes:
         write_text(folder / "notes.txt", "\n".join(notes) + "\n")
     return samples
+
+
+def _write_left(path: Path, left: list[tuple[int, str]]) -> None:
+    if not left:
+        path.unlink(missing_ok=True)  # of an earlier attempt, before the images were put right
+        return
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("line", "reason"), *sorted(left)])
+    write_text(path, text.getvalue())
 
 
 def _threads(folder: Path, asked: int | None, default: Callable[[], int]) -> int:

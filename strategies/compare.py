@@ -10,6 +10,7 @@ from typing import Any, Literal
 from repmode_cl.strategies.addition import INIT_CHOICES
 from repmode_cl.strategies.claim import claimed
 from repmode_cl.strategies.comparing import Comparing
+from repmode_cl.strategies.guarding import guard_voxels
 from repmode_cl.strategies.one_experience import dump_what_counts
 from repmode_cl.strategies.preparing import (
     configuration_for,
@@ -62,6 +63,7 @@ def compare_structure(
     cache: str | Path | None = None,
     workers: int = 1,
     loader_workers: int = 0,
+    force: bool = False,
 ) -> Comparison:
     """Learn a structure in three ways on the same images and say what each gives, damages and costs.
 
@@ -107,6 +109,8 @@ def compare_structure(
         Processes that prepare images.
     loader_workers
         Processes that cut patches ahead of the training; 0 cuts them in this one.
+    force
+        As of `add_structure`.
 
     Returns
     -------
@@ -174,9 +178,11 @@ def compare_structure(
         init_from=init_from,
         kernel=kernel,
     )
+    done = (folder / COMPARISON).exists() and not restart
+    notes = [] if done else guard_voxels(model, manifest, structure, force=force)
     with claimed(folder, _request(model, manifest, ways, known), restart=restart):
         if not (folder / COMPARISON).exists():
-            Comparing(model, manifest, ways, folder, known, workers).run(precision)
+            Comparing(model, manifest, ways, folder, known, workers).run(precision, notes)
             if cache is None:
                 shutil.rmtree(folder / "cache", ignore_errors=True)
         build_comparison(folder)  # after an update of this software too

@@ -63,17 +63,17 @@ class Comparing:
         self.device = resolve_device(self.config.training.device)
         self.samples: list[Sample] = []
 
-    def run(self, precision: str) -> None:
-        """Learn what is not learned yet, and write the comparison."""
+    def run(self, precision: str, warnings: Sequence[str] = ()) -> None:
+        """Learn what is not learned yet, and write the comparison, with `warnings` among its notes."""
         structure = self.ways.structure
-        samples, notes = prepared_samples(
+        samples, about = prepared_samples(
             self.config.data,
             self.folder,
             structures=[structure],
             manifest=self.manifest,
             workers=self.workers,
         )
-        self.samples = samples
+        self.samples, notes = samples, [*about, *warnings]
         split, images = _held_out(samples)
         if not images:
             raise ManifestError(

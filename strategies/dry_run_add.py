@@ -21,6 +21,7 @@ from repmode_cl.strategies.addition import (
     plan_addition,
 )
 from repmode_cl.strategies.estimate import minutes_text, time_training
+from repmode_cl.strategies.guarding import voxel_problems
 from repmode_cl.strategies.one_experience import check_request
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from repmode_cl.data.cache import ContentDigests
 from repmode_cl.data.check import check_manifest
 from repmode_cl.data.manifest import Manifest, Problem, Row
 from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.recipe import Recipe
 from repmode_cl.data.splits import Assignment, assign_splits
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ImageError
@@ -132,6 +134,8 @@ def dry_run_add(
         voxel_size=config.data.preprocessing.voxel_size,
         structures=[structure],
     )
+    wrong, warnings = voxel_problems(addition.model, addition.manifest, structure, force=addition.force)
+    problems += wrong
     splits = _splits(addition)
     rows = addition.manifest.for_structure(structure)
     count = Counter(splits[row.number] for row in rows)
@@ -151,7 +155,7 @@ def dry_run_add(
     seconds = budget.steps * step + evaluated * window
     if config.training.time_limit is not None:
         seconds = min(seconds, config.training.time_limit + evaluated * window)
-    about = [note for note in splits.notes if note.startswith(f"{structure}:")]
+    about = [*(note for note in splits.notes if note.startswith(f"{structure}:")), *warnings]
     if has_checkpoint(addition.work / BEGUN):
         about.append(
             f"an interrupted training of {structure} is in {addition.work}: the same settings go on with it"
@@ -268,14 +272,11 @@ def _windows(addition: Addition, rows: Sequence[Row]) -> dict[int, int]:
     config, found = addition.config, {}
     for row in rows:
         try:
-            with open_image(row.signal, row.scene) as image:
+            with open_image(row.signal, scene=row.scene) as image:
                 shape = (row.region or Region()).shape_in(image.shape)
-                voxel = row.voxel_size or image.voxel_size
+                settings, own = config.data.preprocessing, row.voxel_size or image.voxel_size
+                shape = Recipe.of(settings).grid(shape, own, settings.voxel_size)
         except (ImageError, OSError):
             continue  # listed among the problems
-        wanted = config.data.preprocessing.voxel_size
-        if voxel is not None and wanted is not None:
-            z, y, x = (max(1, round(n * a / b)) for n, a, b in zip(shape, voxel, wanted, strict=True))
-            shape = (z, y, x)
         found[row.number] = len(plan_windows(shape, config.window, config.inference.overlap))
     return found

@@ -52,6 +52,7 @@ def stream_of(
         count=patches,
         seed=config.seeds[0],
         flips=config.patch.flips,
+        foreground=config.patch.foreground,
         batch=training.batch_size // training.accumulate,
         structures_per_batch=training.structures_per_batch,
     )

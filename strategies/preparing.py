@@ -27,6 +27,7 @@ from repmode_cl.config import (
 from repmode_cl.config.common import check_expert
 from repmode_cl.config.problems import describe
 from repmode_cl.data.manifest import Manifest, read_manifest
+from repmode_cl.data.recipe import Recipe
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ConfigError, ManifestError, did_you_mean
 from repmode_cl.files import write_json
@@ -151,7 +152,7 @@ def configuration_for(
     Parameters
     ----------
     model
-        Fixes voxel size, interpolation and window.
+        Fixes voxel size, preprocessing and window.
     manifest
         The images.
     training
@@ -183,10 +184,12 @@ def configuration_for(
             manifest=str(manifest.path),
             cache=str(cache),
             preprocessing=PreprocessingConfig(
-                voxel_size=model.voxel_size, order=model.preprocessing.get("order", 1)
+                voxel_size=model.voxel_size, **Recipe.from_json(model.preprocessing).to_settings()
             ),
         ),
-        patch=PatchConfig(size=(z, y, x), flips=origin.get("flips", True)),
+        patch=PatchConfig(
+            size=(z, y, x), flips=origin.get("flips", True), foreground=origin.get("foreground", 0.0)
+        ),
         inference=InferenceConfig(
             overlap=model.inference["overlap"], batch_size=model.inference["batch"], window=_patch(window)
         ),

@@ -167,6 +167,7 @@ class Cumulative(FineTuning):
                 seed=now.seed,
                 length=self.budget.steps * self.replay_batch,
                 flips=now.flips,
+                foreground=now.foreground,
                 batch=max(1, self.replay_batch // parts),
                 structures_per_batch=self.training_config.structures_per_batch,
             )

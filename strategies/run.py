@@ -25,7 +25,9 @@ from repmode_cl.strategies.shared_base import SharedBase, base_folder
 from repmode_cl.strategies.units import Unit
 
 from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.data.recipe import Recipe
 from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.data.voxel_guard import voxel_record
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ModelError
 from repmode_cl.evaluation.metrics import HIGHER_IS_BETTER
@@ -96,6 +98,7 @@ class StrategyRun:
             ),
             seed=seed,
             flips=config.patch.flips,
+            foreground=config.patch.foreground,
             batch=training.batch_size // training.accumulate,
             structures_per_batch=training.structures_per_batch,
             labels=task_labels(stream.experiences),
@@ -309,8 +312,10 @@ def provenance_of(
         "device": precision.device,
         "patch": list(config.patch.size),
         "flips": config.patch.model_dump(mode="json")["flips"],
+        **({"foreground": config.patch.foreground} if config.patch.foreground else {}),
         "addition": options.model_dump(mode="json", include={"learning_rate"}),
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
+        **voxel_record(sample.voxel_size for sample in images),
     }
 
 
@@ -323,7 +328,7 @@ def create_model(
         path,
         network,
         voxel_size=preprocessing.voxel_size,
-        preprocessing={"normalisation": "z-score per image", "order": preprocessing.order},
+        preprocessing=Recipe.of(preprocessing).to_json(),
         inference={
             "window": list(config.window),
             "overlap": config.inference.overlap,

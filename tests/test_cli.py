@@ -44,6 +44,9 @@ COMMANDS = (
     "report",
     "data simulate",
     "data check",
+    "data import allen",
+    "data import folder",
+    "data import channels",
     "config",
     "perf",
 )
@@ -111,6 +114,9 @@ def test_commands_are_the_ones_tested_here() -> None:
     for group, commands in groups.items():
         assert commands is not None
         names |= {f"{group} {command.name}" for command in commands.registered_commands}
+        for inner in commands.registered_groups:
+            assert inner.typer_instance is not None
+            names |= {f"{group} {inner.name} {command.name}" for command in inner.typer_instance.registered_commands}
     assert names == set(COMMANDS)
 
 
@@ -310,8 +316,10 @@ def test_predict_without_resampling_is_the_models_prediction(model: Path, tmp_pa
     volume = np.random.default_rng(1).normal(size=(9, 20, 18)).astype(np.float32)
     path = tmp_path / "plain.tif"
     tifffile.imwrite(path, volume, photometric="minisblack", metadata={"axes": "ZYX"})
-    done = predict_file(Model.open(model), "nucleolus", path, tmp_path / "out.tif", device="cpu")
-    assert "states no voxel size" in done.notes[0]
+    with pytest.raises(ImageError, match="no voxel size is stated"):
+        predict_file(Model.open(model), "nucleolus", path, tmp_path / "out.tif", device="cpu")
+    done = predict_file(Model.open(model), "nucleolus", path, tmp_path / "out.tif", device="cpu", force=True)
+    assert "no voxel size is stated" in done.notes[0]
     expected = Model.open(model).predict(normalise(volume), "nucleolus")
     assert np.array_equal(tifffile.imread(done.path), expected)
 
@@ -320,10 +328,10 @@ def test_predict_takes_a_voxel_size_that_the_file_does_not_state(model: Path, tm
     volume = np.random.default_rng(1).normal(size=(9, 20, 18)).astype(np.float32)
     path, out = tmp_path / "plain.tif", tmp_path / "out.ome.tif"
     tifffile.imwrite(path, volume, photometric="minisblack", metadata={"axes": "ZYX"})
-    done = predict_file(model, "dna", path, out, device="cpu", voxel_size=(1.0, 0.3, 0.3))
-    assert (done.notes, done.grid) == ((), (18, 20, 18))
+    done = predict_file(model, "dna", path, out, device="cpu", voxel_size=(0.75, 0.3, 0.3))
+    assert (done.notes, done.grid) == ((), (14, 20, 18))
     with open_image(out) as found:
-        assert (found.shape, found.voxel_size) == ((9, 20, 18), pytest.approx((1.0, 0.3, 0.3)))
+        assert (found.shape, found.voxel_size) == ((9, 20, 18), pytest.approx((0.75, 0.3, 0.3)))
     for wrong in ("0.3,0.3", "0,1,1", "a,b,c"):
         code, _, err = run("predict", model, path, out, "--structure", "dna", "--voxel-size", wrong)
         assert code == 2
@@ -348,7 +356,7 @@ def test_predict_refuses(model: Path, image: Path, tmp_path: Path) -> None:
     ones = np.ones((8, 16, 16), np.uint8)
     tifffile.imwrite(constant, ones, photometric="minisblack", metadata={"axes": "ZYX"})
     with pytest.raises(ImageError, match=r"constant\.tif"):
-        predict_file(model, "dna", constant, out)
+        predict_file(model, "dna", constant, out, force=True)
     assert not out.exists()
 
 

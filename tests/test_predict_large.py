@@ -10,15 +10,21 @@ import json
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from repmode_cl.data.readers import Region, open_image
+from repmode_cl.inference.picture import Channel, Picture
 from repmode_cl.inference.predict import sliding_window
 from repmode_cl.inference.predict_file import predict_file
+from repmode_cl.inference.pyramid import Pyramid
 from repmode_cl.inference.source import FileSource, z_score_of
+from repmode_cl.inference.volume_io import write_picture
 from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.store import Model
 
@@ -183,3 +189,24 @@ def test_time_per_window_does_not_grow_with_the_volume(tmp_path):
     # The smallest has few blocks, so that it feels a pause most: its own best of three.
     found[1] = min([found[1], *(seconds_per_window(tmp_path / f"again{n}", base, window, 3) for n in (1, 2))])
     assert max(found.values()) <= 1.1 * found[1]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr", ".npy"])
+def test_writing_takes_no_more_memory_than_a_few_tiles(tmp_path, suffix):
+    class Zeros:
+        shape = (20, 1024, 1100)
+
+        def read(self, box: tuple[slice, ...]) -> NDArray[Any]:
+            return np.zeros([part.stop - part.start for part in box], np.float32)
+
+    picture = Picture("big", Zeros.shape, np.dtype(np.float32), (Channel("dna"),))
+    one = Pyramid(Zeros(), picture.dtype, None, tmp_path / "s")
+    tracemalloc.start()
+    try:
+        write_picture(tmp_path / f"a{suffix}", suffix, picture, [one])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        one.close()
+    assert picture.nbytes > 90e6
+    assert peak < 60e6, f"{peak / 1e6:.0f} MB"

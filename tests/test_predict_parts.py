@@ -29,7 +29,6 @@ from repmode_cl.inference.outputs import output_paths
 from repmode_cl.inference.raw import RawVolume
 from repmode_cl.inference.source import z_score_of
 from repmode_cl.inference.sums import Sums, sums_nbytes
-from repmode_cl.inference.volume_io import begin_volume
 from repmode_cl.inference.windows import WindowGrid, gaussian_weights, summed_weights
 
 SIZE = st.tuples(*[st.integers(1, 12)] * 3)
@@ -191,19 +190,6 @@ def test_sums_of_large_planes_are_taken_in_strips(monkeypatch):
     np.testing.assert_allclose(normalise(volume), whole, rtol=1e-6, atol=1e-7)
 
 
-def test_a_volume_beyond_four_gigabytes_becomes_a_bigtiff(tmp_path):
-    import tifffile
-
-    path = tmp_path / "big.part"
-    try:
-        begin_volume(path, ".tif", (65, 4096, 4096), (0.5, 0.2, 0.2), "dna").close()
-        with tifffile.TiffFile(path) as tiff:
-            assert tiff.is_bigtiff
-            assert tiff.series[0].shape == (65, 4096, 4096)
-    finally:
-        path.unlink()  # sparse where the file system can, large where not
-
-
 @pytest.mark.parametrize(
     ("text", "count"),
     [("2GB", 2 * 10**9), ("500MB", 5 * 10**8), ("1.5GiB", 3 * 2**29), (" 64 mib ", 2**26), (12345, 12345)],
@@ -263,6 +249,15 @@ def test_names_of_outputs(tmp_path):
         names("a.tif", "dna", "golgi")
     with pytest.raises(ImageError, match="is a folder"):
         names("folder.npy", "dna", several=False)
+    (tmp_path / "mine.zarr").mkdir()
+    (tmp_path / "mine.zarr" / "notes.txt").touch()
+    with pytest.raises(ImageError, match="holds something else"):
+        names("mine.zarr", "dna", several=False)
+    (tmp_path / "file.zarr").touch()
+    with pytest.raises(ImageError, match="is a file"):
+        names("file.zarr", "dna", several=False)
+    (tmp_path / "empty.zarr").mkdir()
+    assert names("empty.zarr", "dna", several=False) == ["empty.zarr"]
     with pytest.raises(ImageError, match=r"\.ome\.tif"):
         names("{structure}.png", "dna", "golgi")
 

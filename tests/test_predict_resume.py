@@ -18,6 +18,7 @@ from repmode_cl.cli.app import app
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.predict_file import PredictedFile, predict_file
 from repmode_cl.inference.stream import PredictionStopped
+from repmode_cl.inference.volume_io import remove
 from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.store import Model
 
@@ -105,6 +106,70 @@ def test_a_death_just_before_or_after_any_word_of_the_journal(model, image, tmp_
         assert content(out) == want
 
 
+@pytest.mark.parametrize(
+    ("suffix", "stack"), [(".ome.zarr", True), (".ome.zarr", False), (".ome.tif", False)]
+)
+def test_a_death_at_any_file_that_is_written(model, image, tmp_path, monkeypatch, suffix, stack):
+    """Killed at any write, or just before a folder is put in place of another: the old one or the new one."""
+    from repmode_cl.inference import ome_tiff, ome_zarr, volume_io
+
+    np.save(image, np.load(image)[:5, :9, :11])
+    names = ["dna", "golgi"]
+    out = tmp_path / "out" / (f"stack{suffix}" if stack else f"{{structure}}{suffix}")
+    settings = {"device": "cpu", "voxel_size": OTHER, "stack": stack}
+    predict_file(model, names, image, out, rescale="-1:1", **settings)
+    old = tree(tmp_path / "out")
+    predict_file(model, names, image, out, **settings)
+    new = tree(tmp_path / "out")
+    count, fatal = 0, 0
+
+    def dying(real, counts=lambda *args: True):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += counts(*args)
+            if count == fatal:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(ome_zarr, "_write", dying(ome_zarr._write))
+    monkeypatch.setattr(ome_tiff, "_tiles", dying(ome_tiff._tiles))
+    monkeypatch.setattr(Path, "replace", dying(Path.replace, lambda path, _: path.is_dir()))
+    monkeypatch.setattr(volume_io, "put_in_place", dying(volume_io.put_in_place))
+    deaths = 0
+    while fatal < 100:
+        fatal += 1
+        shutil.rmtree(tmp_path / "out")
+        for name, data in old.items():
+            (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "out" / name).write_bytes(data)
+        count = 0
+        try:
+            predict_file(model, names, image, out, **settings)
+            break
+        except KeyboardInterrupt:
+            deaths += 1
+        whole = {name: data for name, data in tree(tmp_path / "out").items() if ".unfinished" not in name}
+        seen = {name: data for name, data in whole.items() if ".part" not in name}
+        for top in {name.split("/")[0] for name in seen}:
+            held = {name: data for name, data in seen.items() if name.split("/")[0] == top}
+            states = [{n: d for n, d in state.items() if n.split("/")[0] == top} for state in (old, new)]
+            assert held in states, f"half of {top}"
+        count = -(10**6)
+        predict_file(model, names, image, out, **settings)
+        assert tree(tmp_path / "out") == new
+    assert deaths >= (4 if suffix == ".ome.tif" else 7)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def test_a_killed_command_continues(model, image, tmp_path):
     options = ["--all", "--device", "cpu", "--voxel-size", "0.5,0.3,0.3", "--overlap", "0.6"]
     code = "import sys; from repmode_cl.cli.app import main; main()"
@@ -157,7 +222,7 @@ def test_a_changed_input_is_noticed(model, image, tmp_path):
         attempt(model, image, tmp_path / "out")
 
 
-@pytest.mark.parametrize("missing", ["dna.ome.tif.part", "dna.layer-0", "golgi.row-1"])
+@pytest.mark.parametrize("missing", ["dna.result", "dna.layer-0", "golgi.row-1"])
 def test_missing_scratch_files_are_named(model, image, tmp_path, missing):
     out = tmp_path / "out"
     assert attempt(model, image, out, stop=100) is None
@@ -167,20 +232,22 @@ def test_missing_scratch_files_are_named(model, image, tmp_path, missing):
         attempt(model, image, out)
 
 
-def test_a_part_that_goes_before_it_is_put_in_place_is_named(model, image, tmp_path, monkeypatch):
-    from repmode_cl.inference import stream
+@pytest.mark.parametrize("suffix", [".ome.tif", ".ome.zarr"])
+def test_a_part_that_goes_before_it_is_put_in_place_is_named(model, image, tmp_path, monkeypatch, suffix):
+    from repmode_cl.inference import finish
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream, "_finish", stop)
+    names, out = ["dna", "golgi"], tmp_path / f"{{structure}}{suffix}"
+    monkeypatch.setattr(finish, "put", stop)
     with pytest.raises(KeyboardInterrupt):
-        attempt(model, image, tmp_path / "out")
+        predict_file(model, names, image, out, device="cpu", voxel_size=VOXEL)
     monkeypatch.undo()
-    [part] = (tmp_path / "out").glob("golgi.ome.tif.*part")
-    part.unlink()
+    part = tmp_path / f"dna{suffix}.part"
+    remove(part)
     with pytest.raises(RepmodeError, match=rf"{part.name}: is missing"):
-        attempt(model, image, tmp_path / "out")
+        predict_file(model, names, image, out, device="cpu", voxel_size=VOXEL)
 
 
 def test_a_damaged_journal_is_refused_and_restarted(model, image, tmp_path):
@@ -224,7 +291,7 @@ def test_a_call_for_one_of_several_files_leaves_the_others_part_alone(model, ima
 def test_a_refusal_keeps_the_image_that_was_prepared(model, image, tmp_path, monkeypatch):
     from repmode_cl.inference import stream
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
@@ -256,7 +323,7 @@ def test_less_memory_than_it_was_begun_with_is_said(model, image, tmp_path, monk
 def test_an_interrupted_command_says_how_to_continue(model, image, tmp_path, monkeypatch):
     from repmode_cl.inference import stream
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stream, "z_score_of", interrupt)
@@ -267,6 +334,8 @@ def test_an_interrupted_command_says_how_to_continue(model, image, tmp_path, mon
         str(tmp_path / "out.npy"),
         "--structure",
         "dna",
+        "--voxel-size",
+        "0.5,0.3,0.3",
         "--restart",
     ]
     monkeypatch.setattr(sys, "argv", ["repmode-cl", *words])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def test_without_resampling_the_bits_are_those_of_one_piece(
     volume = photo(shape, dtype)
     path = write(tmp_path, volume, kind)
     out = tmp_path / f"out{suffix}"
-    done = predict_file(models[1], "golgi", path, out, overlap=overlap, voxel_size=voxel, device="cpu")
+    done = predict_file(
+        models[1], "golgi", path, out, overlap=overlap, voxel_size=voxel, force=voxel is None, device="cpu"
+    )
     assert (done.path, done.shape, done.grid) == (out, shape, shape)
     want = in_memory(models[1], volume, "golgi", voxel, overlap)
     assert np.array_equal(read(out, shape), want)
@@ -131,7 +134,8 @@ def test_with_resampling_the_values_are_those_of_one_piece(
     volume = photo(shape)
     want = in_memory(models[order], volume, "dna", voxel)
     out = tmp_path / "out.npy"
-    predict_file(models[order], "dna", write(tmp_path, volume, kind), out, voxel_size=voxel, device="cpu")
+    path = write(tmp_path, volume, kind)
+    predict_file(models[order], "dna", path, out, voxel_size=voxel, force=True, device="cpu")
     assert np.abs(np.load(out) - want).max() <= 1e-5 * np.abs(want).max()
 
 
@@ -174,13 +178,15 @@ def command(*arguments: object) -> tuple[int, str, str]:
 def test_the_command_predicts_all_or_those_named(models, tmp_path):
     volume = photo((8, 20, 20))
     path, model = write(tmp_path, volume, "npy"), models[1].path
-    code, out, err = command(model, path, tmp_path / "all", "--all", "--memory", "40GB", "--device", "cpu")
+    code, out, err = command(
+        model, path, tmp_path / "all", "--all", "--memory", "40GB", "--device", "cpu", "--force"
+    )
     assert code == 0
-    assert "states no voxel size" in err
+    assert "no voxel size is stated" in err
     assert out.count("8 x 20 x 20 voxels") == 2
     pattern = tmp_path / "some" / "{structure}-1.npy"
     code, out, _ = command(
-        model, path, pattern, "--structure", "golgi", "--structure", "dna", "--device", "cpu"
+        model, path, pattern, "--structure", "golgi", "--structure", "dna", "--device", "cpu", "--force"
     )
     assert code == 0
     assert [line.split(":")[0] for line in out.splitlines()] == [
@@ -199,14 +205,32 @@ def test_the_command_predicts_all_or_those_named(models, tmp_path):
         (["out.npy", "--all", "--structure", "dna"], "--structure NAME"),
         (["out.npy", "--all"], "{structure}.ome.tif"),
         (["out.npy", "--structure", "dna", "--memory", "plenty"], "such as 2GB"),
-        (["out.npy", "--structure", "dna", "--memory", "20MB"], "is too little"),
+        (["out.npy", "--structure", "dna", "--memory", "20MB", "--force"], "is too little"),
         (["out.npy", "--structure", "dna", "--structure", "dna"], "named twice"),
         (["out.npy", "--structure", "dnaa"], "did you mean 'dna'"),
-        (["out.zarr", "--structure", "dna"], "or .npy"),
+        (["out.png", "--structure", "dna"], "or .npy"),
+        (["out.npy", "--structure", "dna"], "--voxel-size z,y,x"),
+        (["out.npy", "--structure", "dna", "--stack"], "names its channels"),
+        (["{structure}.tif", "--structure", "dna", "--stack"], "leave out {structure}"),
+        (["out.npy", "--structure", "dna", "--rescale", "8:2"], "the lower first"),
+        (["out.npy", "--structure", "dna", "--rescale", "1:2:int8"], "none of uint8"),
+        (["out.npy", "--structure", "dna", "--rescale", "1"], "LOW:HIGH:TYPE"),
+        (["out.npy", "--structure", "dna", "--target", "golgi=0", "--force"], "no channel 'golgi=0'"),
+        (["out", "--all", "--target", "0"], "STRUCTURE=CHANNEL"),
+        (["a.npy", "b.npy", "--structure", "dna"], "--out DIR"),
+        (["--structure", "dna"], "IN and OUT"),
+        (["--structure", "dna", "--out", "out.tif"], "{input}_out.tif"),
+        (["none-*.tif", "--structure", "dna", "--out", "out"], "no file fits"),
+        (
+            ["sub/in.npy", "--structure", "dna", "--out", "out"],
+            "both be written to out/in_{structure}.ome.tif",
+        ),
+        (["--all", "--out", "{input}.npy"], "put {structure}"),
         (["out", "--structure", "dna"], "or .npy"),
         (["in.npy", "--structure", "dna"], "is the input"),
         (["out.npy", "--structure", "dna", "--time", "1"], "no time point 1"),
-        (["out.npy", "--structure", "dna", "--voxel-size", "200,200,200"], "another unit"),
+        (["out.npy", "--structure", "dna", "--voxel-size", "200,200,200"], "voxels of 200 x 200 x 200 um"),
+        (["out.npy", "--structure", "dna", "--voxel-size", "200,200,200", "--force"], "another unit"),
     ],
 )
 def test_mistakes_are_said_and_leave_nothing(models, tmp_path, monkeypatch, arguments, message):
@@ -214,7 +238,8 @@ def test_mistakes_are_said_and_leave_nothing(models, tmp_path, monkeypatch, argu
     write(tmp_path, photo((8, 20, 20)), "npy")
     code, out, err = command(models[1].path, "in.npy", *arguments)
     assert code == 2
-    assert message in out + err
+    # A usage error stands in a box, whose lines are wrapped.
+    assert message in out + err or message in " ".join(re.sub("[│╭╮╰╯─]", " ", out + err).split())
     assert [file.name for file in tmp_path.iterdir()] == ["in.npy"]
 
 
@@ -228,7 +253,7 @@ def test_bad_volumes_are_refused_and_leave_nothing(models, tmp_path):
         path = tmp_path / f"{name}.npy"
         np.save(path, volume)
         with pytest.raises(ImageError, match=message) as error:
-            predict_file(models[1], "dna", path, tmp_path / "out.npy", device="cpu")
+            predict_file(models[1], "dna", path, tmp_path / "out.npy", device="cpu", voxel_size=VOXEL)
         assert str(path) in str(error.value)
     with pytest.raises(UnknownStructureError):
         predict_file(models[1], ["dna", "dnaa"], path, tmp_path / "out", device="cpu")
@@ -243,9 +268,11 @@ def test_little_memory_lowers_the_batch_and_says_so(models, tmp_path, monkeypatc
 
     monkeypatch.setattr(Needs, "of", lambda self, blocks, batch: batch * 100)
     path = write(tmp_path, photo((8, 20, 20)), "npy")
-    done = predict_file(models[1], "dna", path, tmp_path / "out.npy", device="cpu", memory=250)
-    assert "holds 2 windows at once instead of the model's 3" in done.notes[1]
-    want = in_memory(models[1], np.load(path), "dna", None)
+    done = predict_file(
+        models[1], "dna", path, tmp_path / "out.npy", device="cpu", memory=250, voxel_size=VOXEL
+    )
+    assert "holds 2 windows at once instead of the model's 3" in done.notes[0]
+    want = in_memory(models[1], np.load(path), "dna", VOXEL)
     assert np.abs(np.load(done.path) - want).max() <= 1e-5 * np.abs(want).max()
 
 
@@ -255,7 +282,7 @@ def test_a_disk_that_is_too_small_is_refused(models, tmp_path, monkeypatch):
     path = write(tmp_path, photo((8, 20, 20)), "npy")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(RepmodeError, match="1 B are free"):
-        predict_file(models[1], "dna", path, tmp_path / "out.npy", device="cpu")
+        predict_file(models[1], "dna", path, tmp_path / "out.npy", device="cpu", voxel_size=VOXEL)
     assert [file.name for file in tmp_path.iterdir()] == ["in.npy"]
 
 

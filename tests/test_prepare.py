@@ -264,14 +264,14 @@ def test_a_full_disk_and_an_unforeseen_error_name_the_file(field, tmp_path, monk
             run(manifest, tmp_path / "cache")
     assert not isinstance(full.value, ManifestError)  # no fault of a row
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "normalise", lambda volume: volume.no_such_method())
+        patch.setattr(jobs, "normalise", lambda volume, **how: volume.no_such_method())
         with pytest.raises(AttributeError) as caught:
             run(manifest, tmp_path / "cache")
     assert "field.ome.tif, channel" in caught.value.__notes__[0]
 
 
 def test_a_file_too_large_for_memory_is_named(field, tmp_path, monkeypatch):
-    def full(volume):
+    def full(volume, **how):
         raise MemoryError
 
     monkeypatch.setattr(jobs, "normalise", full)
@@ -357,3 +357,19 @@ def test_real_stacks_are_prepared(tmp_path):
     assert abs(y - 128 * 0.264 / 0.29) <= 1
     assert abs(x - 128 * 0.245 / 0.29) <= 1
     assert abs(float(np.load(sample.signal).mean())) < 1e-3
+
+
+def test_a_scene_by_name_is_the_scene_by_number(tmp_path):
+    path = tmp_path / "scenes.ome.tif"
+    images = np.random.default_rng(0).integers(0, 99, (2, 3, 8, 9)).astype(np.uint16)
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for name, image in zip(("left", "right"), images, strict=True):
+            file.write(image, photometric="minisblack", metadata={"axes": "ZYX", "Name": name})
+    manifest = Manifest(
+        tmp_path / "m.csv",
+        tuple(Row(k, "dna", path, None, path, None, scene=s) for k, s in enumerate(("right", 1, "left"), 2)),
+    )
+    named, numbered, other = run(manifest, tmp_path / "cache")
+    assert (named.image_id, named.signal) == (numbered.image_id, numbered.signal)
+    assert other.image_id != named.image_id
+    np.testing.assert_allclose(np.load(named.signal), zscore(images[1]), rtol=HALF, atol=HALF)

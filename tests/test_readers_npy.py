@@ -25,7 +25,7 @@ def test_every_type_order_and_channel(tmp_path: Path, dtype: str, order: str, ch
     with open_image(path) as image:
         assert isinstance(image, ImageReader)
         assert (image.axes, image.shape, image.n_channels) == ("CZYX", (4, 5, 6), channels or 1)
-        assert (image.voxel_size, image.n_scenes, image.n_times, image.random_access) == (None, 1, 1, True)
+        assert (image.voxel_size, image.scenes, image.times, image.random_access) == (None, ("S0",), 1, True)
         assert image.dtype == np.dtype(dtype).newbyteorder("=")
         last = image.channel_index(None if channels is None else "C2")
         want = array if channels is None else array[2]
@@ -35,6 +35,14 @@ def test_every_type_order_and_channel(tmp_path: Path, dtype: str, order: str, ch
             assert got.flags.c_contiguous
             assert got.base is None, "an array of its own, not a map of the file"
             assert np.array_equal(got, want[box])
+
+
+def test_leading_axes_of_length_1_go(tmp_path: Path) -> None:
+    array = np.arange(2 * 4 * 5 * 6).reshape(1, 1, 2, 4, 5, 6)
+    np.save(tmp_path / "a.npy", array)
+    with open_image(tmp_path / "a.npy") as image:
+        assert (image.n_channels, image.shape) == (2, (4, 5, 6))
+        assert np.array_equal(image.read(1), array[0, 0, 1])
 
 
 def saved(array: np.ndarray, **settings: bool) -> bytes:
@@ -52,7 +60,7 @@ def headed(text: str, data: bytes = b"\0" * 1000) -> bytes:
     ("content", "message"),
     [
         (saved(np.zeros((5, 6))), "readable are three axes"),
-        (saved(np.zeros((1, 1, 5, 6, 7))), "readable are three axes"),
+        (saved(np.zeros((2, 1, 5, 6, 7))), r"shape \(2, 1, 5, 6, 7\); readable are three axes"),
         (saved(np.zeros((5, 0, 6))), "is empty"),
         (saved(np.zeros((4, 5, 6), complex)), "no intensities"),
         (saved(np.array([[[{}]]]), allow_pickle=True), "no intensities"),

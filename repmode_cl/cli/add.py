@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repmode_cl.cli.common import DeviceOption, ModelArgument, WorkersOption, continue_with, fail, size
+from repmode_cl.cli.common import (
+    DeviceOption,
+    ForceOption,
+    ModelArgument,
+    WorkersOption,
+    continue_with,
+    fail,
+    size,
+)
 from repmode_cl.errors import RepmodeError
 
 if TYPE_CHECKING:
@@ -116,6 +124,7 @@ def add(
     loader_workers: Annotated[
         int, typer.Option(min=0, max=256, help="Processes that cut patches ahead; 0 cuts them in this one.")
     ] = 0,
+    force: ForceOption = False,
 ) -> None:
     """Add a structure to a model and forget none.
 

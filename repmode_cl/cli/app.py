@@ -19,6 +19,7 @@ from repmode_cl.cli import (
     model,
     pack,
     perf,
+    predict,
     report,
     staged,
     train,
@@ -64,7 +65,7 @@ app.command("replace")(add.replace)
 app.command("compare")(compare.compare)
 app.command("show")(model.show)
 app.command("verify")(model.verify)
-app.command("predict")(model.predict)
+app.command("predict")(predict.predict)
 app.command("history")(history.history)
 app.command("remove")(history.remove)
 app.command("rollback")(history.rollback)

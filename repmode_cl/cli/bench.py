@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,11 @@ from repmode_cl.cli.common import ConfigArgument, OverridesOption, WorkersOption
 from repmode_cl.cli.report import show_results
 
 __all__ = ["bench"]
+
+#: Where a run lists the rows it does without: `repmode_cl.strategies.benchmark.LEFT_OUT`.
+LEFT_OUT = "left_out.csv"
+#: Left-out rows printed at most.
+_LISTED = 50
 
 
 def bench(
@@ -42,6 +48,10 @@ def bench(
             "--threads", min=1, help="Of each run; the processor's cores divided by --jobs by default."
         ),
     ] = None,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Leave out images that cannot be used, and list them at the end."),
+    ] = False,
 ) -> None:
     """Let strategies learn a stream of structures.
 
@@ -60,7 +70,8 @@ def bench(
 
       repmode-cl bench my.yaml --scheduler tcp://node1:8786 --threads 8
 
-    One run that fails does not end the others; --resume tries it again.
+    One run that fails does not end the others; --resume tries it again. Images that cannot be used end it before
+    anything is trained, unless --keep-going leaves them out.
     """
     from repmode_cl.config import load_config
     from repmode_cl.processes import workers_here
@@ -78,13 +89,30 @@ def bench(
             jobs=jobs,
             scheduler=scheduler,
             threads=threads,
+            keep_going=keep_going,
         )
     except UnitsFailedError as error:
         if (error.folder / "results.csv").exists():
             show_results(error.folder)
+        _tell_left(error.folder)
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     if isinstance(result, Path):
         show_results(result)
+        _tell_left(result)
     else:
         typer.echo(str(result))
+
+
+def _tell_left(folder: Path) -> None:
+    """Print which rows of the manifest the run does without."""
+    path = folder / LEFT_OUT
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    typer.echo(f"left out {len(rows)} row{'' if len(rows) == 1 else 's'} of the manifest ({path}):", err=True)
+    for row in rows[:_LISTED]:
+        typer.echo(f"  line {row['line']}: {row['reason']}", err=True)
+    if len(rows) > _LISTED:
+        typer.echo(f"  and {len(rows) - _LISTED} more", err=True)

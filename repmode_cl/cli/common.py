@@ -23,6 +23,7 @@ __all__ = [
     "Commands",
     "ConfigArgument",
     "DeviceOption",
+    "ForceOption",
     "ModelArgument",
     "OverridesOption",
     "WorkersOption",
@@ -70,6 +71,13 @@ WorkersOption = Annotated[
     int | None,
     typer.Option(
         "--workers", min=1, help="Processes that prepare images; one per processor core by default."
+    ),
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Go on with images whose voxel size is missing or far from what the model was trained on.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (cuda where there is one), cpu, cuda or cuda:N.")]

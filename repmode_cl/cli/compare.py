@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli.add import AS_BASE, Copy, Precision, Sees
-from repmode_cl.cli.common import DeviceOption, ModelArgument, WorkersOption, console, continue_with, size
+from repmode_cl.cli.common import (
+    DeviceOption,
+    ForceOption,
+    ModelArgument,
+    WorkersOption,
+    console,
+    continue_with,
+    size,
+)
 
 if TYPE_CHECKING:
     from repmode_cl.report.comparison import Comparison
@@ -82,6 +90,7 @@ def compare(
     loader_workers: Annotated[
         int, typer.Option(min=0, max=256, help="Processes that cut patches ahead; 0 cuts them in this one.")
     ] = 0,
+    force: ForceOption = False,
 ) -> None:
     """Compare adding, fine-tuning and a network of its own.
 
@@ -142,6 +151,7 @@ def compare(
         cache=cache,
         workers=workers or workers_here(),
         loader_workers=loader_workers,
+        force=force,
     )
     _tell(comparison)
 

@@ -1,22 +1,33 @@
-"""``repmode-cl data``: make simulated images, and check a manifest before hours are spent on it."""
+"""``repmode-cl data``: make simulated images, make manifests, and check one before hours are spent on it."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.common import names, size
+from repmode_cl.cli import data_import
+from repmode_cl.cli.common import WorkersOption, names, size
+from repmode_cl.errors import RepmodeError
+
+if TYPE_CHECKING:
+    from repmode_cl.data.check import Inspection
 
 __all__ = ["app"]
 
+#: Rows shown on a page of thumbnails, and lines printed of each sort of problem.
+_PICTURES, _ERRORS, _WARNINGS = 400, 1000, 10
+
 app = typer.Typer(
-    help="Make images, or check those you have.",
+    help="Make images, or manifests of those you have, and check them.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_import.app, name="import")
 
 
 @app.command("simulate")
@@ -65,30 +76,84 @@ def check(
     depth: Annotated[int, typer.Option(min=1, help="Depth of the network to train.")] = 4,
     headers_only: Annotated[
         bool,
-        typer.Option("--headers-only", help="Read no voxels: faster, but finds no NaN or constant volume."),
+        typer.Option("--headers-only", help="Read no voxels: much faster, and finds nothing in them."),
     ] = False,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE.html", help="Write a page of thumbnails.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON: problems, histograms, pairs.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 for warnings too.")] = False,
+    workers: WorkersOption = None,
 ) -> None:
-    """List every problem of a manifest; exit code 2 if any.
+    """List every problem of a manifest; exit code 2 if there is an error.
+
+    Errors are what cannot be trained on. Warnings are what a person should look at: saturation, blank planes,
+    an unlikely voxel size, a signal and a target that do not belong together, the same image in two files.
 
     Columns: structure, signal, signal_channel, target, target_channel, and optionally split, group, region,
-    mask, scene, t, voxel_size_zyx.
+    mask, mask_channel, scene, t, voxel_size_zyx.
 
     For example:
 
-      repmode-cl data check cells/manifest.csv
+      repmode-cl data check cells/manifest.csv --page look.html
     """
+    if page is not None and headers_only:
+        raise RepmodeError("--page shows voxels, and --headers-only reads none: leave out one of them")
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise RepmodeError(f"--page {page}: a page ends in .html")
     patch_size = size(patch, "--patch")
-    from repmode_cl.data.check import check_manifest
-    from repmode_cl.data.manifest import read_manifest
+    from repmode_cl.data.check import inspect_manifest
+    from repmode_cl.processes import workers_here
 
-    read = read_manifest(manifest)
-    problems = check_manifest(manifest, patch=patch_size, gap=gap, read_voxels=not headers_only, depth=depth)
-    for problem in problems:
+    found = inspect_manifest(
+        manifest,
+        patch=patch_size,
+        gap=gap,
+        read_voxels=not headers_only,
+        depth=depth,
+        pictures=_PICTURES if page is not None else 0,
+        workers=workers or workers_here(),
+    )
+    if page is not None:
+        from repmode_cl.data.checks.page import write_page
+
+        write_page(page, found)
+    bad = bool(found.problems if strict else found.errors)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2, allow_nan=False))
+    else:
+        _tell(manifest, found)
+        if page is not None:
+            typer.echo(f"page: {page}")
+    if bad:
+        raise typer.Exit(2)
+
+
+def _tell(manifest: Path, found: Inspection) -> None:
+    """Print what was found, the first of each sort."""
+    told: Counter[tuple[str, str]] = Counter()
+    for problem in found.problems:
+        warning = problem.severity == "warning"
+        sort = (problem.severity, problem.kind)
+        told[sort] += 1
+        if told[sort] > (_WARNINGS if warning else _ERRORS):
+            continue
         where = f"line {problem.row}" if problem.row else "manifest"
         column = f", {problem.column}" if problem.column else ""
-        typer.echo(f"{manifest}, {where}{column}: {problem.message}", err=True)
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        typer.echo(f"{count} in {len(read.rows)} rows", err=True)
-        raise typer.Exit(2)
-    typer.echo(f"{manifest}: {len(read.rows)} rows without a problem, of {', '.join(read.structures)}")
+        mark = "warning: " if warning else ""
+        typer.echo(f"{mark}{manifest}, {where}{column}: {problem.message}", err=True)
+    for (severity, kind), count in told.items():
+        more = count - (_WARNINGS if severity == "warning" else _ERRORS)
+        if more > 0:
+            typer.echo(f"{more} more {severity}s ({kind}); --json lists all", err=True)
+    counts = [(len(found.errors), "error"), (len(found.warnings), "warning")]
+    said = " and ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts if count)
+    if found.errors:
+        typer.echo(f"{said} in {len(found.rows)} rows", err=True)
+        return
+    typer.echo(
+        f"{manifest}: {len(found.rows)} rows without {'an error' if said else 'a problem'}, of "
+        f"{', '.join(found.structures)}" + (f"; {said}" if said else "")
+    )

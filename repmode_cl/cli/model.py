@@ -1,4 +1,4 @@
-"""``repmode-cl show``, ``verify`` and ``predict``: what a model holds, whether unchanged, what it sees."""
+"""``repmode-cl show`` and ``verify``: what a model holds, and whether it is unchanged."""
 
 from __future__ import annotations
 
@@ -10,24 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli.common import (
-    DeviceOption,
     ModelArgument,
     console,
-    continue_with,
     fail,
-    size,
-    sizes_in_um,
     spec_text,
 )
 from repmode_cl.cli.plain import command, count, figure, printable
-from repmode_cl.errors import RepmodeError
 
 if TYPE_CHECKING:
     from repmode_cl.store import Change
     from repmode_cl.store.registry import Entry
     from repmode_cl.store.verified import Comparison
 
-__all__ = ["predict", "show", "verify"]
+__all__ = ["show", "verify"]
 
 
 class Level(StrEnum):
@@ -52,6 +47,8 @@ def show(model: ModelArgument) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from repmode_cl.data.recipe import Recipe
+    from repmode_cl.data.voxel_guard import describe_voxels, trained_voxels
     from repmode_cl.report.texts import count_text
     from repmode_cl.store import Model, pending
 
@@ -60,6 +57,10 @@ def show(model: ModelArgument) -> None:
     typer.echo(f"{model}: width {shape.width}, depth {shape.depth}, experts {', '.join(shape.experts)}")
     if opened.voxel_size is not None:
         typer.echo(f"voxel size (z, y, x) in um: {' x '.join(f'{um:g}' for um in opened.voxel_size)}")
+    if said := describe_voxels(trained_voxels(opened.entries[opened.base_structures[0]].provenance, None)):
+        typer.echo(f"trained on images of voxels of {said}")
+    if prepared := Recipe.from_json(opened.preprocessing).said:
+        typer.echo(f"images are prepared with {prepared}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("structure", "kind", "how", "R2", "parameters", "bytes", "digest", "stored"):
         table.add_column(
@@ -167,99 +168,3 @@ def _tell_comparison(comparison: Comparison, width: int) -> None:
         typer.echo(f"{name:{width}}  only here")
     for name in comparison.only_there:
         typer.echo(f"{name:{width}}  only in {comparison.path}")
-
-
-def predict(
-    ctx: typer.Context,
-    model: ModelArgument,
-    image: Annotated[Path, typer.Argument(metavar="IN", help="An image file with transmitted light.")],
-    out: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT",
-            help="OME-TIFF or .npy to write; for several structures a folder, or a name with {structure} in it.",
-        ),
-    ],
-    structure: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Structure to predict; may be given again."),
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Predict all structures of the model.")] = False,
-    channel: Annotated[
-        str | None, typer.Option(help="Name or number (from 0) of the transmitted-light channel.")
-    ] = None,
-    window: Annotated[
-        str | None, typer.Option(metavar="Z,Y,X", help="Voxels of a window; the model's by default.")
-    ] = None,
-    overlap: Annotated[
-        float | None, typer.Option(help="Part that windows share, 0 to below 1; the model's by default.")
-    ] = None,
-    scene: Annotated[int | None, typer.Option(min=0, help="Which of several scenes.")] = None,
-    t: Annotated[int | None, typer.Option("--time", min=0, help="Which of several time points.")] = None,
-    voxel_size: Annotated[
-        str | None,
-        typer.Option(metavar="Z,Y,X", help="Voxel size in um, where the file states none or a wrong one."),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="Most to hold in memory, such as 2GB; by default half of what is free."
-        ),
-    ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard what an interrupted prediction left.")
-    ] = False,
-    device: DeviceOption = "auto",
-) -> None:
-    """Predict one or several structures of an image file of any size.
-
-    The result has the input's grid and voxel size, float32 in z-score units. Interrupted, the same command
-    continues.
-
-    For example:
-
-      repmode-cl predict model --structure nucleolus cells.ome.tif nucleolus.ome.tif
-
-      repmode-cl predict model --structure dna in.tif out.npy --memory 2GB
-
-      repmode-cl predict model --all in.tif predictions
-    """
-    if every == bool(structure):
-        raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
-    window_size = size(window, "--window")
-    micrometres = sizes_in_um(voxel_size, "--voxel-size")
-    from repmode_cl.inference.predict_file import PredictedFile, predict_file
-    from repmode_cl.progress import task
-    from repmode_cl.store import Model
-
-    continue_with(ctx, without=["--restart"])
-    several = every or len(structure or []) > 1
-    opened = Model.open(model) if every else model
-    names = list(opened.structures) if isinstance(opened, Model) else list(structure or [])
-    what = names[0] if not several else f"{len(names)} structures"
-    with task(f"Predicting {what}") as bar:
-        found: PredictedFile | list[PredictedFile] = predict_file(
-            opened,
-            names if several else names[0],
-            image,
-            out,
-            channel=int(channel) if channel is not None and channel.isdecimal() else channel,
-            window=window_size,
-            overlap=overlap,
-            device=device,
-            scene=scene,
-            t=t,
-            voxel_size=micrometres,
-            memory=memory,
-            restart=restart,
-            progress=lambda count, total: bar.update(completed=count, total=total),
-            status=lambda stage: bar.update(description=f"{stage} {image.name}"),
-        )
-    done = found if isinstance(found, list) else [found]
-    for note in done[0].notes:
-        typer.echo(f"note: {note}", err=True)
-    voxels = " x ".join(str(extent) for extent in done[0].shape)
-    for one in done:
-        typer.echo(
-            f"{one.path}: {one.structure}, {voxels} voxels (z, y, x), z-score units, in {one.seconds:.1f} s"
-        )

@@ -32,6 +32,11 @@ __all__ = [
 Size = tuple[Positive, Positive, Positive]
 VoxelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+#: Clips two voxels of a thousand: hot pixels and dead ones, and little of a sparse structure.
+PERCENTILES = (0.1, 99.9)
+
 
 class SimulateConfig(Frozen):
     """Simulated cell colonies, used where no manifest is named."""
@@ -49,8 +54,31 @@ class PreprocessingConfig(Frozen):
 
     voxel_size: VoxelSize | None = (0.29, 0.29, 0.29)
     """Voxel size in um (z, y, x) that images with a known one are resampled to; null keeps their own."""
+    axes: Literal["all", "xy"] = "all"
+    """Axes that are resampled: all, or y and x alone (xy, the paper's), so that planes stay what they are."""
     order: Annotated[int, Field(ge=0, le=3)] = 1
-    """Order of the spline used to resample: 1 is linear, 3 cubic."""
+    """Order of the spline used to resample: 1 is linear, 3 cubic (the paper's)."""
+    anti_alias: bool = False
+    """Blur axes that lose voxels by a Gaussian first, so that detail finer than the new voxels leaves no pattern."""
+    normalise: Literal["z_score", "percentiles"] = "z_score"
+    """z_score: mean 0 and deviation 1 over all voxels (the paper's); percentiles: of the voxels clipped to them."""
+    percentiles: tuple[Percent, Percent] = PERCENTILES
+    """Lower and upper percentile that voxels are clipped to where mean and deviation are taken by percentiles."""
+    empty: Literal["refuse", "zeros"] = "refuse"
+    """Images that are constant, such as empty ones: refuse them, or make them all 0."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PreprocessingConfig:
+        low, high = self.percentiles
+        if low >= high:
+            raise ValueError(
+                f"percentiles are [lower, upper], such as {list(PERCENTILES)}; got [{low:g}, {high:g}]"
+            )
+        if self.normalise == "z_score" and self.percentiles != PERCENTILES:
+            raise ValueError(
+                "percentiles are given, but normalise is z_score, which does without: make it percentiles"
+            )
+        return self
 
 
 class DataConfig(Frozen):
@@ -97,6 +125,8 @@ class PatchConfig(Frozen):
     size: Size = (32, 128, 128)
     flips: bool | tuple[Literal["z", "y", "x"], ...] = True
     """Flip at random on each axis (true, the paper's), on none (false), or on those listed, such as [y, x]."""
+    foreground: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of crops that are centred on a bright voxel of the target; the others lie anywhere (0, the paper's)."""
 
 
 class TrainingConfig(Frozen):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.content import Stamp, content_digest, stamp_of
 from repmode_cl.files import TEMPORARY_MARK, canonical_json, replacing, sha256_file, write_json
 from repmode_cl.progress import track
 
@@ -116,7 +116,7 @@ class VolumeCache:
 
 
 class ContentDigests:
-    """SHA-256 of files, remembered by their size and time, so that a collection is read through only once.
+    """SHA-256 of images, be they files or folders, remembered by size and time: a collection is read through only once.
 
     Parameters
     ----------
@@ -142,14 +142,14 @@ class ContentDigests:
             If the file cannot be read.
         """
         path = Path(path).absolute()
-        stat = path.stat()
-        if (known := self._remembered(path, stat)) is not None:
+        stamp = stamp_of(path)
+        if (known := self._remembered(path, stamp)) is not None:
             return known
-        digest = sha256_file(path)
-        if time.time_ns() - stat.st_mtime_ns > _SETTLED:
+        digest = content_digest(path)
+        if time.time_ns() - stamp.mtime_ns > _SETTLED:
             self._known[str(path)] = {
-                "bytes": stat.st_size,
-                "mtime_ns": stat.st_mtime_ns,
+                "bytes": stamp.size,
+                "mtime_ns": stamp.mtime_ns,
                 "sha256": digest,
             }
             self._changed = True
@@ -175,17 +175,17 @@ class ContentDigests:
 
     def _lacks(self, path: Path) -> bool:
         with suppress(OSError):
-            return self._remembered(path, path.stat()) is None
+            return self._remembered(path, stamp_of(path)) is None
         return False
 
     def _try(self, path: Path) -> None:
         with suppress(OSError):
             self.of(path)
 
-    def _remembered(self, path: Path, stat: os.stat_result) -> str | None:
+    def _remembered(self, path: Path, stamp: Stamp) -> str | None:
         entry = self._known.get(str(path), {})
         digest = entry.get("sha256")
-        if (entry.get("bytes"), entry.get("mtime_ns")) != (stat.st_size, stat.st_mtime_ns):
+        if (entry.get("bytes"), entry.get("mtime_ns")) != (stamp.size, stamp.mtime_ns):
             return None
         return digest if isinstance(digest, str) else None
 

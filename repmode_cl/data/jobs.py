@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from repmode_cl.data.cache import VolumeCache
 from repmode_cl.data.normalise import normalise, resample
 from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.recipe import Recipe
 from repmode_cl.data.storing import stored_form
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.processes import as_done
@@ -35,11 +36,11 @@ class Job:
     path: Path
     channel: int
     region: Region | None
-    scene: int | None
+    scene: int | str | None
     t: int | None
     voxel_from: VoxelSize | None
     voxel_to: VoxelSize | None
-    order: int
+    recipe: Recipe
 
 
 class Made(NamedTuple):
@@ -100,7 +101,7 @@ def _make(folder: Path, job: Job) -> Made:
 
 def _volume(job: Job) -> NDArray[Any]:
     """Read, resample and normalise one volume: float32, or bool for a mask."""
-    with open_image(job.path, job.scene) as image:
+    with open_image(job.path, scene=job.scene) as image:
         volume: NDArray[Any] = image.read(job.channel, job.region, scene=job.scene, t=job.t)
     is_mask = job.column == "mask"
     if is_mask:
@@ -108,10 +109,16 @@ def _volume(job: Job) -> NDArray[Any]:
         if not volume.any():
             raise ImageError(f"{job.path}: the mask is 0 everywhere, so no voxel would count")
     if job.voxel_from is not None and job.voxel_to is not None:
-        volume = resample(volume, job.voxel_from, job.voxel_to, order=0 if is_mask else job.order)
+        volume = resample(
+            volume,
+            job.voxel_from,
+            job.voxel_to,
+            order=0 if is_mask else job.recipe.order,
+            anti_alias=job.recipe.anti_alias,
+        )
     if is_mask:
         return np.asarray(volume, np.bool_)
     try:
-        return normalise(volume)
+        return normalise(volume, percentiles=job.recipe.percentiles, empty=job.recipe.empty)
     except ImageError as error:
         raise ImageError(f"{job.path}, channel {job.channel}: {error}") from error

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repmode_cl.data.readers.location import is_url
 from repmode_cl.data.readers.protocol import Region
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError, did_you_mean
 from repmode_cl.files import write_text
@@ -29,6 +30,7 @@ __all__ = [
     "COLUMNS",
     "read_manifest",
     "parse_manifest",
+    "read_text",
     "write_manifest",
 ]
 
@@ -66,7 +68,7 @@ class Row:
     mask, mask_channel
         Image whose non-zero voxels count in loss and metrics; None counts all.
     scene, t
-        Scene and time point (from 0) of the files that hold several.
+        Scene (number from 0, or name) and time point (from 0) of the files that hold several.
     voxel_size
         (z, y, x) in um, in place of what the files say.
     """
@@ -81,7 +83,7 @@ class Row:
     group: str | None = None
     region: Region | None = None
     mask: Path | None = None
-    scene: int | None = None
+    scene: int | str | None = None
     t: int | None = None
     voxel_size: tuple[float, float, float] | None = None
     mask_channel: str | int | None = None
@@ -99,11 +101,18 @@ class Problem:
         Column concerned, or "" where it is the row as a whole.
     message
         What was found and what to do.
+    severity
+        "error", or "warning" for what a person should look at and may be in order.
+    kind
+        What sort of problem, for machines: "manifest" where the line itself is wrong, "image", "split",
+        "duplicate", and the names of warnings.
     """
 
     row: int
     column: str
     message: str
+    severity: str = "error"
+    kind: str = "manifest"
 
     def __str__(self) -> str:
         place = f"line {self.row}" if self.row else "file"
@@ -167,7 +176,7 @@ def parse_manifest(path: str | Path) -> tuple[list[Row], list[Problem]]:
         If the file cannot be read at all.
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path)
     header_line = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = max(",;\t", key=header_line.count)
     reader = csv.reader(
@@ -210,7 +219,14 @@ def parse_manifest(path: str | Path) -> tuple[list[Row], list[Problem]]:
     return rows, problems
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a CSV, without a byte-order mark.
+
+    Raises
+    ------
+    ManifestError
+        If it cannot be read, or is no UTF-8.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -259,6 +275,13 @@ def _parse_row(fields: dict[str, str], line: int, path: Path) -> tuple[Row | Non
             return None
 
     def locate(text: str) -> Path:
+        if is_url(text):
+            raise ManifestError(
+                f"{text!r} is a URL: images to learn from are digested, split and prepared by their content; copy "
+                "them, or mount where they lie"
+            )
+        if "\0" in text:
+            raise ManifestError(f"{text!r} is no path: it holds a NUL character")
         return path.parent / text
 
     row = Row(
@@ -272,7 +295,7 @@ def _parse_row(fields: dict[str, str], line: int, path: Path) -> tuple[Row | Non
         group=take("group", str),
         region=take("region", Region.parse),
         mask=take("mask", locate),
-        scene=take("scene", _parse_number),
+        scene=take("scene", _parse_channel),
         t=take("t", _parse_number),
         voxel_size=take("voxel_size_zyx", _parse_voxel_size),
         mask_channel=take("mask_channel", _parse_channel),

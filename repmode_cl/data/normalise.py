@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.antialias import blur
+from repmode_cl.data.percentiles import percentiles_of
 from repmode_cl.errors import ImageError
 
 __all__ = ["ZScore", "normalise", "resample", "resample_to", "resampled_shape", "strips", "z_score"]
@@ -48,21 +50,33 @@ def strips(shape: Sequence[int]) -> Iterator[tuple[slice, slice, slice]]:
             yield slice(z, z + 1), slice(y, min(y + rows, height)), slice(0, width)
 
 
-def z_score(pieces: Callable[[], Iterable[NDArray[Any]]], size: int) -> ZScore:
+def z_score(
+    pieces: Callable[[], Iterable[NDArray[Any]]],
+    size: int,
+    *,
+    percentiles: tuple[float, float] | None = None,
+    empty: str = "refuse",
+) -> ZScore:
     """Find the mean and the deviation (that of the population) of a volume that is seen piece by piece.
 
     Parameters
     ----------
     pieces
-        Called twice; gives the volume in the pieces of `strips` each time. Sums are taken in float64, piece by
-        piece, so that the same pieces give the same bits wherever they come from.
+        Called twice, with `percentiles` four times; gives the volume in the pieces of `strips` each time. Sums are
+        taken in float64, piece by piece, so that the same pieces give the same bits wherever they come from.
     size
         Number of voxels in all of them.
+    percentiles
+        Take mean and deviation of the voxels clipped to this lower and upper percentile (0 to 100), so that a few hot
+        pixels do not decide; the z-score itself clips nothing. ``(0, 100)`` gives what None does, but for rounding.
+    empty
+        ``zeros``: a constant volume gets a z-score of 0 everywhere; ``refuse``: it is an error.
 
     Raises
     ------
     ImageError
-        If the volume is empty or constant, or a voxel is not finite: such an image has no z-score.
+        If a voxel is not finite, the volume has no voxel, is constant (unless `empty` says otherwise), or is constant
+        between the percentiles and nowhere else: such an image has no z-score.
     """
     if size == 0:
         raise ImageError("the volume is empty")
@@ -74,7 +88,13 @@ def z_score(pieces: Callable[[], Iterable[NDArray[Any]]], size: int) -> ZScore:
         if not math.isfinite(total):
             raise ImageError("a voxel is NaN or infinite; replace such voxels or leave them out by a region")
     if low == high:
+        if empty == "zeros":
+            return ZScore(low, 1.0)
         raise ImageError(f"every voxel is {low:g}: a constant image has no z-score")
+    if percentiles is not None:
+        low, high = percentiles_of(pieces, size, percentiles)
+        pieces = _clipped(pieces, low, high, percentiles)
+        total = sum(float(piece.sum()) for piece in pieces())
     mean, squares = total / size, 0.0
     for piece in pieces():
         centred = piece.astype(np.float64)
@@ -83,13 +103,31 @@ def z_score(pieces: Callable[[], Iterable[NDArray[Any]]], size: int) -> ZScore:
     return ZScore(mean, math.sqrt(squares / size))
 
 
-def normalise(volume: NDArray[Any]) -> NDArray[np.float32]:
+def _clipped(
+    pieces: Callable[[], Iterable[NDArray[Any]]], low: float, high: float, percentiles: tuple[float, float]
+) -> Callable[[], Iterable[NDArray[Any]]]:
+    """Return the pieces clipped to `low` and `high`, the voxels at these percentiles, in float64."""
+    if not low < high:
+        raise ImageError(
+            f"percentile {percentiles[0]:g} and percentile {percentiles[1]:g} of its voxels are both {low:g}, so that "
+            "it has no z-score by percentiles: take percentiles further apart, or normalise: z_score"
+        )
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError("voxels are beyond the range of float32, in which percentiles are taken")
+    return lambda: (np.clip(piece.astype(np.float64), low, high) for piece in pieces())
+
+
+def normalise(
+    volume: NDArray[Any], *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+) -> NDArray[np.float32]:
     """Return the z-score of a volume: mean 0 and standard deviation 1 over all of its voxels.
 
     Parameters
     ----------
     volume
         (Z, Y, X), real numbers.
+    percentiles, empty
+        As of `z_score`.
 
     Returns
     -------
@@ -99,11 +137,16 @@ def normalise(volume: NDArray[Any]) -> NDArray[np.float32]:
     Raises
     ------
     ImageError
-        If the volume is empty or constant, or a voxel is not finite: such an image has no z-score.
+        As of `z_score`.
     """
     if volume.size == 0:
         raise ImageError(f"the volume is empty: its shape is {volume.shape}")
-    score = z_score(lambda: (volume[box] for box in strips(volume.shape)), volume.size)
+    score = z_score(
+        lambda: (volume[box] for box in strips(volume.shape)),
+        volume.size,
+        percentiles=percentiles,
+        empty=empty,
+    )
     result = np.empty(volume.shape, np.float32)
     for box in strips(volume.shape):
         result[box] = score(volume[box])
@@ -111,7 +154,12 @@ def normalise(volume: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def resample(
-    volume: NDArray[Any], from_voxel: Sequence[float], to_voxel: Sequence[float], order: int = 1
+    volume: NDArray[Any],
+    from_voxel: Sequence[float],
+    to_voxel: Sequence[float],
+    order: int = 1,
+    *,
+    anti_alias: bool = False,
 ) -> NDArray[Any]:
     """Resample a volume to another voxel size.
 
@@ -123,6 +171,8 @@ def resample(
         Voxel sizes (z, y, x) in um.
     order
         Of the spline: 0 takes the nearest voxel, 1 is linear, 3 cubic.
+    anti_alias
+        As of `resample_to`.
 
     Returns
     -------
@@ -135,7 +185,9 @@ def resample(
     ImageError
         If a voxel size is not a positive number or the two differ so much that a unit must be wrong.
     """
-    return resample_to(volume, resampled_shape(volume.shape, from_voxel, to_voxel), order)
+    return resample_to(
+        volume, resampled_shape(volume.shape, from_voxel, to_voxel), order, anti_alias=anti_alias
+    )
 
 
 def resampled_shape(
@@ -161,7 +213,9 @@ def resampled_shape(
     return found[0], found[1], found[2]
 
 
-def resample_to(volume: NDArray[Any], shape: Sequence[int], order: int = 1) -> NDArray[Any]:
+def resample_to(
+    volume: NDArray[Any], shape: Sequence[int], order: int = 1, *, anti_alias: bool = False
+) -> NDArray[Any]:
     """Resample a volume to another number of voxels over the same field.
 
     Voxels are boxes, so that the borders of the field stay where they are (not the centres of the outermost
@@ -175,6 +229,8 @@ def resample_to(volume: NDArray[Any], shape: Sequence[int], order: int = 1) -> N
         Voxels (Z, Y, X) wanted.
     order
         Of the spline, 0 to 3.
+    anti_alias
+        Blur axes that lose voxels by a Gaussian first (`repmode_cl.data.antialias`); never done to a mask.
 
     Returns
     -------
@@ -189,6 +245,8 @@ def resample_to(volume: NDArray[Any], shape: Sequence[int], order: int = 1) -> N
         # Imported here, because training reads the cache and never resamples.
         from scipy import ndimage
 
+        if anti_alias and not is_mask:
+            source = blur(source, wanted)
         factors = [new / old for new, old in zip(wanted, volume.shape, strict=True)]
         source = ndimage.zoom(source, factors, order=0 if is_mask else order, mode="nearest", grid_mode=True)
     return source.astype(np.bool_) if is_mask else source

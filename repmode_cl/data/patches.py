@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from repmode_cl.data.foreground import Foreground
 from repmode_cl.data.order import make_order
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ImageError, ManifestError
@@ -47,13 +48,18 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     batch, structures_per_batch
         Each of the batches of `batch` items, counted from item 0, shows at most so many structures; None mixes
         freely.
+    foreground
+        Share of items, 0 to 1, whose crop is centred on a bright voxel of the target (`bright_places`), as far as the
+        volume's border lets it; each of these voxels is as likely. The other items are those that 0 gives, and so are
+        all items of a target without a bright voxel. To find them, a target is read through once by each process.
 
     Raises
     ------
     ManifestError
         If there is no sample.
     ValueError
-        If a size of the patch is below 1 or `length` is negative, or a limit of structures comes without `batch`.
+        If a size of the patch is below 1 or `length` is negative, a limit of structures comes without `batch`, or
+        `foreground` is no share.
     """
 
     def __init__(
@@ -66,12 +72,17 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         flips: bool | Sequence[str] = True,
         batch: int | None = None,
         structures_per_batch: int | None = None,
+        foreground: float = 0.0,
     ) -> None:
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(f"a patch has three sizes (z, y, x) of at least 1 voxel, got {tuple(patch)}")
         if length < 0:
             raise ValueError(f"length is not negative, got {length}")
+        if not 0 <= foreground <= 1:
+            raise ValueError(f"foreground is a share of the crops, 0 to 1, got {foreground}")
         self.samples = _checked(samples)
+        self.foreground = float(foreground)
+        self._bright = Foreground()
         self.patch = (int(patch[0]), int(patch[1]), int(patch[2]))
         self.seed = int(seed)
         self.length = int(length)
@@ -119,9 +130,13 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         chance = digest_of("crop", self.seed, sample.structure, epoch, sample.image_id)
         axes = []
         inside = []
+        centre = self._centre(sample, epoch)
         for axis, (size, patch) in enumerate(zip(sample.shape, self.patch, strict=True)):
-            # Eight bytes for at most some thousand places: the remainder's bias is below 1e-15.
-            start = int.from_bytes(chance[8 * axis : 8 * axis + 8], "big") % max(1, size - patch + 1)
+            if centre is None:
+                # Eight bytes for at most some thousand places: the remainder's bias is below 1e-15.
+                start = int.from_bytes(chance[8 * axis : 8 * axis + 8], "big") % max(1, size - patch + 1)
+            else:
+                start = min(max(0, centre[axis] - patch // 2), max(0, size - patch))
             where, real = _along(size, patch, start)
             if "zyx"[axis] in self.flips and chance[24] >> axis & 1:
                 where, real = where[::-1], real[::-1]
@@ -138,6 +153,19 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         else:
             _gather(sample.mask, axes, target[1])
             target[1] *= weight
+
+    def _centre(self, sample: Sample, epoch: int) -> tuple[int, int, int] | None:
+        """Return the bright voxel that a crop is centred on; None where it lies anywhere."""
+        if not self.foreground:
+            return None
+        chance = digest_of("foreground", self.seed, sample.structure, epoch, sample.image_id)
+        if int.from_bytes(chance[:8], "big") >= self.foreground * 2.0**64:
+            return None
+        places = self._bright.of(sample.target, sample.mask, _mapped)
+        if not len(places):
+            return None
+        z, y, x = places[int.from_bytes(chance[8:16], "big") % len(places)]
+        return int(z), int(y), int(x)
 
     def sample_of(self, index: int) -> Sample:
         """Return the sample that item `index` is cut from, without reading it."""

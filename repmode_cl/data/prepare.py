@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from repmode_cl.config.schema import PreprocessingConfig
 from repmode_cl.data.cache import ContentDigests, VolumeCache
@@ -16,11 +19,20 @@ from repmode_cl.data.jobs import Job, VoxelSize, make_volumes
 from repmode_cl.data.manifest import Manifest, Row
 from repmode_cl.data.normalise import normalise, resample, resample_to
 from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.recipe import Recipe
 from repmode_cl.data.sample import Sample, digest_of, shuffle_signals
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError
 from repmode_cl.progress import track
 
-__all__ = ["prepare", "Sample", "normalise", "resample", "resample_to", "shuffle_signals"]
+__all__ = [
+    "Sample",
+    "normalise",
+    "prepare",
+    "resample",
+    "resample_to",
+    "shuffle_signals",
+    "voxel_size_of",
+]
 
 #: Two files of one row may state voxel sizes that differ by this much: rounding in their metadata.
 _SAME_VOXEL = 0.01
@@ -34,6 +46,7 @@ def prepare(
     *,
     structures: Sequence[str] | None = None,
     workers: int = 1,
+    left: list[tuple[int, str]] | None = None,
 ) -> list[Sample]:
     """Prepare the images of a manifest, as far as the cache does not hold them.
 
@@ -44,13 +57,15 @@ def prepare(
     splits
         Split (train, val, test) by row number, as `assign_splits` returns.
     preprocessing
-        Voxel size and order of the resampling. Images without a known voxel size keep their own.
+        Resampling and normalisation. Images without a known voxel size keep their own grid.
     cache
         Folder of prepared volumes.
     structures
         Prepare these alone; None takes all.
     workers
         Processes at work at once; 1 works in this one.
+    left
+        Where given, rows that cannot be prepared are left out, and added here: their numbers, and why.
 
     Returns
     -------
@@ -64,8 +79,8 @@ def prepare(
     Raises
     ------
     ManifestError
-        Listing every row whose images cannot be read, are constant or not finite, or do not fit together. The
-        images of all other rows are prepared by then.
+        Listing every row whose images cannot be read, are constant or not finite, or do not fit together, unless
+        `left` is given. The images of all other rows are prepared by then.
     UnknownStructureError
         If `structures` names one that the manifest does not have.
     RepmodeError
@@ -100,6 +115,8 @@ def prepare(
         if not said and len(set(found.values())) > 1:
             listed = ", ".join(f"{column} {shape}" for column, shape in found.items())
             said = [f"the shapes (z, y, x) differ: {listed}; the images of a row cover the same voxels"]
+        if not said and preprocessing.empty == "zeros" and splits[row.number] != "train":
+            said = _blank(store.path(plan.target.key), splits[row.number])
         problems += [(row.number, what) for what in said]
         if said:
             continue
@@ -115,9 +132,12 @@ def prepare(
                 mask=None if plan.mask is None else store.path(plan.mask.key),
                 shape=shapes[signal.key],
                 group=row.group if row.group is not None else plan.content,
+                voxel_size=signal.voxel_from,
             )
         )
-    if problems:
+    if left is not None:
+        left += sorted(problems)
+    elif problems:
         lines = [f"  line {number}: {what}" for number, what in sorted(problems)]
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise ManifestError(f"{manifest.path}: {count} in preparing its images\n" + "\n".join(lines))
@@ -131,12 +151,14 @@ class _Header:
     channel: int
     shape: tuple[int, int, int]
     voxel_size: VoxelSize | None
+    scene: int | None
+    """Number of the scene that was asked for, perhaps by name; None where none was."""
     n_scenes: int
     n_times: int
 
 
 # By file, channel as the manifest names it, and scene.
-_Headers = dict[tuple[Path, str | int | None, int | None], _Header]
+_Headers = dict[tuple[Path, str | int | None, int | str | None], _Header]
 
 
 @dataclass(frozen=True)
@@ -164,57 +186,98 @@ def _plan(
     signal = _header(row.signal, row.signal_channel, row.scene, headers)
     target = _header(row.target, row.target_channel, row.scene, headers)
     voxel_from = _voxel_size(row, signal, target)
-    voxel_to = preprocessing.voxel_size if voxel_from is not None else None
+    recipe, voxel_to = Recipe.of(preprocessing), preprocessing.voxel_size
+    voxel_to = recipe.target_voxel(voxel_from, voxel_to) if voxel_from and voxel_to else None
 
     def part(header: _Header) -> list[list[int]]:
         """Return the voxels taken, so that a region of the whole file and none are the same."""
         return [[span.start, span.stop] for span in (row.region or Region()).resolve(header.shape)]
 
-    def job(column: str, path: Path, header: _Header, scene: int | None, t: int | None) -> Job:
-        made_from = {
+    def job(column: str, path: Path, header: _Header, t: int | None) -> Job:
+        made_from: dict[str, Any] = {
             "kind": "mask" if column == "mask" else "image",
             "content": digests.of(path),
             "channel": header.channel,
             "region": part(header),
-            "scene": scene,
+            "scene": header.scene,
             "t": t,
             # Without both there is no resampling, and its settings make no difference.
             "voxel_size": None if voxel_from is None or voxel_to is None else [voxel_from, voxel_to],
-            "order": None if voxel_to is None or column == "mask" else preprocessing.order,
+            "order": None if voxel_to is None or column == "mask" else recipe.order,
         }
+        if column != "mask":
+            made_from |= _unusual(recipe, voxel_to is not None)
         key = VolumeCache.key(made_from)
         return Job(
-            key, column, path, header.channel, row.region, scene, t, voxel_from, voxel_to, preprocessing.order
+            key, column, path, header.channel, row.region, header.scene, t, voxel_from, voxel_to, recipe
         )
 
     mask = None
     if row.mask is not None:
         # One mask may serve every scene and time of an image.
         header = _header(row.mask, row.mask_channel, None, headers)
-        scene = row.scene if header.n_scenes > 1 else None
-        if scene is not None:
-            header = _header(row.mask, row.mask_channel, scene, headers)
-        mask = job("mask", row.mask, header, scene, row.t if header.n_times > 1 else None)
+        if header.n_scenes > 1 and row.scene is not None:
+            header = _header(row.mask, row.mask_channel, row.scene, headers)
+        mask = job("mask", row.mask, header, row.t if header.n_times > 1 else None)
     content = digests.of(row.signal)
-    taken = f"channel {signal.channel}, scene {row.scene}, t {row.t}, region {part(signal)}"
+    taken = f"channel {signal.channel}, scene {signal.scene}, t {row.t}, region {part(signal)}"
     return _Plan(
         row=row,
         image_id=digest_of("image", content, taken).hex()[:16],
         content=content[:16],
-        signal=job("signal", row.signal, signal, row.scene, row.t),
-        target=job("target", row.target, target, row.scene, row.t),
+        signal=job("signal", row.signal, signal, row.t),
+        target=job("target", row.target, target, row.t),
         mask=mask,
     )
 
 
-def _header(path: Path, channel: str | int | None, scene: int | None, headers: _Headers) -> _Header:
+def _unusual(recipe: Recipe, resampled: bool) -> dict[str, Any]:
+    """Return what a prepared image depends on besides, where that is no default: caches of earlier versions hold on."""
+    found: dict[str, Any] = {}
+    if recipe.anti_alias and resampled:
+        found["anti_alias"] = True
+    if recipe.percentiles is not None:
+        found["percentiles"] = list(recipe.percentiles)
+    if recipe.empty != "refuse":
+        found["empty"] = recipe.empty
+    return found
+
+
+def _blank(target: Path, split: str) -> list[str]:
+    """Say what is wrong with a target that is held out and 0 everywhere."""
+    if np.load(target, mmap_mode="r").any():
+        return []
+    return [
+        f"the target is constant, and its row is in the split {split}: nothing has an R2 on such an image; name its "
+        "split train, or leave it out"
+    ]
+
+
+def _header(path: Path, channel: str | int | None, scene: int | str | None, headers: _Headers) -> _Header:
     found = headers.get((path, channel, scene))
     if found is None:
-        with open_image(path, scene) as image:
+        with open_image(path, scene=scene) as image:
             number = image.channel_index(channel)
-            found = _Header(number, image.shape, image.voxel_size, image.n_scenes, image.n_times)
+            # Found by its name or its number, it is the same image.
+            place = image.scenes.index(scene) if scene in image.scenes else None if scene is None else int(scene)
+            found = _Header(number, image.shape, image.voxel_size, place, len(image.scenes), image.times)
         headers[path, channel, scene] = found
     return found
+
+
+def voxel_size_of(row: Row) -> VoxelSize | None:
+    """Return the voxel size (z, y, x) in um that `prepare` takes the images of a row to have; reads headers.
+
+    Raises
+    ------
+    ImageError, OSError
+        If a header cannot be read.
+    ManifestError
+        If signal and target contradict one another.
+    """
+    headers: _Headers = {}
+    signal = _header(row.signal, row.signal_channel, row.scene, headers)
+    return _voxel_size(row, signal, _header(row.target, row.target_channel, row.scene, headers))
 
 
 def _voxel_size(row: Row, signal: _Header, target: _Header) -> VoxelSize | None:

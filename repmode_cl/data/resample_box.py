@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.antialias import blur_box, blur_radius
+
 __all__ = ["Box", "resample_box", "resample_tiles"]
 
 Box = tuple[slice, slice, slice]
@@ -53,6 +55,8 @@ def resample_box(
     wanted: Sequence[int],
     box: Box,
     order: int = 1,
+    *,
+    anti_alias: bool = False,
 ) -> NDArray[np.float32]:
     """Return ``resample_to(volume, wanted, order)[box]`` of a volume that is only read where that needs it.
 
@@ -68,6 +72,8 @@ def resample_box(
         Slices with both ends into a volume of `wanted`.
     order
         Of the spline, 0 to 3.
+    anti_alias
+        Blur axes that lose voxels first, as `resample_to` does.
 
     Returns
     -------
@@ -77,8 +83,11 @@ def resample_box(
     """
     axes = [_axis(n, m, part, order) for n, m, part in zip(shape, wanted, box, strict=True)]
     z, y, x = (slice(axis.start, axis.stop) for axis in axes)
-    # Half precision and the like are no types of scipy's; whole volumes are taken as float32 too.
-    values = read((z, y, x)).astype(np.float32).astype(np.float64)
+    if anti_alias:
+        values = blur_box(read, shape, wanted, (z, y, x))
+    else:
+        # Half precision and the like are no types of scipy's; whole volumes are taken as float32 too.
+        values = read((z, y, x)).astype(np.float32).astype(np.float64)
     if any(axis.before or axis.after for axis in axes):
         values = np.pad(values, [(axis.before, axis.after) for axis in axes], mode="edge")
     for place, axis in enumerate(axes):
@@ -152,7 +161,9 @@ def _weights(
     raise ValueError(f"the order of the spline is 0 to 3, got {order}")
 
 
-def resample_tiles(shape: Sequence[int], wanted: Sequence[int], order: int, memory: int) -> Iterator[Box]:
+def resample_tiles(
+    shape: Sequence[int], wanted: Sequence[int], order: int, memory: int, *, anti_alias: bool = False
+) -> Iterator[Box]:
     """Yield boxes that cover a volume of `wanted`, each resampled within about `memory` bytes.
 
     They are those that read least in all, counting that a reader of compressed planes decodes whole planes.
@@ -165,11 +176,13 @@ def resample_tiles(shape: Sequence[int], wanted: Sequence[int], order: int, memo
         Of the spline.
     memory
         Bytes for the arrays of one box; a row of few voxels is taken where nothing fits.
+    anti_alias
+        Whether axes that lose voxels are blurred first.
     """
     choices = [_steps(size, least) for size, least in zip(wanted, (1, 32, 32), strict=True)]
     best: tuple[float, tuple[int, ...]] | None = None
     for tile in product(*choices):
-        need, work = _cost(shape, wanted, tile, order)
+        need, work = _cost(shape, wanted, tile, order, anti_alias)
         if need <= memory and (best is None or work <= best[0]):
             best = work, tile
     tile = best[1] if best is not None else tuple(choice[0] for choice in choices)
@@ -190,11 +203,16 @@ def _steps(size: int, least: int) -> list[int]:
 
 
 def _cost(
-    shape: Sequence[int], wanted: Sequence[int], tile: Sequence[int], order: int
+    shape: Sequence[int], wanted: Sequence[int], tile: Sequence[int], order: int, anti_alias: bool
 ) -> tuple[float, float]:
     """Return the bytes that one inner tile takes, and voxels read and decoded for all tiles."""
     source = [
-        min(n, part * n / m + (0 if n == m else order + 1 + (2 * _HALO if order > 1 else 0)))
+        min(
+            n,
+            part * n / m
+            + (0 if n == m else order + 1 + (2 * _HALO if order > 1 else 0))
+            + (2 * blur_radius(n, m) if anti_alias else 0),
+        )
         for n, m, part in zip(shape, wanted, tile, strict=True)
     ]
     read = source[0] * source[1] * source[2]

@@ -38,6 +38,8 @@ class Sample:
     """Voxels (Z, Y, X)."""
     group: str
     """What must not straddle splits: the manifest's `group`, or the digest of the signal file's content."""
+    voxel_size: tuple[float, float, float] | None = None
+    """um (z, y, x) of the images before they were resampled; None where nobody states it, and they were not."""
 
 
 def digest_of(*parts: str | int) -> bytes:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from repmode_cl.data.content import content_digest
 from repmode_cl.data.manifest import SPLITS, Manifest, Row
 from repmode_cl.errors import ManifestError
-from repmode_cl.files import sha256_file, write_json
+from repmode_cl.files import write_json
 
 __all__ = ["Assignment", "assign_splits", "counts"]
 
@@ -55,7 +56,7 @@ def assign_splits(
     test_fraction: float = 0.25,
     val_fraction: float = 0.1,
     record: str | Path | None = None,
-    digest: Callable[[Path], str] = sha256_file,
+    digest: Callable[[Path], str] = content_digest,
 ) -> Assignment:
     """Decide the split of every row.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.inference.volume_io import SUFFIXES, check_suffix
+from repmode_cl.inference.volume_io import SUFFIXES, check_output, check_suffix
 
 __all__ = ["output_paths"]
 
@@ -14,9 +14,9 @@ _PLACE = "{structure}"
 
 
 def output_paths(
-    out: str | Path, structures: Sequence[str], in_path: Path, *, several: bool
+    out: str | Path, structures: Sequence[str], in_path: Path | str, *, several: bool, stack: bool = False
 ) -> tuple[Path, ...]:
-    """Return the file to write for each structure.
+    """Return the file to write for each structure, or the one for all in a stack.
 
     Parameters
     ----------
@@ -29,6 +29,8 @@ def output_paths(
         The image, which must not be written over.
     several
         Whether several were asked for, even if it comes to one.
+    stack
+        Whether one file takes them all.
 
     Raises
     ------
@@ -43,11 +45,20 @@ def output_paths(
     if twice:
         raise RepmodeError(f"{', '.join(twice)}: named twice; name each structure once")
     text = str(out)
-    if _PLACE in text:
+    if stack:
+        if _PLACE in text:
+            raise RepmodeError(f"{out}: a stack holds all structures in one file; leave out {_PLACE}")
+        paths: tuple[Path, ...] = (Path(out),)
+        if check_suffix(paths[0]) == ".npy":
+            raise ImageError(
+                f"{out}: a stack needs a format that names its channels; give a name that ends in .ome.tif or "
+                ".ome.zarr"
+            )
+    elif _PLACE in text:
         paths = tuple(Path(text.replace(_PLACE, name)) for name in structures)
     elif not several:
         paths = (Path(out),)
-    elif Path(out).suffix.lower() in SUFFIXES and not Path(out).is_dir():
+    elif Path(out).suffix.lower() in SUFFIXES and (Path(out).suffix == ".zarr" or not Path(out).is_dir()):
         raise RepmodeError(
             f"{out}: several structures need a file each; give a folder, or a name with {_PLACE} in it such as "
             f"{Path(out).with_name(_PLACE + '.ome.tif')}"
@@ -55,9 +66,7 @@ def output_paths(
     else:
         paths = tuple(Path(out) / f"{name}.ome.tif" for name in structures)
     for path in paths:
-        check_suffix(path)
-        if path.is_dir():
-            raise ImageError(f"{path}: is a folder; give the name of a file")
-        if path.exists() and in_path.exists() and path.samefile(in_path):
+        if isinstance(in_path, Path) and path.exists() and in_path.exists() and path.samefile(in_path):
             raise ImageError(f"{path}: is the input; give the prediction a name of its own")
+        check_output(path)
     return paths

@@ -7,24 +7,24 @@ than was allowed. There is one way for volumes of every size.
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Unpack, overload
 
 import numpy as np
 import torch
 
-from repmode_cl.data.normalise import resampled_shape
 from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.readers.location import as_location
+from repmode_cl.data.recipe import Recipe
+from repmode_cl.data.voxel_guard import check_voxel_size, trained_voxels
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
-from repmode_cl.files import canonical_json
 from repmode_cl.inference.batches import Network
+from repmode_cl.inference.call import content_of, micrometres, three_sizes, uuid_of
+from repmode_cl.inference.existing import is_there
+from repmode_cl.inference.finish import Output
 from repmode_cl.inference.memory import (
     MemoryPlan,
     Needs,
@@ -35,67 +35,20 @@ from repmode_cl.inference.memory import (
     resident_memory,
     tile_bytes,
 )
+from repmode_cl.inference.networks import ready_networks
 from repmode_cl.inference.outputs import output_paths
+from repmode_cl.inference.predicted import PredictedFile, Settings
+from repmode_cl.inference.provenance import picture_of
+from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.scratch import Scratch
 from repmode_cl.inference.source import FileSource
-from repmode_cl.inference.stream import Output, Stream, predict_stream
+from repmode_cl.inference.stream import Stream, predict_stream
 from repmode_cl.inference.windows import WindowGrid
 
 if TYPE_CHECKING:
     from repmode_cl.store import Model
 
 __all__ = ["PredictedFile", "predict_file"]
-
-#: Bytes at either end of the input whose digest tells whether it is still the same file.
-_SAMPLE = 1 << 16
-
-
-@dataclass(frozen=True)
-class PredictedFile:
-    """What `predict_file` wrote, and how.
-
-    Attributes
-    ----------
-    path
-        OME-TIFF or ``.npy``: float32 (Z, Y, X) in z-score units.
-    structure
-        What it predicts.
-    shape
-        Voxels (Z, Y, X), those of the input.
-    voxel_size
-        um (z, y, x) of the input, or None where the file states none.
-    grid
-        Voxels (Z, Y, X) that the network saw.
-    notes
-        What a reader of the result should know: such as that an unknown voxel size was taken for the model's.
-    seconds
-        Wall time of this call, in which all structures were predicted together.
-    """
-
-    path: Path
-    structure: str
-    shape: tuple[int, int, int]
-    voxel_size: tuple[float, float, float] | None
-    grid: tuple[int, int, int]
-    notes: tuple[str, ...]
-    seconds: float
-
-
-class _Settings(TypedDict, total=False):
-    """The keywords of `predict_file`, for its two signatures."""
-
-    channel: str | int | None
-    window: Sequence[int] | None
-    overlap: float | None
-    device: str
-    scene: int | None
-    t: int | None
-    voxel_size: Sequence[float] | None
-    memory: int | str | None
-    restart: bool
-    progress: Callable[[int, int], None] | None
-    status: Callable[[str], None] | None
-    stop_after_windows: int | None
 
 
 @overload
@@ -104,7 +57,7 @@ def predict_file(
     structure: str,
     in_path: str | Path,
     out_path: str | Path,
-    **settings: Unpack[_Settings],
+    **settings: Unpack[Settings],
 ) -> PredictedFile: ...
 
 
@@ -114,7 +67,7 @@ def predict_file(
     structure: list[str] | tuple[str, ...],
     in_path: str | Path,
     out_path: str | Path,
-    **settings: Unpack[_Settings],
+    **settings: Unpack[Settings],
 ) -> list[PredictedFile]: ...
 
 
@@ -128,11 +81,17 @@ def predict_file(
     window: Sequence[int] | None = None,
     overlap: float | None = None,
     device: str = "auto",
-    scene: int | None = None,
+    scene: int | str | None = None,
     t: int | None = None,
     voxel_size: Sequence[float] | None = None,
+    force: bool = False,
+    rescale: Rescale | str | None = None,
+    stack: bool = False,
+    targets: Mapping[str, str | int] | None = None,
     memory: int | str | None = None,
     restart: bool = False,
+    keep: bool = False,
+    networks: Mapping[str, Network] | None = None,
     progress: Callable[[int, int], None] | None = None,
     status: Callable[[str], None] | None = None,
     stop_after_windows: int | None = None,
@@ -150,10 +109,10 @@ def predict_file(
     structure
         Name of one of its structures, or several to predict in one pass over the data.
     in_path
-        An image file with a transmitted-light channel.
+        An image with a transmitted-light channel: a file, a folder (OME-Zarr), or the URL of one.
     out_path
-        OME-TIFF (``.tif``) or raw array (``.npy``) to write: float32 in z-score units, on the grid and (in TIFF) with
-        the voxel size of the input. For several structures a folder, or a name with ``{structure}`` in it.
+        OME-TIFF (``.tif``), OME-Zarr (``.zarr``) or raw array (``.npy``) to write, on the grid and (but in an array)
+        with the voxel size of the input. For several structures a folder, or a name with ``{structure}`` in it.
     channel
         Name or number (from 0) of the transmitted-light channel; None where the file has one channel.
     window, overlap
@@ -162,15 +121,28 @@ def predict_file(
     device
         ``auto`` (cuda where there is one, else cpu), ``cpu``, ``cuda`` or ``cuda:N``.
     scene, t
-        Which of several scenes or time points.
+        Which of several scenes (by number or name) or time points.
     voxel_size
         um (z, y, x) of the input, where the file states none or a wrong one.
+    force
+        Go on where the voxel size is missing or far from those the model was trained on, with a note.
+    rescale
+        A range of z-scores to map onto the numbers of a type, such as ``"-2:8:uint8"``; None leaves z-scores as
+        float32.
+    stack
+        Write one file with the transmitted light and all structures as its channels.
+    targets
+        Channels of the input (name or number) with the truth of structures, to compare with.
     memory
         Most that this process may hold, in bytes or as ``"2GB"``; None is what it holds now and half of what
         the system has to give. Where the model's batch of windows does not fit, fewer are computed at once, and a
         note says so.
     restart
         Discard an unfinished prediction of this output, also one with other settings.
+    keep
+        Leave alone what was predicted already, by the same model from the same image with the same settings.
+    networks
+        Those of the structures on `device`, if they are at hand (`ready_networks`).
     progress
         Called with the number of windows done and their total.
     status
@@ -191,7 +163,8 @@ def predict_file(
     ModelError
         If the model is missing or damaged.
     ImageError
-        If the image cannot be read, is constant or not finite, or `out_path` is the input or no TIFF or .npy.
+        If the image cannot be read, is constant or not finite, its voxel size is missing or far from the model's,
+        or `out_path` is the input or of no format that is written.
     RepmodeError
         If the memory or the disk is too small, or an unfinished prediction with other settings is there.
 
@@ -202,12 +175,13 @@ def predict_file(
     value. An interrupted and a whole run give the same bytes, with the same number of threads.
     """
     started = time.perf_counter()
-    in_path = Path(in_path)
+    in_path = as_location(in_path)
     names = (structure,) if isinstance(structure, str) else tuple(structure)
     # All that can be refused is refused before the network is loaded and hours are spent.
-    paths = output_paths(out_path, names, in_path, several=not isinstance(structure, str))
+    paths = output_paths(out_path, names, in_path, several=not isinstance(structure, str), stack=stack)
     if overlap is not None and not 0 <= overlap < 1:
         raise RepmodeError(f"overlap {overlap}: a number from 0 to below 1 is needed")
+    scale = Rescale.parse(rescale) if isinstance(rescale, str) else rescale
     allowed = None if memory is None else parse_memory(memory)
     chosen = resolve_device(device)
     if isinstance(model, (str, Path)):
@@ -217,30 +191,34 @@ def predict_file(
     for name in names:
         if name not in model.structures:
             raise UnknownStructureError(name, model.structures, f"the model {model.path}")
+    for name in targets or {}:
+        if name not in names:
+            raise UnknownStructureError(name, names, "a target is named for it, and this call")
+    recipe = Recipe.from_json(model.preprocessing)
 
-    with open_image(in_path, scene=scene) as image:
-        known = image.voxel_size if voxel_size is None else _micrometres(voxel_size)
+    with open_image(in_path, scene=scene, t=t) as image:
+        known = image.voxel_size if voxel_size is None else micrometres(voxel_size)
         number = image.channel_index(channel)
+        truth = {name: image.channel_index(one) for name, one in (targets or {}).items()}
         # One voxel, so that a missing scene or time point is told before anything is made.
         image.read(number, Region((0, 1), (0, 1), (0, 1)), scene=scene, t=t)
-        notes = []
-        if model.voxel_size is not None and known is None:
-            notes.append(
-                f"{in_path.name} states no voxel size: it was taken to be the model's, {_um(model.voxel_size)}"
-            )
-        grid_shape, source = image.shape, FileSource(image, number, scene, t)
+        notes = _voxel_notes(model, names, known, str(in_path), force)
+        raw = FileSource(image, number, scene, t)
         try:
-            if model.voxel_size is not None and known is not None:
-                grid_shape = resampled_shape(image.shape, known, model.voxel_size)
-                # Resampling makes float32, also of a volume that has the model's voxel size.
-                source = FileSource(image, number, scene, t, np.float32)
+            grid_shape = recipe.grid(image.shape, known, model.voxel_size)
         except ImageError as error:
             raise ImageError(f"{in_path}: {error}") from error
-        size = _three(window if window is not None else model.inference["window"])
-        grid = WindowGrid(grid_shape, size, float(model.inference["overlap"] if overlap is None else overlap))
-        order = int(model.preprocessing.get("order", 1))
+        # Resampling makes float32, also of a volume that has the model's voxel size.
+        on_its_own = model.voxel_size is None or known is None
+        source = raw if on_its_own else FileSource(image, number, scene, t, np.float32)
+        size = three_sizes(window if window is not None else model.inference["window"])
+        part = float(model.inference["overlap"] if overlap is None else overlap)
+        grid = WindowGrid(grid_shape, size, part)
         call = {
-            "input": {"path": str(in_path.absolute()), **_content(in_path)},
+            "input": {
+                "path": str(in_path if isinstance(in_path, str) else in_path.absolute()),
+                **content_of(in_path),
+            },
             "channel": number,
             "scene": scene,
             "time": t,
@@ -248,13 +226,48 @@ def predict_file(
             "outputs": [str(path.absolute()) for path in paths],
             "structures": {name: model.entries[name].digest for name in names},
             "window": size,
-            "overlap": overlap if overlap is not None else model.inference["overlap"],
-            "order": order,
+            "overlap": part,
+            "preprocessing": recipe.to_json(),
             "grid": grid.shape,
+            "rescale": None if scale is None else str(scale),
+            "stack": stack,
+            "targets": truth,
             "device": chosen.type,
             "torch": torch.__version__,
         }
-        networks = _networks(model, names, chosen)
+        shown = [names] if stack else [(name,) for name in names]
+        uuids = [uuid_of(call, group) for group in shown]
+
+        def found(
+            metrics: Mapping[str, Mapping[str, float]], *, existed: bool = False
+        ) -> list[PredictedFile]:
+            seconds = time.perf_counter() - started
+            said = "z-score units" if scale is None else scale.meaning
+            return [
+                PredictedFile(
+                    path,
+                    name,
+                    image.shape,
+                    known,
+                    grid.shape,
+                    tuple(notes),
+                    seconds,
+                    said,
+                    metrics.get(name),
+                    existed,
+                )
+                for path, group in zip(paths, shown, strict=True)
+                for name in group
+            ]
+
+        if keep and all(is_there(path, uuid, in_path) for path, uuid in zip(paths, uuids, strict=True)):
+            done = found({}, existed=True)
+            return done[0] if isinstance(structure, str) else done
+        ready = (
+            ready_networks(model, names, chosen)
+            if networks is None
+            else {name: networks[name] for name in names}
+        )
         resident = resident_memory()
         needs = Needs(
             model.architecture.width,
@@ -273,20 +286,28 @@ def predict_file(
                         f"a memory of {format_bytes(allowed)} holds {plan.batch} windows at once instead of the "
                         f"model's {model.inference['batch']}: last bits may differ"
                     )
+                outputs = [
+                    Output(
+                        path,
+                        picture_of(path, model, group, image, call, scale, own, light=stack, notes=notes),
+                        tuple(group),
+                        scale,
+                        raw if stack else None,
+                    )
+                    for path, group, own in zip(paths, shown, uuids, strict=True)
+                ]
                 stream = Stream(
                     source,
                     grid,
-                    order,
-                    networks,
-                    {
-                        name: Output(path, known, _description(name, in_path), _uuid(call, name))
-                        for name, path in zip(names, paths, strict=True)
-                    },
+                    recipe,
+                    ready,
+                    outputs,
                     chosen,
                     plan,
                     tile_bytes(allowed, resident),
+                    {name: FileSource(image, place, scene, t, source.dtype) for name, place in truth.items()},
                 )
-                predict_stream(
+                metrics = predict_stream(
                     stream, scratch, progress=progress, status=status, stop_after=stop_after_windows
                 )
             except RepmodeError as error:
@@ -297,15 +318,24 @@ def predict_file(
                 raise
             except torch.OutOfMemoryError as error:
                 raise RepmodeError(
-                    f"the device {chosen} has too little memory for {plan.batch} windows of {_times(grid.size)} "
-                    "voxels; take a smaller window, or the CPU"
+                    f"the device {chosen} has too little memory for {plan.batch} windows of "
+                    f"{' x '.join(str(extent) for extent in grid.size)} voxels; take a smaller window, or the CPU"
                 ) from error
-        seconds = time.perf_counter() - started
-        done = [
-            PredictedFile(path, name, image.shape, known, grid.shape, tuple(notes), seconds)
-            for name, path in zip(names, paths, strict=True)
-        ]
+        done = found(metrics)
     return done[0] if isinstance(structure, str) else done
+
+
+def _voxel_notes(
+    model: Model, names: Sequence[str], known: Sequence[float] | None, where: str, force: bool
+) -> list[str]:
+    """Compare the image's voxel size with those that each structure was trained on."""
+    found = [
+        check_voxel_size(
+            known, trained_voxels(model.entries[name].provenance, model.voxel_size), where, force
+        )
+        for name in names
+    ]
+    return list(dict.fromkeys(note for note in found if note is not None))
 
 
 def _plan(scratch: Scratch, memory: int, grid: WindowGrid, batch: int, needs: Needs) -> MemoryPlan:
@@ -323,61 +353,3 @@ def _plan(scratch: Scratch, memory: int, grid: WindowGrid, batch: int, needs: Ne
             f"{error}; or give --restart (restart=True) to begin anew with less at once"
         ) from None
     return plan
-
-
-def _networks(model: Model, names: Sequence[str], device: torch.device) -> Mapping[str, Network]:
-    networks: dict[str, Network] = {}
-    for name in names:
-        network = model.fused(name)
-        if device.type != "cpu":
-            # The model keeps what it fused, on the CPU.
-            network = copy.deepcopy(network).to(device)
-        networks[name] = network
-        # Loads what a first convolution loads, so that memory is counted with it.
-        with torch.no_grad():
-            network(torch.zeros((1, 1, *(1 << model.architecture.depth,) * 3), device=device))
-    return networks
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """Return what tells whether a file is still the same, without reading all of it."""
-    stat, digest = path.stat(), hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, stat.st_size - _SAMPLE))
-        digest.update(file.read(_SAMPLE))
-    return {"bytes": stat.st_size, "changed": stat.st_mtime_ns, "sample": digest.hexdigest()}
-
-
-def _uuid(call: Mapping[str, Any], name: str) -> str:
-    """Return a name for the prediction itself: the same for the same voxels, wherever they are written."""
-    content = {key: value for key, value in call.items() if key not in ("outputs", "structures")}
-    content["input"] = {key: call["input"][key] for key in ("bytes", "sample")}
-    text = canonical_json({**content, "structure": name, "digest": call["structures"][name]})
-    return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, text)}"
-
-
-def _description(name: str, in_path: Path) -> str:
-    return f"{name} predicted by repmode-cl from {in_path.name}, in z-score units"
-
-
-def _micrometres(size: Sequence[float]) -> tuple[float, float, float]:
-    if len(size) != 3 or not all(0 < float(one) < float("inf") for one in size):
-        raise RepmodeError(f"voxel size {tuple(size)}: three positive numbers in um (z, y, x) are needed")
-    z, y, x = (float(one) for one in size)
-    return z, y, x
-
-
-def _three(window: Sequence[int]) -> tuple[int, int, int]:
-    if len(window) != 3 or any(int(size) < 1 for size in window):
-        raise RepmodeError(f"window {tuple(window)}: three positive whole numbers (z, y, x) are needed")
-    z, y, x = (int(size) for size in window)
-    return z, y, x
-
-
-def _um(voxel_size: Sequence[float]) -> str:
-    return " x ".join(f"{size:g}" for size in voxel_size) + " um (z, y, x)"
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return " x ".join(str(size) for size in sizes)

@@ -18,10 +18,11 @@ from filelock import FileLock, Timeout
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.files import write_json
+from repmode_cl.inference.volume_io import remove
 
 __all__ = ["Scratch", "part_of"]
 
-_FORMAT = "unfinished prediction of repmode-cl, version 1"
+_FORMAT = "unfinished prediction of repmode-cl, version 2"
 
 
 def part_of(path: Path, folder: Path) -> Path:
@@ -67,7 +68,7 @@ class Scratch:
     """
 
     def __init__(self, output: Path, call: Mapping[str, Any], *, restart: bool = False) -> None:
-        self.folder = output.with_name(_folder_name(output))
+        self.folder = self.folder_of(output)
         self.call = json.loads(json.dumps(call))
         self.journal: dict[str, Any] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +90,11 @@ class Scratch:
         except BaseException:
             self._lock.release()
             raise
+
+    @staticmethod
+    def folder_of(output: Path) -> Path:
+        """Return the scratch folder of an output."""
+        return output.with_name(_folder_name(output))
 
     @property
     def _file(self) -> Path:
@@ -141,10 +147,10 @@ class Scratch:
         except (OSError, ValueError, KeyError, TypeError):
             outputs = []  # there was none, or it cannot be told any more
         for name in outputs if isinstance(outputs, list) else []:
-            part_of(Path(str(name)), self.folder).unlink(missing_ok=True)
+            remove(part_of(Path(str(name)), self.folder))
         for file in self.folder.iterdir():
-            if file.name != "lock" and file.is_file():
-                file.unlink()
+            if file.name != "lock":
+                remove(file)
 
     def discard(self) -> None:
         """Remove the folder and all unfinished outputs."""

@@ -49,7 +49,7 @@ class FileSource:
 
     image: ImageReader
     channel: int
-    scene: int | None = None
+    scene: int | str | None = None
     t: int | None = None
     dtype: type[np.generic] | None = None
 
@@ -65,7 +65,9 @@ class FileSource:
         return found if self.dtype is None else found.astype(self.dtype, copy=False)
 
 
-def copy_resampled(source: Source, target: RawVolume, order: int, memory: int) -> None:
+def copy_resampled(
+    source: Source, target: RawVolume, order: int, memory: int, *, anti_alias: bool = False
+) -> None:
     """Fill `target` with `source` resampled to its size, within about `memory` bytes; equal sizes are copied.
 
     Parameters
@@ -76,16 +78,30 @@ def copy_resampled(source: Source, target: RawVolume, order: int, memory: int) -
         Of the spline.
     memory
         Bytes.
+    anti_alias
+        Blur axes that lose voxels first.
     """
-    for box in resample_tiles(source.shape, target.shape, order, memory):
+    for box in resample_tiles(source.shape, target.shape, order, memory, anti_alias=anti_alias):
         if source.shape == target.shape:
             target.write(box, source.read(box))
         else:
-            target.write(box, resample_box(source.read, source.shape, target.shape, box, order))
+            target.write(
+                box,
+                resample_box(source.read, source.shape, target.shape, box, order, anti_alias=anti_alias),
+            )
 
 
-def z_score_of(source: Source) -> ZScore:
-    """Take the mean and deviation of a volume, read twice; the same bits as `normalise` of the whole array.
+def z_score_of(
+    source: Source, *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+) -> ZScore:
+    """Take the mean and deviation of a volume; the same bits as `normalise` of the whole array.
+
+    Parameters
+    ----------
+    source
+        Read twice, or four times with `percentiles`.
+    percentiles, empty
+        As of `repmode_cl.data.normalise.z_score`.
 
     Raises
     ------
@@ -97,7 +113,7 @@ def z_score_of(source: Source) -> ZScore:
         return (source.read(box) for box in strips(source.shape))
 
     z, y, x = source.shape
-    return z_score(pieces, z * y * x)
+    return z_score(pieces, z * y * x, percentiles=percentiles, empty=empty)
 
 
 def read_z_scored(source: Source, score: ZScore, box: Box) -> NDArray[np.float32]:

@@ -1,17 +1,18 @@
 """Predict a volume from disk to disk in bounded memory, so that it can be interrupted at any instant and goes on.
 
-Stages: copy the image onto the network's grid (where it is not there already), take mean and deviation,
-predict block by block, bring the result back onto the image's grid, put it in place. Windows, batches and the order of
-sums are those of `sliding_window`, so that without resampling the result has the same bits as in one piece; with
+Stages: copy the image onto the network's grid (where it is not there already), take mean and deviation, predict block
+by block, and (`finish`) bring the result back onto the image's grid and into its files. Windows, batches and the order
+of sums are those of `sliding_window`, so that without resampling the result has the same bits as in one piece; with
 resampling it differs by rounding (below 1e-5 of the largest value).
 """
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,50 +21,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repmode_cl.data.normalise import ZScore
+from repmode_cl.data.recipe import Recipe
 from repmode_cl.errors import RepmodeError
-from repmode_cl.files import put_in_place
 from repmode_cl.inference.batches import Network, predict_batches
 from repmode_cl.inference.blocks import Block, BlockPlan
+from repmode_cl.inference.finish import Output, disk_of, finish, result_of
+from repmode_cl.inference.measure import compare_volumes
 from repmode_cl.inference.memory import MemoryPlan, format_bytes
 from repmode_cl.inference.raw import RawVolume
-from repmode_cl.inference.scratch import Scratch, part_of
+from repmode_cl.inference.scratch import Scratch
 from repmode_cl.inference.source import FileSource, Source, copy_resampled, read_z_scored, z_score_of
 from repmode_cl.inference.sums import Sums, sums_nbytes
-from repmode_cl.inference.volume_io import begin_volume
 from repmode_cl.inference.windows import WindowGrid, gaussian_weights, summed_weights
 
-__all__ = ["Output", "PredictionStopped", "Stream", "predict_stream"]
+__all__ = ["PredictionStopped", "Stream", "predict_stream"]
 
 
 class PredictionStopped(Exception):  # noqa: N818 - nothing went wrong
     """A prediction ended after the number of windows it was given; the same call goes on."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """One file to write.
-
-    Attributes
-    ----------
-    path
-        Its name when whole.
-    voxel_size
-        um (z, y, x), or None.
-    description
-        Text for the image.
-    uuid
-        Of the OME-TIFF.
-    """
-
-    path: Path
-    voxel_size: tuple[float, float, float] | None
-    description: str
-    uuid: str
-
-    def begin(self, shape: tuple[int, int, int], structure: str, folder: Path) -> RawVolume:
-        """Make the file under its name for unfinished ones of the scratch `folder`."""
-        part, suffix = part_of(self.path, folder), self.path.suffix.lower()
-        return begin_volume(part, suffix, shape, self.voxel_size, structure, self.description, self.uuid)
 
 
 @dataclass(frozen=True)
@@ -76,28 +51,31 @@ class Stream:
         The image.
     grid
         Windows on the network's grid; where its shape is not the image's, the image is resampled.
-    order
-        Of that resampling's spline.
+    recipe
+        How the image is resampled and normalised.
     networks
         One for each structure, in evaluation mode on `device`.
     outputs
-        One for each structure.
+        The files to write, of one or of several structures each.
     device
         Where the networks are.
     plan
         Batch and blocks.
     tile_bytes
         What resampling may take at once.
+    targets
+        For structures whose truth is known: where it is, on the image's grid.
     """
 
     source: FileSource
     grid: WindowGrid
-    order: int
+    recipe: Recipe
     networks: Mapping[str, Network]
-    outputs: Mapping[str, Output]
+    outputs: Sequence[Output]
     device: torch.device
     plan: MemoryPlan
     tile_bytes: int
+    targets: Mapping[str, FileSource] = field(default_factory=dict)
 
     @property
     def resampled(self) -> bool:
@@ -112,7 +90,7 @@ def predict_stream(
     progress: Callable[[int, int], None] | None = None,
     status: Callable[[str], None] | None = None,
     stop_after: int | None = None,
-) -> None:
+) -> dict[str, dict[str, float]]:
     """Make the outputs, going on from what the scratch folder holds; removes it at the end.
 
     Parameters
@@ -127,6 +105,11 @@ def predict_stream(
         Called with a few words at the beginning of each stage.
     stop_after
         End in the middle, as if killed, after so many windows.
+
+    Returns
+    -------
+    dict
+        Metrics of each structure whose truth is known, as of `repmode_cl.evaluation.image_metrics`.
 
     Raises
     ------
@@ -148,25 +131,29 @@ def predict_stream(
                 source = stack.enter_context(_prepared(stream, scratch, say))
             if "z_score" not in scratch.journal:
                 say("Reading")
-                score = z_score_of(source)
+                score = z_score_of(source, percentiles=stream.recipe.percentiles, empty=stream.recipe.empty)
                 scratch.save(z_score=[score.mean, score.deviation])
             score = ZScore(*scratch.journal["z_score"])
             say("Predicting")
             _predict(stream, scratch, blocks, source, score, progress, stop_after)
-    for name, output in stream.outputs.items():
-        _finish(stream, scratch, name, output, say)
+    if stream.targets and "metrics" not in scratch.journal:
+        say("Comparing")
+        scratch.save(metrics=_measure(stream, scratch))
+    for number, output in enumerate(stream.outputs):
+        finish(output, number, scratch, stream.source, stream.grid.shape, stream.tile_bytes, say)
+    measured: dict[str, dict[str, float]] = scratch.journal.get("metrics", {})
     scratch.discard()
+    return measured
 
 
 def _check_disk(stream: Stream, folder: Path) -> None:
-    z, y, x = stream.grid.shape
-    volume = 4 * z * y * x
-    here = sum(4 * a * b * c for a, b, c in [stream.source.shape]) * len(stream.outputs)
-    need = here + sums_nbytes(stream.plan.blocks(stream.grid)) * len(stream.outputs)
+    volume, here = 4 * math.prod(stream.grid.shape), math.prod(stream.source.shape)
+    need = (volume + sums_nbytes(stream.plan.blocks(stream.grid))) * len(stream.networks)
     if stream.resampled:
-        need += volume * (1 + len(stream.outputs))
+        need += volume
     elif not stream.source.image.random_access:
         need += volume // 4 * stream.source.image.dtype.itemsize
+    need += sum(disk_of(output, here, resampled=stream.resampled) for output in stream.outputs)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise RepmodeError(
@@ -180,11 +167,17 @@ def _prepared(stream: Stream, scratch: Scratch, say: Callable[[str], None]) -> R
     done = bool(scratch.journal.get("prepared"))
     dtype = np.dtype(np.float32) if stream.resampled else stream.source.image.dtype
     volume = RawVolume(scratch.folder / "prepared", stream.grid.shape, dtype, new=not done)
-    if not done:
+    if done:
+        return volume
+    try:
         say("Resampling" if stream.resampled else "Decoding")
-        copy_resampled(stream.source, volume, stream.order, stream.tile_bytes)
+        recipe = stream.recipe
+        copy_resampled(stream.source, volume, recipe.order, stream.tile_bytes, anti_alias=recipe.anti_alias)
         volume.sync()
         scratch.save(prepared=True)
+    except BaseException:
+        volume.close()
+        raise
     return volume
 
 
@@ -203,7 +196,10 @@ def _predict(
     block = blocks[done]
     begun = block.windows.start
     with ExitStack() as stack:
-        results = {name: stack.enter_context(_result(stream, scratch, name)) for name in stream.networks}
+        results = {
+            name: stack.enter_context(RawVolume(result_of(scratch, name), grid.shape, new=done == 0))
+            for name in stream.networks
+        }
         sums = {
             name: stack.enter_context(Sums(scratch.folder, name, blocks, new=done == 0))
             for name in stream.networks
@@ -237,17 +233,20 @@ def _predict(
                 raise PredictionStopped(f"{number} of {len(grid)} windows are done")
 
 
-def _result(stream: Stream, scratch: Scratch, name: str) -> RawVolume:
-    """Return where the prediction on the network's grid goes: the output itself, if it has the same grid."""
-    done, shape = int(scratch.journal.get("blocks", 0)), stream.grid.shape
-    if stream.resampled:
-        return RawVolume(scratch.folder / f"{name}.result", shape, new=done == 0)
-    if done == 0:
-        volume = stream.outputs[name].begin(shape, name, scratch.folder)
-        scratch.save(offsets={**scratch.journal.get("offsets", {}), name: volume.offset})
-        return volume
-    offset = int(scratch.journal["offsets"][name])
-    return RawVolume(part_of(stream.outputs[name].path, scratch.folder), shape, offset=offset, new=False)
+def _measure(stream: Stream, scratch: Scratch) -> dict[str, dict[str, float]]:
+    """Compare predictions with their truth on the network's grid, as training does."""
+    found, recipe = {}, stream.recipe
+    path = scratch.folder / "target"
+    for name, target in stream.targets.items():
+        with (
+            RawVolume(path, stream.grid.shape) as truth,
+            RawVolume(result_of(scratch, name), stream.grid.shape, new=False) as result,
+        ):
+            copy_resampled(target, truth, recipe.order, stream.tile_bytes, anti_alias=recipe.anti_alias)
+            score = z_score_of(truth, percentiles=recipe.percentiles)
+            found[name] = compare_volumes(result, truth, score)
+        path.unlink()
+    return found
 
 
 def _batches(
@@ -296,22 +295,3 @@ def _end_block(
     for name, part in sums.items():
         results[name].sync()
         part.sync()
-
-
-def _finish(stream: Stream, scratch: Scratch, name: str, output: Output, say: Callable[[str], None]) -> None:
-    part, written = part_of(output.path, scratch.folder), list(scratch.journal.get("written", []))
-    if name not in written:
-        if stream.resampled:
-            say("Writing")
-            with (
-                RawVolume(scratch.folder / f"{name}.result", stream.grid.shape, new=False) as result,
-                output.begin(stream.source.shape, name, scratch.folder) as volume,
-            ):
-                copy_resampled(result, volume, 1, stream.tile_bytes)
-                volume.sync()
-        else:
-            _result(stream, scratch, name).close()  # refuses one that has gone meanwhile
-        # Written down before it is done: should the process die in between, the name of the part tells.
-        scratch.save(written=[*written, name])
-    if part.is_file():
-        put_in_place(part, output.path)

@@ -31,7 +31,7 @@ def write_base_model(
     """Write the base of a network, without its additions; parameters and errors of `Model.create`."""
     document: dict[str, Any] = {
         "format": records.MODEL_FORMAT,
-        "version": records.MODEL_VERSION,
+        "version": records.model_version(preprocessing),
         "architecture": network.architecture.to_json(),
         "base_structures": list(network.base_structures),
         "voxel_size": [float(size) for size in voxel_size] if voxel_size is not None else None,

@@ -38,7 +38,8 @@ __all__ = [
 
 MODEL = "model.json"
 MODEL_FORMAT = "repmode-cl model"
-MODEL_VERSION = 1
+#: The second says that images are prepared in a way that the first had no words for, and would overlook.
+MODEL_VERSIONS = (1, 2)
 BASE = "base.safetensors"
 STRUCTURES = "structures"
 RECORD_FORMAT = "repmode-cl record"
@@ -68,9 +69,15 @@ def structure_facts(
     }
 
 
+def model_version(preprocessing: Mapping[str, Any]) -> int:
+    """Return the oldest version of ``model.json`` whose programs prepare images by `preprocessing` as it says."""
+    plain = preprocessing.get("normalisation", "z-score per image") == "z-score per image"
+    return 1 if plain and set(preprocessing) <= {"normalisation", "order"} else 2
+
+
 def read_model(path: Path, registry: Registry) -> dict[str, Any]:
     """Read ``model.json`` and check that it is the one that the registry belongs to."""
-    _, document = read_document(path / MODEL, MODEL_FORMAT, [MODEL_VERSION])
+    _, document = read_document(path / MODEL, MODEL_FORMAT, MODEL_VERSIONS)
     if sha256_file(path / MODEL) != registry.model_sha256:
         raise ModelError(f"{path / MODEL} is damaged or was edited: put it back from a copy of the model")
     return document

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.readers.protocol import Region, find_channel
+from repmode_cl.data.readers.base import BaseReader, Box, SceneInfo
 from repmode_cl.errors import ImageError
 
 __all__ = ["NpyReader"]
@@ -22,14 +21,14 @@ _HEADERS = {
 }
 
 
-class NpyReader:
+class NpyReader(BaseReader):
     """A ``.npy`` file with axes ZYX or CZYX as an `ImageReader`; it states no voxel size and names no channel.
 
     Parameters
     ----------
     path
-        The file.
-    scene
+        The file. Leading axes of length 1 go.
+    scene, t
         None or 0: there is one.
 
     Raises
@@ -43,107 +42,34 @@ class NpyReader:
     is kept open.
     """
 
-    def __init__(self, path: Path, scene: int | None = None) -> None:
-        self._path = path
-        self._check_scene(scene)
+    def __init__(self, path: Path, *, scene: int | str | None = None, t: int | None = None) -> None:
         sizes, self._fortran, self._stored, self._offset = _read_header(path)
         if self._stored.kind not in "buif":
             raise ImageError(f"{path}: voxels of type {self._stored} are no intensities (integers or floats)")
+        shape = sizes
+        while len(sizes) > 4 and sizes[0] == 1:
+            sizes = sizes[1:]
         if len(sizes) not in (3, 4):
             raise ImageError(
-                f"{path}: an array of shape {sizes}; readable are three axes (z, y, x) or four (channel, z, y, x)"
+                f"{path}: an array of shape {shape}; readable are three axes (z, y, x) or four (channel, z, y, x)"
             )
         if min(sizes) < 1:
-            raise ImageError(f"{path}: the array is empty: its shape is {sizes}")
+            raise ImageError(f"{path}: the array is empty: its shape is {shape}")
         claimed, held = math.prod(sizes) * self._stored.itemsize, path.stat().st_size - self._offset
         if claimed > held:
             raise ImageError(
                 f"{path}: truncated: its header claims {claimed} bytes of voxels, the file has {max(held, 0)}; "
                 "copy it again"
             )
-        self._sizes = sizes
+        self._sizes = sizes if len(sizes) == 4 else (1, *sizes)
+        super().__init__(path, scene=scene, t=t)
 
-    def _check_scene(self, scene: int | None) -> None:
-        if scene not in (None, 0):
-            raise ImageError(f"{self._path}: there is no scene {scene}; there is one, 0")
+    def _describe(self, scene: int) -> SceneInfo:
+        channels, z, y, x = self._sizes
+        names = tuple(f"C{number}" for number in range(channels))
+        return SceneInfo((z, y, x), self._stored.newbyteorder("="), names, random_access=True)
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._path
-
-    @property
-    def axes(self) -> str:
-        """``"CZYX"``."""
-        return "CZYX"
-
-    @property
-    def n_channels(self) -> int:
-        """Number of channels."""
-        return self._sizes[0] if len(self._sizes) == 4 else 1
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels (Z, Y, X) of one channel."""
-        z, y, x = self._sizes[-3:]
-        return z, y, x
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the voxels, in this machine's byte order."""
-        native: np.dtype[Any] = self._stored.newbyteorder("=")
-        return native
-
-    @property
-    def voxel_size(self) -> tuple[float, float, float] | None:
-        """None: the format has no place for one."""
-        return None
-
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        """``C0``, ``C1`` ..."""
-        return tuple(f"C{number}" for number in range(self.n_channels))
-
-    @property
-    def n_scenes(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def n_times(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def random_access(self) -> bool:
-        """True: a box costs no more than its own rows."""
-        return True
-
-    def channel_index(self, channel: str | int | None) -> int:
-        """Return the number of a channel given by name, number, or (where there is only one) not at all."""
-        return find_channel(channel, self.channel_names, self._path)
-
-    def read(
-        self, channel: int, region: Region | None = None, scene: int | None = None, t: int | None = None
-    ) -> NDArray[Any]:
-        """Return one channel's sub-volume (Z, Y, X) in the file's own type, native byte order.
-
-        Raises
-        ------
-        ImageError
-            If the channel, scene, time point or region is not there, or the file has become shorter.
-        """
-        self._check_scene(scene)
-        if t not in (None, 0):
-            raise ImageError(f"{self._path}: there is no time point {t}; there is one, 0")
-        if not 0 <= channel < self.n_channels:
-            raise ImageError(
-                f"{self._path}: there is no channel {channel}; there are 0 to {self.n_channels - 1}"
-            )
-        try:
-            box = (region or Region()).resolve(self.shape)
-        except ImageError as error:
-            raise ImageError(f"{self._path}: {error}") from None
+    def _load(self, scene: int, t: int, channel: int, box: Box) -> NDArray[Any]:
         try:
             mapped = np.memmap(
                 self._path,
@@ -157,19 +83,7 @@ class NpyReader:
             raise ImageError(
                 f"{self._path}: cannot be read, damaged or truncated since it was opened ({error})"
             ) from error
-        volume = mapped[channel] if len(self._sizes) == 4 else mapped
-        return np.array(volume[box], self.dtype, order="C")
-
-    def close(self) -> None:
-        """Do nothing: nothing is open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return np.array(mapped[channel][box], self.dtype, order="C")
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

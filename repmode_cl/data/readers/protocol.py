@@ -1,7 +1,7 @@
 """What every image reader offers, whatever the format: the only view of files the rest of the project has.
 
-Opening reads headers; `read` fetches one channel's sub-volume and no more planes than that needs. A further
-format is another class with these members and a line in `registry.py`.
+Opening reads headers; `read` fetches one channel's sub-volume and no more of the file than that needs. A
+further format is another class with these members, offered through `registry.py`.
 """
 
 from __future__ import annotations
@@ -94,14 +94,15 @@ class Region:
 
 @runtime_checkable
 class ImageReader(Protocol):
-    """An open image file; a context manager.
+    """An open image; a context manager.
 
-    Sizes describe one scene: the one it was opened with, else the first.
+    Sizes, channels and voxel size describe one scene: the one it was opened with, else the first.
+    `repmode_cl.data.readers.BaseReader` makes one out of three methods.
     """
 
     @property
-    def path(self) -> Path:
-        """The file."""
+    def path(self) -> Path | str:
+        """The file or folder, or a URL as text."""
 
     @property
     def axes(self) -> str:
@@ -109,7 +110,7 @@ class ImageReader(Protocol):
 
     @property
     def n_channels(self) -> int:
-        """Number of channels."""
+        """Number of channels; colour samples count as channels."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -128,21 +129,27 @@ class ImageReader(Protocol):
         """One name for each channel; ``C0``, ``C1`` ... where the file names none."""
 
     @property
-    def n_scenes(self) -> int:
-        """Number of separate images (series, scenes, positions) in the file."""
+    def scenes(self) -> tuple[str, ...]:
+        """A name for each separate image (series, scene, position) in the file, at least one."""
 
     @property
-    def n_times(self) -> int:
-        """Number of time points."""
+    def times(self) -> int:
+        """Number of time points, at least 1."""
 
     @property
     def random_access(self) -> bool:
         """Whether reading a small region costs little: False where whole planes must be decoded for it."""
 
     def read(
-        self, channel: int, region: Region | None = None, scene: int | None = None, t: int | None = None
+        self,
+        channel: int,
+        region: Region | None = None,
+        scene: int | str | None = None,
+        t: int | None = None,
     ) -> NDArray[Any]:
-        """Return one channel's sub-volume (Z, Y, X) in the file's own type.
+        """Return one channel's sub-volume (Z, Y, X) in the file's own type, as an array of its own.
+
+        `scene` and `t` stand in for those it was opened with.
 
         Raises
         ------
@@ -163,7 +170,7 @@ class ImageReader(Protocol):
     ) -> None: ...
 
 
-def find_channel(channel: str | int | None, names: Sequence[str], path: Path) -> int:
+def find_channel(channel: str | int | None, names: Sequence[str], path: Path | str) -> int:
     """Return the number of `channel` among `names`: a name first, then a number counted from 0.
 
     A number that is out of range may still be a name, such as the wavelength "488".

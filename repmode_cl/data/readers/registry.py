@@ -1,32 +1,80 @@
-"""Which reader opens which file: told by the first bytes, because suffixes lie.
+"""Which reader opens which file: told by what is in it, because suffixes lie.
 
-A further format is one more entry of `_FORMATS`.
+A further format comes as an entry point of the group ``repmode_cl.readers`` that names a `ReaderFormat`; it is asked
+about what no reader here recognises.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any, Protocol
 
+from repmode_cl.data.readers.location import as_location, is_url
 from repmode_cl.data.readers.npy import NpyReader
 from repmode_cl.data.readers.protocol import ImageReader
 from repmode_cl.data.readers.tiff import TiffReader
+from repmode_cl.data.readers.tiff_companion import open_companion
 from repmode_cl.errors import ImageError
 
-__all__ = ["open_image", "SUPPORTED"]
+__all__ = ["open_image", "ReaderFormat", "SUPPORTED", "ENTRY_POINTS"]
 
 #: What messages list as readable.
-SUPPORTED = "TIFF, OME-TIFF and ImageJ stacks (.tif, .tiff), and NumPy arrays (.npy)"
+SUPPORTED = (
+    "TIFF, OME-TIFF, ImageJ and Micro-Manager stacks (.tif, .tiff), CZI (.czi), OME-Zarr (.zarr folders and URLs) and "
+    "NumPy arrays (.npy)"
+)
 
-# First bytes -> reader: classic and big TIFF in both byte orders, NumPy's arrays.
-_FORMATS: tuple[tuple[tuple[bytes, ...], Callable[[Path, int | None], ImageReader]], ...] = (
+#: Group of entry points that offer further formats.
+ENTRY_POINTS = "repmode_cl.readers"
+
+_HEAD = 512
+
+
+class ReaderFormat(Protocol):
+    """A further format, as an entry point names it: an object (a module will do) with these two functions."""
+
+    def recognises(self, path: Path | str, head: bytes) -> bool:
+        """Tell whether a file is of this format.
+
+        Parameters
+        ----------
+        path
+            The file or folder; a URL as text.
+        head
+            The file's first 512 bytes; empty for a folder or URL.
+        """
+
+    def open(self, path: Path | str, *, scene: int | str | None = None, t: int | None = None) -> ImageReader:
+        """Open it, reading headers only; raise `ImageError` where it cannot be read."""
+
+
+def _open_czi(path: Path, **choice: Any) -> ImageReader:
+    from repmode_cl.data.readers.czi import CziReader
+
+    return CziReader(path, **choice)
+
+
+def _open_zarr(path: Path | str, **choice: Any) -> ImageReader:
+    from repmode_cl.data.readers.ome_zarr import OmeZarrReader
+
+    return OmeZarrReader(path, **choice)
+
+
+# First bytes -> reader: classic and big TIFF in both byte orders, NumPy's arrays, Zeiss's files.
+_FORMATS: tuple[tuple[tuple[bytes, ...], Callable[..., ImageReader]], ...] = (
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffReader),
     ((b"\x93NUMPY",), NpyReader),
+    ((b"ZISRAWFILE",), _open_czi),
 )
+
+# One of these files makes a folder a Zarr group or array, of format 3 or 2.
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
 # First bytes of formats people have, and what to do about them.
 _REFUSED: tuple[tuple[bytes, str], ...] = (
-    (b"ZISRAWFILE", "Zeiss CZI"),
     (b"\xda\xce\xbe\x0a", "Nikon ND2"),
     (b"\x70\x00\x00\x00", "Leica LIF"),
     (b"\x89HDF", "HDF5 (Imaris)"),
@@ -35,39 +83,54 @@ _REFUSED: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def open_image(path: str | Path, scene: int | None = None) -> ImageReader:
-    """Open an image file, reading headers only.
+def open_image(path: str | Path, *, scene: int | str | None = None, t: int | None = None) -> ImageReader:
+    """Open an image, reading headers only.
 
     Parameters
     ----------
     path
-        The file.
+        The file; for OME-Zarr the folder, or a URL that fsspec opens (``s3://``, ``https://``, ``memory://``).
     scene
-        Which scene (series) the reader's shape, channels and voxel size describe, and `read` takes by
-        default; needed only where a file holds several.
+        Which scene (series, position) the reader's shape, channels and voxel size describe, and `read` takes:
+        its number from 0, or its name; needed only where a file holds several.
+    t
+        Which time point `read` takes, from 0; needed only where there are several.
+
+    Returns
+    -------
+    ImageReader
+        Close it, or use it in ``with``. Without a choice where one is needed it can be looked at, not read.
 
     Raises
     ------
     ImageError
-        If the file is missing, unreadable, of an unknown format, or holds what is no Z-stack with channels
-        (RGB, lifetime bins, ...).
+        If the file is missing, unreadable, of an unknown format, holds what is no Z-stack with channels
+        (lifetime bins, ...), has no such scene or time point, or needs an extra that is not installed.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(16)
-    except FileNotFoundError:
-        hint = "; write paths with /, which works on every system" if "\\" in str(path) else ""
-        raise ImageError(f"{path}: there is no such file{hint}") from None
-    except OSError as error:
-        if path.is_dir():
-            raise ImageError(f"{path}: a folder, not an image file; readable are {SUPPORTED}") from None
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    path = as_location(path)
+    if is_url(path):
+        return (_plugin(path, b"") or _open_zarr)(path, scene=scene, t=t)
+    assert isinstance(path, Path)
+    head = _head_of(path)
+    if head is None:
+        if any((path / name).is_file() for name in _ZARR_FILES):
+            return _open_zarr(path, scene=scene, t=t)
+        opener = _plugin(path, b"")
+        if opener is None:
+            raise ImageError(f"{path}: a folder, not an image file; readable are {SUPPORTED}")
+        return opener(path, scene=scene, t=t)
     for marks, reader in _FORMATS:
         if head.startswith(marks):
-            return reader(path, scene)
+            return reader(path, scene=scene, t=t)
+    if path.name in _ZARR_FILES and head.lstrip().startswith(b"{"):
+        return _open_zarr(path.parent, scene=scene, t=t)
+    if b"<OME" in head:
+        return open_companion(path, scene=scene, t=t)
     if not head:
         raise ImageError(f"{path}: the file is empty")
+    further = _plugin(path, head)
+    if further is not None:
+        return further(path, scene=scene, t=t)
     for mark, name in _REFUSED:
         if head.startswith(mark):
             raise ImageError(
@@ -75,3 +138,48 @@ def open_image(path: str | Path, scene: int | None = None) -> ImageReader:
                 f"Readable are {SUPPORTED}"
             )
     raise ImageError(f"{path}: no format known here (it begins with {head[:8]!r}); readable are {SUPPORTED}")
+
+
+def _head_of(path: Path) -> bytes | None:
+    """Return a file's first bytes; None for a folder."""
+    try:
+        if path.is_dir():
+            return None
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ImageError(f"{path}: no regular file, but a pipe or a device")
+        with path.open("rb") as handle:
+            return handle.read(_HEAD)
+    except FileNotFoundError:
+        hint = "; write paths with /, which works on every system" if "\\" in str(path) else ""
+        raise ImageError(f"{path}: there is no such file{hint}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path}: cannot be read ({reason})") from error
+
+
+def _plugin(path: Path | str, head: bytes) -> Callable[..., ImageReader] | None:
+    """Return the opener of the first format of other packages that recognises a file."""
+    for name, found in _plugins():
+        try:
+            mine = found.recognises(path, head)
+        except Exception as error:  # of another package: whatever it raises
+            raise ImageError(
+                f"{path}: the reader {name!r} of another package fails on it ({error})"
+            ) from error
+        if mine:
+            return found.open
+    return None
+
+
+@cache
+def _plugins() -> tuple[tuple[str, ReaderFormat], ...]:
+    found = []
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        try:
+            found.append((entry.name, entry.load()))
+        except Exception as error:
+            raise ImageError(
+                f"the image reader {entry.name!r} ({entry.value}) of another package cannot be loaded ({error}); "
+                "install that package anew, or remove it"
+            ) from error
+    return tuple(found)

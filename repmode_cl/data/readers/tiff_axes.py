@@ -1,7 +1,7 @@
 """What the axes of a TIFF series mean, and which of them cannot be used here.
 
-tifffile names each axis by a letter; only time, channel and the three of space have a meaning for this
-project, and guessing at others would mix, say, lifetime bins with planes.
+tifffile names each axis by a letter; only time, channel, colour samples and the three of space have a meaning for
+this project, and guessing at others would mix, say, lifetime bins with planes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["name_axes"]
+__all__ = ["name_axes", "sample_names"]
 
 # What tifffile's codes for further axes stand for, for messages.
 _AXIS_NAMES = {
@@ -20,9 +20,20 @@ _AXIS_NAMES = {
     "I": "unnamed images", "K": "further axis", "F": "phases", "W": "lambda", "B": "blocks",
 }  # fmt: skip
 
+_COLOURS = ("red", "green", "blue", "alpha")
 
-def name_axes(axes: str, sizes: Sequence[int], path: Path) -> str:
+
+def name_axes(axes: str, sizes: Sequence[int], path: Path, positions: bool = False) -> str:
     """Return `axes` with the planes of an unnamed stack as Z, and ``_`` for other axes of length 1.
+
+    Parameters
+    ----------
+    axes, sizes
+        A letter and a length for each axis.
+    path
+        For messages.
+    positions
+        Whether R stands for stage positions, which are told apart as scenes.
 
     Raises
     ------
@@ -36,7 +47,7 @@ def name_axes(axes: str, sizes: Sequence[int], path: Path) -> str:
         for place in z:
             letters[place] = "_"
         letters[unnamed[0]] = "Z"
-    wrong = [axis for axis in letters if axis not in "TCZYX_"]
+    wrong = [axis for axis in letters if axis not in ("TCZYXS_R" if positions else "TCZYXS_")]
     seen = [axis for axis in letters if axis != "_"]
     if wrong or len(set(seen)) < len(seen) or not {"Y", "X"} <= set(seen):
         held = ", ".join(
@@ -50,3 +61,13 @@ def name_axes(axes: str, sizes: Sequence[int], path: Path) -> str:
             "an OME-TIFF with axes C, Z, Y, X (and T) only"
         )
     return "".join(letters)
+
+
+def sample_names(channels: Sequence[str], samples: int) -> tuple[str, ...]:
+    """Return a name for each colour sample of each channel, which count as channels: ``red``, ``C1 red``."""
+    if samples == 1:
+        return tuple(channels)
+    colours = _COLOURS[:samples] if samples in (3, 4) else [f"sample {number}" for number in range(samples)]
+    if len(channels) == 1:
+        return tuple(colours)
+    return tuple(f"{channel} {colour}" for channel in channels for colour in colours)

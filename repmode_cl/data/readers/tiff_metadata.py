@@ -1,4 +1,4 @@
-"""Voxel sizes and channel names out of the metadata that microscopy TIFFs carry: OME-XML and ImageJ's.
+"""Voxel sizes and channel names out of the metadata that microscopy TIFFs carry: OME-XML, ImageJ, Micro-Manager.
 
 Files of both kinds come from many writers, so whatever is absent, zero or in no unit of length counts as
 unknown: a wrong voxel size would silently resample an image to the wrong scale.
@@ -15,12 +15,20 @@ from xml.etree import ElementTree
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["SceneMetadata", "check_ome", "read_ome", "read_imagej"]
+__all__ = [
+    "MOST_PLANES",
+    "SceneMetadata",
+    "check_ome",
+    "read_imagej",
+    "read_micro_manager",
+    "read_ome",
+    "to_um",
+]
 
 VoxelSize = tuple[float, float, float]
 
-# More planes than any real file: such a header is damaged, and tifffile would make a list that long.
-_MOST_PLANES = 5_000_000
+#: More planes than any real file: such a header is damaged, and tifffile would make a list that long.
+MOST_PLANES = 5_000_000
 
 # Units of length in um, as OME-XML (schema 2016-06) and ImageJ spell them, in lower case, micro as u.
 _MICROMETRES = {
@@ -28,7 +36,7 @@ _MICROMETRES = {
     "angstrom": 1e-4,
     "in": 25400.0, "inch": 25400.0, "inches": 25400.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
     "micrometre": 1.0, "micrometers": 1.0, "micrometres": 1.0, "nanometer": 1e-3, "nanometre": 1e-3,
-    "millimeter": 1e3, "millimetre": 1e3,
+    "millimeter": 1e3, "millimetre": 1e3, "meter": 1e6, "metre": 1e6, "centimeter": 1e4, "picometer": 1e-6,
 }  # fmt: skip
 
 
@@ -52,10 +60,10 @@ def check_ome(xml: str) -> None:
         raise ImageError("the OME-XML header defines entities, which no microscope writes: refused")
     for tag in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", xml):
         planes = math.prod(int(size) for size in re.findall(r"\bSize[CZT]\s*=\s*[\"'](\d{1,20})[\"']", tag))
-        if planes > _MOST_PLANES:
+        if planes > MOST_PLANES:
             raise ImageError(f"the OME-XML header claims {planes} planes: it is damaged")
     for count in re.findall(r"\b(?:PlaneCount|NumPlanes|IFD|First[CZT])\s*=\s*[\"'](\d{1,20})[\"']", xml):
-        if int(count) > _MOST_PLANES:
+        if int(count) > MOST_PLANES:
             raise ImageError(f"the OME-XML header refers to plane {count}: it is damaged")
 
 
@@ -84,7 +92,7 @@ def read_imagej(
 
     Pixel sizes without a unit of length are unknown; so is a stack whose `spacing` is absent.
     """
-    unit = _micrometres(str(metadata.get("unit", "")))
+    unit = to_um(str(metadata.get("unit", "")))
     sizes: list[float | None] = [None, None, None]
     if unit is not None:
         spacing = metadata.get("spacing")
@@ -101,6 +109,26 @@ def read_imagej(
     return SceneMetadata(names, _whole(sizes))
 
 
+def read_micro_manager(summary: Mapping[str, Any], plane: Any = None) -> SceneMetadata:
+    """Return what a Micro-Manager stack says: in the summary (1.4) or beside its first plane (2.0), in um."""
+    plane = plane if isinstance(plane, Mapping) else {}
+    names = summary.get("ChNames") or ()
+    pixel = [
+        _number(source.get(key)) for source in (summary, plane) for key in ("PixelSize_um", "PixelSizeUm")
+    ]
+    step = _number(summary.get("z-step_um"))
+    size = next((value for value in pixel if value), None)
+    known = tuple(str(name) or None for name in names) if isinstance(names, list | tuple) else ()
+    return SceneMetadata(known, _whole([None if step is None else abs(step), size, size]))
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
 def _tag(element: ElementTree.Element) -> str:
     return element.tag.rpartition("}")[2]
 
@@ -111,11 +139,12 @@ def _ome_length(attributes: Mapping[str, str], axis: str) -> float | None:
     except (KeyError, ValueError):
         return None
     # OME schema: the unit is um unless another is named; "pixel" and "reference frame" are no lengths.
-    unit = _micrometres(attributes.get(f"PhysicalSize{axis}Unit", "um"))
+    unit = to_um(attributes.get(f"PhysicalSize{axis}Unit", "um"))
     return None if unit is None else value * unit
 
 
-def _micrometres(unit: str) -> float | None:
+def to_um(unit: str) -> float | None:
+    """Return how many um a unit is, however it is spelt; None where it is no unit of length."""
     unit = unit.strip().strip('"').replace("\\u00b5", "u").replace("\\u00B5", "u")
     # Two code points for micro, and the first of them as Latin-1 software mangles it.
     for micro in ("\u00c2\u00b5", "\u00b5", "\u03bc"):

@@ -1,0 +1,188 @@
+"""``repmode-cl data import``: a manifest of images as people have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repmode_cl.cli.common import sizes_in_um
+from repmode_cl.errors import RepmodeError
+
+if TYPE_CHECKING:
+    from repmode_cl.data.importing import Imported
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Make a manifest of images you have.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+#: Left-out things printed at most.
+_LISTED = 50
+
+OutOption = Annotated[Path, typer.Option("--out", metavar="FILE.csv", help="The manifest to write.")]
+KeepGoingOption = Annotated[
+    bool,
+    typer.Option("--keep-going", help="Leave out what cannot be taken, and say so at the end."),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a manifest that is there.")]
+VoxelOption = Annotated[
+    str | None,
+    typer.Option(metavar="Z,Y,X", help="Voxel size in um, in place of what the files say."),
+]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option("--target", metavar="STRUCTURE=CHANNEL", help="A structure and its channel; repeat it."),
+]
+
+
+@app.command("allen")
+def allen(
+    csv_dir: Annotated[Path, typer.Argument(metavar="CSV_DIR", help="Folder of the data sets' CSVs.")],
+    root: Annotated[Path, typer.Option("--root", metavar="DIR", help="Folder that the images lie below.")],
+    out: OutOption = Path("manifest.csv"),
+    seed: Annotated[int, typer.Option(min=0, help="Of splits and of the DNA rows; 42 is the paper's.")] = 42,
+    dna: Annotated[
+        str, typer.Option(metavar="TRAIN,VAL,TEST", help="DNA rows drawn from the other data sets.")
+    ] = "54,6,20",
+    voxel_size: VoxelOption = None,
+    keep_going: KeepGoingOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Take the public label-free collection of the Allen Institute, as the paper does.
+
+    CSV_DIR holds beta_actin.csv and so on, with the columns path_czi, channel_signal and channel_target, and
+    dna.csv. Twelve structures, split 25% test and 10% of the rest for validation; DNA is drawn from the others.
+
+    For example:
+
+      repmode-cl data import allen csvs --root data --out allen.csv
+    """
+    counts = dna.split(",")
+    if len(counts) != 3 or not all(part.strip().isdecimal() for part in counts):
+        raise RepmodeError(f"--dna {dna!r}: give three whole numbers train,val,test such as 54,6,20")
+    train, val, test = (int(part) for part in counts)
+    from repmode_cl.data.import_allen import import_allen
+
+    found = import_allen(csv_dir, root, seed=seed, dna=(train, val, test), voxel_size=_voxel(voxel_size))
+    _write(out, found, keep_going, overwrite)
+
+
+@app.command("folder")
+def folder(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the files.")],
+    pattern: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Their names, with {id} and {channel}; also {group} and *.")
+    ],
+    signal: Annotated[str, typer.Option(metavar="CHANNEL", help="The transmitted light's {channel}.")],
+    target: TargetOption = None,
+    out: OutOption = Path("manifest.csv"),
+    voxel_size: VoxelOption = None,
+    keep_going: KeepGoingOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    r"""Pair single-channel files by their names.
+
+    Without --target every other channel is a structure of its name.
+
+    For example:
+
+      repmode-cl data import folder images --pattern '{id}_{channel}.tif' \
+        --signal light --target dna=hoechst
+    """
+    from repmode_cl.data.import_folder import import_folder
+
+    targets = _targets(target)
+    found = import_folder(directory, pattern, signal=signal, targets=targets, voxel_size=_voxel(voxel_size))
+    _write(out, found, keep_going, overwrite)
+
+
+@app.command("channels")
+def channels(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Multi-channel files, or folders of them.")
+    ],
+    signal: Annotated[str, typer.Option(metavar="CHANNEL", help="Name or number of the transmitted light.")],
+    target: TargetOption = None,
+    out: OutOption = Path("manifest.csv"),
+    scene: Annotated[
+        str | None, typer.Option(metavar="all|N,N", help="Scenes, of files that hold several.")
+    ] = None,
+    t: Annotated[
+        str | None, typer.Option("--t", metavar="all|N,N", help="Time points, of files that hold several.")
+    ] = None,
+    voxel_size: VoxelOption = None,
+    keep_going: KeepGoingOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Make a row for every channel of multi-channel files.
+
+    Without --target every channel but the signal is a structure of its name.
+
+    For example:
+
+      repmode-cl data import channels plate --signal brightfield
+    """
+    from repmode_cl.data.import_channels import import_channels
+
+    number = int(signal) if signal.isascii() and signal.isdigit() else signal
+    found = import_channels(
+        files,
+        signal=number,
+        targets=_targets(target),
+        scenes=scene,
+        times=t,
+        voxel_size=_voxel(voxel_size),
+    )
+    _write(out, found, keep_going, overwrite)
+
+
+def _targets(given: list[str] | None) -> dict[str, str] | None:
+    if not given:
+        return None
+    targets: dict[str, str] = {}
+    for text in given:
+        structure, equals, channel = (part.strip() for part in text.partition("="))
+        if not (structure and equals and channel):
+            raise RepmodeError(f"--target {text!r}: give a structure and its channel, such as dna=hoechst")
+        if structure in targets:
+            raise RepmodeError(f"--target: {structure} stands twice")
+        targets[structure] = channel
+    return targets
+
+
+def _voxel(text: str | None) -> tuple[float, float, float] | None:
+    sizes = sizes_in_um(text, "--voxel-size")
+    if sizes is None:
+        return None
+    # A NaN is no number above 0 either.
+    if len(sizes) != 3 or not all(0 < size < float("inf") for size in sizes):
+        raise RepmodeError(
+            f"--voxel-size {text!r}: give three positive numbers z,y,x in um such as 0.29,0.1,0.1"
+        )
+    z, y, x = sizes
+    return z, y, x
+
+
+def _write(out: Path, found: Imported, keep_going: bool, overwrite: bool) -> None:
+    from collections import Counter
+
+    from repmode_cl.data.importing import write_imported
+
+    write_imported(out, found, keep_going=keep_going, overwrite=overwrite)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+    counts = Counter(row.structure for row in found.rows)
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    typer.echo(f"{out}: {len(found.rows)} rows ({listed})")
+    if found.left:
+        typer.echo(f"left out {len(found.left)}:", err=True)
+        for what in found.left[:_LISTED]:
+            typer.echo(f"  {what}", err=True)
+        if len(found.left) > _LISTED:
+            typer.echo(f"  and {len(found.left) - _LISTED} more", err=True)

@@ -1,0 +1,249 @@
+"""``repmode-cl predict``: files of transmitted light to files of predicted structures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repmode_cl.cli.common import (
+    DeviceOption,
+    ForceOption,
+    ModelArgument,
+    continue_with,
+    fail,
+    size,
+    sizes_in_um,
+)
+from repmode_cl.cli.plain import count
+from repmode_cl.errors import RepmodeError
+
+if TYPE_CHECKING:
+    from repmode_cl.inference.many import Outcome
+    from repmode_cl.inference.predicted import PredictedFile
+
+__all__ = ["predict"]
+
+
+def predict(
+    ctx: typer.Context,
+    model: ModelArgument,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN... [OUT]",
+            help="Images with transmitted light (files, OME-Zarr folders, URLs, patterns), and without --out what to "
+            "write.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="For many images: a folder, or a name with {input} and {structure} in it; its suffix is the format "
+            "(.ome.tif, .ome.zarr, .npy).",
+        ),
+    ] = None,
+    structure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Structure to predict; may be given again."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Predict all structures of the model.")] = False,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Write one file with transmitted light and all structures.")
+    ] = False,
+    rescale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH[:TYPE]",
+            help="z-scores to map onto uint16 (or uint8, float32), such as -2:8:uint8; clipped beyond.",
+        ),
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="Name or number (from 0) of the transmitted-light channel.")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[STRUCTURE=]CHANNEL",
+            help="Channel with a structure's truth, to compare with; may be given again.",
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table of what became of each image, and figures.")
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after an image that cannot be predicted.")
+    ] = False,
+    window: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="Voxels of a window; the model's by default.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Part that windows share, 0 to below 1; the model's by default.")
+    ] = None,
+    scene: Annotated[
+        str | None, typer.Option(help="Name or number (from 0) of one of several scenes.")
+    ] = None,
+    t: Annotated[
+        int | None, typer.Option("--t", "--time", min=0, help="Which of several time points.")
+    ] = None,
+    voxel_size: Annotated[
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="Voxel size in um, where the file states none or a wrong one."),
+    ] = None,
+    force: ForceOption = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Most to hold in memory, such as 2GB; by default half of what is free."
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an interrupted or earlier prediction left.")
+    ] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Predict one or several structures of images of any size.
+
+    The result has the input's grid and voxel size, float32 in z-score units or as --rescale says. Interrupted, the
+    same command continues.
+
+    For example:
+
+      repmode-cl predict model --structure nucleolus cells.ome.tif nucleolus.ome.tif
+
+      repmode-cl predict model --all --stack in.czi stack.ome.zarr --memory 2GB
+
+      repmode-cl predict model --all 'fields/*.tif' --out predictions --csv results.csv --keep-going
+    """
+    if out is None and len(paths) != 2:
+        raise typer.BadParameter(
+            "give IN and OUT, or images with --out DIR"
+            if len(paths) < 2
+            else "give --out DIR for several images",
+            ctx=ctx,
+            param_hint="'IN... [OUT]'",
+        )
+    if every == bool(structure):
+        raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
+    window_size = size(window, "--window")
+    micrometres = sizes_in_um(voxel_size, "--voxel-size")
+    from repmode_cl.inference.many import expand_inputs, output_names, predict_many
+    from repmode_cl.inference.outputs import output_paths
+    from repmode_cl.inference.rescale import Rescale
+    from repmode_cl.progress import task
+    from repmode_cl.store import Model
+
+    scale = None if rescale is None else Rescale.parse(rescale)
+    opened = Model.open(model) if every else None
+    names = list(opened.structures) if opened is not None else list(structure or [])
+    several = every or len(names) > 1
+    if out is None:
+        inputs, outputs = expand_inputs(paths[:1]), [paths[1]]
+        if len(inputs) > 1:
+            raise RepmodeError(
+                f"{paths[0]}: {count(len(inputs), 'image')} fit this pattern; give --out DIR for them"
+            )
+    else:
+        inputs = expand_inputs(paths)
+        outputs = output_names(inputs, out, names, stack=stack)
+    for source, output in zip(inputs, outputs, strict=True):
+        # Before the model is opened, and before the first of many is predicted.
+        output_paths(output, names, source, several=several, stack=stack)
+    continue_with(ctx, without=["--restart"])
+    opened = Model.open(model) if opened is None else opened
+    told: set[str] = set()
+
+    def tell(outcome: Outcome) -> None:
+        if outcome.error is not None:
+            typer.echo(f"error: {outcome.error}", err=True)
+        for file in outcome.files:
+            for note in file.notes:
+                if note not in told:
+                    told.add(note)
+                    typer.echo(f"note: {note}", err=True)
+            typer.echo(_line(file))
+
+    with task(_what(names, inputs, every)) as bar:
+        place = 0
+
+        def status(stage: str) -> None:
+            at = f" ({place + 1} of {len(inputs)})" if len(inputs) > 1 else ""
+            bar.update(description=f"{stage} {Path(str(inputs[place])).name}{at}")
+
+        def done(outcome: Outcome) -> None:
+            nonlocal place
+            place += 1
+            tell(outcome)
+
+        found = predict_many(
+            opened,
+            names,
+            inputs,
+            outputs,
+            several=several,
+            keep_going=keep_going,
+            table=csv,
+            done=done,
+            channel=_number_or_name(channel),
+            window=window_size,
+            overlap=overlap,
+            device=device,
+            scene=_number_or_name(scene),
+            t=t,
+            voxel_size=micrometres,
+            force=force,
+            rescale=scale,
+            stack=stack,
+            targets=_targets(target, names),
+            memory=memory,
+            restart=restart,
+            keep=out is not None,
+            progress=lambda count, total: bar.update(completed=count, total=total),
+            status=status,
+        )
+    failed = [str(outcome.source) for outcome in found if outcome.error is not None]
+    if failed:
+        fail(f"{len(failed)} of {count(len(found), 'image')} left out: {', '.join(failed)}")
+
+
+def _what(names: Sequence[str], inputs: Sequence[object], every: bool) -> str:
+    what = names[0] if len(names) == 1 and not every else count(len(names), "structure")
+    return f"Predicting {what}" + (f" of {count(len(inputs), 'image')}" if len(inputs) > 1 else "")
+
+
+def _line(file: PredictedFile) -> str:
+    """Say what was written."""
+    if file.existed:
+        return f"{file.path}: {file.structure}, already there (--restart predicts it again)"
+    voxels = " x ".join(str(extent) for extent in file.shape)
+    said = f"{file.path}: {file.structure}, {voxels} voxels (z, y, x), {file.values}, in {file.seconds:.1f} s"
+    if file.metrics is not None:
+        said += f"; R2 {file.metrics['r2']:.3f}, Pearson {file.metrics['pearson']:.3f}"
+    return said
+
+
+def _number_or_name(text: str | None) -> str | int | None:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str | int]:
+    """Read ``dna=1`` or, of one structure, ``1``."""
+    found: dict[str, str | int] = {}
+    for text in texts or ():
+        name, equals, channel = text.partition("=")
+        if not (equals and name in names):
+            if len(names) != 1:
+                raise RepmodeError(
+                    f"--target {text!r}: say whose truth it is, STRUCTURE=CHANNEL with one of {', '.join(names)}"
+                )
+            name, channel = names[0], text
+        if name in found or not channel:
+            raise RepmodeError(f"--target {text!r}: one channel for each structure is needed")
+        named = _number_or_name(channel)
+        assert named is not None
+        found[name] = named
+    return found

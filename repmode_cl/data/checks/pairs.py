@@ -1,0 +1,188 @@
+"""Whether a signal and a target show the same cells, and how far they are shifted against each other.
+
+Transmitted light and fluorescence look different, so they are not compared as they are: several features of the
+signal (brightness, contrast, how it changes with focus) are fitted to the target by least squares, and the share
+of the target's variance that they explain, R2, says how well the two go together. By Fourier transforms that is
+known for every shift of one against the other. Far shifts tell what chance explains; a maximum beside the origin
+tells a misregistration; the R2 of other images' signals tells a mix-up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+from scipy.ndimage import gaussian_filter
+
+__all__ = ["Fit", "Reduced", "explained", "fit_pair", "reduce_signal", "reduce_target"]
+
+#: Most voxels (z, y, x) that are compared; larger volumes are reduced by whole factors.
+MOST = (32, 128, 128)
+#: Deviation (voxels) of the window in which contrast is taken, and of what counts as background.
+_CONTRAST, _COARSE, _BACKGROUND = 1.5, 2.0, 12.0
+#: So many times as much a maximum beside the origin must explain to be called a shift, as the best of the far
+#: shifts, and as the files do as they are: below that, simulated pairs that lie well are called shifted.
+_CLEAR, _BETTER = 2.0, 1.5
+#: By chance alone the best near shift beats the best far one about every third time, but hardly by so much.
+_NEARBY = 1.5
+#: Quantile of far shifts that counts as chance.
+_CHANCE = 0.99
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A signal's features, fine ones and those with blurred ones besides, each set orthonormal: (F, Z, Y, X).
+
+    `factors` (z, y, x) are what they were reduced by.
+    """
+
+    sets: tuple[NDArray[np.float32], ...]
+    factors: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well the two images of a row go together.
+
+    Attributes
+    ----------
+    r2
+        Share of the target's variance that the signal explains, as the files are.
+    chance
+        What 99 of 100 far shifts stay below.
+    best
+        The largest share at any near shift.
+    limit
+        The largest at any far one.
+    shift
+        Where `best` is, (z, y, x) in voxels of the file: how far the target lies from where the signal says.
+    kind
+        Number of the set of features that says so: the one with the clearest maximum.
+    """
+
+    r2: float
+    chance: float
+    best: float
+    limit: float
+    shift: tuple[int, int, int]
+    kind: int
+
+    @property
+    def related(self) -> bool:
+        """Whether the images go together better than by chance, where they lie or nearby."""
+        return self.r2 > self.chance or self.best > _NEARBY * self.limit
+
+    @property
+    def strength(self) -> float:
+        """How far above chance they go together as they are; about 1 and below says nothing."""
+        return self.r2 / max(self.chance, 1e-30)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether they go together elsewhere clearly better than where they lie, and than anywhere far off."""
+        clear = self.best > _CLEAR * self.limit and self.best > _BETTER * self.r2
+        return clear and max(map(abs, self.shift)) > 1
+
+
+def factors_for(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the whole factors by which a volume is reduced."""
+    z, y, x = (math.ceil(size / most) for size, most in zip(shape, MOST, strict=True))
+    return z, y, x
+
+
+def _reduce(volume: NDArray[Any], factors: tuple[int, int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return mean and variance of blocks."""
+    sizes = [size // factor for size, factor in zip(volume.shape, factors, strict=True)]
+    cut = volume[tuple(slice(0, size * factor) for size, factor in zip(sizes, factors, strict=True))]
+    shape = [part for pair in zip(sizes, factors, strict=True) for part in pair]
+    blocks = cut.astype(np.float32).reshape(shape)
+    return blocks.mean(axis=(1, 3, 5)), blocks.var(axis=(1, 3, 5))
+
+
+def _flatten(volume: NDArray[Any]) -> NDArray[np.float32]:
+    """Take away what changes slowly: uneven light goes together with uneven light."""
+    background = [min(_BACKGROUND, size / 4) for size in volume.shape]
+    flat = volume - gaussian_filter(volume, background)
+    return np.asarray(flat - flat.mean(), np.float32)
+
+
+def reduce_signal(volume: NDArray[Any]) -> Reduced:
+    """Return the features of a signal (Z, Y, X)."""
+    factors = factors_for(volume.shape)
+    mean, variance = _reduce(volume, factors)
+    mean = mean - mean.mean()
+    spread = gaussian_filter(mean**2 + variance, _CONTRAST) - gaussian_filter(mean, _CONTRAST) ** 2
+    contrast = np.sqrt(np.maximum(spread, 0.0))
+    found = [mean, contrast]
+    if mean.shape[0] > 2:
+        focus = np.gradient(mean, axis=0)
+        found += [focus, np.gradient(focus, axis=0)]
+    coarse = [gaussian_filter(one, _COARSE) for one in found]
+    return Reduced((_orthonormal(found), _orthonormal(found + coarse)), factors)
+
+
+def _orthonormal(found: list[NDArray[Any]]) -> NDArray[np.float32]:
+    """Return features without their background, by the eigenvectors of their covariance: what is said twice is one."""
+    features = np.stack([_flatten(one) for one in found])
+    matrix = features.reshape(len(features), -1).astype(np.float64)
+    values, vectors = np.linalg.eigh(matrix @ matrix.T)
+    kept = values > 1e-9 * max(float(values[-1]), 1e-300)
+    matrix = (vectors[:, kept] / np.sqrt(values[kept])).T @ matrix
+    return np.asarray(matrix, np.float32).reshape(-1, *features.shape[1:])
+
+
+def reduce_target(volume: NDArray[Any]) -> NDArray[np.float32]:
+    """Return a target (Z, Y, X) to compare features with: reduced, flattened, of norm 1."""
+    reduced, _ = _reduce(volume, factors_for(volume.shape))
+    flat = _flatten(reduced)
+    # A few very bright spots would decide everything.
+    low, high = np.percentile(flat, (0.5, 99.5))
+    flat = np.clip(flat, low, high)
+    flat -= flat.mean()
+    norm = float(np.linalg.norm(flat))
+    return np.asarray(flat / norm if norm > 0 else flat, np.float32)
+
+
+def explained(signal: Reduced, target: NDArray[np.float32], kind: int) -> float:
+    """Return the R2 of one image's target by a signal of the same shape, unshifted, with one set of features."""
+    return float(sum(float(np.vdot(feature, target)) ** 2 for feature in signal.sets[kind]))
+
+
+def fit_pair(signal: Reduced, target: NDArray[np.float32]) -> Fit:
+    """Return how well a signal and a target go together, here and at every shift."""
+    spectrum = fft.rfftn(target)
+    fits = [
+        _fit(features, spectrum, target.shape, signal.factors, kind)
+        for kind, features in enumerate(signal.sets)
+    ]
+    return max(fits, key=lambda fit: fit.best / max(fit.limit, 1e-30))
+
+
+def _fit(
+    features: NDArray[np.float32],
+    spectrum: NDArray[Any],
+    shape: tuple[int, ...],
+    factors: tuple[int, int, int],
+    kind: int,
+) -> Fit:
+    at = np.zeros(shape, np.float32)
+    for feature in features:
+        at += fft.irfftn(np.conj(fft.rfftn(feature)) * spectrum, s=shape) ** 2
+    # Shifts up to a quarter of the image are near; along z those within its plane's reach are no test of chance.
+    z, y, x = (np.abs(fft.fftfreq(size, 1 / size)) <= max(1.0, size / 4) for size in shape)
+    near = y[:, None] & x[None, :]
+    far = at[:, ~near]
+    if not far.size:
+        return Fit(float(at[0, 0, 0]), 1.0, float(at[0, 0, 0]), 1.0, (0, 0, 0), kind)
+    nearby = np.where(z[:, None, None] & near[None], at, -1.0)
+    place = np.unravel_index(int(np.argmax(nearby)), at.shape)
+    dz, dy, dx = (
+        (int(n) if n <= size // 2 else int(n) - size) * factor
+        for n, size, factor in zip(place, shape, factors, strict=True)
+    )
+    chance = float(np.quantile(far, _CHANCE))
+    return Fit(float(at[0, 0, 0]), chance, float(nearby[place]), float(far.max()), (dz, dy, dx), kind)

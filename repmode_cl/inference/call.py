@@ -1,0 +1,97 @@
+"""What was asked of a prediction: told apart from another one, and named by it."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.errors import RepmodeError
+from repmode_cl.files import canonical_json
+
+__all__ = ["content_of", "micrometres", "three_sizes", "uuid_of"]
+
+#: Bytes at either end of the input whose digest tells whether it is still the same file.
+_SAMPLE = 1 << 16
+
+#: Files of a folder (an OME-Zarr) that are looked at for the same purpose: its metadata come first.
+_FILES = 1000
+
+
+def content_of(path: Path | str) -> dict[str, Any]:
+    """Return what tells whether an image is still the same, without reading all of it."""
+    digest = hashlib.sha256()
+    if isinstance(path, str):
+        return {"bytes": None, "changed": None, "sample": path}
+    if path.is_dir():
+        count = changed = 0
+        for file in _files(path):
+            stat = file.stat()
+            count, changed = count + stat.st_size, max(changed, stat.st_mtime_ns)
+            digest.update(f"{file.relative_to(path).as_posix()} {stat.st_size}\n".encode())
+            if file.suffix == ".json" or file.name in (".zarray", ".zattrs", ".zgroup"):
+                digest.update(file.read_bytes()[:_SAMPLE])
+        return {"bytes": count, "changed": changed, "sample": digest.hexdigest()}
+    stat = path.stat()
+    with path.open("rb") as handle:
+        digest.update(handle.read(_SAMPLE))
+        handle.seek(max(0, stat.st_size - _SAMPLE))
+        digest.update(handle.read(_SAMPLE))
+    return {"bytes": stat.st_size, "changed": stat.st_mtime_ns, "sample": digest.hexdigest()}
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the first files of a folder in an order that does not depend on the system, those high up first."""
+    found: list[Path] = []
+    level = [folder]
+    while level and len(found) < _FILES:
+        inside = [child for one in level for child in sorted(one.iterdir())]
+        found += [child for child in inside if child.is_file()]
+        level = [child for child in inside if child.is_dir() and not child.is_symlink()][:_FILES]
+    return found[:_FILES]
+
+
+def uuid_of(call: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return a name for the prediction itself: the same for the same voxels, wherever they are written.
+
+    Parameters
+    ----------
+    call
+        What decides every voxel, as `predict_file` puts it.
+    names
+        The structures that one file shows.
+    """
+    content = {key: value for key, value in call.items() if key not in ("outputs", "structures", "targets")}
+    content["input"] = {key: call["input"][key] for key in ("bytes", "sample")}
+    text = canonical_json({**content, "structures": {name: call["structures"][name] for name in names}})
+    return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, text)}"
+
+
+def micrometres(size: Sequence[float]) -> tuple[float, float, float]:
+    """Return a voxel size (z, y, x) in um.
+
+    Raises
+    ------
+    RepmodeError
+        If these are not three positive numbers.
+    """
+    if len(size) != 3 or not all(0 < float(one) < float("inf") for one in size):
+        raise RepmodeError(f"voxel size {tuple(size)}: three positive numbers in um (z, y, x) are needed")
+    z, y, x = (float(one) for one in size)
+    return z, y, x
+
+
+def three_sizes(window: Sequence[int]) -> tuple[int, int, int]:
+    """Return the voxels (z, y, x) of a window.
+
+    Raises
+    ------
+    RepmodeError
+        If these are not three positive numbers.
+    """
+    if len(window) != 3 or not all(int(size) >= 1 for size in window):
+        raise RepmodeError(f"window {tuple(window)}: three positive whole numbers (z, y, x) are needed")
+    z, y, x = (int(size) for size in window)
+    return z, y, x

@@ -1,0 +1,256 @@
+"""What a look at voxels finds: saturation, blank planes, pairs that do not belong together, the same image twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.data.check import Inspection, inspect_manifest
+from repmode_cl.data.checks import headers
+from repmode_cl.data.checks.measure import measure, size_remark
+from repmode_cl.data.checks.pairs import fit_pair, reduce_signal, reduce_target
+from repmode_cl.data.checks.regions import check_regions
+from repmode_cl.data.checks.rows import look_at_rows
+from repmode_cl.data.manifest import Row
+from repmode_cl.data.readers import Region, npy
+
+SHAPE = (10, 64, 64)
+
+
+def pair(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return a signal and a target that shows what is in it, with noise."""
+    random = np.random.default_rng(seed)
+    cells = gaussian_filter(random.normal(size=SHAPE), 1.2)
+    signal = np.gradient(cells, axis=0) + 0.1 * random.normal(size=SHAPE) * cells.std()
+    target = 3 * np.exp(cells / cells.std()) + random.normal(size=SHAPE)
+    return signal.astype(np.float32), target.astype(np.float32)
+
+
+def save(path: Path, volume: NDArray[np.generic]) -> None:
+    tifffile.imwrite(path, volume, photometric="minisblack", metadata={"axes": "ZYX"})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    for number in range(5):
+        signal, target = pair(number)
+        save(folder / f"light{number}.tif", signal)
+        save(folder / f"target{number}.tif", target)
+    return folder
+
+
+def look(folder: Path, *lines: str, header: str = "structure,signal,target", **options: object) -> Inspection:
+    path = folder / "manifest.csv"
+    path.write_text("\n".join([f"{header},voxel_size_zyx", *(f"{line},0.3 0.2 0.2" for line in lines), ""]))
+    return inspect_manifest(path, depth=1, patch=(4, 4, 4), **options)  # type: ignore[arg-type]
+
+
+def said(found: Inspection) -> list[tuple[int, str]]:
+    return [(problem.row, problem.kind) for problem in found.problems]
+
+
+def rows(*targets: str) -> list[str]:
+    return [f"dna,light{number}.tif,{target}" for number, target in enumerate(targets)]
+
+
+def test_pairs_that_belong_together_are_left_alone(images: Path) -> None:
+    found = look(images, *rows(*(f"target{number}.tif" for number in range(5))))
+    assert said(found) == []
+    assert all(fit.related and not fit.shifted for fit in found.seen.fits.values())
+
+
+def test_files_that_were_mixed_up(images: Path) -> None:
+    found = look(images, *rows("target1.tif", "target0.tif", "target2.tif", "target3.tif", "target4.tif"))
+    assert said(found) == [(2, "mixed up"), (3, "mixed up")]
+    assert "line 3" in found.problems[0].message
+    assert found.errors == ()
+
+
+def test_a_target_that_is_shifted(images: Path) -> None:
+    save(images / "shifted.tif", np.roll(pair(1)[1], (0, 5, -7), (0, 1, 2)))
+    found = look(images, *rows("target0.tif", "shifted.tif", "target2.tif"))
+    assert said(found) == [(3, "shifted")]
+    assert "+5, -7 voxels" in found.problems[0].message
+    assert found.as_json()["pairs"][1]["shift_zyx"][1:] == [5, -7]
+
+
+def test_a_target_of_other_cells(images: Path) -> None:
+    save(images / "foreign.tif", pair(77)[1])
+    found = look(images, *rows("target0.tif", "target1.tif", "target2.tif", "foreign.tif"))
+    assert said(found) == [(5, "unrelated")]
+
+
+def test_what_nothing_can_be_told_of_is_not_remarked_on(images: Path) -> None:
+    for number in range(4):
+        save(images / f"noise{number}.tif", pair(100 + number)[1])
+    assert said(look(images, *rows(*(f"noise{number}.tif" for number in range(4))))) == []
+
+
+def test_large_volumes_are_reduced_and_shifts_told_in_voxels_of_the_file() -> None:
+    random = np.random.default_rng(0)
+    cells = gaussian_filter(random.normal(size=(4, 300, 300)), (1, 8, 8))
+    target = np.roll(cells**2, (0, 12, 0), (0, 1, 2))
+    fit = fit_pair(reduce_signal(cells.astype(np.float32)), reduce_target(target.astype(np.float32)))
+    assert fit.shifted
+    assert fit.shift[1] == pytest.approx(12, abs=3)
+
+
+def test_saturation_and_blank_planes(images: Path) -> None:
+    volume = (100 * gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 1)).clip(-20, 20) + 20
+    bright = volume.astype(np.uint8)
+    bright[3] = 9
+    found = measure(bright)
+    assert found.saturated == pytest.approx(np.mean(bright == 40), abs=1e-9)
+    assert found.constant_planes == (3,)
+    assert sum(found.counts) == bright.size
+    assert not found.at_limit
+    assert found.digest == measure(bright.astype(np.float32)).digest
+    assert measure((bright > 20).astype(np.uint8) * 255).saturated == 0  # a label is not saturated
+    save(images / "bright.tif", bright)
+    problems = look(images, "dna,light0.tif,bright.tif").problems
+    assert {(problem.column, problem.kind) for problem in problems} >= {
+        ("target", "saturated"),
+        ("target", "constant plane"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [
+        ((0.29, 0.1, 0.1), ""), ((0.29, 0.29, 0.29), ""), (None, "missing"), ((1.0, 1.0, 1.0), "unlikely"),
+        ((290.0, 108.0, 108.0), "unlikely"), ((2.9e-7, 1e-7, 1e-7), "unlikely"), ((5.0, 0.1, 0.1), "unlikely"),
+        ((0.1, 0.5, 0.5), "unlikely"), ((0.3, 0.1, 0.3), "unlikely"),
+    ],
+)  # fmt: skip
+def test_voxel_sizes(size: tuple[float, float, float] | None, kind: str) -> None:
+    found = size_remark(size, Path("a.tif"))
+    assert (found[0] if found else "") == (f"voxel size {kind}" if kind else "")
+
+
+def test_the_same_image_in_two_files(images: Path) -> None:
+    """Saved anew, in another type and compressed: no byte of the files is alike."""
+    signal = np.round(100 * pair(0)[0]).astype(np.int16)
+    save(images / "one.tif", signal)
+    tifffile.imwrite(
+        images / "two.tif", signal.astype(np.float32), compression="zlib", photometric="minisblack",
+        metadata={"axes": "ZYX"},
+    )  # fmt: skip
+    header = "structure,signal,target,split,group"
+    lines = "dna,one.tif,target0.tif,{},{}", "nucleolus,two.tif,target0.tif,{},{}"
+    for first, second, kinds in (
+        (("train", ""), ("test", ""), [(3, "error")]),
+        (("train", ""), ("train", ""), []),
+        (("", ""), ("", ""), [(3, "warning")]),
+        (("", "a"), ("", "a"), []),
+    ):
+        found = look(images, lines[0].format(*first), lines[1].format(*second), header=header)
+        twins = [p for p in found.problems if p.kind == "duplicate"]
+        assert [(problem.row, problem.severity) for problem in twins] == kinds
+
+
+def test_one_target_for_two_signals(images: Path) -> None:
+    found = look(images, "dna,light0.tif,target0.tif", "dna,light1.tif,target0.tif")
+    assert (3, "duplicate") in said(found)
+
+
+def test_the_command_prints_json_and_a_page(images: Path) -> None:
+    look(images, *rows("target1.tif", "target0.tif", "target2.tif", "target3.tif", "target4.tif"))
+    page = images / "look.html"
+    run = CliRunner().invoke(
+        app, ["data", "check", str(images / "manifest.csv"), "--depth", "1", "--patch", "4,4,4", "--json",
+              "--page", str(page)],
+    )  # fmt: skip
+    assert run.exit_code == 0, run.output
+    told = json.loads(run.stdout)
+    assert told["ok"] is True
+    assert [problem["kind"] for problem in told["problems"]] == ["mixed up", "mixed up"]
+    assert len(told["images"]) == 10
+    assert sum(told["images"][0]["histogram"]["counts"]) == np.prod(SHAPE)
+    assert told["pairs"][0]["other"]["line"] == 3
+    text = page.read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") == 10
+    assert "fits the signal of line 3" in text
+    assert "http" not in text.replace("http://www.w3.org", "")
+    strict = CliRunner().invoke(
+        app, ["data", "check", str(images / "manifest.csv"), "--strict", "--depth", "1"]
+    )
+    assert strict.exit_code == 2
+
+
+def test_headers_are_read_once_and_no_voxels(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    real = headers.open_image
+    monkeypatch.setattr(
+        headers, "open_image", lambda path, **choice: opened.append(path) or real(path, **choice)
+    )
+    monkeypatch.setattr(npy.NpyReader, "_load", None)  # reading would fail
+    np.save(images / "a.npy", pair(0)[0])
+    lines = [f"{name},a.npy,a.npy" for name in ("dna", "nucleolus", "golgi")]
+    found = look(images, *lines, read_voxels=False)
+    assert opened == [images / "a.npy"]
+    assert {problem.message for problem in found.errors} == {
+        "is the same channel of the same file as the signal"
+    }
+
+
+def test_thousands_of_regions_of_one_file_are_compared_in_a_sweep(images: Path) -> None:
+    count = 20_000
+    np.save(images / "long.npy", np.zeros((1, 1, 4 * count), np.uint8))
+    path = images / "long.npy"
+    regions = [Region((0, None), (0, None), (4 * n, 4 * n + 4)) for n in range(count)]
+    regions[700] = Region((0, None), (0, None), (2798, 2804))
+    found = look_at_rows(
+        [
+            Row(n, "dna", path, 0, path, 0, "test" if n % 2 else "train", region=region)
+            for n, region in enumerate(regions)
+        ],
+        depth=1,
+        voxel_size=None,
+    )
+    problems = check_regions(found, (0, 0, 0), (2, 2, 2), None, {path: "long"})
+    assert [(problem.row, problem.column) for problem in problems] == [(700, "region")]
+    same = [Row(n, "dna", path, 0, path, 0) for n in range(2, 5_000)]
+    many = check_regions(look_at_rows(same, depth=1, voxel_size=None), None, (2, 2, 2), None, {path: "long"})
+    assert len(many) == 4_997
+    assert many[-1].message == "is the same as line 2: remove one"
+
+
+def test_a_scene_called_by_name_and_by_number(images: Path) -> None:
+    path = images / "scenes.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for number in range(2):
+            volume = np.stack(pair(number))
+            file.write(volume, photometric="minisblack", metadata={"axes": "CZYX", "Name": f"field{number}"})
+    header = "structure,signal,signal_channel,target,target_channel,scene"
+    line = "{},scenes.ome.tif,0,scenes.ome.tif,1,{}"
+    found = look(images, line.format("dna", 1), line.format("nucleolus", "field1"), header=header)
+    assert [(problem.row, problem.column) for problem in found.errors] == [(3, "scene")]
+    found = look(images, line.format("dna", ""), header=header)
+    assert "2 scenes: 0 'field0', 1 'field1'" in found.errors[0].message
+
+
+@pytest.mark.slow
+def test_a_manifest_of_a_hundred_thousand_rows(images: Path) -> None:
+    """Two thousand files, each in fifty rows; the last row is wrong. A minute is what such a check may take."""
+    source = (images / "light0.tif").read_bytes()
+    folder = images / "many"
+    folder.mkdir()
+    for number in range(2_000):
+        (folder / f"{number}.tif").write_bytes(source)
+    lines = [f"s{row // 1_000},{row % 1_000}.tif,{1_000 + row % 1_000}.tif" for row in range(100_000)]
+    path = folder / "manifest.csv"
+    path.write_text("\n".join(["structure,signal,target", *lines[:-1], "dna,0.tif,none.tif"]))
+    began = time.perf_counter()
+    found = inspect_manifest(path, depth=1, patch=(4, 4, 4), read_voxels=False)
+    assert time.perf_counter() - began < 60
+    assert [(problem.row, problem.column) for problem in found.errors] == [(100_001, "target")]

@@ -1,0 +1,225 @@
+"""Many images in one call: names, a table of results, what is left out, and going on where one ended."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.data.normalise import normalise
+from repmode_cl.errors import RepmodeError
+from repmode_cl.evaluation import image_metrics
+from repmode_cl.inference.many import expand_inputs, output_names, predict_many
+from repmode_cl.inference.measure import compare_volumes
+from repmode_cl.inference.source import z_score_of
+from repmode_cl.nn import Architecture, RepModeUNet
+from repmode_cl.store import Model
+
+VOXEL = (0.5, 0.3, 0.3)
+SIZE = ("--voxel-size", "0.5,0.3,0.3", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    network = RepModeUNet(
+        Architecture(width=2, depth=1, experts=("conv3", "conv1")), ("dna", "golgi"), seed=0
+    )
+    return Model.create(
+        tmp_path_factory.mktemp("models") / "model",
+        network,
+        voxel_size=VOXEL,
+        preprocessing={"order": 1},
+        inference={"window": [6, 10, 8], "overlap": 0.5, "batch": 3},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three fields of two channels, and one that is broken."""
+    monkeypatch.chdir(tmp_path)
+    fields = tmp_path / "fields"
+    fields.mkdir()
+    for number in range(3):
+        values = np.random.default_rng(number).integers(0, 3000, (2, 7, 18, 12)).astype(np.uint16)
+        tifffile.imwrite(
+            fields / f"f{number}.ome.tif", values, photometric="minisblack", metadata={"axes": "CZYX"}
+        )
+    return tmp_path
+
+
+def command(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def rows(path: str) -> list[dict[str, str]]:
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_pattern_a_table_and_a_second_run(model, folder):
+    call = (
+        model.path,
+        "fields/*.tif",
+        "--all",
+        "--out",
+        "out",
+        "--csv",
+        "results.csv",
+        "--channel",
+        "0",
+        *SIZE,
+    )
+    code, out, err = command(*call)
+    assert (code, err) == (0, "")
+    names = sorted(path.name for path in Path("out").iterdir())
+    assert names == [f"f{n}_{name}.ome.tif" for n in range(3) for name in ("dna", "golgi")]
+    table = rows("results.csv")
+    assert [(row["input"], row["structure"], row["status"]) for row in table] == [
+        (str(Path(f"fields/f{n}.ome.tif")), name, "predicted") for n in range(3) for name in ("dna", "golgi")
+    ]
+    assert all(Path(row["output"]).is_file() and float(row["seconds"]) >= 0 for row in table)
+    assert {row["r2"] for row in table} == {""}
+    before = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+
+    # One of them is gone, one image has changed: these are predicted, the others left alone.
+    Path("out/f0_dna.ome.tif").unlink()
+    later = max(before.values()) + 10**9
+    os.utime("fields/f1.ome.tif", ns=(later, later))
+    code, out, err = command(*call)
+    assert code == 0
+    assert out.count("already there") == 2
+    assert [row["status"] for row in rows("results.csv")] == ["predicted"] * 4 + ["already there"] * 2
+    same = {path.name for path, time in before.items() if path.stat().st_mtime_ns == time}
+    assert same == {"f2_dna.ome.tif", "f2_golgi.ome.tif"}
+    # Other settings are another prediction.
+    code, out, err = command(*call, "--rescale", "-1:1")
+    assert (code, out.count("already there")) == (0, 0)
+    assert command(*call, "--rescale", "-1:1", "--restart")[1].count("already there") == 0
+
+
+def test_what_cannot_be_predicted_is_left_out_when_asked(model, folder):
+    Path("fields/f0.ome.tif").write_bytes(b"II*\0nothing")
+    constant = np.full((2, 7, 18, 12), 3, np.uint8)
+    tifffile.imwrite("fields/f2.ome.tif", constant, photometric="minisblack", metadata={"axes": "CZYX"})
+    call = (
+        model.path,
+        "fields/*.tif",
+        "gone.tif",
+        "--structure",
+        "dna",
+        "--out",
+        "out",
+        "--channel",
+        "0",
+        *SIZE,
+    )
+    code, _, err = command(*call)
+    assert code == 2
+    assert "f0.ome.tif" in err
+    assert not Path("out").exists()
+    code, _, err = command(*call, "--keep-going", "--csv", "results.csv")
+    assert code == 2
+    assert "Traceback" not in err
+    assert [path.name for path in Path("out").iterdir()] == ["f1_dna.ome.tif"]
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: 3 of 4 images left out: ")
+    assert all(name in last for name in ("f0.ome.tif", "f2.ome.tif", "gone.tif"))
+    table = rows("results.csv")
+    assert [row["status"] for row in table] == ["failed", "predicted", "failed", "failed"]
+    assert "constant" in table[2]["message"]
+    assert table[0]["output"] == str(Path("out/f0_dna.ome.tif"))
+
+
+def test_figures_where_the_truth_is_a_channel(model, folder):
+    call = (
+        model.path,
+        "fields/f0.ome.tif",
+        "fields/f1.ome.tif",
+        "--structure",
+        "dna",
+        "--channel",
+        "0",
+        *SIZE,
+    )
+    code, out, err = command(*call, "--target", "1", "--out", "{input}.npy", "--csv", "t.csv")
+    assert (code, err) == (0, "")
+    for row in rows("t.csv"):
+        truth = tifffile.imread(row["input"])[1]
+        want = image_metrics(np.load(row["output"]), normalise(truth))
+        assert {key: float(row[key]) for key in want} == pytest.approx(want, rel=1e-6)
+        assert f"R2 {want['r2']:.3f}, Pearson {want['pearson']:.3f}" in out
+    # A stack is another file, with the same figures; by name, and on another grid than the model's.
+    again = (*call[:-3], "0.5,0.3,0.25", "--device", "cpu", "--stack", "--target", "dna=1", "--csv", "s.csv")
+    code, _, _ = command(*again, "--out", "out")
+    assert code == 0
+    assert [Path(row["output"]).name for row in rows("s.csv")] == [
+        "f0_predicted.ome.tif",
+        "f1_predicted.ome.tif",
+    ]
+    first = [row["mse"] for row in rows("s.csv")]
+    code, out, _ = command(*again, "--out", "out")
+    assert out.count("already there") == 2
+    assert [row["mse"] for row in rows("s.csv")] == first
+    # Figures that no table has are made.
+    Path("s.csv").unlink()
+    code, out, _ = command(*again, "--out", "out")
+    assert out.count("already there") == 0
+    assert [row["mse"] for row in rows("s.csv")] == first
+
+
+def test_metrics_of_pieces_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr("repmode_cl.data.normalise._STRIP", 50)
+    rng = np.random.default_rng(0)
+
+    class Array:
+        def __init__(self, values: NDArray[Any]) -> None:
+            self.values, self.shape = values, values.shape
+
+        def read(self, box: tuple[slice, ...]) -> NDArray[Any]:
+            return self.values[box]
+
+    truth = rng.integers(0, 5000, (4, 11, 13)).astype(np.uint16)
+    score = z_score_of(Array(truth))
+    for prediction in (rng.normal(size=truth.shape).astype(np.float32), np.full(truth.shape, 2, np.float32)):
+        found = compare_volumes(Array(prediction), Array(truth), score)
+        want = image_metrics(prediction, score(truth))
+        assert found == pytest.approx(want, rel=1e-9, nan_ok=True)
+    with pytest.raises(RepmodeError, match="must be equal"):
+        compare_volumes(Array(truth[:1]), Array(truth), score)
+
+
+def test_networks_are_made_once(model, folder, monkeypatch):
+    made = []
+    real = Model.fused
+    monkeypatch.setattr(Model, "fused", lambda self, name: (made.append(name), real(self, name))[1])
+    inputs = expand_inputs(["fields/*.tif"])
+    settings = {"channel": 0, "voxel_size": VOXEL, "device": "cpu", "keep": True}
+    names = output_names(inputs, "out", ["dna", "golgi"], stack=False)
+    found = predict_many(model, ["dna", "golgi"], inputs, names, **settings)
+    assert made == ["dna", "golgi"]
+    assert len(found) == 3
+    predict_many(model, ["dna", "golgi"], inputs, names, **settings)
+    assert made == ["dna", "golgi"], "what is there already needs no network"
+
+
+def test_names_and_patterns(folder):
+    assert expand_inputs(["fields/f1.ome.tif", "fields/f*.tif", "s3://a/b*.zarr"]) == [
+        Path("fields/f1.ome.tif"), Path("fields/f0.ome.tif"), Path("fields/f2.ome.tif"), "s3://a/b*.zarr",
+    ]  # fmt: skip
+    Path("fields/[1].tif").touch()
+    assert expand_inputs(["fields/[1].tif"]) == [Path("fields/[1].tif")], "a file's own name is no pattern"
+    assert output_names(["s3://a/b.ome.zarr"], "o", ["dna"], stack=False) == [
+        str(Path("o/b_{structure}.ome.tif"))
+    ]
+    assert output_names([Path("a.b.czi")], "x/{input}.ome.zarr", ["dna"], stack=True) == ["x/a.b.ome.zarr"]
