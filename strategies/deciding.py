@@ -115,7 +115,7 @@ class Deciding:
     # -- what it is given ---------------------------------------------------------------------------------------
 
     @classmethod
-    def regroup(cls, experiences: Experiences) -> Regrouped:
+    def regroup(cls, experiences: Experiences, options: StrategyConfig) -> Regrouped:
         """Return the experiences as this strategy trains them, and the step of the stream after which each is done."""
         return experiences, tuple(range(len(experiences)))
 

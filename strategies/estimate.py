@@ -119,7 +119,7 @@ def _one(
     kind = strategy_class(options)
     shape = config.data.simulate.shape if config.data.manifest is None else None
     windows = len(plan_windows(shape, config.window, config.inference.overlap)) if shape else _ASSUMED_PATCHES
-    groups, done_after = kind.regroup(variant.experiences)
+    groups, done_after = kind.regroup(variant.experiences, options)
     seconds, count = 0.0, 0
     known: dict[str, None] = {}
     for number, names in enumerate(groups):

@@ -84,7 +84,7 @@ class StrategyRun:
         self.folder = folder / self.unit.folder
         kind = strategy_class(strategy)
         training = config.training
-        groups, self.done_after = kind.regroup(stream.experiences)
+        groups, self.done_after = kind.regroup(stream.experiences, strategy)
         self.samples = samples
         self.stream = stream_of_samples(
             samples,

@@ -39,6 +39,7 @@ _OWNERS = {
     "norm": ("experts_frozen",),
     "resampling": ("experts_frozen",),
     "kernel": ("multi_net", "multi_head"),
+    "networks": ("multi_net",),
     "head": ("multi_head",),
     "buffer": ("replay", "a_gem"),
     "buffer_bytes": ("replay", "a_gem"),
@@ -78,6 +79,8 @@ class StrategyConfig(Frozen):
     """experts_frozen: own copies of the down and up layers, or the base's, frozen."""
     kernel: Literal[3, 5] = 3
     """multi_net, multi_head: kernel size of the plain network."""
+    networks: Literal["all", "added"] = "all"
+    """multi_net: one for each structure, or for those after the base alone (which then has no figures)."""
     head: Literal["decoder", "last"] = "decoder"
     """multi_head: what each structure has of its own, the whole decoder or the last layer."""
     buffer: Annotated[int, Field(ge=0)] | None = None
@@ -139,7 +142,7 @@ class StrategyConfig(Frozen):
             parts.append(self.head)
         if "kernel" in _keys_of(self.name):
             parts.append(f"k{self.kernel}")
-        for key in ("expert", "sees", "norm", "resampling"):
+        for key in ("expert", "sees", "norm", "resampling", "networks"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 parts.append(str(getattr(self, key)).replace(":", ""))
         for key, word in _WORDS.items():

@@ -210,13 +210,16 @@ class _Units:
             matrix = self.matrix(metric, title, stream, seed)
             if matrix is None:
                 continue
-            numbers[f"final_{metric}"] = final_average(matrix)
+            # An average over some of the structures alone would not compare with the others'.
+            whole = set(self.info.structures_of(stream)) <= set(matrix.structures)
+            if whole:
+                numbers[f"final_{metric}"] = final_average(matrix)
             if metric != "mae" and added:
                 numbers[f"added_{metric}"] = final_average(matrix, added)
             if metric in ("r2", "mse"):
                 _put_mean(numbers, f"forgetting_{metric}", forgetting(matrix))
                 reference = self.matrix(metric, self.info.multi_net, stream, seed)
-                if reference is not None:
+                if whole and reference is not None and set(reference.structures) == set(matrix.structures):
                     numbers[f"improvement_{metric}"] = relative_improvement(
                         numbers[f"final_{metric}"], final_average(reference), metric
                     )
