@@ -168,8 +168,8 @@ class InferenceConfig(Frozen):
     batch_size: Positive = 4
     """Windows computed at once."""
     window: Size | None = None
-    """Voxels (z, y, x) of a window; null takes the patch's. Larger ones compute fewer voxels twice, but a
-    network that was trained on small patches knows their zero padded borders, and may go astray where there are none."""
+    """Voxels (z, y, x) of a window; null takes the patch's. Larger ones compute fewer voxels twice, but a network
+    that was trained on small patches knows their zero padded borders, and may go astray where there are none."""
 
 
 class Config(Frozen):
