@@ -19,16 +19,19 @@ from repmode_cl.scenarios import (
     stream_variants,
 )
 from repmode_cl.strategies.build import base_key_of
+from repmode_cl.strategies.checking import check_strategies
 from repmode_cl.strategies.dask_cluster import DaskCluster
 from repmode_cl.strategies.estimate import DryRun, estimate
 from repmode_cl.strategies.executing import Executor, Job, execute
 from repmode_cl.strategies.local_processes import LocalProcesses
 from repmode_cl.strategies.opening import (
+    Before,
+    begin,
     check_images_are_the_same,
+    check_run,
     describe,
-    open_run,
+    precision_of,
     refuse_existing,
-    resolve_environment,
     threads_before,
 )
 from repmode_cl.strategies.performing import LOG, perform
@@ -128,29 +131,41 @@ def run_benchmark(
         If units failed; raised at the end.
     """
     streams = stream_variants(config.stream, known_structures(config))
+    check_strategies(config, streams)
     if dry_run:
         return estimate(config, streams)
     refuse_several("a benchmark")
     folder = Path(config.output) / config.name
     refuse_existing(folder, resume=resume)
     with _alone_at(folder):
-        open_run(config, folder, streams)
+        # All that can be refused comes first, and writes nothing.
+        before = check_run(config, folder, streams)
+        samples, notes = _samples(config, folder, streams, workers, before)
+        precision = precision_of(config, folder, before)
         run = _Run(config, folder, streams)
-        run.record()
-        samples = _samples(config, folder, streams, workers)
+
+        def start(threads: int) -> Work:
+            begin(config, folder, before, threads=threads, precision=precision)
+            if notes:
+                write_text(folder / "notes.txt", "\n".join(notes) + "\n")
+            work = Work(folder, config, streams, samples, precision, threads)
+            work.save()
+            run.record()
+            return work
+
         if scheduler is not None:
             with DaskCluster(scheduler, folder) as cluster:
-                cluster.threads = _threads(folder, threads, cluster.threads_each)
-                run.work(samples, cluster.threads).save()
+                cluster.threads = _threads(folder, before, threads, cluster.threads_each)
+                start(cluster.threads)
                 run.many(cluster)
         else:
             each = _threads(
                 folder,
+                before,
                 threads,
                 lambda: torch.get_num_threads() if jobs == 1 else max(1, workers_here() // jobs),
             )
-            work = run.work(samples, each)
-            work.save()
+            work = start(each)
             if jobs == 1:
                 run.one_by_one(work)
             else:
@@ -169,11 +184,6 @@ class _Run:
         self.config, self.folder, self.streams = config, folder, streams
         self.units = units_of(config, streams)
         self._page_seconds, self._page_at = 0.0, -float("inf")
-
-    def work(self, samples: list[Sample], threads: int) -> Work:
-        """Return what every process must know."""
-        precision = resolve_environment(self.config, self.folder, threads)
-        return Work(self.folder, self.config, self.streams, samples, precision, threads)
 
     def left(self) -> list[Unit]:
         """Return the units that are not finished, and forget that some of them failed."""
@@ -209,7 +219,7 @@ class _Run:
             )
 
     def _jobs(self) -> list[Job]:
-        keys = {one.title: base_key_of(one) for one in self.config.strategies}
+        keys = {one.title: base_key_of(self.config, one) for one in self.config.strategies}
         left = self.left()
         needs: dict[Unit, Base] = {}
         bases: dict[tuple[str, str, int], Base] = {}
@@ -275,27 +285,25 @@ def _alone_at(folder: Path) -> Iterator[None]:
 
 
 def _samples(
-    config: Config, folder: Path, streams: Mapping[str, StreamVariant], workers: int
-) -> list[Sample]:
+    config: Config, folder: Path, streams: Mapping[str, StreamVariant], workers: int, before: Before
+) -> tuple[list[Sample], list[str]]:
     structures = [name for variant in streams.values() for names in variant.experiences for name in names]
     samples, notes = prepared_samples(
         config.data, folder, structures=list(dict.fromkeys(structures)), workers=workers
     )
-    check_images_are_the_same(folder, samples)
-    notes += check_images(samples, streams)
-    if notes:
-        write_text(folder / "notes.txt", "\n".join(notes) + "\n")
-    return samples
+    if before.learned:
+        check_images_are_the_same(folder, samples)
+    return samples, [*notes, *check_images(samples, streams)]
 
 
-def _threads(folder: Path, asked: int | None, default: Callable[[], int]) -> int:
+def _threads(folder: Path, before: Before, asked: int | None, default: Callable[[], int]) -> int:
     """Return how many threads each unit has: as many as when the run began, for then its figures come to equal bits."""
-    before = threads_before(folder)
-    if before is None:
+    kept = threads_before(folder) if before.learned else None
+    if kept is None:
         return default() if asked is None else asked
-    if asked not in (None, before):
+    if asked not in (None, kept):
         raise ConfigError(
-            f"{folder} was begun with {before} thread(s) for each run, and --threads {asked} would change its figures' "
+            f"{folder} was begun with {kept} thread(s) for each run, and --threads {asked} would change its figures' "
             "last bits: leave it out, or choose another name"
         )
-    return before
+    return kept

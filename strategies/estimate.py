@@ -126,7 +126,7 @@ def _one(
         training = sum(images[name][0] for name in names)
         steps = kind.steps_of(config.training, options, variant.experiences, names, training)
         budget = budget_of_steps(config.training, steps, training)
-        base = (key, names) if number == 0 and (key := base_key_of(options)) is not None else None
+        base = (key, names) if number == 0 and (key := base_key_of(config, options)) is not None else None
         if base is None or base not in bases:
             validations = -(-budget.steps // budget.validate_every)
             held = sum(images[name][1] for name in names)

@@ -58,6 +58,10 @@ def test_titles_say_what_was_chosen(options: dict[str, Any], title: str) -> None
         ({"name": "replai"}, "found 'replai' (did you mean 'replay'?)"),
         ({"name": "mine:Mine"}, "path/to/file.py:ClassName"),
         ({"name": "ewc", "label": "base"}, "every run has"),
+        ({"name": "ewc", "label": "Cache"}, "every run has"),
+        ({"name": "ewc", "label": "results.CSV"}, "every run has"),
+        ({"name": "ewc", "label": "run.json. "}, "every run has"),
+        ({"name": "mine.py:Base"}, "every run has"),
     ],
 )
 def test_options_belong_to_strategies(options: dict[str, Any], message: str) -> None:

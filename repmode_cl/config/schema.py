@@ -205,4 +205,11 @@ class Config(Frozen):
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
             raise ValueError(f"strategies: {', '.join(twice)} stands twice; give each a label of its own")
+        folders = [strategy.folder_key for strategy in self.strategies]
+        alike = [title for title, key in zip(titles, folders, strict=True) if folders.count(key) > 1]
+        if alike:
+            raise ValueError(
+                f"strategies: {' and '.join(alike)} would share a folder where file systems ignore case; give each a "
+                "label of its own"
+            )
         return self

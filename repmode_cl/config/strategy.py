@@ -52,8 +52,21 @@ _OWNERS = {
 #: Strategies that learn no base before the rest.
 _WITHOUT_BASE = ("multi_net", "joint")
 
-#: Folders of a run that hold no strategy.
-_TAKEN = ("base", "cache", "simulated")
+#: Folders and files of a run that hold no strategy, as `folder_key` has them.
+_TAKEN = frozenset(
+    {
+        *("base", "cache", "simulated"),
+        *(
+            "config.yaml",
+            "environment.json",
+            "notes.txt",
+            "report.html",
+            "results.csv",
+            "run.json",
+            "work.json",
+        ),
+    }
+)
 
 
 class StrategyConfig(Frozen):
@@ -121,9 +134,10 @@ class StrategyConfig(Frozen):
             raise ValueError("give either buffer or buffer_bytes, not both")
         if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
             raise ValueError(f"base_learning_rate: {self.name} has no joint base; learning_rate is its own")
-        if self.title in _TAKEN:
+        if self.folder_key in _TAKEN:
             raise ValueError(
-                f"label {self.title!r} is the name of a folder that every run has: choose another"
+                f"label: {self.title!r} is, but for case, the name of a folder or file that every run has: choose "
+                "another label"
             )
         return self
 
@@ -131,6 +145,11 @@ class StrategyConfig(Frozen):
     def is_custom(self) -> bool:
         """Whether it is a user's own, from a file."""
         return self.name not in STRATEGY_NAMES
+
+    @property
+    def folder_key(self) -> str:
+        """`title` as file systems compare names that ignore case, and points and spaces at the end."""
+        return self.title.casefold().rstrip(". ")
 
     @property
     def title(self) -> str:
