@@ -8,6 +8,8 @@ VENV ?= .venv
 # Where `make types` puts the installed copy that it checks.
 TYPED ?= build/typed
 PYTEST_ARGS ?=
+# Processes that tests run in; test files stay whole. More than two want a gigabyte each.
+TEST_JOBS ?= 2
 
 BIN := $(VENV)/bin
 RUN := runs/quickstart
@@ -57,7 +59,7 @@ report: $(VENV)/.installed
 	$(BIN)/repmode-cl report $(RUN)
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)

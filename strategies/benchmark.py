@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections import Counter
@@ -15,25 +13,26 @@ import torch
 from filelock import FileLock, Timeout
 from repmode_cl.scenarios import (
     StreamVariant,
-    check_images,
     known_structures,
-    prepared_samples,
     stream_variants,
 )
 from repmode_cl.strategies.build import base_key_of
+from repmode_cl.strategies.checking import check_strategies
 from repmode_cl.strategies.dask_cluster import DaskCluster
 from repmode_cl.strategies.estimate import DryRun, estimate
 from repmode_cl.strategies.executing import Executor, Job, execute
 from repmode_cl.strategies.local_processes import LocalProcesses
 from repmode_cl.strategies.opening import (
-    check_images_are_the_same,
+    Before,
+    begin,
+    check_run,
     describe,
-    open_run,
+    precision_of,
     refuse_existing,
-    resolve_environment,
     threads_before,
 )
 from repmode_cl.strategies.performing import LOG, perform
+from repmode_cl.strategies.run_images import LEFT_OUT, run_images
 from repmode_cl.strategies.shared_base import SharedBase
 from repmode_cl.strategies.units import (
     Base,
@@ -49,7 +48,6 @@ from repmode_cl.strategies.units import (
 from repmode_cl.strategies.work import Work
 
 from repmode_cl.config import Config
-from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.files import write_text
 from repmode_cl.processes import workers_here
@@ -58,9 +56,6 @@ from repmode_cl.report import build_report
 from repmode_cl.training import refuse_several
 
 __all__ = ["LEFT_OUT", "UnitsFailedError", "run_benchmark"]
-
-#: File of a run that lists the rows of the manifest which it does without.
-LEFT_OUT = "left_out.csv"
 
 #: The page is made anew while a run goes on, unless that would take more than this part of the time.
 _PAGE_SHARE = 0.05
@@ -136,29 +131,40 @@ def run_benchmark(
         If units failed; raised at the end.
     """
     streams = stream_variants(config.stream, known_structures(config))
+    check_strategies(config, streams)
     if dry_run:
         return estimate(config, streams)
     refuse_several("a benchmark")
     folder = Path(config.output) / config.name
     refuse_existing(folder, resume=resume)
     with _alone_at(folder):
-        open_run(config, folder, streams)
+        # All that can be refused comes first, and writes nothing.
+        before = check_run(config, folder, streams)
+        images = run_images(config, folder, streams, before, workers=workers, keep_going=keep_going)
+        precision = precision_of(config, folder, before)
         run = _Run(config, folder, streams)
-        run.record()
-        samples = _samples(config, folder, streams, workers, keep_going)
+
+        def start(threads: int) -> Work:
+            begin(config, folder, before, threads=threads, precision=precision)
+            images.write_notes(folder)
+            work = Work(folder, config, streams, images.samples, precision, threads)
+            work.save()
+            run.record()
+            return work
+
         if scheduler is not None:
             with DaskCluster(scheduler, folder) as cluster:
-                cluster.threads = _threads(folder, threads, cluster.threads_each)
-                run.work(samples, cluster.threads).save()
+                cluster.threads = _threads(folder, before, threads, cluster.threads_each)
+                start(cluster.threads)
                 run.many(cluster)
         else:
             each = _threads(
                 folder,
+                before,
                 threads,
                 lambda: torch.get_num_threads() if jobs == 1 else max(1, workers_here() // jobs),
             )
-            work = run.work(samples, each)
-            work.save()
+            work = start(each)
             if jobs == 1:
                 run.one_by_one(work)
             else:
@@ -177,11 +183,6 @@ class _Run:
         self.config, self.folder, self.streams = config, folder, streams
         self.units = units_of(config, streams)
         self._page_seconds, self._page_at = 0.0, -float("inf")
-
-    def work(self, samples: list[Sample], threads: int) -> Work:
-        """Return what every process must know."""
-        precision = resolve_environment(self.config, self.folder, threads)
-        return Work(self.folder, self.config, self.streams, samples, precision, threads)
 
     def left(self) -> list[Unit]:
         """Return the units that are not finished, and forget that some of them failed."""
@@ -217,7 +218,7 @@ class _Run:
             )
 
     def _jobs(self) -> list[Job]:
-        keys = {one.title: base_key_of(one) for one in self.config.strategies}
+        keys = {one.title: base_key_of(self.config, one) for one in self.config.strategies}
         left = self.left()
         needs: dict[Unit, Base] = {}
         bases: dict[tuple[str, str, int], Base] = {}
@@ -282,48 +283,14 @@ def _alone_at(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _samples(
-    config: Config, folder: Path, streams: Mapping[str, StreamVariant], workers: int, keep_going: bool
-) -> list[Sample]:
-    structures = [name for variant in streams.values() for names in variant.experiences for name in names]
-    left: list[tuple[int, str]] = []
-    samples, notes = prepared_samples(
-        config.data,
-        folder,
-        structures=list(dict.fromkeys(structures)),
-        workers=workers,
-        left=left if keep_going else None,
-    )
-    check_images_are_the_same(folder, samples)
-    notes += check_images(samples, streams)
-    _write_left(folder / LEFT_OUT, left)
-    if left:
-        notes.append(
-            f"{len(left)} rows of the manifest were left out, as their images cannot be used: {LEFT_OUT}"
-        )
-    if notes:
-        write_text(folder / "notes.txt", "\n".join(notes) + "\n")
-    return samples
-
-
-def _write_left(path: Path, left: list[tuple[int, str]]) -> None:
-    if not left:
-        path.unlink(missing_ok=True)  # of an earlier attempt, before the images were put right
-        return
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("line", "reason"), *sorted(left)])
-    write_text(path, text.getvalue())
-
-
-def _threads(folder: Path, asked: int | None, default: Callable[[], int]) -> int:
+def _threads(folder: Path, before: Before, asked: int | None, default: Callable[[], int]) -> int:
     """Return how many threads each unit has: as many as when the run began, for then its figures come to equal bits."""
-    before = threads_before(folder)
-    if before is None:
+    kept = threads_before(folder) if before.learned else None
+    if kept is None:
         return default() if asked is None else asked
-    if asked not in (None, before):
+    if asked not in (None, kept):
         raise ConfigError(
-            f"{folder} was begun with {before} thread(s) for each run, and --threads {asked} would change its figures' "
+            f"{folder} was begun with {kept} thread(s) for each run, and --threads {asked} would change its figures' "
             "last bits: leave it out, or choose another name"
         )
-    return before
+    return kept

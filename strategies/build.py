@@ -107,16 +107,17 @@ def build_strategy(
         if not options.is_custom:
             raise
         raise ConfigError(f"strategies: {options.name} with options {options.options}: {error}") from error
-    strategy._base_key = base_key_of(options)
+    strategy._base_key = base_key_of(config, options)
     strategy.base_learning_rate = options.base_learning_rate
     return strategy
 
 
-def base_key_of(options: StrategyConfig) -> str | None:
+def base_key_of(config: Config, options: StrategyConfig) -> str | None:
     """Return the key of the trained base that a strategy with these options shares, or None.
 
     Bases of one key are trained alike to the bit: by strategies of the same network, with the same rate.
     """
     key = strategy_class(options).shared_base(options)
-    rate = options.base_learning_rate
-    return key if key is None or rate is None else f"{key}_rate{rate:g}"
+    rate, usual = options.base_learning_rate, config.training.learning_rate
+    # By every digit of the rate that it comes to: equal rates share, and different ones never do.
+    return key if key is None or rate in (None, usual) else f"{key}_rate{rate!r}"

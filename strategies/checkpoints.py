@@ -42,6 +42,10 @@ class StrategyCheckpoint:
 
     def save(self, strategy: StructureStrategy) -> None:
         """Write the strategy's state; in the middle of an experience, the optimiser's and the best state too."""
+        with strategy.aside():
+            self._save(strategy)
+
+    def _save(self, strategy: StructureStrategy) -> None:
         tensors = {f"network.{name}": tensor for name, tensor in strategy.model.state_dict().items()}
         own, values = strategy.extra_state()
         tensors |= {f"own.{name}": tensor for name, tensor in own.items()}

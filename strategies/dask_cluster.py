@@ -130,5 +130,7 @@ class DaskCluster:
         error = future.exception()
         if isinstance(error, KilledWorker):
             # Dask has begun it again on other workers already.
-            return Ended(item, "and so were all workers that it was given to", again=False)
+            return Ended(
+                item, "its process was killed, and so was each worker that it was given to", again=False
+            )
         raise RepmodeError(f"a worker could not begin {item}: {error!r}") from error

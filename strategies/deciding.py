@@ -98,6 +98,27 @@ class Deciding:
         return dict(options.options)
 
     @classmethod
+    def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
+        """Refuse what this strategy cannot learn, before anything is run or written; quick.
+
+        By default the experiences are regrouped, and their steps counted. A class that checks more does that too.
+
+        Parameters
+        ----------
+        config, options
+            The whole configuration, and the strategy's section of it.
+        experiences
+            Of one stream, before `regroup`.
+
+        Raises
+        ------
+        ConfigError
+            Saying what does not go together.
+        """
+        for names in cls.regroup(experiences, options)[0]:
+            cls.steps_of(config.training, options, experiences, names, len(names))
+
+    @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:
         """Return the key of the trained base that it shares, or None where it trains one of its own.
 
@@ -115,7 +136,7 @@ class Deciding:
     # -- what it is given ---------------------------------------------------------------------------------------
 
     @classmethod
-    def regroup(cls, experiences: Experiences) -> Regrouped:
+    def regroup(cls, experiences: Experiences, options: StrategyConfig) -> Regrouped:
         """Return the experiences as this strategy trains them, and the step of the stream after which each is done."""
         return experiences, tuple(range(len(experiences)))
 

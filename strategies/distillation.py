@@ -110,6 +110,11 @@ class LearningWithoutForgetting(FineTuning):
         if self.strength:
             self._teacher = copy.deepcopy(self.network).to(self.device).eval().requires_grad_(False)
 
+    def costs(self) -> dict[str, float]:
+        """Return bytes of the old network."""
+        kept = {} if self._teacher is None else self._teacher.state_dict()
+        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept.values())}
+
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the old network."""
         if self._teacher is None:

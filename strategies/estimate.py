@@ -119,14 +119,14 @@ def _one(
     kind = strategy_class(options)
     shape = config.data.simulate.shape if config.data.manifest is None else None
     windows = len(plan_windows(shape, config.window, config.inference.overlap)) if shape else _ASSUMED_PATCHES
-    groups, done_after = kind.regroup(variant.experiences)
+    groups, done_after = kind.regroup(variant.experiences, options)
     seconds, count = 0.0, 0
     known: dict[str, None] = {}
     for number, names in enumerate(groups):
         training = sum(images[name][0] for name in names)
         steps = kind.steps_of(config.training, options, variant.experiences, names, training)
         budget = budget_of_steps(config.training, steps, training)
-        base = (key, names) if number == 0 and (key := base_key_of(options)) is not None else None
+        base = (key, names) if number == 0 and (key := base_key_of(config, options)) is not None else None
         if base is None or base not in bases:
             validations = -(-budget.steps // budget.validate_every)
             held = sum(images[name][1] for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,8 @@ class Evaluating(SupervisedTemplate):
     selection: Selection
     ranks: Ranks
     on_validation: list[Callable[[StructureStrategy], None]]
+    aside: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Entered while something is done in the middle of training that is none: validating, writing a checkpoint."""
     examples: dict[str, Example]
     """Of the last evaluation: structure -> the slice of its first image where there is most to see."""
 
@@ -44,6 +47,10 @@ class Evaluating(SupervisedTemplate):
         return self.model
 
     def _validate(self) -> None:
+        with self.aside():
+            self._validate_now()
+
+    def _validate_now(self) -> None:
         number = int(self.experience.current_experience)
         # The first process predicts; all decide alike, by the same figures.
         figures = self.ranks.from_first(lambda: self.evaluate([self.stream.val[number]]))

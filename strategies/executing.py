@@ -28,7 +28,7 @@ class Ended(NamedTuple):
 
     item: Unit | Base
     how: str
-    """For people, where it was killed: ``ended by signal 9``."""
+    """For people, where it left no word: ``its process was killed (signal 9)``."""
     again: bool = True
     """Whether it may be tried again."""
 
@@ -65,13 +65,13 @@ def execute(
     executor
         Where.
     outcome
-        Reads how an item ended; None where it said nothing, because its process was killed.
+        Reads how an item ended; None where it said nothing, because its process was killed or broke off.
     fail
         Writes down that an item will not be done, and why.
     ended
         Called after each that was done or failed.
     retries
-        Times that one is begun again whose process was killed.
+        Times that one is begun again that said nothing.
     """
     waiting = list(jobs)
     running: set[Unit | Base] = set()
@@ -106,6 +106,5 @@ def execute(
         if again and tries[item] <= retries:
             waiting.insert(0, by_item[item])
             continue
-        times = f", {tries[item]} times" if tries[item] > 1 else ""
-        fail(item, f"its process was killed ({how}{times}); memory may have run out")
+        fail(item, f"tried {tries[item]} times: {how}" if tries[item] > 1 else how)
         end(item, done=False)

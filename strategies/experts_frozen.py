@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.deciding import REPMODE
+from repmode_cl.strategies.deciding import REPMODE, Experiences
 
-from repmode_cl.config import StrategyConfig
+from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import ConfigError
 from repmode_cl.nn import AdditionSpec, RepModeUNet
 
@@ -40,8 +40,13 @@ class ExpertsFrozen(StructureStrategy):
     def __init__(self, *, network: RepModeUNet, spec: AdditionSpec | None = None, **kwargs: Any) -> None:
         super().__init__(network=network, **kwargs)
         self.spec = spec or AdditionSpec()
-        if self.spec.sees == "all" and self.spec.expert != "none":
-            self._refuse_returns()
+        _refuse_returns(self.spec, self.stream.experiences)
+
+    @classmethod
+    def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
+        """Refuse a structure that comes again after another that would see its experts."""
+        super().check(config, options, experiences)
+        _refuse_returns(cls.own_options(options)["spec"], experiences)
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:
@@ -58,12 +63,15 @@ class ExpertsFrozen(StructureStrategy):
         for name in structures:
             self.network.add_structure(name, self.spec, seed=self.seed)
 
-    def _refuse_returns(self) -> None:
-        added = [name for names in self.stream.experiences[1:] for name in names]
-        for place, name in enumerate(added):
-            between = [other for other in added[added.index(name) : place] if other != name]
-            if between:
-                raise ConfigError(
-                    f"experts_frozen with sees: all: {name} comes again after {between[0]}, which may see its experts "
-                    "and would change with them; take sees: own, or a stream in which no structure comes again"
-                )
+
+def _refuse_returns(spec: AdditionSpec, experiences: Experiences) -> None:
+    if spec.sees != "all" or spec.expert == "none":
+        return
+    added = [name for names in experiences[1:] for name in names]
+    for place, name in enumerate(added):
+        between = [other for other in added[added.index(name) : place] if other != name]
+        if between:
+            raise ConfigError(
+                f"experts_frozen with sees: all: {name} comes again after {between[0]}, which may see its experts "
+                "and would change with them; take sees: own, or a stream in which no structure comes again"
+            )

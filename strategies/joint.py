@@ -21,7 +21,7 @@ class Joint(StructureStrategy):
     """
 
     @classmethod
-    def regroup(cls, experiences: Experiences) -> Regrouped:
+    def regroup(cls, experiences: Experiences, options: StrategyConfig) -> Regrouped:
         """Return one experience of all structures, done after the last step."""
         return (tuple(dict.fromkeys(name for names in experiences for name in names)),), (
             len(experiences) - 1,

@@ -27,7 +27,9 @@ def order_for(folder: Path, item: Unit | Base) -> dict[str, Any]:
 
 def how_ended(status: int) -> str:
     """Say how a process ended that left no word."""
-    return f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+    if status < 0:
+        return f"its process was killed (signal {-status}); memory may have run out"
+    return f"its process ended by itself, with exit status {status}, and left no word of its unit"
 
 
 class LocalProcesses:

@@ -104,9 +104,10 @@ class MultiNet(StructureStrategy):
         return PlainNetworks(architecture_of(config), options.kernel)
 
     @classmethod
-    def regroup(cls, experiences: Experiences) -> Regrouped:
-        """Return one experience for each structure, those of a joint base too."""
-        pairs = [(name, step) for step, names in enumerate(experiences) for name in names]
+    def regroup(cls, experiences: Experiences, options: StrategyConfig) -> Regrouped:
+        """Return one experience for each structure: those of a joint base too, or without them."""
+        first = 1 if options.networks == "added" and len(experiences) > 1 else 0
+        pairs = [(name, step) for step, names in enumerate(experiences) if step >= first for name in names]
         return tuple((name,) for name, _ in pairs), tuple(step for _, step in pairs)
 
     def grow(self, structures: Sequence[str]) -> None:

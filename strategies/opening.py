@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from repmode_cl.scenarios import StreamVariant, task_labels
-from repmode_cl.strategies.build import strategy_file_digest
-from repmode_cl.strategies.units import Outcome, Unit
+from repmode_cl.strategies.build import base_key_of, strategy_file_digest
+from repmode_cl.strategies.shared_base import base_folder
+from repmode_cl.strategies.units import Outcome, Unit, read_outcome, units_of
 from repmode_cl.strategies.work import images_before
 
 from repmode_cl.config import Config, StrategyConfig, parse_config
@@ -22,18 +26,37 @@ from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ConfigError
 from repmode_cl.files import write_json, write_text
 from repmode_cl.store.environment import environment_fingerprint, with_threads
-from repmode_cl.training import Precision, recall_precision, resolve_precision
+from repmode_cl.training import Precision, has_checkpoint, recall_precision, resolve_precision
 
 __all__ = [
+    "Before",
+    "begin",
     "check_images_are_the_same",
+    "check_run",
     "describe",
-    "open_run",
+    "precision_of",
     "refuse_existing",
-    "resolve_environment",
     "threads_before",
 ]
 
 VERSION = 2
+
+
+@dataclass(frozen=True)
+class Before:
+    """What there is of a run that is begun or gone on with.
+
+    Attributes
+    ----------
+    learned
+        Whether anything was: a unit finished, or came to its first checkpoint. Only then is the run bound to what it
+        was begun with.
+    remains
+        Folders, below the run's, of strategies that learned nothing to go on with and are others now. They begin anew.
+    """
+
+    learned: bool = False
+    remains: tuple[Path, ...] = ()
 
 
 def refuse_existing(folder: Path, *, resume: bool) -> None:
@@ -51,24 +74,21 @@ def refuse_existing(folder: Path, *, resume: bool) -> None:
         )
 
 
-def open_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]) -> None:
-    """Begin a run's folder, or check that the run in it is one that `config` describes, perhaps with more units.
+def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]) -> Before:
+    """Check that the run in `folder`, if there is one, is one that `config` describes, perhaps with more units.
+
+    Strategies of which nothing was learned may be others, or gone: what kept them from it may be what the new
+    configuration, or the new file of a user's own, corrects. Nothing is written.
 
     Raises
     ------
     ConfigError
-        If it is a run of another configuration.
+        If it is a run of another configuration, or a unit of what is to begin anew is still at work.
     """
     path = folder / "run.json"
-    if path.exists():
-        _check_same(config, folder, streams, json.loads(path.read_text(encoding="utf-8")))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", dump_config(config))
-
-
-def _check_same(
-    config: Config, folder: Path, streams: Mapping[str, StreamVariant], info: Mapping[str, Any]
-) -> None:
+    if not path.exists():
+        return Before()
+    info = json.loads(path.read_text(encoding="utf-8"))
     if "merged" in info:
         raise ConfigError(
             f"{folder} was merged from other runs: go on with those ({', '.join(info['merged'])})"
@@ -79,18 +99,82 @@ def _check_same(
             "choose another name"
         )
     before = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
-    begun = f"{folder} was begun with another configuration"
+    units = units_of(before, info["streams"])
+    bound = {unit.title for unit in units if _learned(folder / unit.folder)}
+    learned = bool(bound) or any(map(_learned, (folder / "base").glob("**/seed-*")))
+    difference = _difference(before, config, bound if learned else {one.title for one in before.strategies})
+    if learned:
+        _check_same(before, config, folder, streams, info, bound, difference)
+    entries = {} if difference is not None else info["strategies"]
+    same = {one.title for one in config.strategies if _is_as_before(one, entries.get(one.title))}
+    renewed = [unit for unit in units if unit.title not in bound | same]
+    remains = [folder / unit.folder for unit in renewed]
+    if any(one.is_custom for one in before.strategies if one.title in {unit.title for unit in renewed}):
+        # It may have trained a base that it shared: what no other went on with is not trusted either.
+        kept = {base_key_of(config, one) for one in config.strategies if one.title in bound}
+        names = {base_folder(key, "", 0).parent.name for key in kept if key is not None}
+        remains += [path for path in (folder / "base").glob("*") if path.name not in names]
+    for path in remains:
+        for lock in path.glob("**/.lock"):
+            _refuse_at_work(lock)
+    return Before(learned, tuple(path for path in remains if path.exists()))
+
+
+def _learned(folder: Path) -> bool:
+    """Tell whether the unit, or the base, in `folder` is finished or has something to go on with."""
+    end = read_outcome(folder)
+    checkpoints = (folder, folder / "checkpoint", folder / "training" / "checkpoint")
+    return (end is not None and end.finished) or any(map(has_checkpoint, checkpoints))
+
+
+def _is_as_before(options: StrategyConfig, entry: Mapping[str, Any] | None) -> bool:
+    return (
+        entry is not None
+        and entry.get("options") == options.model_dump(mode="json")
+        and entry.get("file_sha256") == strategy_file_digest(options)
+    )
+
+
+def _refuse_at_work(path: Path) -> None:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{path.parent} is to begin anew, and a process is still at work there: wait until it ends"
+        ) from None
+    lock.release()
+
+
+def _difference(before: Config, config: Config, titles: Collection[str]) -> str | None:
+    """Name the first key, of those that are bound, by which two configurations differ."""
+    bound = before.model_copy(
+        update={"strategies": tuple(one for one in before.strategies if one.title in titles)}
+    )
     # A list makes a stream of each number, and streams may be added; one number is what all streams are trained on.
     fixed = frozenset() if isinstance(config.stream.images, tuple) else frozenset({"stream.images"})
-    difference = first_difference(before, config, (NO_RESULT | GROWS) - fixed)
+    return first_difference(bound, config, (NO_RESULT | GROWS) - fixed)
+
+
+def _check_same(
+    before: Config,
+    config: Config,
+    folder: Path,
+    streams: Mapping[str, StreamVariant],
+    info: Mapping[str, Any],
+    bound: Collection[str],
+    difference: str | None,
+) -> None:
+    begun = f"{folder} was begun with another configuration"
     if difference is not None:
         raise ConfigError(f"{begun}: {difference}; resume with the same, or choose another name")
+    titles = [one.title for one in before.strategies]
     for key, old, new in (
         ("seeds", before.seeds, config.seeds),
-        ("strategies", [s.title for s in before.strategies], [s.title for s in config.strategies]),
+        ("strategies", titles, [one.title for one in config.strategies]),
         ("streams", list(info["streams"]), list(streams)),
     ):
-        if gone := [one for one in old if one not in new]:
+        if gone := [one for one in old if one not in new and (key != "strategies" or one in bound)]:
             raise ConfigError(
                 f"{begun}: {key} were {list(old)} and are {list(new)} now; more may be added, but "
                 f"{', '.join(map(repr, gone))} must stay: add to what there was, or choose another name"
@@ -102,12 +186,11 @@ def _check_same(
                 "now; bring back the file or manifest that it was made from, or choose another name"
             )
     for options in config.strategies:
-        entry = info["strategies"].get(options.title)
-        now = strategy_file_digest(options)
-        if entry is not None and entry.get("file_sha256") != now:
+        entry = info["strategies"].get(options.title) if options.title in bound else None
+        if entry is not None and entry.get("file_sha256") != strategy_file_digest(options):
             raise ConfigError(
                 f"{begun}: the file of the strategy {options.title} ({options.name}) has changed since; bring back "
-                "what it was, or choose another name"
+                f"what it was, remove {folder / options.title} to begin that strategy anew, or choose another name"
             )
 
 
@@ -159,6 +242,7 @@ def describe(
             for options in config.strategies
         },
         "seeds": list(config.seeds),
+        "steps": config.training.steps,
         "multi_net": _first(config, "multi_net"),
         "joint": _first(config, "joint"),
         "finished": [list(unit) for unit, end in found.items() if end.finished],
@@ -188,30 +272,32 @@ def threads_before(folder: Path) -> int | None:
     return int(json.loads(path.read_text(encoding="utf-8"))["threads"]) if path.exists() else None
 
 
-def resolve_environment(config: Config, folder: Path, threads: int) -> Precision:
-    """Write down what figures depend on besides the configuration, and return the run's precision.
-
-    A resumed run keeps the precision that it began with, so that all its strategies are trained alike.
-    """
+def precision_of(config: Config, folder: Path, before: Before) -> Precision:
+    """Return the run's precision: that which it was begun with, so that all its strategies are trained alike."""
     device = resolve_device(config.training.device)
     path = folder / "environment.json"
-    if path.exists():
+    if before.learned and path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))["precision"]
-        precision = recall_precision(stored, device, f"the run {folder}")
-    else:
-        precision = resolve_precision(config.training.precision, device)
+        return recall_precision(stored, device, f"the run {folder}")
+    return resolve_precision(config.training.precision, device)
+
+
+def begin(config: Config, folder: Path, before: Before, *, threads: int, precision: Precision) -> None:
+    """Write down what is run, and what its figures depend on besides; after all that could be refused was not."""
     with with_threads(threads):
         fingerprint = environment_fingerprint(
-            device=device, window=config.window, batch=config.inference.batch_size
+            device=resolve_device(config.training.device),
+            window=config.window,
+            batch=config.inference.batch_size,
         )
     packages = ("repmode-cl", "torch", "avalanche-lib", "numpy", "scipy", "tifffile")
-    write_json(
-        path,
-        {
-            **fingerprint,
-            "precision": precision.format,
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in packages},
-        },
-    )
-    return precision
+    environment = {
+        **fingerprint,
+        "precision": precision.format,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+    for path in before.remains:
+        shutil.rmtree(path)
+    write_json(folder / "environment.json", environment)
+    write_text(folder / "config.yaml", dump_config(config))

@@ -10,6 +10,7 @@ from repmode_cl.strategies.fine_tuning import FineTuning
 from torch import Tensor, nn
 
 from repmode_cl.config import StrategyConfig
+from repmode_cl.data.patches import PatchDataset
 from repmode_cl.training import masked_mse
 
 __all__ = ["ElasticWeights", "MemoryAwareSynapses", "Penalised"]
@@ -76,6 +77,11 @@ class Penalised(FineTuning):
         tensors |= {f"anchor.{name}": tensor for name, tensor in self.anchor.items()}
         return tensors, {}
 
+    def costs(self) -> dict[str, float]:
+        """Return bytes of importances and anchor."""
+        kept = [*self.importance.values(), *self.anchor.values()]
+        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept)}
+
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back importances and anchor."""
         self.importance = self._part(tensors, "importance.")
@@ -98,21 +104,26 @@ class _OfPatches(Penalised):
 
     def importance_of(self, number: int) -> Mapping[str, Tensor]:
         """Return the mean over patches of what `_of_gradient` makes of the gradient of `_quantity`."""
-        patches = self.stream.patches[number]
+        images = self.stream.images[number]
+        patches = self._one_of_each(number)
         shared = {name: p for name, p in self.shared().items() if p.requires_grad}
         total = {name: torch.zeros_like(p, requires_grad=False) for name, p in shared.items()}
-        count = min(len(patches), len(self.stream.images[number]))
         training = self.model.training
         self.model.to(self.device).eval()
-        for item in range(count):
+        for item in range(len(images)):
             x, y = (tensor[None].to(self.device) for tensor in patches[item])
             quantity = self._quantity(self.model(x, [patches.structure_of(item)]), y)
             gradients = torch.autograd.grad(quantity, list(shared.values()), allow_unused=True)
             for name, gradient in zip(shared, gradients, strict=True):
                 if gradient is not None:
-                    total[name] += self._of_gradient(gradient) / count
+                    total[name] += self._of_gradient(gradient) / len(images)
         self.model.train(training)
         return total
+
+    def _one_of_each(self, number: int) -> PatchDataset:
+        """Return one patch of each image, however the batches of the experience's own sequence are made up."""
+        images, own = self.stream.images[number], self.stream.patches[number]
+        return PatchDataset(images, patch=own.patch, seed=own.seed, length=len(images), flips=own.flips)
 
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError

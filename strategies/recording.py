@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
+from torch import Tensor
 
 from repmode_cl.data.patches import VolumeDataset
-from repmode_cl.files import replacing, write_json, write_text
+from repmode_cl.files import TEMPORARY_MARK, replacing, write_json, write_text
 from repmode_cl.nn import RepModeUNet
 
 __all__ = ["parameter_bytes", "write_curve", "write_gates", "write_predictions"]
@@ -32,12 +34,17 @@ def write_curve(path: Path, curve: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_gates(path: Path, network: RepModeUNet) -> None:
-    """Write each structure's gate weights, averaged over channels (paper, Fig. 6)."""
+    """Write each structure's gate weights, averaged over channels (paper, Fig. 6); null where training diverged."""
+
+    def mean(weights: Tensor) -> float | None:
+        found = float(weights.mean())
+        return found if math.isfinite(found) else None  # JSON has no other number
+
     write_json(
         path,
         {
             name: {
-                block: {expert: float(weights.mean()) for expert, weights in experts.items()}
+                block: {expert: mean(weights) for expert, weights in experts.items()}
                 for block, experts in network.gate_weights(name).items()
             }
             for name in network.structures
@@ -47,6 +54,8 @@ def write_gates(path: Path, network: RepModeUNet) -> None:
 
 def write_predictions(folder: Path, strategy: StructureStrategy, stream: StructureStream) -> None:
     """Write the first test image of each structure as it is predicted now: signal, target, prediction, float16."""
+    for left in folder.glob(f"*{TEMPORARY_MARK}*"):  # by a process that was killed here
+        left.unlink()
     for experience in stream.test:
         for name in stream.names_of(experience):
             samples = [sample for sample in stream.held_out(experience) if sample.structure == name]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.data.patches import PatchDataset
-from repmode_cl.data.sample import Sample
+from repmode_cl.data.sample import Sample, digest_of
 
 __all__ = ["Cumulative", "Remembering", "Replay"]
 
@@ -110,7 +110,8 @@ class Replay(Remembering):
 class Cumulative(FineTuning):
     """All images so far are kept: beside the new patches, each step shows as many of all earlier images.
 
-    No memory is saved: a reference for what replay could reach. The new patches are those of every other strategy.
+    No memory is saved: a reference for what replay could reach. The new patches are those of every other strategy;
+    the earlier ones are cut anew, elsewhere than when their images were first learned.
 
     Parameters
     ----------
@@ -164,7 +165,7 @@ class Cumulative(FineTuning):
             patches = PatchDataset(
                 _all_images(self.stream.images[: self._number]),
                 patch=now.patch,
-                seed=now.seed,
+                seed=self._seed_of_earlier(now.seed),
                 length=self.budget.steps * self.replay_batch,
                 flips=now.flips,
                 foreground=now.foreground,
@@ -173,6 +174,10 @@ class Cumulative(FineTuning):
             )
             self._earlier = self._number, patches
         return self._earlier[1]
+
+    def _seed_of_earlier(self, seed: int) -> int:
+        """Return a seed for each experience: by the stream's own, the crops would be those of earlier experiences."""
+        return int.from_bytes(digest_of("earlier", seed, self._number)[:7], "big")
 
     def costs(self) -> dict[str, float]:
         """Return number and bytes (signal and target, float32) of all images so far."""

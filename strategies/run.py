@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,7 @@ class StrategyRun:
         self.folder = folder / self.unit.folder
         kind = strategy_class(strategy)
         training = config.training
-        groups, self.done_after = kind.regroup(stream.experiences)
+        groups, self.done_after = kind.regroup(stream.experiences, strategy)
         self.samples = samples
         self.stream = stream_of_samples(
             samples,
@@ -147,7 +148,8 @@ class StrategyRun:
             kept = checkpoint.resume(self.strategy)
             if kept is not None:
                 self.rows = [Result(*row) for row in kept["rows"]]
-                self.memory.highest = kept["memory"]
+                self._go_on_measuring(kept["memory"])
+            self.strategy.aside = self.memory.paused
             events.begin(self.strategy)
             self.strategy.listeners += [events.after_step, checkpoint.after_step]
             self.strategy.on_validation += [events.after_validation, checkpoint.save]
@@ -156,22 +158,35 @@ class StrategyRun:
             events.close()
             set_random_state(before)
 
+    def _go_on_measuring(self, memory: int | None) -> None:
+        """Go on with the memory found before an interruption; if not all of it is measured, leave it out."""
+        if memory is None:
+            self.memory.give_up()
+        if self.memory.measures:
+            self.memory.highest = memory
+        else:
+            self.rows = [row for row in self.rows if row.metric != "peak_memory_bytes"]
+
     def _kept(self) -> dict[str, Any]:
         return {"rows": [list(row) for row in self.rows], "memory": self.memory.look()}
 
     def _learn(self, number: int, events: Events, checkpoint: StrategyCheckpoint) -> None:
         strategy, step = self.strategy, self.done_after[number]
         known = set(strategy.network.state_dict()) if number else set()
-        memory = self._take_base() if number == 0 and not strategy.progress.step else None
-        if memory is None:
+        if not (number == 0 and not strategy.progress.step and self._take_base()):
             self._train(number)
             if number == 0 and self.base is not None and not self.base.trained:
                 self.base.give(strategy, self.memory.highest)
-        else:
-            self.memory.highest = memory
         # Alike whether the base was trained or taken.
         _seed(self.seed, number, "after")
-        strategy.after_experience(number)
+        # What a strategy makes of what it learned, such as importances, is part of learning it.
+        with self.memory:
+            began, began_cpu = time.perf_counter(), time.process_time()
+            strategy.after_experience(number)
+            if strategy.device.type == "cuda":
+                torch.cuda.synchronize(strategy.device)
+            strategy.progress.seconds += time.perf_counter() - began
+            strategy.progress.cpu_seconds += time.process_time() - began_cpu
         self._cost(number, [name for name in strategy.network.state_dict() if name not in known])
         if number + 1 == len(self.stream.experiences) or self.done_after[number + 1] > step:
             with task(f"{self.unit}: evaluating after step {step}"):
@@ -181,7 +196,7 @@ class StrategyRun:
                 self.rows += [self._row(step, structure, metric, value) for metric, value in metrics.items()]
         self._store(number)
         strategy.progress = Progress(number + 1, curve=strategy.progress.curve)
-        self.memory.highest = 0
+        self.memory.restart()
         # Before the checkpoint, which says that this experience is done.
         write_curve(self.folder / "learning.csv", self._curve())
         checkpoint.save(strategy)
@@ -198,15 +213,16 @@ class StrategyRun:
             self.strategy.train(self.stream.train[number], eval_streams=[])
             self.strategy.bar = None
 
-    def _take_base(self) -> int | None:
-        return None if self.base is None else self.base.take(self.strategy)
+    def _take_base(self) -> bool:
+        return self.base is not None and self.base.take(self.strategy, self.memory)
 
     def _finish(self) -> None:
         write_predictions(self.folder / "predictions", self.strategy, self.stream)
         network = self.strategy.network
         if isinstance(network, RepModeUNet):
             write_gates(self.folder / "gates.json", network)
-        if self.strategy.stores_model:
+        # There is none where the base diverged.
+        if self.strategy.stores_model and (self.folder / "model" / "registry.json").exists():
             report = Model.open(self.folder / "model").verify()
             if not report.ok:
                 raise ModelError(
@@ -246,11 +262,12 @@ class StrategyRun:
             "cpu_seconds": progress.cpu_seconds,
             "added_parameters": parameters,
             "added_bytes": size,
-            "peak_memory_bytes": self.memory.highest,
             "steps": progress.step,
             "images": len({(sample.structure, sample.image_id) for sample in self.stream.images[number]}),
             **self.strategy.costs(),
         }
+        if self.memory.highest is not None:
+            costs["peak_memory_bytes"] = self.memory.highest
         self.rows += [self._row(self.done_after[number], structure, metric, v) for metric, v in costs.items()]
 
     def _curve(self) -> list[dict[str, Any]]:
@@ -262,10 +279,11 @@ class StrategyRun:
 
     def _store(self, number: int) -> None:
         """Keep the model of our own strategy as users' models are kept; storing checks that nothing old changed."""
-        if not self.strategy.stores_model:
+        network = self.strategy.network
+        # What diverged is no model: its figures say so, and neither it nor what comes after it is kept.
+        if not self.strategy.stores_model or not _finite(network):
             return
         path, names = self.folder / "model", self.stream.experiences[number]
-        network = self.strategy.network
         held_out = [s for s in self.samples if s.structure in names and s.split != "train"]
         provenance = provenance_of(
             self.config,
@@ -289,6 +307,10 @@ class StrategyRun:
             # As many as it came: this is after an interruption between storing and the checkpoint.
             if name not in model.base_structures and versions < times:
                 model.add(name, network, provenance=provenance, metrics=metrics[name], replace=times > 1)
+
+
+def _finite(network: torch.nn.Module) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
 
 
 def _seed(*parts: int | str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.strategies.base import Progress, StructureStrategy
+from repmode_cl.strategies.peak_memory import PeakMemory
 
 from repmode_cl.data.sample import digest_of
 from repmode_cl.training import has_checkpoint, load_checkpoint, save_checkpoint
@@ -52,7 +53,7 @@ class SharedBase:
         """Whether it is there."""
         return has_checkpoint(self.folder)
 
-    def give(self, strategy: StructureStrategy, memory: int) -> None:
+    def give(self, strategy: StructureStrategy, memory: int | None) -> None:
         """Keep the network of a strategy that has learned its first experience, for others.
 
         Parameters
@@ -60,7 +61,7 @@ class SharedBase:
         strategy
             Has just trained; its progress is that of the base.
         memory
-            Bytes that it took at most.
+            Bytes that it took at most; None if they were not measured.
         """
         state: dict[str, Any] = {
             "progress": asdict(strategy.progress),
@@ -70,24 +71,32 @@ class SharedBase:
         }
         save_checkpoint(self.folder, tensors=strategy.network.state_dict(), state=state)
 
-    def take(self, strategy: StructureStrategy) -> int | None:
+    def take(self, strategy: StructureStrategy, memory: PeakMemory) -> bool:
         """Give a strategy that is about to learn its first experience what another made of it.
+
+        Parameters
+        ----------
+        strategy
+            Its network and progress become those of the base.
+        memory
+            Its highest becomes what training the base took.
 
         Returns
         -------
-        int or None
-            Bytes that training it took at most; None if there is none that fits, and nothing was done.
+        bool
+            False if there is none that fits, and nothing was done.
         """
         if not self.trained:
-            return None
+            return False
         tensors, state = load_checkpoint(self.folder)
         if state["of"] != _made_of(strategy):
-            return None
+            return False
         strategy.network.load_state_dict(tensors)
         strategy.progress = Progress(**state["progress"])
         strategy.seen[0] = Counter({(structure, image): count for structure, image, count in state["seen"]})
         strategy.network.eval()
-        return int(state["memory"])
+        memory.highest = state["memory"]
+        return True
 
 
 def _made_of(strategy: StructureStrategy) -> str:

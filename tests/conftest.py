@@ -27,7 +27,7 @@ ALLOWED_SKIPS = (
 
 # Before torch is imported, here and in the processes that tests start: the networks are tiny, and on a machine
 # with many cores starting threads would cost more than they compute.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 # Imported where they are used: most test files need neither Avalanche nor these.
 

@@ -45,7 +45,6 @@ def test_the_rows_of_results(done: Done) -> None:
         "cpu_seconds",
         "added_parameters",
         "added_bytes",
-        "peak_memory_bytes",
         "steps",
         "images",
     }
@@ -68,7 +67,8 @@ def test_the_rows_of_results(done: Done) -> None:
             for metric in HIGHER_IS_BETTER
         }
         assert all(np.isfinite(row.value) for row in rows)
-        others = {row.metric for row in rows} - set(HIGHER_IS_BETTER)
+        # Measured by the first training of a process alone.
+        others = {row.metric for row in rows} - {*HIGHER_IS_BETTER, "peak_memory_bytes"}
         assert costs <= others <= set(COSTS)
         for metric in others:
             assert [(row.step, row.structure) for row in rows if row.metric == metric] == learned[title]
@@ -93,7 +93,6 @@ def test_what_a_structure_costs(done: Done) -> None:
         assert of(title, "nucleolus", "added_bytes") == 4 * of(title, "nucleolus")
         assert of(title, "nucleolus", "train_seconds") > 0
         assert of(title, "nucleolus", "cpu_seconds") > 0
-        assert of(title, "nucleolus", "peak_memory_bytes") >= 0
         assert of(title, "nucleolus", "images") == 3
 
 

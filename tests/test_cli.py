@@ -116,7 +116,9 @@ def test_commands_are_the_ones_tested_here() -> None:
         names |= {f"{group} {command.name}" for command in commands.registered_commands}
         for inner in commands.registered_groups:
             assert inner.typer_instance is not None
-            names |= {f"{group} {inner.name} {command.name}" for command in inner.typer_instance.registered_commands}
+            names |= {
+                f"{group} {inner.name} {command.name}" for command in inner.typer_instance.registered_commands
+            }
     assert names == set(COMMANDS)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from repmode_cl.strategies import peak_memory as memory_module
 from repmode_cl.strategies.executing import Ended, Job, execute
 from repmode_cl.strategies.local_processes import LocalProcesses, how_ended
 from repmode_cl.strategies.peak_memory import PeakMemory
@@ -46,7 +47,7 @@ class Fake:
         end = self.plan[item].popleft() if self.plan.get(item) else "done"
         if end in ("done", "failed"):
             self.outcomes[item] = Outcome(finished=end == "done", message="" if end == "done" else "it broke")
-        return Ended(item, "ended by signal 9", again=end != "lost")
+        return Ended(item, "its process was killed (signal 9)", again=end != "lost")
 
     def run(self, *jobs: Job, **options: int) -> dict[Unit | Base, Outcome]:
         def fail(item: Unit | Base, why: str) -> None:
@@ -71,7 +72,7 @@ def test_a_killed_unit_is_begun_again_three_times_and_no_more() -> None:
     assert fake.begun == [A, A, A, A, B, B, B, B, C]
     assert outcomes[A].finished
     assert outcomes[C].finished
-    assert "killed (ended by signal 9, 4 times)" in outcomes[B].message
+    assert outcomes[B].message == "tried 4 times: its process was killed (signal 9)"
     gone = Fake(1, {A: "lost"})
     assert not gone.run(Job(A))[A].finished
     assert gone.begun == [A]  # who knows that it was tried elsewhere is believed
@@ -109,12 +110,14 @@ def test_a_process_of_its_own_says_how_it_ended_and_what_it_said(tmp_path: Path)
         return give_order("alone_victim", order, log, group="test", threads=3, folder=str(tmp_path))
 
     assert give(do="exit", status=7) == 7
+    assert "ended by itself, with exit status 7" in how_ended(7)
+    assert "killed" not in how_ended(7)
     assert give(do="exit", status=0) == 0
     text = log.read_text()
     assert text.count("a word") == text.count("---- 2") == 2  # what was said before is kept
     assert f"3 {tmp_path}" in text
     if os.name != "nt":
-        assert how_ended(give(do="kill")) == "ended by signal 9"
+        assert "killed (signal 9)" in how_ended(give(do="kill"))
     end_all("over")
     assert give_order("alone_victim", {}, log, group="over", threads=1, folder=".") == ABANDONED
 
@@ -180,12 +183,22 @@ def test_processes_at_work_end_with_their_executor(tmp_path: Path) -> None:
     assert ended[0] != 0
 
 
-def test_peak_memory_sees_what_is_taken_and_given_back() -> None:
+def test_peak_memory_sees_what_is_taken_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "_trained_here", False)
     memory = PeakMemory(torch.device("cpu"))
     size = 64 << 20
     with memory:
+        with memory.paused(), memory.paused():
+            aside = torch.ones(2 * size, dtype=torch.uint8)
+            time.sleep(0.1)
+            del aside
+        assert (memory.look() or 0) < size // 2
         taken = torch.ones(size, dtype=torch.uint8)
         time.sleep(0.2)
         del taken
-    assert memory.highest > size // 2
+    assert memory.highest is not None
+    assert size // 2 < memory.highest < 2 * size
     assert memory.look() == memory.highest  # outside it looks no more
+    later = PeakMemory(torch.device("cpu"))  # what the first left to the allocator it would take unseen
+    with later:
+        assert later.look() is None

@@ -52,7 +52,10 @@ def copy_of(
 
 def test_runs_of_other_seeds_become_one(done: Done, tmp_path: Path) -> None:
     other = copy_of(done, tmp_path / "other", seed=7, name="elsewhere", output="somewhere")
+    left = other / TITLES[0] / "seed-7" / "predictions" / "dna.writing-ab.npz"  # of a killed process
+    left.write_bytes(b"half")
     out = merge_runs([done.folder, other], tmp_path / "both")
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["steps"] == done.config.training.steps
     info = read_run_info(out)
     assert info.seeds == (SEED, 7)
     assert info.finished == {(title, "", seed) for title in TITLES for seed in (SEED, 7)}
@@ -70,7 +73,7 @@ def test_runs_of_other_seeds_become_one(done: Done, tmp_path: Path) -> None:
             assert {(row.strategy, row.seed) for row in rows} == {(title, seed)}
     config = load_config(out / "config.yaml")
     assert config.seeds == (SEED, 7)
-    assert not list(tmp_path.rglob("*.writing-*"))
+    assert list(tmp_path.rglob("*.writing-*")) == [left]
     # Made anew, it is the same; gone on with it is not.
     assert merge_runs([done.folder, other], out) == out
     assert len(ResultsTable.read(out / "results.csv")) == len(results)

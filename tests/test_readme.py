@@ -54,7 +54,7 @@ def lines(block: Block) -> list[str]:
 
 def arguments_of(line: str) -> tuple[list[str], str | None]:
     """Return a line's words after the program, and the file that its output goes to."""
-    words = shlex.split(line)[1:]
+    words = shlex.split(line, comments=True)[1:]
     if ">" in words:
         return words[: words.index(">")], words[words.index(">") + 1]
     return words, None
@@ -160,7 +160,7 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
 
 def test_the_readme_lists_every_shipped_configuration() -> None:
     listed = re.findall(
-        r"^\| `([a-z_]+)` \|.*\|.*\|$", README.split("The shipped configurations:")[1].split("##")[0], re.M
+        r"^\| `([a-z0-9_]+)` \|.*\|.*\|$", README.split("The shipped configurations:")[1].split("##")[0], re.M
     )
     assert sorted(listed) == sorted(shipped_config_names())
     for name in listed:

@@ -211,6 +211,23 @@ def test_the_strategy_table_has_all_measures():
     assert strategy_table(*make(), areas=areas)[0]["area_r2"] == pytest.approx(0.3)
 
 
+def test_averages_over_part_of_the_structures_are_not_shown_beside_the_others():
+    table, info = make()
+    whole = ResultsTable([row for row in table if not (row.strategy == "multi" and row.structure == "a")])
+    before, after = ({row["strategy"]: row for row in strategy_table(of, info)} for of in (table, whole))
+    assert before["multi"]["final_r2"] is not None
+    assert after["multi"]["final_r2"] is None
+    assert after["multi"]["added_r2"] == before["multi"]["added_r2"]
+    assert after["multi"]["forgetting_r2"] == 0.0
+    # Nothing can be relative to an average that is not there; what is paired by structure stays.
+    assert after["ours"]["improvement_r2"] is None
+    assert after["ours"]["forward_r2"] == before["ours"]["forward_r2"] != 0.0
+    assert (
+        by_second(comparison_table(whole, info, "r2"))["multi"]
+        == by_second(comparison_table(table, info, "r2"))["multi"]
+    )
+
+
 def test_verdicts_in_the_strategy_table_are_from_the_rows_point_of_view():
     rows = add_verdicts(strategy_table(*make()), comparison_table(*make()))
     verdicts = {row["strategy"]: row["verdict"] for row in rows}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from repmode_cl.strategies import FineTuning, Replay, StructureStrategy
 from repmode_cl.strategies.buffer import PatchBuffer
+from repmode_cl.strategies.build import base_key_of
 from repmode_cl.strategies.checkpoints import StrategyCheckpoint
 from tiny_strategies import (
     APART,
@@ -25,6 +26,7 @@ from tiny_strategies import (
 )
 from torch import Tensor
 
+from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.patches import PatchDataset
 from repmode_cl.data.sample import Sample
 
@@ -185,6 +187,19 @@ def test_cumulative_sees_all_images_so_far_and_joint_all(samples: list[Sample]) 
     assert set(predictions(joint, STRUCTURES)) == set(STRUCTURES)
 
 
+def test_cumulative_cuts_earlier_images_elsewhere_than_when_they_were_new(samples: list[Sample]) -> None:
+    """Of 600 crops and flips of an image, those that the seed chooses in each experience are others."""
+    strategy = configured("cumulative", samples)
+    shown: list[set[bytes]] = [set(), set(), set()]
+    strategy.listeners.append(
+        lambda s: shown[s.progress.experience].update(patch.cpu().numpy().tobytes() for patch in s.mb_x)
+    )
+    learn(strategy)
+    assert [len(found) for found in shown] == [8, 16, 16]
+    assert not shown[0] & shown[1]
+    assert not (shown[0] | shown[1]) & shown[2]
+
+
 @pytest.mark.parametrize("name", ["replay", "a_gem", "ewc", "lwf", "cumulative", "multi_head"])
 def test_the_new_patches_are_those_of_every_strategy(samples: list[Sample], name: str) -> None:
     def patches(strategy: StructureStrategy) -> list[Tensor]:
@@ -248,6 +263,31 @@ def test_interrupted_within_an_experience_it_ends_with_the_same_bits(
     assert kept.keys() == kept_again.keys()
     assert differing(kept, kept_again) == set()
     assert again.costs() == whole.costs()
+
+
+def test_what_is_kept_besides_the_network_is_counted(samples: list[Sample]) -> None:
+    for name in ("ewc", "synaptic_intelligence", "mas", "lwf"):
+        strategy = configured(name, samples, TWO)
+        assert strategy.costs() == {"kept_bytes": 0}
+        learn(strategy, 0)
+        network = strategy.network
+        if name == "lwf":
+            expected = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+        else:  # an importance and an anchor of each
+            expected = sum(2 * 4 * p.numel() for n, p in network.named_parameters() if ".gates." not in n)
+        assert strategy.costs() == {"kept_bytes": expected}
+
+
+def test_a_base_is_shared_by_equal_rates_alone() -> None:
+    def key(rate: float | None, usual: float = 1e-3) -> str | None:
+        options = StrategyConfig(name="ewc", base_learning_rate=rate)
+        training = TRAINING.model_copy(update={"learning_rate": usual})
+        return base_key_of(Config(name="tiny", training=training, strategies=(options,)), options)
+
+    assert key(None) == key(1e-3) == "repmode"
+    close = [key(rate) for rate in (1e-3 + 1e-9, 1e-3 - 1e-9, 1.2345678e-3, 1.2345679e-3)]
+    assert len({*close, "repmode"}) == 5
+    assert key(2e-3) == key(2e-3, usual=1e-2) == "repmode_rate0.002"
 
 
 def test_every_strategy_begins_with_the_base_that_it_says_it_shares(samples: list[Sample]) -> None:

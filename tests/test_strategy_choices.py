@@ -58,6 +58,10 @@ def test_titles_say_what_was_chosen(options: dict[str, Any], title: str) -> None
         ({"name": "replai"}, "found 'replai' (did you mean 'replay'?)"),
         ({"name": "mine:Mine"}, "path/to/file.py:ClassName"),
         ({"name": "ewc", "label": "base"}, "every run has"),
+        ({"name": "ewc", "label": "Cache"}, "every run has"),
+        ({"name": "ewc", "label": "results.CSV"}, "every run has"),
+        ({"name": "ewc", "label": "run.json. "}, "every run has"),
+        ({"name": "mine.py:Base"}, "every run has"),
     ],
 )
 def test_options_belong_to_strategies(options: dict[str, Any], message: str) -> None:
@@ -72,7 +76,8 @@ def test_options_belong_to_strategies(options: dict[str, Any], message: str) -> 
 def steps_of(options: StrategyConfig, training: TrainingConfig = TRAINING) -> list[int]:
     kind = strategy_class(options)
     return [
-        kind.steps_of(training, options, STREAM, names, 10 * len(names)) for names in kind.regroup(STREAM)[0]
+        kind.steps_of(training, options, STREAM, names, 10 * len(names))
+        for names in kind.regroup(STREAM, options)[0]
     ]
 
 
@@ -87,6 +92,17 @@ def test_steps_are_those_of_additions_alone() -> None:
             assert (full, fewer) == ([4, 4, 4, 4], [4, 4, 3, 3])
         else:
             assert (full, fewer) == ([9, 4, 4], [9, 3, 3])
+
+
+def test_multi_net_may_leave_the_base_out(samples: list[Sample]) -> None:
+    options = StrategyConfig(name="multi_net", networks="added")
+    assert strategy_class(options).regroup(STREAM, options) == ((("nucleolus",), ("mitochondria",)), (1, 2))
+    alone, all_of_them = (configured("multi_net", samples, networks=which) for which in ("added", "all"))
+    learn(alone)
+    learn(all_of_them)
+    assert alone.network.structures == ("nucleolus", "mitochondria")
+    # The same network whether or not others were trained before it.
+    assert differing(state_of(alone), state_of(all_of_them)) == set()
 
 
 def test_steps_may_stand_beside_epochs() -> None:

@@ -14,9 +14,10 @@ from repmode_cl.strategies import (
     StructureStrategy,
     SynapticIntelligence,
 )
-from tiny_strategies import BASE, STREAM, TRAINING, configured, differing, learn, state_of
+from tiny_strategies import BASE, PATCH, STREAM, TRAINING, configured, differing, learn, state_of
 from torch import Tensor
 
+from repmode_cl.data.patches import PatchDataset
 from repmode_cl.data.sample import Sample
 from repmode_cl.training import masked_mse
 
@@ -30,20 +31,49 @@ ONE_STEP = TRAINING.model_copy(
 def test_importances_are_those_of_the_publication(samples: list[Sample], name: str, kind: type) -> None:
     strategy = learn(configured(name, samples, TWO, training=ONE_STEP), 0)
     assert isinstance(strategy, kind)
-    network, patches = strategy.network.eval(), strategy.stream.patches[0]
-    shown = [patches.sample_of(item) for item in range(4)]
-    assert len({sample.image_id for sample in shown}) == 4  # in two steps of two patches
+    network = strategy.network.eval()
+    images = [s for s in samples if s.structure in BASE and s.split == "train"]
+    patches = PatchDataset(images, patch=PATCH, seed=0, length=6)
+    assert {patches.sample_of(item) for item in range(6)} == set(
+        images
+    )  # more than four patches were trained on
     weight = network.get_parameter("encoder.0.1.experts.conv3.weight")
     expected = torch.zeros_like(weight)
-    for item in range(4):
+    for item in range(6):
         x, y = patches[item]
         output = network(x[None], [patches.structure_of(item)])
         quantity = (output - y[None]).square().mean() if name == "ewc" else output.square().mean()
         [gradient] = torch.autograd.grad(quantity, [weight])
-        expected += (gradient.square() if name == "ewc" else gradient.abs()) / 4
+        expected += (gradient.square() if name == "ewc" else gradient.abs()) / 6
     importance = cast(Any, strategy).importance["encoder.0.1.experts.conv3.weight"]
     torch.testing.assert_close(importance, expected.detach(), rtol=1e-5, atol=1e-9)
     assert not [n for n in cast(Any, strategy).importance if ".gates." in n]
+
+
+@pytest.mark.parametrize("name", ["ewc", "mas"])
+def test_importances_are_of_each_image_however_batches_are_made_up(samples: list[Sample], name: str) -> None:
+    """Batches of one structure, and fewer steps than images: what mattered to both structures counts still."""
+    images = [s for s in samples if s.structure in BASE and s.split == "train"]
+    shown: list[str] = []
+    for structures in (None, 1):
+        training = ONE_STEP.model_copy(
+            update={"structures_per_batch": structures, "steps": 1, "base_steps": 1}
+        )
+        strategy = configured(name, samples, TWO, training=training)
+        assert isinstance(strategy, (ElasticWeights, MemoryAwareSynapses))
+        forward = strategy.model.forward
+
+        def spy(x: Tensor, names: list[str], forward: Any = forward) -> Tensor:
+            shown.extend(names)
+            return cast(Tensor, forward(x, names))
+
+        strategy.experience, strategy.is_training = strategy.stream.train[0], True
+        strategy.model_adaptation()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(strategy.model, "forward", spy)
+            strategy.importance_of(0)
+        assert sorted(shown) == sorted(image.structure for image in images)
+        shown.clear()
 
 
 def test_importances_move_nothing(samples: list[Sample]) -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 from repmode_cl.scenarios import stream_variants
-from repmode_cl.strategies.opening import describe, open_run
-from repmode_cl.strategies.units import Outcome, units_of
+from repmode_cl.strategies.opening import check_run, describe
+from repmode_cl.strategies.units import Outcome, units_of, write_outcome
 from tiny_run import BASE, STRUCTURES, changed, tiny
 
 from repmode_cl.config import Config, StreamConfig
+from repmode_cl.config.loading import dump_config
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.evaluation import Result, ResultsTable
-from repmode_cl.files import write_json
+from repmode_cl.files import write_json, write_text
 from repmode_cl.report.merging import merge_runs
 
 
@@ -27,8 +28,10 @@ def begun(output: Path, images: object, seed: int = 0, **stream: object) -> Conf
     )
     streams = stream_variants(config.stream, STRUCTURES)
     folder = output / config.name
-    open_run(config, folder, streams)
+    write_text(folder / "config.yaml", dump_config(config))
     units = units_of(config, streams)
+    for unit in units:
+        write_outcome(folder / unit.folder, Outcome(finished=True))
     write_json(folder / "run.json", describe(config, streams, units, dict.fromkeys(units, Outcome(True))))
     ResultsTable(Result(u.title, u.seed, 0, "dna", "r2", 0.5, u.stream) for u in units).write(
         folder / "results.csv"
@@ -38,7 +41,7 @@ def begun(output: Path, images: object, seed: int = 0, **stream: object) -> Conf
 
 def go_on(config: Config, images: object) -> None:
     now = changed(config, stream=config.stream.model_copy(update={"images": images}))
-    open_run(now, Path(config.output) / config.name, stream_variants(now.stream, STRUCTURES))
+    check_run(now, Path(config.output) / config.name, stream_variants(now.stream, STRUCTURES))
 
 
 def test_a_run_goes_on_with_as_many_images_as_it_was_begun_with(tmp_path: Path) -> None:

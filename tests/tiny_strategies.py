@@ -110,7 +110,7 @@ def configured(
     )  # fmt: skip
     kind = strategy_class(section)
     stream = stream_of_samples(
-        samples, kind.regroup(experiences)[0], patch=PATCH, seed=seed, labels=task_labels(experiences),
+        samples, kind.regroup(experiences, section)[0], patch=PATCH, seed=seed, labels=task_labels(experiences),
         arrivals=experiences,
         count=lambda names, images: kind.steps_of(training, section, experiences, names, images) * training.batch_size,
     )  # fmt: skip

@@ -28,7 +28,9 @@ def report(
     against: Annotated[
         str | None,
         typer.Option(
-            "--against", metavar="STRATEGY", help="Compare the others with this one instead of ours."
+            "--against",
+            metavar="STRATEGY",
+            help="Compare the others with this one instead of ours; a Multi-Net is also what budgets refer to.",
         ),
     ] = None,
 ) -> None:

@@ -198,7 +198,8 @@ class InferenceConfig(Frozen):
     batch_size: Positive = 4
     """Windows computed at once."""
     window: Size | None = None
-    """Voxels (z, y, x) of a window; null takes the patch's. Larger ones compute fewer voxels twice, in more memory."""
+    """Voxels (z, y, x) of a window; null takes the patch's. Larger ones compute fewer voxels twice, but a network
+    that was trained on small patches knows their zero padded borders, and may go astray where there are none."""
 
 
 class Config(Frozen):
@@ -234,4 +235,11 @@ class Config(Frozen):
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
             raise ValueError(f"strategies: {', '.join(twice)} stands twice; give each a label of its own")
+        folders = [strategy.folder_key for strategy in self.strategies]
+        alike = [title for title, key in zip(titles, folders, strict=True) if folders.count(key) > 1]
+        if alike:
+            raise ValueError(
+                f"strategies: {' and '.join(alike)} would share a folder where file systems ignore case; give each a "
+                "label of its own"
+            )
         return self

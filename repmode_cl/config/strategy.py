@@ -39,6 +39,7 @@ _OWNERS = {
     "norm": ("experts_frozen",),
     "resampling": ("experts_frozen",),
     "kernel": ("multi_net", "multi_head"),
+    "networks": ("multi_net",),
     "head": ("multi_head",),
     "buffer": ("replay", "a_gem"),
     "buffer_bytes": ("replay", "a_gem"),
@@ -51,8 +52,21 @@ _OWNERS = {
 #: Strategies that learn no base before the rest.
 _WITHOUT_BASE = ("multi_net", "joint")
 
-#: Folders of a run that hold no strategy.
-_TAKEN = ("base", "cache", "simulated")
+#: Folders and files of a run that hold no strategy, as `folder_key` has them.
+_TAKEN = frozenset(
+    {
+        *("base", "cache", "simulated"),
+        *(
+            "config.yaml",
+            "environment.json",
+            "notes.txt",
+            "report.html",
+            "results.csv",
+            "run.json",
+            "work.json",
+        ),
+    }
+)
 
 
 class StrategyConfig(Frozen):
@@ -78,6 +92,8 @@ class StrategyConfig(Frozen):
     """experts_frozen: own copies of the down and up layers, or the base's, frozen."""
     kernel: Literal[3, 5] = 3
     """multi_net, multi_head: kernel size of the plain network."""
+    networks: Literal["all", "added"] = "all"
+    """multi_net: one for each structure, or for those after the base alone (which then has no figures)."""
     head: Literal["decoder", "last"] = "decoder"
     """multi_head: what each structure has of its own, the whole decoder or the last layer."""
     buffer: Annotated[int, Field(ge=0)] | None = None
@@ -118,9 +134,10 @@ class StrategyConfig(Frozen):
             raise ValueError("give either buffer or buffer_bytes, not both")
         if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
             raise ValueError(f"base_learning_rate: {self.name} has no joint base; learning_rate is its own")
-        if self.title in _TAKEN:
+        if self.folder_key in _TAKEN:
             raise ValueError(
-                f"label {self.title!r} is the name of a folder that every run has: choose another"
+                f"label: {self.title!r} is, but for case, the name of a folder or file that every run has: choose "
+                "another label"
             )
         return self
 
@@ -128,6 +145,11 @@ class StrategyConfig(Frozen):
     def is_custom(self) -> bool:
         """Whether it is a user's own, from a file."""
         return self.name not in STRATEGY_NAMES
+
+    @property
+    def folder_key(self) -> str:
+        """`title` as file systems compare names that ignore case, and points and spaces at the end."""
+        return self.title.casefold().rstrip(". ")
 
     @property
     def title(self) -> str:
@@ -139,7 +161,7 @@ class StrategyConfig(Frozen):
             parts.append(self.head)
         if "kernel" in _keys_of(self.name):
             parts.append(f"k{self.kernel}")
-        for key in ("expert", "sees", "norm", "resampling"):
+        for key in ("expert", "sees", "norm", "resampling", "networks"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 parts.append(str(getattr(self, key)).replace(":", ""))
         for key, word in _WORDS.items():

@@ -259,7 +259,9 @@ def _header(path: Path, channel: str | int | None, scene: int | str | None, head
         with open_image(path, scene=scene) as image:
             number = image.channel_index(channel)
             # Found by its name or its number, it is the same image.
-            place = image.scenes.index(scene) if scene in image.scenes else None if scene is None else int(scene)
+            place = (
+                image.scenes.index(scene) if scene in image.scenes else None if scene is None else int(scene)
+            )
             found = _Header(number, image.shape, image.voxel_size, place, len(image.scenes), image.times)
         headers[path, channel, scene] = found
     return found

@@ -118,8 +118,9 @@ def performance_matrix(
         arrived = [(name, step) for step, names in enumerate(experiences[:n_steps]) for name in names]
         # Reversed, because of several steps the last one written stays: the first that it was learned in.
         earliest = dict(reversed(arrived))
-        again = {name: max(step, first.get(name, step)) for name, step in arrived}
-        learned = {name: max(earliest[name], first.get(name, 0)) for name in again}
+        # What it never predicts (Multi-Net without networks for the base) has no column.
+        again = {name: max(step, first[name]) for name, step in arrived if name in first}
+        learned = {name: max(earliest[name], first[name]) for name in again}
     values = np.full((n_steps, len(learned)), math.nan)
     columns = {name: column for column, name in enumerate(learned)}
     for row in rows:

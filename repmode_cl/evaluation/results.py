@@ -40,6 +40,7 @@ COSTS: Mapping[str, str] = MappingProxyType(
         "steps": "optimiser steps",
         "buffer_bytes": "bytes of what is kept of earlier images",
         "buffer_images": "number of images that a buffer keeps something of",
+        "kept_bytes": "bytes of what is kept besides the network and images: importances, anchors, an old network",
         "images": "training images of the experience",
     }
 )

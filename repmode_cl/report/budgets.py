@@ -14,8 +14,9 @@ from repmode_cl.evaluation.pairs import Values, paired_differences, structure_va
 from repmode_cl.evaluation.results import ResultsTable
 from repmode_cl.evaluation.statistics import compare
 from repmode_cl.report.claims import ALL_ADDED
+from repmode_cl.report.references import references
 from repmode_cl.report.run_info import RunInfo
-from repmode_cl.report.table import chosen_streams, seeds_with_results
+from repmode_cl.report.scope import chosen_streams, seeds_with_results
 
 __all__ = ["budget_families", "budget_table"]
 
@@ -24,7 +25,7 @@ _FREE = ("steps", "label")
 
 
 def budget_families(info: RunInfo) -> dict[str, tuple[str, ...]]:
-    """Return the strategies that differ only in their steps, by the title of the one with all of them.
+    """Return the strategies that differ only in their steps, by the title of the one with the common number.
 
     Joint training, which has no added structures, is left out. In files that hold no options, each strategy is
     a family of its own.
@@ -38,7 +39,7 @@ def budget_families(info: RunInfo) -> dict[str, tuple[str, ...]]:
             members.setdefault(same, []).append(title)
     families: dict[str, tuple[str, ...]] = {}
     for titles in members.values():
-        whole = next((t for t in titles if info.options.get(t, {}).get("steps") is None), None)
+        whole = next((title for title in titles if info.budget_of(title) == "common"), None)
         families[whole or re.sub(r"_\d+steps$", "", titles[0])] = tuple(titles)
     return families
 
@@ -49,6 +50,7 @@ def budget_table(
     metric: str = "r2",
     *,
     streams: Collection[str] | None = None,
+    multi_net: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return for each family of budgets the smallest that reaches Multi-Net's quality with all its steps.
 
@@ -62,6 +64,8 @@ def budget_table(
         One of `HIGHER_IS_BETTER`.
     streams
         As in `strategy_table`.
+    multi_net
+        Title of the Multi-Net to reach; None takes the best one by the metric (`references`).
 
     Returns
     -------
@@ -73,14 +77,15 @@ def budget_table(
         Multi-Net's, ``difference`` how far it is above the target (above 0: better), with its 95% interval
         ``low`` and ``high``. ``steady``: whether all larger budgets reach it too. ``clock``: "processor", or
         "wall" in runs that did not measure processor time. ``tried``: steps and value of every budget, as text.
-        Besides, ``family``, ``name`` (kind), ``metric`` and ``seeds``.
+        Besides, ``family``, ``name`` (kind), ``metric``, ``seeds`` and ``multi_net`` (title of that Multi-Net).
     """
     info = RunInfo.of(run_info)
     chosen = chosen_streams(info, streams)
-    if info.multi_net is None or not chosen:
+    goal = references(results, info, metric, streams=chosen, named=multi_net).added
+    if goal is None or not chosen:
         return []
     found = _Budgets(results, info, metric, chosen)
-    reference = found.values(info.multi_net)
+    reference = found.values(goal)
     if not reference:
         return []
     structures = list(dict.fromkeys(name for by_name in reference.values() for name in by_name))
@@ -91,7 +96,7 @@ def budget_table(
             continue
         for names in (structures, *([name] for name in structures)) if len(structures) > 1 else [structures]:
             label = ALL_ADDED if names is structures else names[0]
-            row = found.row(info.multi_net, titles, names)
+            row = found.row(goal, titles, names)
             if not row["tried"]:
                 continue  # a run that did not count its steps
             rows.append({"family": family, "name": info.strategies[titles[0]], "structure": label, **row})
@@ -155,6 +160,7 @@ class _Budgets:
         target_seconds = self.cost(multi_net, self.clock, names)
         return {
             "metric": self.metric,
+            "multi_net": multi_net,
             "target": _mean(reference),
             "target_steps": target_steps,
             "target_seconds": target_seconds,

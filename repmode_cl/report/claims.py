@@ -12,7 +12,7 @@ from repmode_cl.evaluation.pairs import Values, paired_differences, structure_va
 from repmode_cl.evaluation.results import ResultsTable
 from repmode_cl.evaluation.statistics import ALPHA, Comparison, compare, holm, smallest_p
 from repmode_cl.report.run_info import RunInfo
-from repmode_cl.report.table import chosen_streams, seeds_with_results
+from repmode_cl.report.scope import chosen_streams, seeds_with_results
 
 __all__ = ["add_verdicts", "comparison_table", "our_strategy", "pairs_against"]
 
@@ -23,9 +23,13 @@ ALL_ADDED, ALL = "all added", "all"
 
 
 def our_strategy(info: RunInfo) -> str | None:
-    """Return the title of the first experts-frozen strategy with all its steps; None in a run without one."""
+    """Return the title of the first experts-frozen strategy with the common steps; None in a run without one.
+
+    Where none has those, the first with more steps, else the first at all.
+    """
     titles = [title for title, kind in info.strategies.items() if kind == "experts_frozen"]
-    return next((title for title in titles if not _shortened(info, title)), titles[0] if titles else None)
+    order = ("common", "longer", "shorter")
+    return min(titles, key=lambda title: order.index(info.budget_of(title)), default=None)
 
 
 def pairs_against(info: RunInfo, title: str) -> list[tuple[str, str]]:
@@ -37,7 +41,9 @@ def pairs_against(info: RunInfo, title: str) -> list[tuple[str, str]]:
         If the run has no such strategy.
     """
     _known(info, title)
-    return [(title, other) for other in info.strategies if other != title and not _shortened(info, other)]
+    return [
+        (title, other) for other in info.strategies if other != title and info.budget_of(other) != "shorter"
+    ]
 
 
 def comparison_table(
@@ -207,10 +213,6 @@ def add_verdicts(
 
 def _minus(value: float | None) -> float | None:
     return None if value is None else -value
-
-
-def _shortened(info: RunInfo, title: str) -> bool:
-    return info.options.get(title, {}).get("steps") is not None
 
 
 def _known(info: RunInfo, title: str) -> None:

@@ -125,6 +125,7 @@ def _read_unit(run: Run, unit: Unit) -> None:
                 structure: {
                     block: {expert: float(weight) for expert, weight in weights.items()}
                     for block, weights in blocks.items()
+                    if None not in weights.values()  # of a training that diverged
                 }
                 for structure, blocks in gates.items()
             }

@@ -194,7 +194,9 @@ def _copy(source: Path, target: Path, rows: Sequence[Result]) -> None:
         if (source / name).is_file():
             shutil.copy2(source / name, target / name)
     if (source / "predictions").is_dir():
-        shutil.copytree(source / "predictions", target / "predictions")
+        # A file that a killed process left half-written is none of them.
+        ignore = shutil.ignore_patterns(f"*{TEMPORARY_MARK}*")
+        shutil.copytree(source / "predictions", target / "predictions", ignore=ignore)
     ResultsTable(rows).write(target / "results.csv")
 
 
@@ -239,6 +241,7 @@ def _describe(sources: Sequence[_Source], finished: Mapping[Unit, _Source]) -> d
         "streams": streams,
         "strategies": strategies,
         "seeds": list(dict.fromkeys(seed for info in infos for seed in info.seeds)),
+        "steps": sources[0].config.training.steps,
         "multi_net": next((info.multi_net for info in infos if info.multi_net is not None), None),
         "joint": next((info.joint for info in infos if info.joint is not None), None),
         "finished": [list(unit) for unit in finished],

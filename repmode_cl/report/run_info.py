@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from repmode_cl.errors import RepmodeError
 
@@ -42,7 +42,8 @@ class RunInfo:
     seeds
         Seeds of the run.
     multi_net
-        Title of the strategy that relative improvement and forward transfer refer to, or None.
+        Title of the first Multi-Net with the common steps, or None. Which of several measures refer to is decided
+        by what they reached (`repmode_cl.report.references`).
     finished
         (title, stream, seed) of what ran to its end.
     options
@@ -51,6 +52,9 @@ class RunInfo:
         Title of the strategy that learned all structures at once, which intransigence refers to, or None.
     failed
         (title, stream, seed) -> message of what ended with an error.
+    steps
+        Training steps of an experience of one structure that strategies have in common; None where they train in
+        epochs, or where it is not known.
     """
 
     streams: Mapping[str, tuple[tuple[str, ...], ...]]
@@ -62,6 +66,21 @@ class RunInfo:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     joint: str | None = None
     failed: Mapping[Unit, str] = field(default_factory=dict)
+    steps: int | None = None
+
+    def budget_of(self, title: str) -> Literal["shorter", "common", "longer"]:
+        """Tell how a strategy's steps compare with the common ones: shorter budgets are another experiment.
+
+        Where the common number is not known, any number that a strategy has of its own counts as a shorter one.
+        """
+        steps = self.options.get(title, {}).get("steps")
+        if steps is None or steps == self.steps:
+            return "common"
+        return "longer" if self.steps is not None and steps > self.steps else "shorter"
+
+    def more_steps(self, title: str) -> int | None:
+        """Return a strategy's steps where they are more than the common ones, else None."""
+        return int(self.options[title]["steps"]) if self.budget_of(title) == "longer" else None
 
     @property
     def experiences(self) -> tuple[tuple[str, ...], ...]:
@@ -131,6 +150,7 @@ class RunInfo:
                 options={title: dict(entry.get("options") or {}) for title, entry in entries.items()},
                 joint=value.get("joint"),
                 failed={_unit(entry[:-1]): str(entry[-1]) for entry in value.get("failed", ())},
+                steps=None if value.get("steps") is None else int(value["steps"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, RepmodeError):
@@ -169,4 +189,18 @@ def read_run_info(run_dir: str | Path) -> RunInfo:
         ) from None
     except (OSError, ValueError) as error:
         raise RepmodeError(f"{path}: cannot be read as JSON: {error}") from error
+    if isinstance(value, dict) and "steps" not in value:
+        value["steps"] = _configured_steps(run_dir / "config.yaml")
     return RunInfo.of(value, str(path))
+
+
+def _configured_steps(path: Path) -> int | None:
+    """Return ``training.steps`` of a run whose run.json does not hold it; None where it cannot be found."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        steps = config["training"]["steps"]
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        return None  # the page says that the configuration cannot be read; tables do without
+    return steps if isinstance(steps, int) else None

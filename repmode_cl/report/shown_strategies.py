@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repmode_cl.report.cells import DASH, Cell, Row, ShownTable, best_of, sortable
@@ -18,7 +18,17 @@ __all__ = ["costs_table", "quality_table"]
 
 def quality_table(rows: Sequence[Mapping[str, Any]]) -> ShownTable:
     """Return what rows of `strategy_table` say of quality."""
-    return _strategies(rows, _QUALITY)
+    table = _strategies(rows, _QUALITY)
+    return table if not rows else replace(table, caption=_references(rows[0]))
+
+
+def _references(row: Mapping[str, Any]) -> str:
+    if row["multi_net"] is None:
+        return ""
+    text = f"Forward transfer refers to {row['multi_net']}, the best Multi-Net with the common steps"
+    if row["multi_net_all"] not in (None, row["multi_net"]):
+        return f"{text}; relative improvement to {row['multi_net_all']}, which has networks for the base too."
+    return f"{text}{'' if row['multi_net_all'] is None else ', and so does relative improvement'}."
 
 
 def costs_table(rows: Sequence[Mapping[str, Any]]) -> ShownTable:
@@ -94,7 +104,16 @@ _COSTS = (
         below=lambda row: f"{seconds_text(row['cpu_seconds'])} in all",
     ),
     _Shown(
-        "peak_memory_bytes", "memory", "largest of the stream", -1, text=lambda value: count_text(value, "B")
+        "peak_memory_bytes",
+        "memory",
+        "largest while learning what came after the base; below: while learning the base",
+        -1,
+        text=lambda value: count_text(value, "B"),
+        below=lambda row: (
+            ""
+            if row["base_peak_memory_bytes"] is None
+            else f"base {count_text(row['base_peak_memory_bytes'], 'B')}"
+        ),
     ),
     _Shown(
         "buffer_bytes",
@@ -103,6 +122,13 @@ _COSTS = (
         0,
         text=lambda value: count_text(value, "B"),
         below=lambda row: "" if row["buffer_images"] is None else f"{row['buffer_images']:.0f} images",
+    ),
+    _Shown(
+        "kept_bytes",
+        "kept besides",
+        "largest size of what else is kept: importances, anchors, an old network",
+        0,
+        text=lambda value: count_text(value, "B"),
     ),
 )
 
@@ -113,6 +139,8 @@ def _strategies(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Shown]) ->
     made = []
     for style, row in enumerate(rows):
         seeds = f"{row['seeds']} seed{'' if row['seeds'] == 1 else 's'}" if row["seeds"] else "unfinished"
+        if row["more_steps"] is not None:
+            seeds += f", more steps: {row['more_steps']}"
         name = Cell(row["strategy"], seeds, row["strategy"])
         cells = (_strategy_cell(row, column, best[column.key]) for column in shown)
         made.append(Row((name, *cells), style, (style,)))
@@ -123,11 +151,14 @@ def _strategies(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Shown]) ->
         for column in STRATEGY_COLUMNS
         if column.key in keys or (of_quality and column.key.startswith("added_") and "_r2" in column.key)
     ]
-    every = ["strategy", "name", "seeds", "bit_identical"]
+    every = ["strategy", "name", "seeds", "bit_identical", "more_steps"]
     for column in shown:
         every += [column.key, f"{column.key}_ci"]
     if not of_quality:
-        every += [key for key in ("train_seconds", "cpu_seconds", "buffer_images") if key not in every]
+        besides = ("train_seconds", "cpu_seconds", "base_peak_memory_bytes", "buffer_images")
+        every += [key for key in besides if key not in every]
+    else:
+        every += ["multi_net", "multi_net_all"]
     return ShownTable(
         (
             ("strategy", "in the order of the configuration", None),

@@ -10,7 +10,7 @@ from repmode_cl.evaluation.pairs import structure_values
 from repmode_cl.evaluation.results import ResultsTable
 from repmode_cl.report.export import Column
 from repmode_cl.report.run_info import RunInfo
-from repmode_cl.report.table import chosen_streams, seeds_with_results
+from repmode_cl.report.scope import chosen_streams, seeds_with_results
 
 __all__ = ["structure_table", "wide_structures"]
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.matrix import (
     PerformanceMatrix,
     backward_transfer,
@@ -26,7 +25,9 @@ from repmode_cl.evaluation.results import Result, ResultsTable
 from repmode_cl.evaluation.transfer import forward_transfer, intransigence, learned_values
 from repmode_cl.files import write_text
 from repmode_cl.report.export import to_csv
+from repmode_cl.report.references import References, references
 from repmode_cl.report.run_info import RunInfo, Unit
+from repmode_cl.report.scope import chosen_streams, seeds_with_results
 
 __all__ = [
     "strategy_table",
@@ -34,6 +35,7 @@ __all__ = [
     "seeds_with_results",
     "chosen_streams",
     "QUANTITIES",
+    "csv_keys",
 ]
 
 #: Keys of a row that are numbers, with what they mean. Each has a `<key>_ci` beside it.
@@ -62,9 +64,11 @@ QUANTITIES: Mapping[str, str] = {
     "added_cpu_seconds": "processor seconds of training per structure after the base",
     "train_seconds": "training seconds of the whole stream",
     "cpu_seconds": "processor seconds of training of the whole stream",
-    "peak_memory_bytes": "largest memory of the stream",
+    "peak_memory_bytes": "largest memory of the steps after the base",
+    "base_peak_memory_bytes": "largest memory while the base was trained",
     "buffer_bytes": "largest size of what is kept of earlier images",
     "buffer_images": "largest number of images that something is kept of",
+    "kept_bytes": "largest size of what else is kept: importances, anchors, an old network",
 }
 
 #: Cost metric -> key of its mean per structure after the base.
@@ -77,50 +81,13 @@ _PER_ADDED = {
 }
 
 
-def chosen_streams(info: RunInfo, streams: Collection[str] | None) -> tuple[str, ...]:
-    """Return the streams that a table is about, in the order of the run.
-
-    None takes those of the first group that may be averaged (`RunInfo.stream_groups`): all orders of a run,
-    but not runs with other numbers of images.
-
-    Raises
-    ------
-    RepmodeError
-        If a name is none of the run's.
-    """
-    if streams is None:
-        return next(iter(info.stream_groups().values()), ())
-    unknown = [name for name in streams if name not in info.streams]
-    if unknown:
-        raise RepmodeError(
-            f"the run has no stream {unknown[0]!r}: it has {', '.join(map(repr, info.streams))}"
-        )
-    return tuple(name for name in info.streams if name in streams)
-
-
-def seeds_with_results(
-    results: ResultsTable, info: RunInfo, title: str, streams: Collection[str] | None = None
-) -> tuple[int, ...]:
-    """Return the seeds with which the strategy ran all the streams to their end, in the order of the run."""
-    chosen = chosen_streams(info, streams)
-    have = [set(results.seeds(title, stream)) for stream in chosen]
-    return tuple(
-        seed
-        for seed in info.seeds
-        if chosen
-        and all(
-            seed in found and (title, stream, seed) in info.finished
-            for stream, found in zip(chosen, have, strict=True)
-        )
-    )
-
-
 def strategy_table(
     results: ResultsTable,
     run_info: RunInfo | Mapping[str, Any],
     *,
     streams: Collection[str] | None = None,
     areas: Mapping[Unit, Mapping[tuple[int, str], float]] | None = None,
+    multi_net: str | None = None,
 ) -> list[dict[str, Any]]:
     """Compute the table of a run.
 
@@ -135,19 +102,26 @@ def strategy_table(
         of them are finished.
     areas
         Areas under learning curves (`repmode_cl.report.curves.read_areas`).
+    multi_net
+        Title of the Multi-Net that improvement and forward transfer refer to; None takes the best one by R2
+        (`references`).
 
     Returns
     -------
     list of dict
         For each strategy ``strategy`` (title), ``name`` (kind), ``seeds`` (number of finished seeds),
-        ``bit_identical`` (True, False, or None where not checked), and for each key of `QUANTITIES` the mean
+        ``bit_identical`` (True, False, or None where not checked), ``more_steps`` (those of each experience, where
+        they are more than the run's common ones; else None), and for each key of `QUANTITIES` the mean
         over seeds, with half the width of its 95% interval as ``<key>_ci`` (None below two seeds). A quantity
         that does not exist is None: forgetting where nothing was added, improvement and forward transfer
-        without Multi-Net, intransigence without joint training. These pair equal seeds and streams.
+        without Multi-Net, intransigence without joint training. These pair equal seeds and streams. In every row
+        ``multi_net`` is the title that forward transfer refers to, and ``multi_net_all`` the one that improvement
+        does, which has networks for all structures.
     """
     info = RunInfo.of(run_info)
     chosen = chosen_streams(info, streams)
-    units = _Units(results, info, areas or {})
+    against = references(results, info, streams=chosen, named=multi_net)
+    units = _Units(results, info, areas or {}, against)
     rows = []
     for title in info.strategies:
         row: dict[str, Any] = {
@@ -155,6 +129,9 @@ def strategy_table(
             "name": info.strategies[title],
             "seeds": 0,
             "bit_identical": info.bit_identical.get(title),
+            "more_steps": info.more_steps(title),
+            "multi_net": against.added,
+            "multi_net_all": against.whole,
         }
         by_seed = [
             _mean_of([units.numbers(title, stream, seed) for stream in chosen])
@@ -184,9 +161,13 @@ class _Units:
     """Numbers of single runs; matrices of the references are needed again and again."""
 
     def __init__(
-        self, results: ResultsTable, info: RunInfo, areas: Mapping[Unit, Mapping[tuple[int, str], float]]
+        self,
+        results: ResultsTable,
+        info: RunInfo,
+        areas: Mapping[Unit, Mapping[tuple[int, str], float]],
+        against: References,
     ) -> None:
-        self.results, self.info, self.areas = results, info, areas
+        self.results, self.info, self.areas, self.against = results, info, areas, against
         self._matrices: dict[tuple[str, str, str, int], PerformanceMatrix | None] = {}
 
     def matrix(self, metric: str, title: str | None, stream: str, seed: int) -> PerformanceMatrix | None:
@@ -210,13 +191,16 @@ class _Units:
             matrix = self.matrix(metric, title, stream, seed)
             if matrix is None:
                 continue
-            numbers[f"final_{metric}"] = final_average(matrix)
+            # An average over some of the structures alone would not compare with the others'.
+            whole = set(self.info.structures_of(stream)) <= set(matrix.structures)
+            if whole:
+                numbers[f"final_{metric}"] = final_average(matrix)
             if metric != "mae" and added:
                 numbers[f"added_{metric}"] = final_average(matrix, added)
             if metric in ("r2", "mse"):
                 _put_mean(numbers, f"forgetting_{metric}", forgetting(matrix))
-                reference = self.matrix(metric, self.info.multi_net, stream, seed)
-                if reference is not None:
+                reference = self.matrix(metric, self.against.whole, stream, seed)
+                if whole and reference is not None and set(reference.structures) == set(matrix.structures):
                     numbers[f"improvement_{metric}"] = relative_improvement(
                         numbers[f"final_{metric}"], final_average(reference), metric
                     )
@@ -238,7 +222,7 @@ class _Units:
         added: Collection[str],
     ) -> None:
         _put_mean(numbers, "learned_r2", learned_values(matrix), added)
-        alone = self.matrix("r2", self.info.multi_net, stream, seed)
+        alone = self.matrix("r2", self.against.added, stream, seed)
         if alone is not None:
             _put_mean(numbers, "forward_r2", forward_transfer(matrix, alone), added)
         joint = self.matrix("r2", self.info.joint, stream, seed)
@@ -273,21 +257,33 @@ def _put_costs(numbers: dict[str, float], rows: Iterable[Result], added: int) ->
         later = [value for step, value in costs.get(metric, ()) if step > 0]
         if later and added:
             numbers[key] = math.fsum(later) / added
+    # The base is often larger, and taken from another strategy: its memory says nothing of what adding takes.
+    memory = costs.pop("peak_memory_bytes", [])
+    for key, values in (
+        ("peak_memory_bytes", [value for step, value in memory if step > 0]),
+        ("base_peak_memory_bytes", [value for step, value in memory if step == 0]),
+    ):
+        if values:
+            numbers[key] = max(values)
     whole: tuple[tuple[str, Callable[[Iterable[float]], float]], ...] = (
         ("train_seconds", math.fsum),
         ("cpu_seconds", math.fsum),
-        ("peak_memory_bytes", max),
         ("buffer_bytes", max),
         ("buffer_images", max),
+        ("kept_bytes", max),
     )
     for metric, read in whole:
         if metric in costs:
             numbers[metric] = read([value for _, value in costs[metric]])
 
 
+def csv_keys() -> list[str]:
+    """Return the columns of rows of `strategy_table` as a file has them."""
+    keys = ["strategy", "name", "seeds", "bit_identical", "more_steps"]
+    keys += [part for key in QUANTITIES for part in (key, f"{key}_ci")]
+    return [*keys, "multi_net", "multi_net_all"]
+
+
 def write_table_csv(table: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Write the rows of `strategy_table` as CSV; what does not exist is left empty."""
-    keys = ["strategy", "name", "seeds", "bit_identical"]
-    for key in QUANTITIES:
-        keys += [key, f"{key}_ci"]
-    write_text(path, to_csv(list(table), keys))
+    write_text(path, to_csv(list(table), csv_keys()))

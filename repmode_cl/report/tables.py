@@ -16,8 +16,15 @@ from repmode_cl.report.curves import read_areas
 from repmode_cl.report.export import Column, to_csv, to_latex
 from repmode_cl.report.run_info import RunInfo, read_run_info
 from repmode_cl.report.structures import structure_table, wide_structures
-from repmode_cl.report.table import QUANTITIES, strategy_table
-from repmode_cl.report.texts import count_text, difference_text, forgetting_text, p_text, seconds_text
+from repmode_cl.report.table import csv_keys, strategy_table
+from repmode_cl.report.texts import (
+    count_text,
+    difference_text,
+    forgetting_text,
+    p_text,
+    seconds_text,
+    title_text,
+)
 
 __all__ = [
     "BUDGET_COLUMNS",
@@ -32,7 +39,7 @@ METRICS = {"r2": "R²", "mse": "MSE", "pearson": "Pearson"}
 
 #: What a reader sees of the rows of `strategy_table` after `add_verdicts`.
 STRATEGY_COLUMNS = (
-    Column("strategy", "strategy"),
+    Column("strategy", "strategy", text=title_text),
     Column("final_r2", "R², all"),
     Column("added_r2", "R², added"),
     Column("added_mse", "MSE, added"),
@@ -132,7 +139,8 @@ def run_tables(
     run_dir
         Its folder.
     against
-        Title of the strategy that the others are compared with; None takes ours.
+        Title of the strategy that the others are compared with; None takes ours. A Multi-Net is what budgets, forward
+        transfer and improvement refer to, too, which is else the best one.
     streams
         As in `strategy_table`.
     results, info
@@ -146,13 +154,15 @@ def run_tables(
     info = read_run_info(run_dir) if info is None else info
     results = ResultsTable.read(Path(run_dir) / "results.csv") if results is None else results
     against = our_strategy(info) if against is None else against
+    multi_net = against if info.strategies.get(against or "") == "multi_net" else None
     # Without a strategy of ours, every pair.
     pairs = list(combinations(info.strategies, 2)) if against is None else pairs_against(info, against)
     comparisons = comparison_table(results, info, pairs=pairs, streams=streams)
     measured = {row.metric for row in results}
     metrics = [metric for metric in METRICS if metric in measured]
     of_metric = {metric: structure_table(results, info, metric, streams=streams) for metric in metrics}
-    table = strategy_table(results, info, streams=streams, areas=read_areas(run_dir, info))
+    areas = read_areas(run_dir, info)
+    table = strategy_table(results, info, streams=streams, areas=areas, multi_net=multi_net)
     return RunTables(
         strategies=add_verdicts(table, comparisons if against is not None else ()),
         structures=_beside(of_metric),
@@ -167,7 +177,7 @@ def run_tables(
                 results, info, metric, pairs=pairs, streams=streams, per_structure=each
             )
         ],
-        budgets=budget_table(results, info, streams=streams),
+        budgets=budget_table(results, info, streams=streams, multi_net=multi_net),
     )
 
 
@@ -209,9 +219,7 @@ def write_tables(run_dir: str | Path, folder: str | Path, *, against: str | None
     for name, streams in groups.items():
         place = Path(folder) / name if len(groups) > 1 else Path(folder)
         tables = run_tables(run_dir, against=against, streams=streams, results=results, info=info)
-        keys = ["strategy", "name", "seeds", "bit_identical"]
-        keys += [part for key in QUANTITIES for part in (key, f"{key}_ci")]
-        keys += ["against", "difference", "low", "high", "p", "p_holm", "verdict"]
+        keys = [*csv_keys(), "against", "difference", "low", "high", "p", "p_holm", "verdict"]
         comparisons = [*tables.comparisons, *tables.more_comparisons]
         shown = [row for row in comparisons if row["metric"] == "r2"]
         for table, rows, csv, tex in (

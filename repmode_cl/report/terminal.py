@@ -12,6 +12,7 @@ from repmode_cl.report.texts import (
     number_text,
     p_text,
     seconds_text,
+    title_text,
 )
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ def render_terminal(table: Sequence[Mapping[str, Any]], title: str | None = None
     title
         A line above it.
     """
+    alone = next((row["multi_net_all"] for row in table if row["improvement_r2"] is not None), None)
     shown = _table(
         title,
         "added: per structure after the base"
-        + ("; ±: 95% interval over seeds" if any(row["seeds"] > 1 for row in table) else ""),
+        + ("; ±: 95% interval over seeds" if any(row["seeds"] > 1 for row in table) else "")
+        + ("" if alone is None else f"\nMulti-Net: {alone}"),
     )
 
     def number(key: str, digits: int, sign: bool = False) -> Callable[[Mapping[str, Any]], str]:
@@ -58,7 +61,7 @@ def render_terminal(table: Sequence[Mapping[str, Any]], title: str | None = None
         note = "" if row["seeds"] else " (unfinished)"
         # Broken here, because the terminal would break names and words to fit a long cell into 80 characters.
         cells = [text(row).replace(" ±", "\n±").replace(" (", "\n(") for _, text in columns]
-        shown.add_row(f"{row['strategy']}{note}", *cells)
+        shown.add_row(f"{title_text(row)}{note}", *cells)
     return shown
 
 
@@ -121,7 +124,12 @@ def render_budgets(rows: Sequence[Mapping[str, Any]], title: str | None = None) 
     shown = _table(
         title,
         "smallest budget whose mean just after learning reaches Multi-Net's\n"
-        + (f"{rows[0]['target']:.3f}; per added structure; seconds: {rows[0]['clock']} time" if rows else ""),
+        + (
+            f"{rows[0]['target']:.3f} ({rows[0]['multi_net']}); per added structure\n"
+            f"seconds: {rows[0]['clock']} time"
+            if rows
+            else ""
+        ),
     )
     shown.add_column("strategy", overflow="fold")
     for heading in ("steps", "of Multi-\nNet's", "seconds", "of Multi-\nNet's"):

@@ -6,7 +6,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["count_text", "difference_text", "forgetting_text", "number_text", "p_text", "seconds_text"]
+__all__ = [
+    "count_text",
+    "difference_text",
+    "forgetting_text",
+    "number_text",
+    "p_text",
+    "seconds_text",
+    "title_text",
+]
+
+
+def title_text(row: Mapping[str, Any]) -> str:
+    """Return a strategy's title, with a mark where it had more steps than the others."""
+    more = row.get("more_steps")
+    return str(row["strategy"]) if more is None else f"{row['strategy']} (more steps: {more})"
 
 
 def forgetting_text(row: Mapping[str, Any], digits: int = 4) -> str:

@@ -1,0 +1,142 @@
+"""A run is bound by what was learned: what failed before that may be corrected, and what is refused writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from repmode_cl.strategies import FineTuning, UnitsFailedError, run_benchmark
+from repmode_cl.strategies import benchmark as benchmark_module
+from repmode_cl.strategies import peak_memory as memory_module
+from repmode_cl.strategies import run as run_module
+from test_units import FINE, MULTI, small
+from tiny_run import SEED, changed, make_manifest
+
+from repmode_cl.config import StrategyConfig
+from repmode_cl.errors import ConfigError, RepmodeError
+from repmode_cl.evaluation import ResultsTable
+
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_module, "build_report", lambda folder: None)
+
+
+def own(file: Path, body: str, **options: Any) -> StrategyConfig:
+    """Write a strategy of a user's own."""
+    file.write_text(
+        "from repmode_cl.strategies import FineTuning\n\n\nclass Mine(FineTuning):\n"
+        "    def __init__(self, *, share=1, **kwargs):\n        super().__init__(**kwargs)\n\n"
+        f"    def before_experience(self, number):\n        {body}\n"
+    )
+    return StrategyConfig(name=f"{file}:Mine", options=options)
+
+
+def test_a_failed_strategy_of_a_users_own_is_repaired(manifest: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    config = small(manifest, tmp_path, MULTI, own(file, "raise OSError('a slip')"), order=("dna",))
+    with pytest.raises(UnitsFailedError, match="Mine seed 3: OSError: a slip"):
+        run_benchmark(config)
+    folder = tmp_path / "tiny"
+    log = folder / "Mine" / f"seed-{SEED}" / "log.txt"
+    assert log.is_file()
+    repaired = changed(config, strategies=(MULTI, own(file, "pass", share=2)))
+    assert run_benchmark(repaired, resume=True) == folder
+    assert not log.exists()  # it began anew
+    assert ResultsTable.read(folder / "results.csv").strategies == ("multi_net_k3", "Mine")
+    # What has learned is bound to its file, its options and its place.
+    own(file, "return")
+    with pytest.raises(ConfigError, match=rf"has changed since; .* remove {folder / 'Mine'} to begin"):
+        run_benchmark(repaired, resume=True)
+    with pytest.raises(ConfigError, match="'Mine' must stay"):
+        run_benchmark(changed(config, strategies=(MULTI,)), resume=True)
+
+
+def test_a_run_that_learned_nothing_binds_to_nothing(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(manifest, tmp_path, FINE, MULTI, order=("dna",))
+
+    def broken(self: run_module.StrategyRun) -> Any:
+        raise OSError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.StrategyRun, "run", broken)
+        with pytest.raises(UnitsFailedError):
+            run_benchmark(config, threads=2)
+    folder = tmp_path / "tiny"
+    smaller = changed(
+        config, training=config.training.model_copy(update={"base_steps": 1}), strategies=(FINE,)
+    )
+    assert run_benchmark(smaller, resume=True, threads=1) == folder
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert info["finished"] == [["fine_tuning", "", SEED]]
+    assert info["steps"] == 2
+    assert not (folder / "multi_net_k3" / f"seed-{SEED}").exists()
+    assert json.loads((folder / "environment.json").read_text(encoding="utf-8"))["threads"] == 1
+
+
+def test_what_is_refused_writes_nothing(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    config = small(make_manifest(images), tmp_path, MULTI, order=("dna",))
+    folder = tmp_path / "tiny"
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.glob("*.*") if path.name != ".lock"}
+
+    manifest = (images / "manifest.csv").read_text()
+    away = (images / "dna0.tif").rename(tmp_path / "dna0.tif")
+    with pytest.raises(RepmodeError, match="dna0"):
+        run_benchmark(config)
+    assert not state()
+    away.rename(images / "dna0.tif")
+    run_benchmark(config)
+    written = state()
+    lines = manifest.splitlines(keepends=True)
+    lines.remove(next(line for line in lines if "dna" in line))
+    (images / "manifest.csv").write_text("".join(lines))
+    more = changed(config, seeds=(SEED, 9))
+    with pytest.raises(ConfigError, match="other images"):
+        run_benchmark(more, resume=True)
+    (images / "manifest.csv").write_text(manifest)
+    with pytest.raises(ConfigError, match="--threads 63"):
+        run_benchmark(more, resume=True, threads=63)
+    assert state() == written
+
+
+def test_memory_is_that_of_training_and_of_the_first_unit_of_a_process(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_module, "_trained_here", False)
+    watched: dict[str, list[bool]] = {"evaluate": [], "step": []}
+    memories: list[memory_module.PeakMemory] = []
+
+    class Seen(memory_module.PeakMemory):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device)
+            memories.append(self)
+
+    monkeypatch.setattr(run_module, "PeakMemory", Seen)
+    for name, method in (("evaluate", "evaluate"), ("step", "optimizer_step")):
+        original = getattr(FineTuning, method)
+
+        def spy(self: Any, *args: Any, name: str = name, original: Any = original) -> Any:
+            watched[name].append(memories[-1]._watching)
+            return original(self, *args)
+
+        monkeypatch.setattr(FineTuning, method, spy)
+    left = tmp_path / "tiny" / "fine_tuning" / f"seed-{SEED}" / "predictions" / "dna.writing-ab.npz"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    folder = run_benchmark(small(manifest, tmp_path, FINE, MULTI))
+    assert isinstance(folder, Path)
+    assert watched["step"] == [True] * 4
+    assert watched["evaluate"] == [False] * len(watched["evaluate"])
+    assert len(watched["evaluate"]) == 6  # at each step, and after each of the two experiences
+    rows = ResultsTable.read(folder / "results.csv").select(metric="peak_memory_bytes")
+    assert [(row.strategy, row.step) for row in rows] == [("fine_tuning", 0), ("fine_tuning", 1)]
+    assert not left.exists()  # of a process that was killed here

@@ -1,0 +1,165 @@
+"""Mistakes that are found before a benchmark writes anything, and a training that diverges and yet ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from repmode_cl.scenarios import StreamVariant
+from repmode_cl.strategies import ElasticWeights, run_benchmark
+from repmode_cl.strategies.checking import check_strategies
+from tiny_run import ADDED, BASE, SEED, changed, make_manifest, tiny
+
+from repmode_cl.config import Config, StrategyConfig, StreamConfig, TrainingConfig
+from repmode_cl.config.strategy import STRATEGY_NAMES
+from repmode_cl.errors import ConfigError
+from repmode_cl.evaluation import ResultsTable
+from repmode_cl.report.collect import read_run
+from repmode_cl.store import Model
+
+OWN = "from repmode_cl.strategies import FineTuning\n\nclass Mine(FineTuning):\n"
+
+
+def check(config: Config, *orders: tuple[str, ...]) -> None:
+    streams = {
+        f"order-{number}": StreamVariant((BASE, *((name,) for name in order)))
+        for number, order in enumerate(orders or [ADDED])
+    }
+    check_strategies(config, streams)
+
+
+def configuration(tmp_path: Path, **options: Any) -> Config:
+    return changed(tiny(tmp_path / "manifest.csv", tmp_path), strategies=(StrategyConfig(**options),))
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_wrong_class_is_found_before_anything_is_written(tmp_path: Path, dry_run: bool) -> None:
+    manifest, file = make_manifest(tmp_path), tmp_path / "mine.py"
+    file.write_text("Mine = 3\n")
+    output = tmp_path / "out"
+    wrong = StrategyConfig(name=f"{file}:Mine")
+    config = changed(tiny(manifest, output), strategies=(StrategyConfig(name="fine_tuning"), wrong))
+    with pytest.raises(ConfigError, match="has Mine, which is no subclass of StructureStrategy") as caught:
+        run_benchmark(config, dry_run=dry_run)
+    assert str(file) in str(caught.value)
+    assert not output.exists()
+
+
+def test_a_stream_that_a_strategy_cannot_learn_is_found_by_each_order(tmp_path: Path) -> None:
+    config = configuration(tmp_path, name="experts_frozen", sees="all")
+    check(config, ADDED, (*ADDED, "mitochondria"))
+    with pytest.raises(ConfigError, match="nucleolus comes again after mitochondria"):
+        check(config, ADDED, (*ADDED, "nucleolus"))
+    check(configuration(tmp_path, name="experts_frozen"), (*ADDED, "nucleolus"))
+    config = changed(
+        configuration(tmp_path, name="joint", steps=3), training=TrainingConfig(batch_size=2, epochs=2)
+    )
+    with pytest.raises(ConfigError, match="joint: steps needs"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("body", "options", "message"),
+    [
+        ("    pass", {"shar": 1}, "unexpected keyword argument: shar"),
+        (
+            "    def __init__(self, *, share, **kwargs):\n        super().__init__(**kwargs)\n"
+            "        if share > 1:\n            raise ValueError('share is at most 1')",
+            {"share": 2},
+            "ValueError: share is at most 1",
+        ),
+        (
+            "    @classmethod\n    def check(cls, config, options, experiences):\n        return experiences[9]",
+            {},
+            "IndexError",
+        ),
+    ],
+)
+def test_a_strategy_of_ones_own_is_tried_with_its_options(
+    tmp_path: Path, body: str, options: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN + body + "\n")
+    with pytest.raises(ConfigError, match=message) as caught:
+        check(configuration(tmp_path, name=f"{file}:Mine", options=options))
+    assert str(file) in str(caught.value)
+
+
+def test_what_reads_images_when_it_is_made_is_left_to_its_run(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        OWN + "    def __init__(self, *, seed, **kwargs):\n        super().__init__(seed=seed, **kwargs)\n"
+        "        self.first = self.stream.patches[0][0]\n"
+    )
+    before = torch.random.get_rng_state()
+    check(configuration(tmp_path, name=f"{file}:Mine"))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_all_strategies_of_the_package_pass(tmp_path: Path) -> None:
+    config = changed(
+        tiny(tmp_path / "manifest.csv", tmp_path),
+        strategies=tuple(StrategyConfig(name=name) for name in STRATEGY_NAMES),
+    )
+    check(config, ADDED, (*ADDED, "nucleolus"))
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of two strategies that diverge and one that does not, which computes importances for a while."""
+    folder = tmp_path_factory.mktemp("diverged")
+    config = changed(
+        tiny(make_manifest(folder), folder / "out"),
+        stream=StreamConfig(base=BASE, order=("nucleolus",)),
+        strategies=(
+            StrategyConfig(name="fine_tuning", learning_rate=1e30),
+            StrategyConfig(name="experts_frozen", learning_rate=1e30),
+            StrategyConfig(name="ewc"),
+        ),
+    )
+    importance_of = ElasticWeights.importance_of
+
+    def slow(self: ElasticWeights, number: int) -> Mapping[str, torch.Tensor]:
+        self.progress.seconds = 0.0
+        time.sleep(0.2)
+        return importance_of(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ElasticWeights, "importance_of", slow)
+        return run_benchmark(config)
+
+
+def test_a_training_that_diverges_ends_with_figures_that_are_none(diverged: Path) -> None:
+    results = ResultsTable.read(diverged / "results.csv")
+    for title in ("fine_tuning", "experts_frozen"):
+        found = [
+            r.value for r in results if (r.strategy, r.structure, r.metric) == (title, "nucleolus", "r2")
+        ]
+        assert found
+        assert not np.isfinite(found).any()
+        # The report's reader takes what is null.
+        path = diverged / title / f"seed-{SEED}" / "gates.json"
+        gates = json.loads(path.read_text(encoding="utf-8"))
+        assert None in {w for weights in gates["nucleolus"].values() for w in weights.values()}
+    model = Model.open(diverged / "experts_frozen" / f"seed-{SEED}" / "model")
+    assert model.structures == BASE
+    assert model.verify().bit_identical
+    run = read_run(diverged)
+    assert not [note for note in run.notes if "gates" in note]
+    assert not run.gates["experts_frozen"]["nucleolus"]
+    assert run.gates["experts_frozen"]["dna"]
+    assert run.gates["ewc"]["nucleolus"]
+
+
+def test_importances_are_counted_as_cost_of_their_experience(diverged: Path) -> None:
+    rows = ResultsTable.read(diverged / "results.csv").select(strategy="ewc")
+    seconds = [row.value for row in rows if row.metric == "train_seconds"]
+    assert len(seconds) == 2
+    assert min(seconds) >= 0.2
+    assert all(row.value > 0 for row in rows if row.metric == "kept_bytes")
