@@ -245,7 +245,7 @@ def _unusual(recipe: Recipe, resampled: bool) -> dict[str, Any]:
 
 def _blank(target: Path, split: str) -> list[str]:
     """Say what is wrong with a target that is held out and 0 everywhere."""
-    if np.load(target, mmap_mode="r").any():
+    if np.load(target, mmap_mode="r", allow_pickle=False).any():
         return []
     return [
         f"the target is constant, and its row is in the split {split}: nothing has an R2 on such an image; name its "
