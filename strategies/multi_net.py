@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Self, cast
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import StructureError, UnknownStructureError
-from repmode_cl.nn import Architecture, PlainUNet
+from repmode_cl.nn import Architecture, PlainUNet, structure_seed
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["MultiNet", "PlainNetworks"]
@@ -48,9 +47,8 @@ class PlainNetworks(nn.Module):
         check_structure_name(name)
         if name in self.networks:
             raise StructureError(f"{name!r} has a network already")
-        mixed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
         self.networks[name] = PlainUNet(
-            self.architecture.width, self.architecture.depth, self.kernel, seed=mixed
+            self.architecture.width, self.architecture.depth, self.kernel, seed=structure_seed(seed, name)
         )
 
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:

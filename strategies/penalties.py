@@ -126,10 +126,12 @@ class _OfPatches(Penalised):
         return PatchDataset(images, patch=own.patch, seed=own.seed, length=len(images), flips=own.flips)
 
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the number whose gradient tells what matters, from a patch's output and target."""
+        raise TypeError(f"{type(self).__name__} does not say what it takes the gradient of")
 
     def _of_gradient(self, gradient: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return importances from the gradient of one patch's `_quantity`."""
+        raise TypeError(f"{type(self).__name__} does not say how a gradient becomes an importance")
 
 
 class ElasticWeights(_OfPatches):

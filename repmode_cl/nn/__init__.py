@@ -8,6 +8,7 @@ from repmode_cl.nn.mode_block import ModeBlock
 from repmode_cl.nn.multi_head import MultiHeadUNet
 from repmode_cl.nn.plain import PlainUNet
 from repmode_cl.nn.repmode import RepModeUNet
+from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
 from repmode_cl.nn.trainable import trainable_names
 from repmode_cl.nn.unet import smallest_size
 
@@ -20,11 +21,13 @@ __all__ = [
     "MultiHeadUNet",
     "PlainUNet",
     "RepModeUNet",
+    "StructureUNet",
     "fold_norms",
     "fold_structure",
     "fuse_kernels",
     "fuse_rows",
     "make_expert",
     "smallest_size",
+    "structure_seed",
     "trainable_names",
 ]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from typing import Literal, Self, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from repmode_cl.errors import StructureError, UnknownStructureError
+from repmode_cl.errors import StructureError
 from repmode_cl.nn.architecture import Architecture
 from repmode_cl.nn.plain import PlainBlock, PlainResampling, PlainUNet
 from repmode_cl.nn.sites import Groups, by_group
-from repmode_cl.nn.unet import UNet
+from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["Head", "MultiHeadUNet"]
@@ -38,7 +37,7 @@ class _OwnLayer(nn.Module):
         return by_group(x, groups, lambda part, name: cast(Tensor, self.own[name](part)))
 
 
-class MultiHeadUNet(UNet):
+class MultiHeadUNet(StructureUNet):
     """A plain U-Net whose decoder, or last layer alone, each structure has of its own.
 
     The paper's Multi-Head (Dec.) and Multi-Head (Las.). Encoder and bottleneck are shared (for ``last`` the decoder
@@ -86,7 +85,6 @@ class MultiHeadUNet(UNet):
         )
         self.architecture, self.kernel, self.head_kind = architecture, kernel, head
         self._structures: tuple[str, ...] = ()
-        self._trained: frozenset[str] | None = None
         if head == "decoder":
             for level in range(self.depth):
                 channels = self.width << level
@@ -108,15 +106,14 @@ class MultiHeadUNet(UNet):
         check_structure_name(name)
         if name in self._structures:
             raise StructureError(f"{name!r} has a head already")
-        mixed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
-        generator = torch.Generator().manual_seed(mixed)
+        generator = torch.Generator().manual_seed(structure_seed(seed, name))
         device = next(self.parameters()).device
         for module in self.modules():
             if isinstance(module, _OwnLayer):
                 module.own[name] = module.make(generator).to(device)
         self._structures = (*self._structures, name)
         if self._trained is not None:
-            self._restrict(self._trained)
+            self.restrict_training(self._trained)
         self.train(self.training)
 
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
@@ -131,16 +128,7 @@ class MultiHeadUNet(UNet):
             for name, _ in self.named_parameters()
             if ".own." not in name or any(part in name for part in mine)
         )
-        return self._restrict(names)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode, but for norms of heads that are not trained: their statistics must not drift."""
-        super().train(mode)
-        if self._trained is not None:
-            for name, module in self.named_modules():
-                if isinstance(module, nn.BatchNorm3d) and f"{name}.weight" not in self._trained:
-                    module.eval()
-        return self
+        return self.restrict_training(names)
 
     def fuse(self, structure: str) -> PlainUNet:
         """Return the plain network that predicts `structure`, a copy in evaluation mode."""
@@ -154,45 +142,6 @@ class MultiHeadUNet(UNet):
         }
         plain.load_state_dict(state)
         return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
-
-    def forward(self, x: Tensor, structures: str | Sequence[str]) -> Tensor:
-        """Predict one structure for each sample: (N, 1, Z, Y, X) -> (N, 1, Z, Y, X).
-
-        Raises
-        ------
-        UnknownStructureError
-            If a structure has no head.
-        StructureError
-            If names and samples differ in number.
-        """
-        names = [structures] * len(x) if isinstance(structures, str) else list(structures)
-        if len(names) != len(x):
-            raise StructureError(
-                f"{len(names)} structures for {len(x)} samples: give one for each, or one for all"
-            )
-        distinct = tuple(dict.fromkeys(names))
-        for name in distinct:
-            self._check(name)
-        groups = Groups(distinct, tuple(names.count(name) for name in distinct))
-        if len(distinct) == 1:
-            return self.run(x, groups)
-        order = sorted(range(len(names)), key=lambda i: distinct.index(names[i]))
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return self.run(x[order], groups)[back.to(x.device)]
-
-    def _restrict(self, names: frozenset[str]) -> frozenset[str]:
-        self._trained = names
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in names)
-            if name not in names:
-                parameter.grad = None
-        self.train(self.training)
-        return names
-
-    def _check(self, structure: str) -> None:
-        if structure not in self._structures:
-            raise UnknownStructureError(structure, self._structures, "Multi-Head")
 
 
 def _make_block(c_in: int, c_out: int, kernel: int, *, activation: bool = True) -> MakeLayer:

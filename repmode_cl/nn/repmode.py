@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Self, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,15 @@ from repmode_cl.errors import ModelError, StructureError, UnknownStructureError
 from repmode_cl.nn.architecture import AdditionSpec, Architecture
 from repmode_cl.nn.mode_block import ModeBlock
 from repmode_cl.nn.plain import PlainBlock, PlainResampling, PlainUNet
-from repmode_cl.nn.sites import Groups, ResamplingSite
+from repmode_cl.nn.sites import ResamplingSite
+from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
 from repmode_cl.nn.trainable import trainable_names
-from repmode_cl.nn.unet import UNet
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["RepModeUNet"]
 
 
-class RepModeUNet(UNet):
+class RepModeUNet(StructureUNet):
     """The RepMode U-Net (paper, section 3.2) with base structures and additions.
 
     Parameters
@@ -51,7 +50,6 @@ class RepModeUNet(UNet):
         self.architecture = architecture
         self._base = names
         self._additions: dict[str, AdditionSpec] = {}
-        self._trained: frozenset[str] | None = None  # None: never restricted, as a fresh network
 
     # -- what is here -------------------------------------------------------------------------------------------
 
@@ -90,10 +88,6 @@ class RepModeUNet(UNet):
             shares = torch.softmax(gate.detach().float(), dim=0)
             weights[name] = {label: shares[row].clone() for row, (label, _) in enumerate(experts)}
         return weights
-
-    def _check(self, structure: str) -> None:
-        if structure not in self.structures:
-            raise UnknownStructureError(structure, self.structures)
 
     # -- growing ------------------------------------------------------------------------------------------------
 
@@ -178,8 +172,7 @@ class RepModeUNet(UNet):
 
     @staticmethod
     def _generator(name: str, seed: int) -> torch.Generator:
-        mixed = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7]
-        return torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
+        return torch.Generator().manual_seed(structure_seed(seed, name))
 
     def _resampling_sites(self) -> Iterator[tuple[str, ResamplingSite]]:
         for name, site in self.named_resampling():
@@ -197,25 +190,6 @@ class RepModeUNet(UNet):
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
         """Make exactly what `trainable_names` tells trainable, everything else frozen, and return those names."""
         return self.restrict_training(trainable_names(self, structures))
-
-    def restrict_training(self, names: frozenset[str]) -> frozenset[str]:
-        """Let exactly the parameters `names` take gradients; norms without one stay in evaluation mode from now on."""
-        self._trained = frozenset(names)
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in names)
-            if name not in names:
-                parameter.grad = None
-        self.train(self.training)
-        return self._trained
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode, but for frozen norms: whoever calls this, their running statistics must not drift."""
-        super().train(mode)
-        if self._trained is not None:
-            for name, module in self.named_modules():
-                if isinstance(module, nn.BatchNorm3d) and f"{name}.weight" not in self._trained:
-                    module.eval()
-        return self
 
     # -- tensors by owner ---------------------------------------------------------------------------------------
 
@@ -278,47 +252,11 @@ class RepModeUNet(UNet):
 
     # -- computing ----------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, structures: str | Sequence[str]) -> Tensor:
-        """Predict one structure for each sample.
-
-        Parameters
-        ----------
-        x
-            Transmitted light, (N, 1, Z, Y, X), z-scored.
-        structures
-            One name for all samples, or one for each.
-
-        Returns
-        -------
-        Tensor
-            Fluorescence, (N, 1, Z, Y, X), z-scored.
-
-        Raises
-        ------
-        UnknownStructureError
-            If a structure is not known; there is no fallback.
-        StructureError
-            If names and samples differ in number, or structures that do not share norms are mixed in training.
-        """
-        names = [structures] * len(x) if isinstance(structures, str) else list(structures)
-        if len(names) != len(x):
+    def _check_mixture(self, structures: Sequence[str]) -> None:
+        if self.training and any(name in self._additions for name in structures):
             raise StructureError(
-                f"{len(names)} structures for {len(x)} samples: give one for each, or one for all"
+                f"{', '.join(structures)} cannot be mixed in a training batch: added structures have norms of their own"
             )
-        distinct = tuple(dict.fromkeys(names))
-        for name in distinct:
-            self._check(name)
-        if self.training and len(distinct) > 1 and any(name in self._additions for name in distinct):
-            raise StructureError(
-                f"{', '.join(distinct)} cannot be mixed in a training batch: added structures have norms of their own"
-            )
-        groups = Groups(distinct, tuple(names.count(name) for name in distinct))
-        if len(distinct) == 1:
-            return self.run(x, groups)
-        order = sorted(range(len(names)), key=lambda i: distinct.index(names[i]))
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return self.run(x[order], groups)[back.to(x.device)]
 
     def fuse(self, structure: str) -> PlainUNet:
         """Return the plain network that `structure` comes to (paper, section 3.4), a copy in evaluation mode.

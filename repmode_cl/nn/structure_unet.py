@@ -1,0 +1,98 @@
+"""What RepMode and Multi-Head share: a U-Net of named structures, of which parts are frozen, and mixed batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from repmode_cl.errors import StructureError, UnknownStructureError
+from repmode_cl.nn.sites import Groups
+from repmode_cl.nn.unet import UNet
+
+__all__ = ["StructureUNet", "structure_seed"]
+
+
+def structure_seed(seed: int, name: str) -> int:
+    """Return the seed of what the structure `name` brings: not that of another, nor of another run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
+
+
+class StructureUNet(UNet):
+    """A U-Net whose layers are called with the structures of the batch; see `UNet` for its parameters."""
+
+    #: Names of the parameters that may change; None where that was never restricted, as in a fresh network.
+    _trained: frozenset[str] | None = None
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Structures that it knows."""
+        raise TypeError(f"{type(self).__name__} does not say which structures it knows")
+
+    def _check(self, name: str) -> None:
+        if name not in self.structures:
+            raise UnknownStructureError(name, self.structures)
+
+    def restrict_training(self, names: frozenset[str]) -> frozenset[str]:
+        """Let exactly the parameters `names` take gradients; norms without one stay in evaluation mode from now on."""
+        self._trained = frozenset(names)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in names)
+            if name not in names:
+                parameter.grad = None
+        self.train(self.training)
+        return self._trained
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, but for frozen norms: whoever calls this, their running statistics must not drift."""
+        super().train(mode)
+        if self._trained is not None:
+            for name, module in self.named_modules():
+                if isinstance(module, nn.BatchNorm3d) and f"{name}.weight" not in self._trained:
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor, structures: str | Sequence[str]) -> Tensor:
+        """Predict one structure for each sample.
+
+        Parameters
+        ----------
+        x
+            Transmitted light, (N, 1, Z, Y, X), z-scored.
+        structures
+            One name for all samples, or one for each.
+
+        Returns
+        -------
+        Tensor
+            Fluorescence, (N, 1, Z, Y, X), z-scored.
+
+        Raises
+        ------
+        UnknownStructureError
+            If a structure is not known; there is no fallback.
+        StructureError
+            If names and samples differ in number, or structures are mixed in training that cannot be.
+        """
+        names = [structures] * len(x) if isinstance(structures, str) else list(structures)
+        if len(names) != len(x):
+            raise StructureError(
+                f"{len(names)} structures for {len(x)} samples: give one for each, or one for all"
+            )
+        distinct = tuple(dict.fromkeys(names))
+        for name in distinct:
+            self._check(name)
+        groups = Groups(distinct, tuple(names.count(name) for name in distinct))
+        if len(distinct) == 1:
+            return self.run(x, groups)
+        self._check_mixture(distinct)
+        order = sorted(range(len(names)), key=lambda i: distinct.index(names[i]))
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return self.run(x[order], groups)[back.to(x.device)]
+
+    def _check_mixture(self, structures: Sequence[str]) -> None:
+        """Refuse a batch of structures that cannot be computed together; by default none is refused."""
