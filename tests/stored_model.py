@@ -52,6 +52,20 @@ def make_model(path: Path) -> Path:
     return path
 
 
+def make_predictor(path: Path, voxel_size: tuple[float, ...], window: tuple[int, ...]) -> Model:
+    """Write a model of two structures that predicts by small `window`s, for tests of what prediction writes."""
+    network = RepModeUNet(
+        Architecture(width=2, depth=1, experts=("conv3", "conv1")), ("dna", "golgi"), seed=0
+    )
+    return Model.create(
+        path,
+        network,
+        voxel_size=voxel_size,
+        preprocessing={"order": 1},
+        inference={"window": window, "overlap": 0.5, "batch": 3},
+    )
+
+
 def grown(model: Model, name: str, spec: AdditionSpec | None = None) -> RepModeUNet:
     network = model.network()
     network.add_structure(name, spec)

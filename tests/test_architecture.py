@@ -21,7 +21,7 @@ SOURCES = ("repmode_cl", "strategies", "scenarios", "configs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 #: Modules that everything may use; `base` stands for them below.
-BASE = {"alone", "devices", "errors", "files", "processes", "progress", "structures"}
+BASE = {"alone", "closing", "devices", "errors", "files", "processes", "progress", "structures"}
 
 #: Layer -> layers that it may import. The arrows of the README's architecture section, and nothing else.
 ARROWS = {

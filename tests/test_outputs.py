@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
+from stored_model import make_predictor
 
 from repmode_cl import __version__
 from repmode_cl.data.readers import open_image
@@ -226,16 +227,7 @@ def test_our_own_reader_reads_both(tmp_path):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    network = RepModeUNet(
-        Architecture(width=2, depth=1, experts=("conv3", "conv1")), ("dna", "golgi"), seed=0
-    )
-    return Model.create(
-        tmp_path_factory.mktemp("models") / "model",
-        network,
-        voxel_size=VOXEL,
-        preprocessing={"order": 1},
-        inference={"window": [6, 10, 8], "overlap": 0.5, "batch": 3},
-    )
+    return make_predictor(tmp_path_factory.mktemp("models") / "model", VOXEL, (6, 10, 8))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
+from stored_model import make_predictor
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
@@ -20,7 +21,6 @@ from repmode_cl.evaluation import image_metrics
 from repmode_cl.inference.many import expand_inputs, output_names, predict_many
 from repmode_cl.inference.measure import compare_volumes
 from repmode_cl.inference.source import z_score_of
-from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.store import Model
 
 VOXEL = (0.5, 0.3, 0.3)
@@ -29,16 +29,7 @@ SIZE = ("--voxel-size", "0.5,0.3,0.3", "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    network = RepModeUNet(
-        Architecture(width=2, depth=1, experts=("conv3", "conv1")), ("dna", "golgi"), seed=0
-    )
-    return Model.create(
-        tmp_path_factory.mktemp("models") / "model",
-        network,
-        voxel_size=VOXEL,
-        preprocessing={"order": 1},
-        inference={"window": [6, 10, 8], "overlap": 0.5, "batch": 3},
-    )
+    return make_predictor(tmp_path_factory.mktemp("models") / "model", VOXEL, (6, 10, 8))
 
 
 @pytest.fixture

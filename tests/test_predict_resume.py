@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from stored_model import make_predictor
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
@@ -19,7 +20,6 @@ from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.predict_file import PredictedFile, predict_file
 from repmode_cl.inference.stream import PredictionStopped
 from repmode_cl.inference.volume_io import remove
-from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.store import Model
 
 VOXEL = (0.5, 0.3, 0.3)
@@ -28,16 +28,7 @@ OTHER = (0.7, 0.3, 0.35)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    network = RepModeUNet(
-        Architecture(width=2, depth=1, experts=("conv3", "conv1")), ("dna", "golgi"), seed=0
-    )
-    return Model.create(
-        tmp_path_factory.mktemp("models") / "model",
-        network,
-        voxel_size=VOXEL,
-        preprocessing={"order": 1},
-        inference={"window": [6, 8, 8], "overlap": 0.5, "batch": 3},
-    )
+    return make_predictor(tmp_path_factory.mktemp("models") / "model", VOXEL, (6, 8, 8))
 
 
 @pytest.fixture

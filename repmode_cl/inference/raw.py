@@ -10,18 +10,18 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.closing import Closing
 from repmode_cl.errors import RepmodeError
 
 __all__ = ["RawVolume"]
 
 
-class RawVolume:
+class RawVolume(Closing):
     """A (Z, Y, X) array in a file, from byte `offset` on, in C order and this machine's byte order.
 
     Parameters
@@ -122,11 +122,3 @@ class RawVolume:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

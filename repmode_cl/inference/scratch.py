@@ -11,11 +11,11 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from repmode_cl.closing import Closing
 from repmode_cl.errors import RepmodeError
 from repmode_cl.files import write_json
 from repmode_cl.inference.volume_io import remove
@@ -41,7 +41,7 @@ def _folder_name(output: Path) -> str:
     return f"{output.name}.unfinished"
 
 
-class Scratch:
+class Scratch(Closing):
     """The scratch folder of one call, locked while in use; a context manager.
 
     Parameters
@@ -166,11 +166,3 @@ class Scratch:
     def close(self) -> None:
         """Let others have the folder."""
         self._lock.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.closing import Closing
 from repmode_cl.data.readers.protocol import Region, find_channel
 from repmode_cl.errors import ImageError, did_you_mean
 
@@ -53,7 +53,7 @@ class SceneInfo:
     random_access: bool = False
 
 
-class BaseReader(abc.ABC):
+class BaseReader(Closing):
     """An `ImageReader` out of three methods: `_describe`, `_load` and, where something is open, `close`.
 
     Parameters
@@ -200,16 +200,8 @@ class BaseReader(abc.ABC):
             raise ImageError(f"{self._path}: {error}") from None
         return self._load(number, time, channel, box)
 
-    def close(self) -> None:  # noqa: B027 (most formats hold nothing open)
+    def close(self) -> None:
         """Close what is open; reading afterwards fails."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _info(self, scene: int) -> SceneInfo:
         if scene not in self._known:
