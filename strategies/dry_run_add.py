@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from repmode_cl.strategies.addition import (
     check_not_staged,
     plan_addition,
 )
-from repmode_cl.strategies.estimate import minutes_text, time_training
+from repmode_cl.strategies.estimate import minutes_text, time_training, windows_of_row
 from repmode_cl.strategies.guarding import voxel_problems
 from repmode_cl.strategies.one_experience import check_request
 from torch import Tensor
@@ -28,13 +29,10 @@ from torch import Tensor
 from repmode_cl.data.cache import ContentDigests
 from repmode_cl.data.check import check_manifest
 from repmode_cl.data.manifest import Manifest, Problem, Row
-from repmode_cl.data.readers import Region, open_image
-from repmode_cl.data.recipe import Recipe
 from repmode_cl.data.splits import Assignment, assign_splits
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ImageError
 from repmode_cl.inference.memory import format_bytes
-from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import Model
 from repmode_cl.store.proof import probe_shape
@@ -269,14 +267,8 @@ def _bytes(tensors: Any) -> int:
 
 def _windows(addition: Addition, rows: Sequence[Row]) -> dict[int, int]:
     """Return how many windows each row's image is predicted in; rows whose header cannot be read are left out."""
-    config, found = addition.config, {}
+    found = {}
     for row in rows:
-        try:
-            with open_image(row.signal, scene=row.scene) as image:
-                shape = (row.region or Region()).shape_in(image.shape)
-                settings, own = config.data.preprocessing, row.voxel_size or image.voxel_size
-                shape = Recipe.of(settings).grid(shape, own, settings.voxel_size)
-        except (ImageError, OSError):
-            continue  # listed among the problems
-        found[row.number] = len(plan_windows(shape, config.window, config.inference.overlap))
+        with suppress(ImageError, OSError):  # listed among the problems
+            found[row.number] = windows_of_row(addition.config, row)
     return found

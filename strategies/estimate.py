@@ -7,6 +7,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,23 @@ from repmode_cl.strategies.build import base_key_of, strategy_class
 from repmode_cl.strategies.multi_net import PlainNetworks
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
-from repmode_cl.data.manifest import read_manifest
+from repmode_cl.data.manifest import Row, read_manifest
+from repmode_cl.data.phantom.field import SIMULATED_VOXEL
+from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.recipe import Recipe, VoxelSize
 from repmode_cl.devices import resolve_device
+from repmode_cl.errors import ImageError
 from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.training import Precision, budget_of_steps, make_adam, masked_mse, resolve_precision
 
-__all__ = ["DryRun", "estimate", "minutes_text", "time_training"]
+__all__ = ["DryRun", "estimate", "minutes_text", "time_training", "windows_of_image", "windows_of_row"]
 
-#: A field of the simulator is predicted at its size; of a manifest's images, whose headers are not read, the
-#: size is taken to be this many patches.
-_ASSUMED_PATCHES = 8
+#: Of how many rows of a manifest the headers are read, to see how large its images are.
+_HEADERS = 20
+#: Windows of an image where no header can be read.
+_ASSUMED_WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def estimate(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun:
     streams
         What arrives when, by name.
     """
+    windows = windows_of_image(config)
     timed: dict[tuple[str, int, str], tuple[float, float]] = {}
     bases: set[tuple[str, tuple[str, ...]]] = set()
     lines = [_stream_line(name, variant) for name, variant in streams.items()]
@@ -83,7 +90,7 @@ def estimate(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun:
         step_time, window_time = timed[kind]
         seconds, counts = 0.0, []
         for variant in streams.values():
-            found = _one(config, options, variant, step_time, window_time, bases)
+            found = _one(config, options, variant, step_time, windows * window_time, bases)
             seconds += found[0] * len(config.seeds)
             counts.append(found[1])
         steps = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
@@ -111,14 +118,12 @@ def _one(
     options: StrategyConfig,
     variant: StreamVariant,
     step_time: float,
-    window_time: float,
+    image_time: float,
     bases: set[tuple[str, tuple[str, ...]]],
 ) -> tuple[float, int]:
     """Return seconds and steps of one strategy with one stream and seed; `bases` are those trained already."""
     images = _images(config, variant)
     kind = strategy_class(options)
-    shape = config.data.simulate.shape if config.data.manifest is None else None
-    windows = len(plan_windows(shape, config.window, config.inference.overlap)) if shape else _ASSUMED_PATCHES
     groups, done_after = kind.regroup(variant.experiences, options)
     seconds, count = 0.0, 0
     known: dict[str, None] = {}
@@ -131,14 +136,44 @@ def _one(
             validations = -(-budget.steps // budget.validate_every)
             held = sum(images[name][1] for name in names)
             seconds += budget.steps * step_time * kind.cost_of_step(options, config.training, len(known))
-            seconds += validations * held * windows * window_time
+            seconds += validations * held * image_time
         if base is not None:
             bases.add(base)
         known |= dict.fromkeys(names)
         if number + 1 == len(groups) or done_after[number + 1] > done_after[number]:
-            seconds += sum(images[name][2] for name in known) * windows * window_time
+            seconds += sum(images[name][2] for name in known) * image_time
         count += budget.steps
     return seconds, count
+
+
+def windows_of_row(config: Config, row: Row) -> int:
+    """Return how many windows the row's image is predicted in, once it is prepared; its header alone is read.
+
+    Raises
+    ------
+    ImageError, OSError
+        If the header cannot be read.
+    """
+    with open_image(row.signal, scene=row.scene) as image:
+        shape = (row.region or Region()).shape_in(image.shape)
+        return _windows(config, shape, row.voxel_size or image.voxel_size)
+
+
+def windows_of_image(config: Config) -> float:
+    """Return in how many windows an image is predicted: one of the simulator's, or the median of a manifest's."""
+    if config.data.manifest is None:
+        return _windows(config, config.data.simulate.shape, SIMULATED_VOXEL)
+    rows, found = read_manifest(Path(config.data.manifest)).rows, []
+    for row in rows[:: max(1, len(rows) // _HEADERS)]:
+        with suppress(ImageError, OSError):  # `data check` says what is wrong with it
+            found.append(windows_of_row(config, row))
+    return statistics.median(found or [_ASSUMED_WINDOWS])
+
+
+def _windows(config: Config, shape: Sequence[int], voxel: VoxelSize | None) -> int:
+    settings = config.data.preprocessing
+    grid = Recipe.of(settings).grid(shape, voxel, settings.voxel_size)
+    return len(plan_windows(grid, config.window, config.inference.overlap))
 
 
 def _images(config: Config, variant: StreamVariant) -> dict[str, tuple[int, int, int]]:
@@ -212,12 +247,13 @@ def time_training(
             masked_mse(output, x).backward()
         optimizer.step()
 
+    step_time = _median(step, device, repeats)
+    plain = network.eval().fuse(structure)
+
     def window() -> None:
         with torch.no_grad():
-            network.fuse(structure)(x[:1])
+            plain(x[:1])
 
-    step_time = _median(step, device, repeats)
-    network.eval()
     return step_time, _median(window, device, repeats)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from repmode_cl.scenarios import StreamVariant
 from repmode_cl.strategies.build import STRATEGIES, build_strategy, strategy_class
-from repmode_cl.strategies.estimate import estimate
+from repmode_cl.strategies.estimate import estimate, windows_of_image
 from tiny_strategies import BASE, STREAM, TRAINING, configured, differing, learn, state_of
 
-from repmode_cl.config import Config, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
+from repmode_cl.config import Config, DataConfig, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
 from repmode_cl.config.strategy import STRATEGY_NAMES
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
@@ -191,6 +193,24 @@ def test_a_dry_run_knows_what_every_strategy_costs() -> None:
     assert "1 seed(s) x 2 streams x 12 to 16 steps of 2 patches" in seconds["joint"]
     assert "x 8 to 10 steps" in seconds["experts_frozen_2steps"]
     assert plan.seconds > 0
+
+
+def test_a_dry_run_counts_windows_on_the_grid_of_the_network(tmp_path: Path) -> None:
+    def windows(**data: Any) -> float:
+        patch = PatchConfig(size=(8, 32, 32))
+        return windows_of_image(Config(name="tiny", patch=patch, training=TRAINING, data=DataConfig(**data)))
+
+    coarse = {"voxel_size": (0.58, 0.58, 0.58)}
+    field = {"shape": (24, 128, 128)}
+    assert windows(simulate=field) == 5 * 7 * 7
+    assert windows(simulate=field, preprocessing=coarse) == 2 * 3 * 3
+    signal = tmp_path / "a.npy"
+    np.save(signal, np.zeros((24, 128, 128), np.uint8))
+    manifest = tmp_path / "manifest.csv"
+    rows = ["structure,signal,target,voxel_size_zyx,region"]
+    rows += ["dna,a.npy,a.npy,0.29 0.29 0.29,", 'dna,a.npy,a.npy,0.29 0.29 0.29,"0:16,0:64,0:64"']
+    manifest.write_text("\n".join([*rows, "dna,gone.npy,a.npy,0.29 0.29 0.29,"]))
+    assert windows(manifest=str(manifest), preprocessing=coarse) == (2 * 3 * 3 + 1) / 2
 
 
 def test_a_strategy_of_the_package_that_is_built_wrongly_is_a_defect(samples: list[Sample]) -> None:

@@ -15,7 +15,10 @@ from repmode_cl.data.phantom.structures import EMISSIONS, Anatomy, refractive_in
 from repmode_cl.errors import ConfigError, UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
 
-__all__ = ["LIGHT_CHANNEL", "SMALLEST_SHAPE", "check_request", "simulate_field"]
+__all__ = ["SIMULATED_VOXEL", "LIGHT_CHANNEL", "SMALLEST_SHAPE", "check_request", "simulate_field"]
+
+#: Edges of a voxel (z, y, x) in um, unless told otherwise: those of the paper's data, resampled.
+SIMULATED_VOXEL = (0.29, 0.29, 0.29)
 
 #: Name of the channel of transmitted light.
 LIGHT_CHANNEL = "transmitted_light"
@@ -68,7 +71,7 @@ def simulate_field(
     index: int,
     structures: Sequence[str] = TWELVE_STRUCTURES,
     shape: Sequence[int] = (32, 128, 128),
-    voxel_size: Sequence[float] = (0.29, 0.29, 0.29),
+    voxel_size: Sequence[float] = SIMULATED_VOXEL,
 ) -> dict[str, NDArray[np.uint16]]:
     """Simulate one field of view.
 

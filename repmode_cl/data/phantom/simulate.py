@@ -18,7 +18,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from repmode_cl.data.manifest import Row, write_manifest
-from repmode_cl.data.phantom.field import LIGHT_CHANNEL, check_request, simulate_field
+from repmode_cl.data.phantom.field import LIGHT_CHANNEL, SIMULATED_VOXEL, check_request, simulate_field
 from repmode_cl.errors import ConfigError
 from repmode_cl.files import replacing, write_json
 from repmode_cl.processes import as_done, workers_here
@@ -39,7 +39,7 @@ def simulate(
     seed: int = 0,
     shape: Sequence[int] = (32, 128, 128),
     workers: int | None = None,
-    voxel_size: Sequence[float] = (0.29, 0.29, 0.29),
+    voxel_size: Sequence[float] = SIMULATED_VOXEL,
 ) -> Path:
     """Simulate fields of view and write them with a manifest.
 
