@@ -42,7 +42,7 @@ def test_shipped_configurations_load_and_survive_being_written(name: str) -> Non
 
 
 def test_what_the_shipped_configurations_promise() -> None:
-    studies = {"twelve_structures", "all_strategies", "table3", "few_shot", "tuning"}
+    studies = {"twelve_structures", "all_strategies", "table3", "few_shot", "tuning", "tuning_all"}
     assert {"quickstart", "paper", *studies} <= set(shipped_config_names())
     quickstart = load_config("quickstart")
     assert len(quickstart.stream.base + (quickstart.stream.order or ())) == 4
@@ -50,19 +50,20 @@ def test_what_the_shipped_configurations_promise() -> None:
     loaded = {name: load_config(name) for name in studies}
     for name in ("twelve_structures", "table3", "few_shot"):
         assert len(loaded[name].seeds) == 6  # fewer can show nothing: docs/measures.md
-    # All studies but the search, which must not see their images, compare in one setting.
-    for name in studies - {"tuning"}:
-        for section in ("data", "network", "patch", "inference"):
-            assert getattr(loaded[name], section) == getattr(loaded["twelve_structures"], section), (
-                name,
-                section,
-            )
-    assert loaded["tuning"].data.simulate.seed != loaded["twelve_structures"].data.simulate.seed
+    # All studies but the searches, which must not see their images, compare in one setting.
+    twelve = loaded["twelve_structures"]
+    searches = {"tuning", "tuning_all"}
+    for name in studies:
+        for section in ("network", "patch") if name in searches else ("data", "network", "patch"):
+            assert getattr(loaded[name], section) == getattr(twelve, section), (name, section)
+        assert loaded[name].window == twelve.window
+    for name in searches:
+        assert loaded[name].data.simulate.seed != twelve.data.simulate.seed
     assert loaded["all_strategies"].stream == loaded["twelve_structures"].stream
     kinds = {one.name for name in ("twelve_structures", "all_strategies") for one in loaded[name].strategies}
     assert kinds == set(STRATEGY_NAMES)
     assert loaded["few_shot"].stream.images == (1, 2, 4, 8)
-    twelve, paper = load_config("twelve_structures"), load_config("paper")
+    paper = load_config("paper")
     for config in (twelve, paper):
         assert sorted(config.stream.base + (config.stream.order or ())) == sorted(TWELVE_STRUCTURES)
     assert (paper.network.width, paper.network.depth, paper.patch.size) == (32, 4, (32, 128, 128))
