@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ConfigError, RepmodeError
-from repmode_cl.perf import PerfSettings, run_perf, scaling
+from repmode_cl.perf import PerfSettings, rounds, run_perf, scaling
 from repmode_cl.perf import check as checking
 from repmode_cl.perf.check import check_device
 from repmode_cl.perf.footprint import peak_tensor_bytes
@@ -323,12 +325,26 @@ LIMITS = [
 ]
 
 
-def test_ours_stays_near_the_plain_network() -> None:
+def test_ours_stays_near_the_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests run beside this one: the time of one thread's own work says what the clock on the wall does not.
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=time.thread_time))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        exceeded = _exceeded()
+    finally:
+        torch.set_num_threads(threads)
+    assert not exceeded
+
+
+def _exceeded() -> dict[tuple[str, str], float]:
+    """Return the pairs of `LIMITS` whose ratio is larger than allowed."""
     settings = PerfSettings(**{**_values(TINY), **QUICK, "patch": (8, 24, 24), "repeats": 3})
     networks = Networks(settings, CPU)
     only = sorted({name for pair in LIMITS for name in pair[:2]}, key=NAMES.index)
     seconds: dict[str, list[float]] = {name: [] for name in only}
-    for _ in range(4):  # more rounds where the machine is busy with something else
+    exceeded: dict[tuple[str, str], float] = {}
+    for _ in range(4):  # more rounds where caches are shared with something else
         for row in measure_training(settings, networks, FLOAT32, only=only):
             seconds[row["name"]] += row["seconds"]
         ratios = {
@@ -342,7 +358,7 @@ def test_ours_stays_near_the_plain_network() -> None:
         }
         if not exceeded:
             break
-    assert not exceeded
+    return exceeded
 
 
 def _values(settings: PerfSettings) -> dict[str, Any]:
