@@ -269,3 +269,27 @@ def test_pages_written_one_by_one_with_holes(tmp_path: Path) -> None:
     )
     with open_image(path) as reader:
         np.testing.assert_array_equal(reader.read(0), image)
+
+
+@pytest.mark.parametrize("options", [{"ome": True}, {"ome": True, "bigtiff": True}, {}], ids=str)
+def test_a_cut_off_file_is_no_smaller_stack(options: dict[str, bool], tmp_path: Path) -> None:
+    """Compressed pages lie one behind the other, and OME-XML behind them all: what is left looks whole."""
+    image = noise(2, 4, 8, 8)
+    path = tmp_path / "whole.tif"
+    with tifffile.TiffWriter(path, **options) as writer:
+        if options:
+            writer.write(image, photometric="minisblack", compression="zlib", metadata={"axes": "CZYX"})
+        else:
+            for page in image.reshape(-1, 8, 8):
+                writer.write(page, photometric="minisblack", compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        ends = [page.dataoffsets[-1] + page.databytecounts[-1] for page in file.pages]
+    data = path.read_bytes()
+    with open_image(path) as reader:
+        assert reader.shape == ((4, 8, 8) if options else (8, 8, 8))
+    # Behind the voxels of each page, and without the last bytes of the XML.
+    for end in [*ends[:-1], *([ends[-1], len(data) - 1] if options else [])]:
+        cut = tmp_path / "cut.tif"
+        cut.write_bytes(data[:end])
+        with pytest.raises(ImageError, match="truncated"), open_image(cut):
+            pass
