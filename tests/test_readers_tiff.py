@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from reader_files import write_micro_manager
+from reader_files import write_micro_manager, write_set
 
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError
@@ -18,38 +18,6 @@ RNG = np.random.default_rng(0)
 
 def noise(*shape: int) -> np.ndarray:
     return RNG.integers(0, 60_000, shape, "uint16")
-
-
-def write_set(folder: Path, image: np.ndarray, companion: bool = False) -> list[Path]:
-    """Write CZYX as one OME-TIFF for each channel; the OME-XML names both files, or lies beside them."""
-    folder.mkdir(exist_ok=True)
-    channels, z, y, x = image.shape
-    names = [f"image_c{number}.ome.tif" for number in range(channels)]
-    data = "".join(
-        f'<TiffData FirstC="{number}" FirstZ="0" FirstT="0" IFD="0" PlaneCount="{z}">'
-        f'<UUID FileName="{name}">urn:uuid:0000-{number}</UUID></TiffData>'
-        for number, name in enumerate(names)
-    )
-    listed = "".join(f'<Channel ID="Channel:0:{number}" Name="dye {number}"/>' for number in range(channels))
-    start = (
-        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
-    )
-    body = (
-        f'<Image ID="Image:0" Name="set"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="{x}" '
-        f'SizeY="{y}" SizeZ="{z}" SizeC="{channels}" SizeT="1" PhysicalSizeX="0.1" PhysicalSizeY="0.2" '
-        f'PhysicalSizeZ="0.3">{listed}{data}</Pixels></Image></OME>'
-    )
-    for number, name in enumerate(names):
-        xml = f'{start} UUID="urn:uuid:0000-{number}">{body}'
-        if companion:
-            other = '<BinaryOnly MetadataFile="set.companion.ome" UUID="urn:c"/>'
-            xml = f'{start} UUID="urn:uuid:0000-{number}">{other}</OME>'
-        tifffile.imwrite(
-            folder / name, image[number], description=xml, metadata=None, photometric="minisblack"
-        )
-    if companion:
-        (folder / "set.companion.ome").write_text(f'{start} UUID="urn:c">{body}', encoding="utf-8")
-    return [folder / name for name in names]
 
 
 def test_ome_tiff_in_several_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
