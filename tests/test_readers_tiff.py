@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +263,14 @@ def test_a_cut_off_file_is_no_smaller_stack(options: dict[str, bool], tmp_path: 
         cut.write_bytes(data[:end])
         with pytest.raises(ImageError, match="truncated"), open_image(cut):
             pass
+
+
+def test_other_libraries_lines_are_not_among_the_messages(tmp_path: Path) -> None:
+    path = tmp_path / "cut.ome.tif"
+    tifffile.imwrite(path, noise(2, 4, 8, 8), photometric="minisblack", ome=True, metadata={"axes": "CZYX"})
+    path.write_bytes(path.read_bytes()[:3000])
+    call = (sys.executable, "-m", "repmode_cl", "data", "import", "channels", str(path), "--signal", "0")
+    found = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: {path}: truncated or damaged")
+    assert len(found.stderr.splitlines()) == 1
