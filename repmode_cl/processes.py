@@ -7,6 +7,7 @@ The functions that workers run here are the package's own, so the script is kept
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -116,6 +117,7 @@ def starting_workers() -> Iterator[None]:
 def within_worker(*_: object) -> None:
     """Run first in every worker: ignore Ctrl-C, and end when the parent is gone, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # as of the command itself
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

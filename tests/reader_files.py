@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 
-__all__ = ["write_micro_manager"]
+__all__ = ["write_micro_manager", "write_set"]
 
 
 def write_micro_manager(
@@ -53,3 +54,35 @@ def write_micro_manager(
     head += struct.pack("<8I", 54773648, map_at, 483765892, 0, 99384722, 0, 2355492, len(text))
     data[:40] = head
     path.write_bytes(data)
+
+
+def write_set(folder: Path, image: np.ndarray, companion: bool = False) -> list[Path]:
+    """Write CZYX as one OME-TIFF for each channel; the OME-XML names both files, or lies beside them."""
+    folder.mkdir(exist_ok=True)
+    channels, z, y, x = image.shape
+    names = [f"image_c{number}.ome.tif" for number in range(channels)]
+    data = "".join(
+        f'<TiffData FirstC="{number}" FirstZ="0" FirstT="0" IFD="0" PlaneCount="{z}">'
+        f'<UUID FileName="{name}">urn:uuid:0000-{number}</UUID></TiffData>'
+        for number, name in enumerate(names)
+    )
+    listed = "".join(f'<Channel ID="Channel:0:{number}" Name="dye {number}"/>' for number in range(channels))
+    start = (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
+    )
+    body = (
+        f'<Image ID="Image:0" Name="set"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="{x}" '
+        f'SizeY="{y}" SizeZ="{z}" SizeC="{channels}" SizeT="1" PhysicalSizeX="0.1" PhysicalSizeY="0.2" '
+        f'PhysicalSizeZ="0.3">{listed}{data}</Pixels></Image></OME>'
+    )
+    for number, name in enumerate(names):
+        xml = f'{start} UUID="urn:uuid:0000-{number}">{body}'
+        if companion:
+            other = '<BinaryOnly MetadataFile="set.companion.ome" UUID="urn:c"/>'
+            xml = f'{start} UUID="urn:uuid:0000-{number}">{other}</OME>'
+        tifffile.imwrite(
+            folder / name, image[number], description=xml, metadata=None, photometric="minisblack"
+        )
+    if companion:
+        (folder / "set.companion.ome").write_text(f'{start} UUID="urn:c">{body}', encoding="utf-8")
+    return [folder / name for name in names]

@@ -7,10 +7,13 @@ import os
 
 import numpy as np
 import pytest
+from reader_files import write_set
 
 from repmode_cl.data import cache
 from repmode_cl.data.cache import ContentDigests, VolumeCache
+from repmode_cl.data.content import content_digest, files_of, stamp_of
 from repmode_cl.files import sha256_file
+from repmode_cl.inference.call import content_of
 
 
 def test_a_file_s_digest_is_remembered_until_it_changes(tmp_path):
@@ -65,3 +68,32 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     assert not left.exists()
     assert store.find(key) == (1, 2, 3)
     assert store.find(store.key({"a": 2})) is None
+
+
+@pytest.mark.parametrize("companion", [False, True])
+def test_an_image_in_several_files_is_all_of_them(tmp_path, companion):
+    """Else a channel that was exported anew would be taken out of the cache as it was."""
+    image = np.random.default_rng(0).integers(0, 999, (2, 4, 9, 8), "uint16")
+    first, second = write_set(tmp_path / "set", image, companion=companion)
+    files = sorted((tmp_path / "set").iterdir())
+    assert len(files) == 2 + companion
+    for file in files:
+        assert files_of(file) == files
+    assert len({content_digest(file) for file in files}) == 1
+    before = content_digest(first), stamp_of(first), content_of(first)
+    write_set(tmp_path / "set", np.stack([image[0], image[1] + 1]), companion=companion)
+    os.utime(second, ns=(10**18, 10**18))
+    assert all(
+        a != b
+        for a, b in zip(before, (content_digest(first), stamp_of(first), content_of(first)), strict=True)
+    )
+
+
+def test_a_file_by_itself_is_no_set(tmp_path):
+    """Also under another name than the one that stands in it, beside a file of that name."""
+    path, *_ = write_set(tmp_path, np.ones((1, 4, 9, 8), "uint16"))
+    assert files_of(path) == [path]
+    assert content_digest(path) == sha256_file(path)
+    renamed = tmp_path / "renamed.ome.tif"
+    renamed.write_bytes(path.read_bytes())
+    assert files_of(renamed) == [renamed]

@@ -132,6 +132,39 @@ def test_what_cannot_be_predicted_is_left_out_when_asked(model, folder):
     assert table[0]["output"] == str(Path("out/f0_dna.ome.tif"))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("manifest.csv", "no table of results"),
+        ("fields/f1.ome.tif", "ends in .csv"),
+        ("out.npy", "ends in .csv"),
+        (".", "ends in .csv"),
+        ("folder.csv", "is a folder"),
+    ],
+)
+def test_a_table_replaces_nothing_else(name, said, model, folder):
+    Path("manifest.csv").write_text("structure,signal,target\ndna,a.tif,b.tif\n", encoding="utf-8")
+    Path("folder.csv").mkdir()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    call = (model.path, "fields/f0.ome.tif", "out.npy", "--structure", "dna", "--channel", "0", *SIZE)
+    code, _, err = command(*call, "--csv", name)
+    assert code == 2
+    assert said in err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_no_image_is_written_over_by_the_prediction_of_another(model, folder):
+    other = Path("fields/f0_dna.ome.tif")
+    other.write_bytes(Path("fields/f1.ome.tif").read_bytes())
+    before = other.read_bytes()
+    code, _, err = command(
+        model.path, "fields/*.tif", "--structure", "dna", "--channel", "0", "--out", "fields", *SIZE
+    )
+    assert code == 2
+    assert "is one of the inputs" in err
+    assert other.read_bytes() == before
+
+
 def test_figures_where_the_truth_is_a_channel(model, folder):
     call = (
         model.path,

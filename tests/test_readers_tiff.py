@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from reader_files import write_micro_manager
+from reader_files import write_micro_manager, write_set
 
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError
@@ -18,38 +20,6 @@ RNG = np.random.default_rng(0)
 
 def noise(*shape: int) -> np.ndarray:
     return RNG.integers(0, 60_000, shape, "uint16")
-
-
-def write_set(folder: Path, image: np.ndarray, companion: bool = False) -> list[Path]:
-    """Write CZYX as one OME-TIFF for each channel; the OME-XML names both files, or lies beside them."""
-    folder.mkdir(exist_ok=True)
-    channels, z, y, x = image.shape
-    names = [f"image_c{number}.ome.tif" for number in range(channels)]
-    data = "".join(
-        f'<TiffData FirstC="{number}" FirstZ="0" FirstT="0" IFD="0" PlaneCount="{z}">'
-        f'<UUID FileName="{name}">urn:uuid:0000-{number}</UUID></TiffData>'
-        for number, name in enumerate(names)
-    )
-    listed = "".join(f'<Channel ID="Channel:0:{number}" Name="dye {number}"/>' for number in range(channels))
-    start = (
-        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
-    )
-    body = (
-        f'<Image ID="Image:0" Name="set"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="{x}" '
-        f'SizeY="{y}" SizeZ="{z}" SizeC="{channels}" SizeT="1" PhysicalSizeX="0.1" PhysicalSizeY="0.2" '
-        f'PhysicalSizeZ="0.3">{listed}{data}</Pixels></Image></OME>'
-    )
-    for number, name in enumerate(names):
-        xml = f'{start} UUID="urn:uuid:0000-{number}">{body}'
-        if companion:
-            other = '<BinaryOnly MetadataFile="set.companion.ome" UUID="urn:c"/>'
-            xml = f'{start} UUID="urn:uuid:0000-{number}">{other}</OME>'
-        tifffile.imwrite(
-            folder / name, image[number], description=xml, metadata=None, photometric="minisblack"
-        )
-    if companion:
-        (folder / "set.companion.ome").write_text(f'{start} UUID="urn:c">{body}', encoding="utf-8")
-    return [folder / name for name in names]
 
 
 def test_ome_tiff_in_several_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -269,3 +239,38 @@ def test_pages_written_one_by_one_with_holes(tmp_path: Path) -> None:
     )
     with open_image(path) as reader:
         np.testing.assert_array_equal(reader.read(0), image)
+
+
+@pytest.mark.parametrize("options", [{"ome": True}, {"ome": True, "bigtiff": True}, {}], ids=str)
+def test_a_cut_off_file_is_no_smaller_stack(options: dict[str, bool], tmp_path: Path) -> None:
+    """Compressed pages lie one behind the other, and OME-XML behind them all: what is left looks whole."""
+    image = noise(2, 4, 8, 8)
+    path = tmp_path / "whole.tif"
+    with tifffile.TiffWriter(path, **options) as writer:
+        if options:
+            writer.write(image, photometric="minisblack", compression="zlib", metadata={"axes": "CZYX"})
+        else:
+            for page in image.reshape(-1, 8, 8):
+                writer.write(page, photometric="minisblack", compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        ends = [page.dataoffsets[-1] + page.databytecounts[-1] for page in file.pages]
+    data = path.read_bytes()
+    with open_image(path) as reader:
+        assert reader.shape == ((4, 8, 8) if options else (8, 8, 8))
+    # Behind the voxels of each page, and without the last bytes of the XML.
+    for end in [*ends[:-1], *([ends[-1], len(data) - 1] if options else [])]:
+        cut = tmp_path / "cut.tif"
+        cut.write_bytes(data[:end])
+        with pytest.raises(ImageError, match="truncated"), open_image(cut):
+            pass
+
+
+def test_other_libraries_lines_are_not_among_the_messages(tmp_path: Path) -> None:
+    path = tmp_path / "cut.ome.tif"
+    tifffile.imwrite(path, noise(2, 4, 8, 8), photometric="minisblack", ome=True, metadata={"axes": "CZYX"})
+    path.write_bytes(path.read_bytes()[:3000])
+    call = (sys.executable, "-m", "repmode_cl", "data", "import", "channels", str(path), "--signal", "0")
+    found = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: {path}: truncated or damaged")
+    assert len(found.stderr.splitlines()) == 1

@@ -313,3 +313,30 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ImageError, match=r"OME-Zarr; reading it needs .*pip install 'repmode-cl\[zarr\]'"
         ):
             open_image(path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_blosc_chunk_that_ends_early(tmp_path: Path, version: int) -> None:
+    """Blosc is the compression of most OME-Zarr 0.4, and decodes whatever lies behind a chunk that was cut off."""
+    from numcodecs import Blosc
+    from zarr.codecs import BloscCodec
+
+    path, image = tmp_path / "a.zarr", noise("zyx")
+    write(str(path), image, "0.4" if version == 2 else "0.5", "zyx")
+    group = zarr.open_group(path, mode="r+")
+    attributes = group.attrs.asdict()
+    place = attributes.get("ome", attributes)["multiscales"][0]["datasets"][0]["path"]
+    codec: Any = Blosc() if version == 2 else BloscCodec()
+    group.create_array(place, data=image, chunks=(4, 8, 16), compressors=[codec], overwrite=True)
+    with open_image(path) as reader:
+        np.testing.assert_array_equal(reader.read(0), image)
+    files = [file for file in (path / place).rglob("*") if file.is_file() and file.suffix != ".json"]
+    chunk = max(files, key=lambda file: file.stat().st_size)
+    whole = chunk.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        chunk.write_bytes(whole[:length])
+        with open_image(path) as reader, pytest.raises(ImageError, match="truncated"):
+            reader.read(0)
+    chunk.unlink()
+    with open_image(path) as reader:
+        assert 0 < np.count_nonzero(reader.read(0)) < image.size, "a chunk that is not there is blank"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from typing import Annotated
 
@@ -86,4 +87,6 @@ def main() -> None:
         # A console that knows no such character shows a replacement; a message must not end in another error.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # What is wrong with a file our own errors say, with what to do about it; tifffile's lines name its objects.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     app()

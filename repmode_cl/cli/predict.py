@@ -131,8 +131,8 @@ def predict(
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
     window_size = size(window, "--window")
     micrometres = sizes_in_um(voxel_size, "--voxel-size")
-    from repmode_cl.inference.many import expand_inputs, output_names, predict_many
-    from repmode_cl.inference.outputs import output_paths
+    from repmode_cl.inference.many import check_table, expand_inputs, output_names, predict_many
+    from repmode_cl.inference.outputs import output_paths, refuse_inputs
     from repmode_cl.inference.rescale import Rescale
     from repmode_cl.progress import task
     from repmode_cl.store import Model
@@ -150,9 +150,15 @@ def predict(
     else:
         inputs = expand_inputs(paths)
         outputs = output_names(inputs, out, names, stack=stack)
-    for source, output in zip(inputs, outputs, strict=True):
-        # Before the model is opened, and before the first of many is predicted.
-        output_paths(output, names, source, several=several, stack=stack)
+    # Before the model is opened, and before the first of many is predicted.
+    written = [
+        path
+        for source, output in zip(inputs, outputs, strict=True)
+        for path in output_paths(output, names, source, several=several, stack=stack)
+    ]
+    refuse_inputs(written, inputs)
+    if csv is not None:
+        check_table(csv)
     continue_with(ctx, without=["--restart"])
     opened = Model.open(model) if opened is None else opened
     told: set[str] = set()

@@ -74,7 +74,8 @@ def write_imported(
             )
         )
     if not found.rows:
-        raise ManifestError("nothing was found that a manifest could list; nothing was written")
+        why = "; left out was everything, first " + found.left[0] if found.left else ""
+        raise ManifestError(f"nothing was found that a manifest could list; nothing was written{why}")
     write_manifest(path, found.rows)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from repmode_cl.data.content import files_of
 from repmode_cl.errors import RepmodeError
 from repmode_cl.files import canonical_json
 
@@ -34,12 +35,15 @@ def content_of(path: Path | str) -> dict[str, Any]:
             if file.suffix == ".json" or file.name in (".zarray", ".zattrs", ".zgroup"):
                 digest.update(file.read_bytes()[:_SAMPLE])
         return {"bytes": count, "changed": changed, "sample": digest.hexdigest()}
-    stat = path.stat()
-    with path.open("rb") as handle:
-        digest.update(handle.read(_SAMPLE))
-        handle.seek(max(0, stat.st_size - _SAMPLE))
-        digest.update(handle.read(_SAMPLE))
-    return {"bytes": stat.st_size, "changed": stat.st_mtime_ns, "sample": digest.hexdigest()}
+    count = changed = 0
+    for file in files_of(path):
+        stat = file.stat()
+        count, changed = count + stat.st_size, max(changed, stat.st_mtime_ns)
+        with file.open("rb") as handle:
+            digest.update(handle.read(_SAMPLE))
+            handle.seek(max(0, stat.st_size - _SAMPLE))
+            digest.update(handle.read(_SAMPLE))
+    return {"bytes": count, "changed": changed, "sample": digest.hexdigest()}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "Outcome",
+    "check_table",
     "expand_inputs",
     "output_names",
     "predict_many",
@@ -175,7 +176,8 @@ def predict_many(
     Raises
     ------
     RepmodeError
-        That of the first image that cannot be predicted, unless `keep_going`.
+        That of the first image that cannot be predicted, unless `keep_going`; if `table` would replace something
+        else (`check_table`).
     """
     names = list(structures)
     for name in names:
@@ -184,6 +186,8 @@ def predict_many(
     settings = {**settings, "networks": _Ready(model, resolve_device(settings.get("device", "auto")))}
     keep = settings.get("keep", False) and not settings.get("restart", False)
     figures = settings.get("targets") or {}
+    if table is not None:
+        check_table(table)
     earlier = read_results(table) if table is not None else {}
     found: list[Outcome] = []
     for source, output in zip(inputs, outputs, strict=True):
@@ -206,6 +210,28 @@ def predict_many(
         if done is not None:
             done(outcome)
     return found
+
+
+def check_table(table: Path) -> None:
+    """Refuse a name at which a table of results would replace something else.
+
+    Raises
+    ------
+    RepmodeError
+        If it does not end in .csv, is a folder, or a file that is no table of results is there.
+    """
+    if table.suffix.lower() != ".csv":
+        raise RepmodeError(f"{table}: a table of results ends in .csv")
+    if table.is_dir():
+        raise RepmodeError(f"{table}: is a folder; give the name of a file")
+    if not table.exists():
+        return
+    with table.open("rb") as file:
+        first = file.readline(1000).strip()
+    if first and first != ",".join(COLUMNS).encode():
+        raise RepmodeError(
+            f"{table}: a file that is no table of results, which is not written over; give another name, or remove it"
+        )
 
 
 class _Ready(dict[str, Network]):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.volume_io import SUFFIXES, check_output, check_suffix
 
-__all__ = ["output_paths"]
+__all__ = ["output_paths", "refuse_inputs"]
 
 _PLACE = "{structure}"
 
@@ -70,3 +71,17 @@ def output_paths(
             raise ImageError(f"{path}: is the input; give the prediction a name of its own")
         check_output(path)
     return paths
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str]) -> None:
+    """Refuse outputs that would be written over any of several inputs.
+
+    Raises
+    ------
+    ImageError
+        If one is.
+    """
+    sources = {os.path.realpath(one) for one in inputs if isinstance(one, Path)}
+    for path in outputs:
+        if os.path.realpath(path) in sources:
+            raise ImageError(f"{path}: is one of the inputs, and would be written over; give another --out")

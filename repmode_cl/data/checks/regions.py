@@ -207,7 +207,9 @@ def same_files(paths: Iterable[Path], compare_content: bool) -> dict[Path, objec
     for path in names:
         with suppress(OSError, ValueError):  # what cannot be read is told where its header is
             if path.is_file() or path.is_dir():  # a pipe would be waited for
-                sizes[stamp_of(path).size].append(path)
+                # Of a file without a look at what it names: there may be a hundred thousand.
+                size = stamp_of(path).size if path.is_dir() else path.stat().st_size
+                sizes[size].append(path)
     for alike in sizes.values():
         if len(alike) > 1:
             for path in alike:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ _SMALL = 64 << 20
 _MOST_ABSENT = 10_000
 # A chunk of at most this many bytes is cheap to decode again for each of several small regions.
 _SMALL_CHUNK = 4 << 20
+# Bytes before what Blosc stores; the last four are the length of all.
+_BLOSC_HEADER = 16
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class OmeZarrReader(BaseReader):
             claimed = math.prod(shape) * np.dtype(layout.array.dtype).itemsize
             if claimed > _SMALL:
                 self._check_stored(layout.array, chosen, claimed)
+            self._check_blosc(layout.array, chosen)
             found = np.asarray(layout.array[tuple(chosen)])
         except ImageError:
             raise
@@ -142,13 +145,9 @@ class OmeZarrReader(BaseReader):
 
     def _check_stored(self, array: Any, box: Sequence[slice], claimed: int) -> None:
         """Refuse to read far more than the chunks that are there can hold; absent ones are blank."""
-        unit = array.shards or array.chunks
-        grid = [
-            range(part.start // size, -(-part.stop // size)) for part, size in zip(box, unit, strict=True)
-        ]
         stored = absent = 0
-        for coordinates in itertools.product(*grid):
-            size = _size_of(self._path, "/".join((array.path, array.metadata.encode_chunk_key(coordinates))))
+        for key in _keys(array, box):
+            size = _size_of(self._path, key)
             absent += size is None
             stored += size or 0
             if stored * _MOST_COMPRESSION >= claimed:
@@ -159,6 +158,22 @@ class OmeZarrReader(BaseReader):
             f"{self._path}: its metadata claim {claimed} bytes for what is read, far more than its chunks hold: it is "
             "damaged, or was not copied whole"
         )
+
+    def _check_blosc(self, array: Any, box: Sequence[slice]) -> None:
+        """Refuse chunks that end early: Blosc believes their header and decodes what lies behind them in memory."""
+        if not isinstance(self._path, Path) or array.shards or not _has_blosc(array):
+            return
+        for key in _keys(array, box):
+            try:
+                with (self._path / key).open("rb") as file:
+                    head, size = file.read(_BLOSC_HEADER), file.seek(0, 2)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # blank
+            claimed = max(_BLOSC_HEADER, int.from_bytes(head[12:16], "little"))
+            if size < claimed:
+                raise ImageError(
+                    f"{self._path}: truncated: its chunk {key} has {size} of {claimed} bytes; copy it again"
+                )
 
 
 def _open_group(path: Path | str) -> Any:
@@ -258,6 +273,18 @@ def _channel_names(attributes: Mapping[str, Any], count: int) -> tuple[str, ...]
         labels = []
     labels = labels if len(labels) == count else [None] * count
     return tuple(str(label) if label else f"C{number}" for number, label in enumerate(labels))
+
+
+def _keys(array: Any, box: Sequence[slice]) -> Iterator[str]:
+    """Yield where below the root the chunks (or shards) lie that a box of an array touches."""
+    unit = array.shards or array.chunks
+    grid = [range(part.start // size, -(-part.stop // size)) for part, size in zip(box, unit, strict=True)]
+    for coordinates in itertools.product(*grid):
+        yield "/".join((array.path, array.metadata.encode_chunk_key(coordinates)))
+
+
+def _has_blosc(array: Any) -> bool:
+    return any("blosc" in type(codec).__name__.lower() for codec in array.compressors)
 
 
 def _size_of(root: Path | str, key: str) -> int | None:

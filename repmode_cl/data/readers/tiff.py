@@ -26,10 +26,14 @@ from repmode_cl.data.readers.tiff_metadata import (
     read_micro_manager,
     read_ome,
 )
-from repmode_cl.data.readers.tiff_pages import native, read_pages, read_rows, reason
+from repmode_cl.data.readers.tiff_pages import cut_off, native, read_pages, read_rows, reason
 from repmode_cl.errors import ImageError
 
 __all__ = ["TiffReader"]
+
+
+# tifffile's names of files in which nothing but the pages themselves says how many there are.
+_PLAIN = frozenset({"generic", "uniform", "shaped"})
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,10 @@ class TiffReader(BaseReader):
                 f"{path}: truncated or damaged: its ImageJ header claims more planes than the file holds; copy it "
                 "again"
             )
+        missing = cut_off(self._file) if kinds <= _PLAIN else None
+        if missing is not None:
+            # What is left may look whole: of an OME-TIFF whose XML lay at its end, a stack of mixed channels.
+            raise ImageError(f"{path}: truncated or damaged: {missing}; copy it again")
         return series
 
     def _check_micro_manager(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["native", "read_pages", "read_rows", "reason"]
+__all__ = ["cut_off", "native", "read_pages", "read_rows", "reason"]
 
 # No codec of use here shrinks more than this; a header that claims more is damaged. Small planes are never
 # suspected.
@@ -25,6 +26,9 @@ _SMALL = 64 << 20
 
 # Codecs whose strips and tiles decode by themselves: none, LZW, deflate (two numbers), PackBits, LZMA, zstd (two).
 _SEGMENTED = {1, 5, 8, 32946, 32773, 34925, 34926, 50000}
+
+# Number of the tag ImageDescription: OME-XML, ImageJ's and tifffile's axes.
+_DESCRIPTION = 270
 
 
 def read_rows(
@@ -106,6 +110,32 @@ def read_pages(
             raise ImageError(f"{path}: page {number} cannot be decoded ({reason(error)}){hint}") from error
         out[tuple(value - part.start for value, part in zip(place, box, strict=False))] = plane
     return out
+
+
+def cut_off(file: Any) -> str | None:
+    """Say what is missing of a file whose end was cut off, where tifffile passes over it; None if nothing is.
+
+    Each page says where the next one is, and the last that there is none. The first says where the text is that
+    names the axes; without it the planes of all channels would be taken for one stack.
+    """
+    form, handle = file.tiff, file.filehandle
+    try:
+        handle.seek(file.pages[0].offset)
+        (tags,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
+        for entry in struct.iter_unpack(
+            form.byteorder + ("HHQQ" if form.is_bigtiff else "HHII"), handle.read(tags * form.tagsize)
+        ):
+            code, _, length, at = entry
+            if code == _DESCRIPTION and length > form.tagoffsetthreshold and at + length > handle.size:
+                return "the text that describes its axes is gone"
+        at = file.pages[len(file.pages) - 1].offset
+        handle.seek(at)
+        (tags,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
+        handle.seek(at + form.tagnosize + tags * form.tagsize)
+        (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
+    except (struct.error, OSError):
+        following = 1
+    return f"its list of pages breaks off after {len(file.pages)}" if following else None
 
 
 def native(dtype: Any) -> np.dtype[Any]:
