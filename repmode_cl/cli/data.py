@@ -66,6 +66,12 @@ def simulate(
 @app.command("check")
 def check(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A CSV file.")],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", metavar="CONFIG", help="Check for training with it: patch, depth, preprocessing."
+        ),
+    ] = None,
     patch: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="Training patch that the volumes must suit.")
     ] = None,
@@ -73,7 +79,9 @@ def check(
         int | None,
         typer.Option(min=0, help="Voxels between regions of different splits; half a patch by default."),
     ] = None,
-    depth: Annotated[int, typer.Option(min=1, help="Depth of the network to train.")] = 4,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Depth of the network to train; 4 by default.")
+    ] = None,
     headers_only: Annotated[
         bool,
         typer.Option("--headers-only", help="Read no voxels: much faster, and finds nothing in them."),
@@ -98,21 +106,34 @@ def check(
     For example:
 
       repmode-cl data check cells/manifest.csv --page look.html
+
+      repmode-cl data check cells/manifest.csv --config my.yaml
     """
     if page is not None and headers_only:
         raise RepmodeError("--page shows voxels, and --headers-only reads none: leave out one of them")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise RepmodeError(f"--page {page}: a page ends in .html")
     patch_size = size(patch, "--patch")
+    from repmode_cl.config import DataConfig, NetworkConfig, PatchConfig, load_config
     from repmode_cl.data.check import inspect_manifest
+    from repmode_cl.data.recipe import Recipe
     from repmode_cl.processes import workers_here
+
+    loaded = None if config is None else load_config(config)
+    data, network, crops = (
+        (DataConfig(), NetworkConfig(), PatchConfig())
+        if loaded is None
+        else (loaded.data, loaded.network, loaded.patch)
+    )
 
     found = inspect_manifest(
         manifest,
-        patch=patch_size,
+        patch=patch_size or crops.size,
         gap=gap,
         read_voxels=not headers_only,
-        depth=depth,
+        depth=depth or network.depth,
+        voxel_size=data.preprocessing.voxel_size,
+        recipe=Recipe.of(data.preprocessing),
         pictures=_PICTURES if page is not None else 0,
         workers=workers or workers_here(),
     )

@@ -40,6 +40,8 @@ class Seen:
         By image.
     damaged
         Why an image could not be measured.
+    constant
+        Where an image lies whose voxels are all alike, and their value; it is not measured.
     fits
         How well a row's signal and target go together, by row number.
     thumbnails
@@ -48,6 +50,7 @@ class Seen:
 
     measures: dict[Key, Measure] = field(default_factory=dict)
     damaged: dict[Key, str] = field(default_factory=dict)
+    constant: dict[Key, str] = field(default_factory=dict)
     fits: dict[int, Fit] = field(default_factory=dict)
     thumbnails: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
@@ -94,6 +97,7 @@ def read_voxels(looked: Sequence[Looked], *, pictures: Sequence[int] = (), worke
     for one in track(done, "reading images", len(works)):
         seen.measures.update(one.measures)
         seen.damaged.update(one.damaged)
+        seen.constant.update(one.constant)
         seen.fits.update(one.fits)
         seen.thumbnails.update(one.thumbnails)
     return seen
@@ -170,7 +174,7 @@ def _read(part: _Part) -> NDArray[Any]:
 def _measured(part: _Part, seen: Seen) -> NDArray[Any] | None:
     """Read and measure an image; return it unless something is wrong with it."""
     image, key = part.image, key_of(part.image, part.region)
-    if key in seen.damaged:
+    if key in seen.damaged or key in seen.constant:
         return None
     try:
         volume = _read(part)
@@ -188,8 +192,8 @@ def _measured(part: _Part, seen: Seen) -> NDArray[Any] | None:
             seen.damaged[key] = f"{place}: the mask is zero everywhere, so that no voxel counts"
         return None
     elif low == high:
-        seen.damaged[key] = f"{place}: the volume is constant ({low:g} everywhere)"
-    if key in seen.damaged:
+        seen.constant[key] = f"{place}: the volume is constant ({low:g} everywhere)"
+    if key in seen.damaged or key in seen.constant:
         return None
     if key not in seen.measures:
         seen.measures[key] = measure(volume)
