@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
@@ -242,6 +243,38 @@ def test_the_command_checks_for_a_configuration(images: Path, tmp_path: Path) ->
     assert run.exit_code == 0, run.output
     assert "taken as zeros" in run.output
     assert CliRunner().invoke(app, [*command, "--config", str(config), "--depth", "6"]).exit_code == 2
+
+
+@pytest.mark.parametrize("shards", [None, (10, 32, 32)])
+def test_chunks_that_are_not_there(images: Path, shards: tuple[int, int, int] | None) -> None:
+    """Eight parts of two channels; of the second, which no row names, none is there."""
+    name = f"half{shards is None}.zarr"
+    root = zarr.open_group(images / name, mode="w")
+    axes = [{"name": "c", "type": "channel"}]
+    axes += [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+    scale = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 0.3, 0.2, 0.2]}]}
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [scale]}]}
+    inner = (1, 10, 32, 16) if shards else (1, 10, 32, 32)
+    root.create_array("0", shape=(2, *SHAPE), dtype="f4", chunks=inner, shards=shards and (1, *shards))
+    array = root["0"]
+    assert isinstance(array, zarr.Array)
+    array[0] = pair(0)[0]
+    header, line = "structure,signal,signal_channel,target,region", "dna,{},0,target0.tif,{}"
+    assert "chunks absent" not in [
+        kind for _, kind in said(look(images, line.format(name, ""), header=header))
+    ]
+    (images / name / "0" / "c" / "0" / "0" / "1" / "0").unlink()
+    [warning] = [
+        one
+        for one in look(images, line.format(name, ""), header=header).warnings
+        if one.kind == "chunks absent"
+    ]
+    assert (warning.column, f"{name}, channel C0: 1 of 4 chunks are not there" in warning.message) == (
+        "signal",
+        True,
+    )
+    upper = line.format(name, '":,0:32,:"')
+    assert "chunks absent" not in [kind for _, kind in said(look(images, upper, header=header))]
 
 
 def test_headers_are_read_once_and_no_voxels(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def _voxels(
                 place = f"{image.path}, channel {image.header.channel_names[image.channel]}"
                 problems += [
                     Problem(one.row.number, column, message, severity="warning", kind=kind)
-                    for kind, message in remarks(seen.measures[key], place)
+                    for kind, message in remarks(seen.measures[key], place, seen.absent.get(key, (0, 0)))
                 ]
     return seen
 
