@@ -185,7 +185,7 @@ def test_images_of_other_voxels_are_refused_before_anything_is_written(
 
 def test_a_dry_run_takes_constant_images_as_training_does(model: Model, known: Path, tmp_path: Path) -> None:
     path = copy(model, tmp_path)
-    tifffile.imwrite(tmp_path / "flat.tif", np.full(SHAPE, 7, "float32"), metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "flat.tif", np.full(SHAPE, 7, "float32"), photometric="minisblack")
     flat = [
         replace(row, target=tmp_path / "flat.tif", target_channel=None)
         for row in read_manifest(known).for_structure("nucleolus")

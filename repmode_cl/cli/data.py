@@ -11,7 +11,7 @@ import typer
 
 from repmode_cl.cli import data_import
 from repmode_cl.cli.common import WorkersOption, names, size
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
     from repmode_cl.data.check import Inspection
@@ -170,11 +170,12 @@ def _tell(manifest: Path, found: Inspection) -> None:
         if more > 0:
             typer.echo(f"{more} more {severity}s ({kind}); --json lists all", err=True)
     counts = [(len(found.errors), "error"), (len(found.warnings), "warning")]
-    said = " and ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts if count)
+    said = " and ".join(counted(count, what) for count, what in counts if count)
+    rows = counted(len(found.rows), "row")
     if found.errors:
-        typer.echo(f"{said} in {len(found.rows)} rows", err=True)
+        typer.echo(f"{said} in {rows}", err=True)
         return
     typer.echo(
-        f"{manifest}: {len(found.rows)} rows without {'an error' if said else 'a problem'}, of "
+        f"{manifest}: {rows} without {'an error' if said else 'a problem'}, of "
         f"{', '.join(found.structures)}" + (f"; {said}" if said else "")
     )
