@@ -64,8 +64,8 @@ def test_what_spreadsheets_write(tmp_path: Path, delimiter: str) -> None:
 def test_a_first_line_that_states_the_separator(tmp_path: Path, first: str) -> None:
     separator = first.strip('"')[4]
     lines = [
-        line.replace(",", separator)
-        for line in (HEADER, 'dna,"a, b; c.tif",0,a.tif,1', "DNA,a.tif,0,a.tif,1")
+        line.replace(",", separator).replace("NAME", '"a, b; c.tif"')
+        for line in (HEADER, "dna,NAME,0,a.tif,1", "DNA,a.tif,0,a.tif,1")
     ]
     path = write(tmp_path, *(f"{line}\r" for line in lines[:2]), header=f"{first}\r", encoding="utf-8-sig")
     [row] = read_manifest(path).rows
