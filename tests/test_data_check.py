@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,7 +216,7 @@ def test_what_is_prepared_otherwise_is_checked_so(images: Path) -> None:
 def test_axes_that_are_not_resampled_keep_their_planes(images: Path) -> None:
     # 10 planes of 0.3 um become 3 of 1 um; a network of depth 3 takes no fewer than 4.
     whole = "dna,light0.tif,target0.tif"
-    options = {"voxel_size": (1.0, 0.2, 0.2), "read_voxels": False}
+    options: dict[str, Any] = {"voxel_size": (1.0, 0.2, 0.2), "read_voxels": False}
     path = images / "manifest.csv"
     path.write_text(f"structure,signal,target,voxel_size_zyx\n{whole},0.3 0.2 0.2\n")
     assert "after resampling 3 x 64 x 64" in inspect_manifest(path, depth=3, **options).errors[0].message
