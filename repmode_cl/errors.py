@@ -18,6 +18,7 @@ __all__ = [
     "ModelError",
     "StructureError",
     "UnknownStructureError",
+    "counted",
     "did_you_mean",
 ]
 
@@ -71,3 +72,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of `known`, or an empty string."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def counted(number: int, what: str) -> str:
+    """Return ``1 structure`` or ``2 structures``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

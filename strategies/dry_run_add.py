@@ -27,7 +27,7 @@ from repmode_cl.strategies.one_experience import check_request
 from torch import Tensor
 
 from repmode_cl.data.cache import ContentDigests
-from repmode_cl.data.check import check_manifest
+from repmode_cl.data.check import Inspection, inspect_manifest
 from repmode_cl.data.manifest import Manifest, Problem, Row
 from repmode_cl.data.splits import Assignment, assign_splits
 from repmode_cl.devices import resolve_device
@@ -125,16 +125,18 @@ def dry_run_add(
     check_not_staged(addition.model, structure)
     check_request(addition.work / REQUEST, addition.request(), addition.what, addition.anew)
     config = addition.config
-    problems = check_manifest(
+    preprocessing = config.data.preprocessing
+    found = inspect_manifest(
         addition.manifest.path,
         patch=config.patch.size,
         depth=addition.model.architecture.depth,
-        voxel_size=config.data.preprocessing.voxel_size,
+        voxel_size=preprocessing.voxel_size,
+        recipe=Recipe.of(preprocessing),
         structures=[structure],
     )
     wrong, warnings = voxel_problems(addition.model, addition.manifest, structure, force=addition.force)
-    problems += wrong
     splits = _splits(addition)
+    problems = [*found.errors, *_held_out_blank(found, splits), *wrong]
     rows = addition.manifest.for_structure(structure)
     count = Counter(splits[row.number] for row in rows)
     images = {split: count[split] for split in ("train", "val", "test")}
@@ -178,6 +180,17 @@ def dry_run_add(
         structure, images, tuple(problems), parameters, size, memory, budget.steps, step, seconds, tuple(about),
         tuple(lines),
     )  # fmt: skip
+
+
+def _held_out_blank(found: Inspection, splits: Assignment) -> list[Problem]:
+    """Return constant targets that may be learned from, but whose rows, which name no split, would be held out."""
+    message = "the target is constant, and its row would be in the split {}: nothing has an R2 on such an image; name "
+    message += "its split train, or leave it out"
+    return [
+        Problem(one.row, one.column, message.format(splits[one.row]), kind="image")
+        for one in found.warnings
+        if one.kind == "constant" and one.column == "target" and splits[one.row] != "train"
+    ]
 
 
 def _number(count: int, one: str, more: str = "") -> str:

@@ -13,6 +13,7 @@ from repmode_cl.strategies.opening import Before, check_images_are_the_same
 
 from repmode_cl.config import Config
 from repmode_cl.data.sample import Sample
+from repmode_cl.errors import counted
 from repmode_cl.files import write_text
 
 __all__ = ["LEFT_OUT", "RunImages", "run_images"]
@@ -95,7 +96,6 @@ def run_images(
         check_images_are_the_same(folder, samples)
     notes = [*notes, *check_images(samples, streams)]
     if left:
-        notes.append(
-            f"{len(left)} rows of the manifest were left out, as their images cannot be used: {LEFT_OUT}"
-        )
+        were = f"{counted(len(left), 'row')} of the manifest {'was' if len(left) == 1 else 'were'}"
+        notes.append(f"{were} left out, as their images cannot be used: {LEFT_OUT}")
     return RunImages(samples, notes, left)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from repmode_cl.strategies import add_structure, compare_structure, dry_run_add, run_benchmark, train_base
 from repmode_cl.strategies.preparing import configuration_for, manifest_of, origin_of, training_for
-from tiny_run import changed, tiny
+from tiny_run import SHAPE, changed, tiny
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
@@ -180,6 +181,21 @@ def test_images_of_other_voxels_are_refused_before_anything_is_written(
     assert not dry.ok
     assert any(problem.column == "voxel_size_zyx" for problem in dry.problems)
     assert sorted(path.rglob("*")) == before
+
+
+def test_a_dry_run_takes_constant_images_as_training_does(model: Model, known: Path, tmp_path: Path) -> None:
+    path = copy(model, tmp_path)
+    tifffile.imwrite(tmp_path / "flat.tif", np.full(SHAPE, 7, "float32"), photometric="minisblack")
+    flat = [
+        replace(row, target=tmp_path / "flat.tif", target_channel=None)
+        for row in read_manifest(known).for_structure("nucleolus")
+    ]
+    write_manifest(tmp_path / "flat.csv", flat)
+    dry = dry_run_add(path, "nucleolus", tmp_path / "flat.csv", steps=2, device="cpu")
+    assert len(dry.problems) == len(flat) - dry.images["train"] > 0
+    assert "would be in the split" in dry.problems[0].message
+    write_manifest(tmp_path / "flat.csv", [replace(row, split="train") for row in flat])
+    assert dry_run_add(path, "nucleolus", tmp_path / "flat.csv", steps=2, device="cpu").ok
 
 
 def test_force_goes_on_and_says_so(model: Model, odd: Path, tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # What is imported once is no case's memory.
     (folder / "manifest.csv").write_text(f"{HEADER}\n{GOOD}\n")
     code, said = run("data", "check", folder / "manifest.csv", "--depth", "1", "--patch", "4,4,4")
-    assert (code, "1 rows" in said) == (0, True), said  # else every case would fail for that
+    assert (code, "1 row without" in said) == (0, True), said  # else every case would fail for that
     return folder
 
 

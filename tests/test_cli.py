@@ -259,7 +259,7 @@ def test_simulate_and_check(tmp_path: Path) -> None:
     assert out == f"manifest: {manifest}\n"
     code, out, err = run("data", "check", manifest, "--patch", "16,32,32")
     assert (code, err) == (0, "")
-    assert "1 rows without a problem, of dna" in out
+    assert "1 row without a problem, of dna" in out
 
     text = manifest.read_text(encoding="utf-8").splitlines()
     manifest.write_text("\n".join([*text, text[1].replace("field-0000", "gone")]) + "\n", encoding="utf-8")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
@@ -22,6 +24,7 @@ from repmode_cl.data.checks.regions import check_regions
 from repmode_cl.data.checks.rows import look_at_rows
 from repmode_cl.data.manifest import Row
 from repmode_cl.data.readers import Region, npy
+from repmode_cl.data.recipe import Recipe
 
 SHAPE = (10, 64, 64)
 
@@ -187,6 +190,94 @@ def test_the_command_prints_json_and_a_page(images: Path) -> None:
     assert strict.exit_code == 2
 
 
+def test_what_is_prepared_otherwise_is_checked_so(images: Path) -> None:
+    save(images / "flat.tif", np.full(SHAPE, 7, np.uint8))
+    lines = [
+        "dna,light0.tif,target0.tif,train,",
+        "dna,flat.tif,target1.tif,test,",
+        "dna,light2.tif,flat.tif,{},",
+    ]
+    header = "structure,signal,target,split,region"
+
+    def constant(split: str, recipe: Recipe | None) -> list[tuple[int, str, str]]:
+        found = look(images, *(line.format(split) for line in lines), header=header, recipe=recipe)
+        return [(one.row, one.severity, one.message.split("everywhere)")[1]) for one in found.problems]
+
+    assert constant("train", None) == [(3, "error", ""), (4, "error", "")]
+    zeros = Recipe(empty="zeros")
+    taken = "; it is taken as zeros (empty: zeros)"
+    assert constant("train", zeros) == [(3, "warning", taken), (4, "warning", taken)]
+    assert "name its split train" in constant("", zeros)[1][2]
+    [_, (_, severity, message)] = constant("val", zeros)
+    assert severity == "error"
+    assert "nothing has an R2" in message
+
+
+def test_axes_that_are_not_resampled_keep_their_planes(images: Path) -> None:
+    # 10 planes of 0.3 um become 3 of 1 um; a network of depth 3 takes no fewer than 4.
+    whole = "dna,light0.tif,target0.tif"
+    options: dict[str, Any] = {"voxel_size": (1.0, 0.2, 0.2), "read_voxels": False}
+    path = images / "manifest.csv"
+    path.write_text(f"structure,signal,target,voxel_size_zyx\n{whole},0.3 0.2 0.2\n")
+    assert "after resampling 3 x 64 x 64" in inspect_manifest(path, depth=3, **options).errors[0].message
+    assert not inspect_manifest(path, depth=3, recipe=Recipe(axes="xy"), **options).errors
+    header = "structure,signal,target,split,region"
+    parts = [f'{whole},train,"0:4,:,:"', f'{whole},test,"7:10,:,:"']  # half a patch: 2 planes, or 7 of 1 um
+    assert "keep 7, 2, 2 voxels" in str(look(images, *parts, header=header, **options).errors)
+    assert not look(images, *parts, header=header, recipe=Recipe(axes="xy"), **options).errors
+    path.write_text(f"structure,signal,target,voxel_size_zyx\n{whole},300 200 200\n")
+    [error] = inspect_manifest(path, depth=1, read_voxels=False).errors
+    assert (error.column, "is it in another unit?" in error.message) == ("voxel_size_zyx", True)
+
+
+def test_the_command_checks_for_a_configuration(images: Path, tmp_path: Path) -> None:
+    save(images / "flat.tif", np.full(SHAPE, 7, np.uint8))
+    look(images, "dna,flat.tif,target0.tif,train", header="structure,signal,target,split")
+    config = tmp_path / "my.yaml"
+    config.write_text(
+        "name: my\ntraining: {steps: 1}\nnetwork: {depth: 1}\npatch: {size: [4, 4, 4]}\n"
+        "data: {preprocessing: {empty: zeros}}\n"
+    )
+    command = ["data", "check", str(images / "manifest.csv")]
+    assert CliRunner().invoke(app, [*command, "--depth", "1"]).exit_code == 2
+    run = CliRunner().invoke(app, [*command, "--config", str(config)])
+    assert run.exit_code == 0, run.output
+    assert "taken as zeros" in run.output
+    assert CliRunner().invoke(app, [*command, "--config", str(config), "--depth", "6"]).exit_code == 2
+
+
+@pytest.mark.parametrize("shards", [None, (10, 32, 32)])
+def test_chunks_that_are_not_there(images: Path, shards: tuple[int, int, int] | None) -> None:
+    """Eight parts of two channels; of the second, which no row names, none is there."""
+    name = f"half{shards is None}.zarr"
+    root = zarr.open_group(images / name, mode="w")
+    axes = [{"name": "c", "type": "channel"}]
+    axes += [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+    scale = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 0.3, 0.2, 0.2]}]}
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [scale]}]}
+    inner = (1, 10, 32, 16) if shards else (1, 10, 32, 32)
+    root.create_array("0", shape=(2, *SHAPE), dtype="f4", chunks=inner, shards=shards and (1, *shards))
+    array = root["0"]
+    assert isinstance(array, zarr.Array)
+    array[0] = pair(0)[0]
+    header, line = "structure,signal,signal_channel,target,region", "dna,{},0,target0.tif,{}"
+    assert "chunks absent" not in [
+        kind for _, kind in said(look(images, line.format(name, ""), header=header))
+    ]
+    (images / name / "0" / "c" / "0" / "0" / "1" / "0").unlink()
+    [warning] = [
+        one
+        for one in look(images, line.format(name, ""), header=header).warnings
+        if one.kind == "chunks absent"
+    ]
+    assert (warning.column, f"{name}, channel C0: 1 of 4 chunks are not there" in warning.message) == (
+        "signal",
+        True,
+    )
+    upper = line.format(name, '":,0:32,:"')
+    assert "chunks absent" not in [kind for _, kind in said(look(images, upper, header=header))]
+
+
 def test_headers_are_read_once_and_no_voxels(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
     real = headers.open_image
@@ -216,11 +307,13 @@ def test_thousands_of_regions_of_one_file_are_compared_in_a_sweep(images: Path) 
         ],
         depth=1,
         voxel_size=None,
+        recipe=Recipe(),
     )
-    problems = check_regions(found, (0, 0, 0), (2, 2, 2), None, {path: "long"})
+    problems = check_regions(found, (0, 0, 0), (2, 2, 2), None, Recipe(), {path: "long"})
     assert [(problem.row, problem.column) for problem in problems] == [(700, "region")]
     same = [Row(n, "dna", path, 0, path, 0) for n in range(2, 5_000)]
-    many = check_regions(look_at_rows(same, depth=1, voxel_size=None), None, (2, 2, 2), None, {path: "long"})
+    found = look_at_rows(same, depth=1, voxel_size=None, recipe=Recipe())
+    many = check_regions(found, None, (2, 2, 2), None, Recipe(), {path: "long"})
     assert len(many) == 4_997
     assert many[-1].message == "is the same as line 2: remove one"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 from repmode_cl.scenarios import prepared_samples
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli import bench
 from repmode_cl.cli.app import app
-from repmode_cl.config import DataConfig
+from repmode_cl.config import DataConfig, parse_config
 from repmode_cl.data.manifest import read_manifest
 from repmode_cl.errors import ManifestError
 
@@ -96,6 +97,21 @@ def test_bench_ends_with_what_it_left(broken: Path, tmp_path: Path) -> None:
     assert all(f"line {line}: " in done.stderr for line in lines)
     assert (tmp_path / "runs" / "tiny" / "report.html").exists()
     assert "3 rows of the manifest were left out" in (tmp_path / "runs" / "tiny" / "notes.txt").read_text()
+
+
+def test_one_row_that_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from repmode_cl.strategies import run_images
+    from repmode_cl.strategies.opening import Before
+
+    def prepared(*_: Any, left: list[tuple[int, str]], **__: Any) -> tuple[list[Any], list[str]]:
+        left.append((2, "damaged"))
+        return [], []
+
+    monkeypatch.setattr(run_images, "prepared_samples", prepared)
+    monkeypatch.setattr(run_images, "check_images", lambda *_: [])
+    config = parse_config(CONFIG.format(output=tmp_path, manifest="x.csv"), "tiny.yaml")
+    found = run_images.run_images(config, tmp_path, {}, Before(), workers=1, keep_going=True)
+    assert found.notes[0].startswith("1 row of the manifest was left out")
 
 
 def test_the_file_has_one_name() -> None:

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 
 from repmode_cl.data.check import check_manifest
+from repmode_cl.data.importing import read_table
 from repmode_cl.data.manifest import Manifest, Region, Row, read_manifest, write_manifest
 from repmode_cl.errors import ManifestError, UnknownStructureError
 
@@ -53,6 +54,27 @@ def test_what_spreadsheets_write(tmp_path: Path, delimiter: str) -> None:
     assert found.for_structure("nucleolus") == (second,)
     with pytest.raises(UnknownStructureError, match="did you mean 'dna'"):
         found.for_structure("dnaa")
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["sep=;", "SEP=;", '"sep=;"', "sep=|", "sep=\t", "sep=;;;;"],
+    ids=["plain", "upper", "quoted", "bar", "tab", "padded"],
+)
+def test_a_first_line_that_states_the_separator(tmp_path: Path, first: str) -> None:
+    separator = first.strip('"')[4]
+    lines = [
+        line.replace(",", separator).replace("NAME", '"a, b; c.tif"')
+        for line in (HEADER, "dna,NAME,0,a.tif,1", "DNA,a.tif,0,a.tif,1")
+    ]
+    path = write(tmp_path, *(f"{line}\r" for line in lines[:2]), header=f"{first}\r", encoding="utf-8-sig")
+    [row] = read_manifest(path).rows
+    assert (row.number, row.signal.name, row.target_channel) == (3, "a, b; c.tif", 1)
+    assert read_table(path, ["structure"])[0][0] == 3
+    with pytest.raises(ManifestError, match="line 4, structure: structure name 'DNA'"):
+        read_manifest(write(tmp_path, *lines, header=first))
+    with pytest.raises(ManifestError, match="line 1, sep=: unknown column"):
+        read_manifest(write(tmp_path, *lines, header="sep="))
 
 
 def test_every_mistake_is_listed_with_its_line(tmp_path: Path) -> None:

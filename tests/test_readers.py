@@ -186,7 +186,10 @@ def test_time_point_chosen_when_opened(tmp_path: Path) -> None:
 def test_what_is_no_stack_of_channels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((2, 3, 8, 9), "uint8"), photometric="minisblack")
-    with pytest.raises(ImageError, match=r"2 unnamed axis, 3 unnamed axis"):
+    with pytest.raises(
+        ImageError,
+        match=r"2 along an unnamed axis, 3 along an unnamed axis, .*; an unnamed axis cannot be used",
+    ):
         open_image(path)
     tifffile.imwrite(path, np.zeros((3, 8, 9), "complex64"), photometric="minisblack")
     with pytest.raises(ImageError, match="complex64 are no intensities"):

@@ -212,6 +212,10 @@ def test_several_images_are_scenes(tmp_path: Path, version: str) -> None:
     with open_image(well, scene="f1") as reader:
         np.testing.assert_array_equal(reader.read(0), images[1])
     group.attrs.put({"plate": {"wells": [{"path": "A/1"}, {"path": "A/2"}]}})
+    group.attrs.put({"plate": {"wells": [{"path": "A/1"}]}})
+    with pytest.raises(ImageError, match=r"a plate of 1 well \(A/1\)"):
+        open_image(well)
+    group.attrs.put({"plate": {"wells": [{"path": "A/1"}, {"path": "A/2"}]}})
     with pytest.raises(ImageError, match=r"a plate of 2 wells \(A/1, A/2\); give one .*well.zarr/A/1/0"):
         open_image(well)
 

@@ -11,7 +11,7 @@ import typer
 
 from repmode_cl.cli import data_import
 from repmode_cl.cli.common import WorkersOption, names, size
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
     from repmode_cl.data.check import Inspection
@@ -66,6 +66,12 @@ def simulate(
 @app.command("check")
 def check(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A CSV file.")],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", metavar="CONFIG", help="Check for training with it: patch, depth, preprocessing."
+        ),
+    ] = None,
     patch: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="Training patch that the volumes must suit.")
     ] = None,
@@ -73,7 +79,9 @@ def check(
         int | None,
         typer.Option(min=0, help="Voxels between regions of different splits; half a patch by default."),
     ] = None,
-    depth: Annotated[int, typer.Option(min=1, help="Depth of the network to train.")] = 4,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Depth of the network to train; 4 by default.")
+    ] = None,
     headers_only: Annotated[
         bool,
         typer.Option("--headers-only", help="Read no voxels: much faster, and finds nothing in them."),
@@ -98,21 +106,34 @@ def check(
     For example:
 
       repmode-cl data check cells/manifest.csv --page look.html
+
+      repmode-cl data check cells/manifest.csv --config my.yaml
     """
     if page is not None and headers_only:
         raise RepmodeError("--page shows voxels, and --headers-only reads none: leave out one of them")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise RepmodeError(f"--page {page}: a page ends in .html")
     patch_size = size(patch, "--patch")
+    from repmode_cl.config import DataConfig, NetworkConfig, PatchConfig, load_config
     from repmode_cl.data.check import inspect_manifest
+    from repmode_cl.data.recipe import Recipe
     from repmode_cl.processes import workers_here
+
+    loaded = None if config is None else load_config(config)
+    data, network, crops = (
+        (DataConfig(), NetworkConfig(), PatchConfig())
+        if loaded is None
+        else (loaded.data, loaded.network, loaded.patch)
+    )
 
     found = inspect_manifest(
         manifest,
-        patch=patch_size,
+        patch=patch_size or crops.size,
         gap=gap,
         read_voxels=not headers_only,
-        depth=depth,
+        depth=depth or network.depth,
+        voxel_size=data.preprocessing.voxel_size,
+        recipe=Recipe.of(data.preprocessing),
         pictures=_PICTURES if page is not None else 0,
         workers=workers or workers_here(),
     )
@@ -149,11 +170,12 @@ def _tell(manifest: Path, found: Inspection) -> None:
         if more > 0:
             typer.echo(f"{more} more {severity}s ({kind}); --json lists all", err=True)
     counts = [(len(found.errors), "error"), (len(found.warnings), "warning")]
-    said = " and ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts if count)
+    said = " and ".join(counted(count, what) for count, what in counts if count)
+    rows = counted(len(found.rows), "row")
     if found.errors:
-        typer.echo(f"{said} in {len(found.rows)} rows", err=True)
+        typer.echo(f"{said} in {rows}", err=True)
         return
     typer.echo(
-        f"{manifest}: {len(found.rows)} rows without {'an error' if said else 'a problem'}, of "
+        f"{manifest}: {rows} without {'an error' if said else 'a problem'}, of "
         f"{', '.join(found.structures)}" + (f"; {said}" if said else "")
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli.common import sizes_in_um
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
     from repmode_cl.data.importing import Imported
@@ -179,7 +179,7 @@ def _write(out: Path, found: Imported, keep_going: bool, overwrite: bool) -> Non
         typer.echo(f"note: {note}", err=True)
     counts = Counter(row.structure for row in found.rows)
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-    typer.echo(f"{out}: {len(found.rows)} rows ({listed})")
+    typer.echo(f"{out}: {counted(len(found.rows), 'row')} ({listed})")
     if found.left:
         typer.echo(f"left out {len(found.left)}:", err=True)
         for what in found.left[:_LISTED]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli.common import ModelArgument, spec_text
-from repmode_cl.cli.plain import figure, printable
+from repmode_cl.cli.plain import count, figure, printable
 
 if TYPE_CHECKING:
     from repmode_cl.store import Change, Model
@@ -126,7 +126,7 @@ def gc(
         what = f"{entry.name}, an earlier version" if entry else "of no version"
         typer.echo(f"{file}: {what}, {size:,} bytes")
     done = "would be deleted from" if dry_run else "deleted from"
-    typer.echo(f"{len(found.files)} files, {count_text(found.bytes, 'B')} {done} {model}")
+    typer.echo(f"{count(len(found.files), 'file')}, {count_text(found.bytes, 'B')} {done} {model}")
 
 
 def _short(digest: str | None) -> str:

@@ -6,6 +6,8 @@ import math
 import shlex
 from pathlib import Path
 
+from repmode_cl.errors import counted as count
+
 __all__ = ["command", "count", "figure", "printable"]
 
 #: Figures from here on are no R2 that anybody can read in a column.
@@ -33,8 +35,3 @@ def printable(text: object) -> str:
 def command(*words: str | Path) -> str:
     """Return a command of this program as it can be typed, in backquotes."""
     return f"`{shlex.join(['repmode-cl', *map(str, words)])}`"
-
-
-def count(number: int, what: str) -> str:
-    """Return ``1 structure`` or ``2 structures``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -19,6 +19,7 @@ from repmode_cl.data.checks.regions import check_groups, check_regions, same_fil
 from repmode_cl.data.checks.rows import Looked, look_at_rows
 from repmode_cl.data.checks.voxels import Key, Seen, key_of, read_voxels
 from repmode_cl.data.manifest import Problem, Row, parse_manifest
+from repmode_cl.data.recipe import Recipe
 
 __all__ = ["Inspection", "Problem", "check_manifest", "inspect_manifest"]
 
@@ -144,6 +145,7 @@ def check_manifest(
     read_voxels: bool = True,
     depth: int = 4,
     voxel_size: Triple | None = (0.29, 0.29, 0.29),
+    recipe: Recipe | None = None,
     structures: Collection[str] | None = None,
     workers: int = 1,
 ) -> list[Problem]:
@@ -163,6 +165,7 @@ def check_manifest(
         read_voxels=read_voxels,
         depth=depth,
         voxel_size=voxel_size,
+        recipe=recipe,
         structures=structures,
         workers=workers,
     )
@@ -177,6 +180,7 @@ def inspect_manifest(
     read_voxels: bool = True,
     depth: int = 4,
     voxel_size: Triple | None = (0.29, 0.29, 0.29),
+    recipe: Recipe | None = None,
     structures: Collection[str] | None = None,
     pictures: int = 0,
     workers: int = 1,
@@ -199,6 +203,9 @@ def inspect_manifest(
         Depth of the network: what it cannot take is too small.
     voxel_size
         Voxel size (z, y, x) in um that images will be resampled to; None for their own.
+    recipe
+        How they will be prepared besides (`Recipe.of` of a configuration's ``data.preprocessing``): which axes are
+        resampled, and whether constant images are taken. None is the default: all axes, and they are not.
     structures
         Look at the images of these alone; None looks at all. A line that cannot be understood is always told.
     pictures
@@ -219,7 +226,8 @@ def inspect_manifest(
     path = Path(path)
     rows, problems = parse_manifest(path)
     rows = [row for row in rows if structures is None or row.structure in structures]
-    looked = look_at_rows(rows, depth=depth, voxel_size=voxel_size, workers=workers)
+    recipe = recipe or Recipe()
+    looked = look_at_rows(rows, depth=depth, voxel_size=voxel_size, recipe=recipe, workers=workers)
     for one in looked:
         problems += one.problems
     problems += _voxel_sizes(looked)
@@ -230,12 +238,12 @@ def inspect_manifest(
     unknown = {problem.row for problem in problems if problem.column == "split"}
     understood = [one for one in looked if one.row.number not in unknown]
     names = same_files((row.signal for row in rows), read_voxels)
-    problems += check_regions(understood, needed, half, voxel_size, names)
+    problems += check_regions(understood, needed, half, voxel_size, recipe, names)
     problems += check_groups(one.row for one in understood)
     seen = Seen()
     others: dict[int, tuple[int, float]] = {}
     if read_voxels:
-        seen = _voxels(looked, pictures, workers, problems)
+        seen = _voxels(looked, pictures, workers, recipe, problems)
         problems += check_twins(understood, seen, names)
         found, others = check_belonging(looked, seen, workers=workers)
         problems += found
@@ -244,7 +252,9 @@ def inspect_manifest(
     return Inspection(path, tuple(rows), tuple(problems), tuple(looked), seen, others)
 
 
-def _voxels(looked: Sequence[Looked], pictures: int, workers: int, problems: list[Problem]) -> Seen:
+def _voxels(
+    looked: Sequence[Looked], pictures: int, workers: int, recipe: Recipe, problems: list[Problem]
+) -> Seen:
     """Read the voxels of rows whose headers are in order, and add what is wrong with them."""
     step = max(1, math.ceil(len(looked) / pictures)) if pictures else 1
     wanted = [one.row.number for one in looked[::step]] if pictures else []
@@ -255,14 +265,32 @@ def _voxels(looked: Sequence[Looked], pictures: int, workers: int, problems: lis
             key = key_of(image, one.row.region)
             if key in seen.damaged:
                 problems.append(Problem(one.row.number, column, seen.damaged[key], kind="image"))
+            elif key in seen.constant:
+                problems.append(_constant(one.row, column, seen.constant[key], recipe))
             elif key in seen.measures and key not in said:
                 said.add(key)
                 place = f"{image.path}, channel {image.header.channel_names[image.channel]}"
                 problems += [
                     Problem(one.row.number, column, message, severity="warning", kind=kind)
-                    for kind, message in remarks(seen.measures[key], place)
+                    for kind, message in remarks(seen.measures[key], place, seen.absent.get(key, (0, 0)))
                 ]
     return seen
+
+
+def _constant(row: Row, column: str, message: str, recipe: Recipe) -> Problem:
+    """Return what it means that all voxels of an image are alike: an error, or zeros to learn from."""
+    if recipe.empty != "zeros":
+        return Problem(row.number, column, message, kind="image")
+    if column == "target" and row.split in ("val", "test"):
+        message += (
+            f", and its row is in the split {row.split}: nothing has an R2 on such an image; name its split "
+        )
+        message += "train, or leave it out"
+        return Problem(row.number, column, message, kind="image")
+    message += "; it is taken as zeros (empty: zeros)"
+    if column == "target" and row.split is None:
+        message += ", in training alone: name its split train, or it may be held out, where nothing has an R2"
+    return Problem(row.number, column, message, severity="warning", kind="constant")
 
 
 def _voxel_sizes(looked: Sequence[Looked]) -> list[Problem]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from repmode_cl.data.importing import Imported, read_table
 from repmode_cl.data.manifest import SPLITS, Row
-from repmode_cl.errors import ManifestError
+from repmode_cl.errors import ManifestError, counted
 from repmode_cl.structures import DATASET_NAMES
 
 __all__ = ["DNA_COUNTS", "import_allen"]
@@ -150,7 +150,7 @@ def _draw_dna(
         drawn[part] = chosen[:count]
         if len(chosen) < count:
             notes.append(
-                f"dna: {len(chosen)} images for {part}, not {count}: there are no more with a DNA channel"
+                f"dna: {counted(len(chosen), 'image')} for {part}, not {count}: there are no more with a DNA channel"
             )
     return drawn
 

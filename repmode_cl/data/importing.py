@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from repmode_cl.data.manifest import Row, read_text, write_manifest
-from repmode_cl.errors import ManifestError, StructureError
+from repmode_cl.data.separators import separated
+from repmode_cl.errors import ManifestError, StructureError, counted
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["Imported", "check_targets", "read_table", "structure_of", "write_imported"]
@@ -125,13 +126,9 @@ def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, s
     ManifestError
         If it cannot be read, lacks a needed column, or a line holds other than one value for each column.
     """
-    text = read_text(path)
-    header_line = text.lstrip("\r\n").split("\n", 1)[0]
+    text, delimiter = separated(read_text(path))
     reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=max(",;\t", key=header_line.count),
-        skipinitialspace=True,
-        strict=True,
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )
     header: list[str] | None = None
     lines: list[tuple[int, dict[str, str]]] = []
@@ -149,9 +146,8 @@ def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, s
                         f"{', '.join(map(repr, header))}"
                     )
             elif len(values) != len(header):
-                raise ManifestError(
-                    f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} columns"
-                )
+                held = f"{counted(len(values), 'value')} for {counted(len(header), 'column')}"
+                raise ManifestError(f"{path}, line {reader.line_num}: {held}")
             else:
                 lines.append((reader.line_num, dict(zip(header, values, strict=True))))
     except csv.Error as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 from repmode_cl.data.readers.location import is_url
 from repmode_cl.data.readers.protocol import Region
+from repmode_cl.data.separators import separated
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError, did_you_mean
 from repmode_cl.files import write_text
 from repmode_cl.structures import check_structure_name
@@ -148,8 +149,8 @@ class Manifest:
 def read_manifest(path: str | Path) -> Manifest:
     """Read a manifest; files that rows point to are not opened (see `repmode_cl.data.check`).
 
-    Comma, semicolon or tab may separate the columns, and a byte-order mark may stand first, as spreadsheets
-    write it. Relative paths are relative to the manifest's folder.
+    Comma, semicolon or tab may separate the columns (or what a first line such as ``sep=;`` names), and a byte-order
+    mark may stand first, as spreadsheets write it. Relative paths are relative to the manifest's folder.
 
     Raises
     ------
@@ -176,9 +177,7 @@ def parse_manifest(path: str | Path) -> tuple[list[Row], list[Problem]]:
         If the file cannot be read at all.
     """
     path = Path(path)
-    text = read_text(path)
-    header_line = text.lstrip("\r\n").split("\n", 1)[0]
-    delimiter = max(",;\t", key=header_line.count)
+    text, delimiter = separated(read_text(path))
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from repmode_cl.data.content import content_digest
 from repmode_cl.data.manifest import SPLITS, Manifest, Row
-from repmode_cl.errors import ManifestError
+from repmode_cl.errors import ManifestError, counted
 from repmode_cl.files import write_json
 
 __all__ = ["Assignment", "assign_splits", "counts"]
@@ -102,9 +102,8 @@ def assign_splits(
             chosen = _fill(manifest, keys, decided, before, seed, test_fraction, val_fraction)
             moved = sorted({key for key, split in decided.items() if before.get(key, split) != split})
             if moved:
-                notes.append(
-                    f"{len(moved)} images are now placed by the manifest, not as recorded in {record}"
-                )
+                are = f"{counted(len(moved), 'image')} {'is' if len(moved) == 1 else 'are'}"
+                notes.append(f"{are} now placed by the manifest, not as recorded in {record}")
             if added := {key: split for key, split in chosen.items() if key not in before}:
                 known[str(seed)] = {**before, **added}
                 write_json(record, {"format": _FORMAT, "seeds": known})

@@ -25,6 +25,8 @@ _SHADES = 16
 SMALLEST, LARGEST = 0.02, 10.0
 #: Times that planes may lie farther apart than voxels are wide; they hardly ever lie closer together.
 THICKEST, THINNEST = 20.0, 0.5
+#: Share of an image's chunks that are not stored from which that is told: one that was blank may be left out.
+ABSENT = 0.1
 #: Planes that a message names at most.
 _LISTED = 10
 
@@ -95,8 +97,16 @@ def measure(volume: NDArray[Any]) -> Measure:
     )
 
 
-def remarks(found: Measure, place: str) -> Iterator[tuple[str, str]]:
-    """Yield what a person should look at, as kind and message."""
+def remarks(found: Measure, place: str, absent: tuple[int, int] = (0, 0)) -> Iterator[tuple[str, str]]:
+    """Yield what a person should look at, as kind and message; `absent` parts of all are not stored."""
+    missing, parts = absent
+    if missing and missing >= ABSENT * parts:
+        yield (
+            "chunks absent",
+            f"{place}: {missing} of {parts} chunks are not there, and read as blank: some programs leave out chunks "
+            "that are blank, but a folder that was not copied whole looks the same; compare it with its source, or "
+            "copy it again",
+        )
     if found.saturated >= SATURATED:
         limit = ", the largest that its type holds" if found.at_limit else ""
         yield (

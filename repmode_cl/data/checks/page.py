@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repmode_cl.data.checks.voxels import key_of
+from repmode_cl.errors import counted
 from repmode_cl.files import write_text
 
 if TYPE_CHECKING:
@@ -40,17 +41,18 @@ def write_page(path: str | Path, found: Inspection) -> None:
 
 def page(found: Inspection) -> str:
     """Return the page as HTML."""
-    counts = f"{len(found.errors)} errors, {len(found.warnings)} warnings"
+    counts = f"{counted(len(found.errors), 'error')}, {counted(len(found.warnings), 'warning')}"
     remarks: dict[int, list[Problem]] = {}
     for problem in found.problems:
         remarks.setdefault(problem.row, []).append(problem)
     shown = [one for one in found.looked if one.row.number in found.seen.thumbnails]
-    title = html.escape(f"{found.path.name}: {len(found.rows)} rows, {counts}")
+    rows = counted(len(found.rows), "row")
+    title = html.escape(f"{found.path.name}: {rows}, {counts}")
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
         f"<h1>{title}</h1>",
         *_list(found.problems),
-        f"<h2>{len(shown)} of {len(found.rows)} rows</h2>" if shown else "",
+        f"<h2>{len(shown)} of {rows}</h2>" if shown else "",
         "<table><tr><th>line<th>signal<th>target<th>histograms<th>remarks",
         *(_row(found, one, remarks.get(one.row.number, [])) for one in shown),
         "</table></html>\n",

@@ -13,6 +13,7 @@ from pathlib import Path
 from repmode_cl.data.checks.rows import Looked
 from repmode_cl.data.content import content_digest, stamp_of
 from repmode_cl.data.manifest import Problem, Row
+from repmode_cl.data.recipe import Recipe
 
 __all__ = ["check_groups", "check_regions", "same_files"]
 
@@ -45,6 +46,7 @@ def check_regions(
     gap: tuple[int, int, int] | None,
     half_patch: tuple[int, ...],
     voxel_size: Triple | None,
+    recipe: Recipe,
     names: dict[Path, object],
 ) -> list[Problem]:
     """Compare the rows of each image with one another.
@@ -59,6 +61,8 @@ def check_regions(
         In voxels of `voxel_size`.
     voxel_size
         (z, y, x) in um that images will be resampled to; None for their own.
+    recipe
+        Says which axes will be.
     names
         A name for each file that copies of it share, of `same_files`.
     """
@@ -70,12 +74,13 @@ def check_regions(
     problems: list[Problem] = []
     for members in fields.values():
         needed: tuple[int, ...] | None = gap
-        voxel = members[0].row.voxel_size or members[0].images["signal"].header.voxel_size
+        voxel = members[0].voxel_size
         if needed is None:
             needed = half_patch
             if voxel is not None and voxel_size is not None:  # half a patch, in voxels of the file
+                target = recipe.target_voxel(voxel, voxel_size)
                 needed = tuple(
-                    math.ceil(n * b / a - 1e-6) for n, a, b in zip(half_patch, voxel, voxel_size, strict=True)
+                    math.ceil(n * b / a - 1e-6) for n, a, b in zip(half_patch, voxel, target, strict=True)
                 )
         problems += _one_image(members, needed)
     return problems

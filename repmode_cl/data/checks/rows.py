@@ -10,6 +10,7 @@ from repmode_cl.data.checks.headers import Header, Headers, Source, read_headers
 from repmode_cl.data.manifest import Problem, Row
 from repmode_cl.data.readers import Region
 from repmode_cl.data.readers.protocol import find_channel
+from repmode_cl.data.recipe import Recipe
 from repmode_cl.errors import ImageError
 
 __all__ = ["Image", "Looked", "look_at_rows", "times"]
@@ -60,7 +61,7 @@ class Looked:
 
 
 def look_at_rows(
-    rows: Sequence[Row], *, depth: int, voxel_size: Triple | None, workers: int = 1
+    rows: Sequence[Row], *, depth: int, voxel_size: Triple | None, recipe: Recipe, workers: int = 1
 ) -> list[Looked]:
     """Return each row with what its headers say and what is wrong with them.
 
@@ -72,6 +73,8 @@ def look_at_rows(
         Depth of the network: what it cannot take is too small.
     voxel_size
         (z, y, x) in um that images will be resampled to; None for their own.
+    recipe
+        Says which axes will be.
     workers
         Processes that read headers.
     """
@@ -89,7 +92,7 @@ def look_at_rows(
         if row.mask is not None and row.scene is not None and _has_several(headers[row.mask, None])
     ]
     read_headers(again, headers, workers)
-    return [_look(row, headers, depth, voxel_size) for row in rows]
+    return [_look(row, headers, depth, voxel_size, recipe) for row in rows]
 
 
 def _has_several(header: Header | str) -> bool:
@@ -97,7 +100,7 @@ def _has_several(header: Header | str) -> bool:
     return isinstance(header, str) or len(header.scenes) > 1
 
 
-def _look(row: Row, headers: Headers, depth: int, voxel_size: Triple | None) -> Looked:
+def _look(row: Row, headers: Headers, depth: int, voxel_size: Triple | None, recipe: Recipe) -> Looked:
     found = Looked(row)
 
     def wrong(column: str, message: str) -> None:
@@ -123,9 +126,12 @@ def _look(row: Row, headers: Headers, depth: int, voxel_size: Triple | None) -> 
                 wrong(column, message)
     if target is not None and row.target == row.signal and target.channel == signal.channel:
         wrong("target", "is the same channel of the same file as the signal")
-    small = _too_small(found, signal, depth, voxel_size)
-    if small:
-        wrong("region" if row.region else "signal", small)
+    try:
+        small = _too_small(found, signal, depth, voxel_size, recipe)
+        if small:
+            wrong("region" if row.region else "signal", small)
+    except ImageError as error:
+        wrong("voxel_size_zyx" if row.voxel_size else "signal", str(error))
     return found
 
 
@@ -168,13 +174,9 @@ def _differences(signal: Image, other: Image, row: Row) -> Iterable[str]:
         )
 
 
-def _too_small(found: Looked, signal: Image, depth: int, voxel_size: Triple | None) -> str:
+def _too_small(found: Looked, signal: Image, depth: int, voxel_size: Triple | None, recipe: Recipe) -> str:
     shape = found.region.shape_in(signal.shape)
-    voxel = found.row.voxel_size or signal.header.voxel_size
-    resampled = shape
-    if voxel is not None and voxel_size is not None:
-        z, y, x = (max(1, round(n * a / b)) for n, a, b in zip(shape, voxel, voxel_size, strict=True))
-        resampled = (z, y, x)
+    resampled = recipe.grid(shape, found.voxel_size, voxel_size)
     # The fewest voxels that reflection can pad to a multiple of 2^depth: repmode_cl.nn.smallest_size.
     smallest = -(-((1 << depth) + 2) // 3)
     if min(resampled) >= smallest:

@@ -17,6 +17,7 @@ from repmode_cl.data.checks.pairs import Fit, explained, fit_pair, reduce_signal
 from repmode_cl.data.checks.rows import Image, Looked
 from repmode_cl.data.checks.thumbnails import thumbnail
 from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.readers.base import BaseReader
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.processes import as_done
 from repmode_cl.progress import track
@@ -40,6 +41,10 @@ class Seen:
         By image.
     damaged
         Why an image could not be measured.
+    constant
+        Where an image lies whose voxels are all alike, and their value; it is not measured.
+    absent
+        How many of how many parts of a measured image are not stored, where some are not: these read as blank.
     fits
         How well a row's signal and target go together, by row number.
     thumbnails
@@ -48,6 +53,8 @@ class Seen:
 
     measures: dict[Key, Measure] = field(default_factory=dict)
     damaged: dict[Key, str] = field(default_factory=dict)
+    constant: dict[Key, str] = field(default_factory=dict)
+    absent: dict[Key, tuple[int, int]] = field(default_factory=dict)
     fits: dict[int, Fit] = field(default_factory=dict)
     thumbnails: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
@@ -94,6 +101,8 @@ def read_voxels(looked: Sequence[Looked], *, pictures: Sequence[int] = (), worke
     for one in track(done, "reading images", len(works)):
         seen.measures.update(one.measures)
         seen.damaged.update(one.damaged)
+        seen.constant.update(one.constant)
+        seen.absent.update(one.absent)
         seen.fits.update(one.fits)
         seen.thumbnails.update(one.thumbnails)
     return seen
@@ -167,10 +176,21 @@ def _read(part: _Part) -> NDArray[Any]:
         ) from error
 
 
+def _absent(part: _Part) -> tuple[int, int]:
+    """Return how many of how many stored parts of an image are not there."""
+    image = part.image
+    if not image.path.is_dir():
+        return 0, 0
+    with open_image(image.path, scene=image.scene) as reader:
+        if isinstance(reader, BaseReader):
+            return reader.absent_parts(image.channel, part.region, image.t)
+    return 0, 0
+
+
 def _measured(part: _Part, seen: Seen) -> NDArray[Any] | None:
     """Read and measure an image; return it unless something is wrong with it."""
     image, key = part.image, key_of(part.image, part.region)
-    if key in seen.damaged:
+    if key in seen.damaged or key in seen.constant:
         return None
     try:
         volume = _read(part)
@@ -188,11 +208,14 @@ def _measured(part: _Part, seen: Seen) -> NDArray[Any] | None:
             seen.damaged[key] = f"{place}: the mask is zero everywhere, so that no voxel counts"
         return None
     elif low == high:
-        seen.damaged[key] = f"{place}: the volume is constant ({low:g} everywhere)"
-    if key in seen.damaged:
+        seen.constant[key] = f"{place}: the volume is constant ({low:g} everywhere)"
+    if key in seen.damaged or key in seen.constant:
         return None
     if key not in seen.measures:
         seen.measures[key] = measure(volume)
+        absent, parts = _absent(part)
+        if absent:
+            seen.absent[key] = absent, parts
     return volume
 
 

@@ -200,6 +200,15 @@ class BaseReader(Closing):
             raise ImageError(f"{self._path}: {error}") from None
         return self._load(number, time, channel, box)
 
+    def absent_parts(
+        self, channel: int, region: Region | None = None, t: int | None = None
+    ) -> tuple[int, int]:
+        """Return how many of how many separately stored parts of a sub-volume are not there, and read as blank.
+
+        Only formats that allow that have any, and only where counting them costs little; others return (0, 0).
+        """
+        return 0, 0
+
     def close(self) -> None:
         """Close what is open; reading afterwards fails."""
 

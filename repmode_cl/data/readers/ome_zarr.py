@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from repmode_cl.data.readers.base import BaseReader, Box, SceneInfo
 from repmode_cl.data.readers.location import is_url
+from repmode_cl.data.readers.protocol import Region
 from repmode_cl.data.readers.tiff_metadata import to_um
 from repmode_cl.data.readers.tiff_pages import native, reason
-from repmode_cl.errors import ImageError
+from repmode_cl.errors import ImageError, counted
 
 __all__ = ["OmeZarrReader"]
 
@@ -41,6 +42,12 @@ class _Layout:
 
     array: Any
     axes: str
+
+    def box(self, t: int, channel: int, box: Box) -> list[slice]:
+        """Return which part of the array one channel's box (z, y, x) is."""
+        picked: dict[str, slice] = {"T": slice(t, t + 1), "C": slice(channel, channel + 1), "?": slice(0, 1)}
+        picked |= dict(zip("ZYX", box, strict=True))
+        return [picked[axis] for axis in self.axes]
 
 
 class OmeZarrReader(BaseReader):
@@ -120,11 +127,22 @@ class OmeZarrReader(BaseReader):
             random_access=not is_url(self._path) and chunk <= _SMALL_CHUNK,
         )
 
+    def absent_parts(
+        self, channel: int, region: Region | None = None, t: int | None = None
+    ) -> tuple[int, int]:
+        """Return how many of how many chunks (or shards) of a sub-volume in a local folder are not there."""
+        if not isinstance(self._path, Path):
+            return 0, 0  # a request for each would cost as much as reading
+        scene = self._chosen_scene or 0
+        info, layout = self._info(scene), self._layouts[scene]
+        time = self._find_time(self._chosen_time if t is None else t, info)
+        box = layout.box(time, channel, (region or Region()).resolve(info.shape))
+        sizes = [_size_of(self._path, key) for key in _keys(layout.array, box)]
+        return sizes.count(None), len(sizes)
+
     def _load(self, scene: int, t: int, channel: int, box: Box) -> NDArray[Any]:
         layout = self._layouts[scene]
-        picked: dict[str, slice] = {"T": slice(t, t + 1), "C": slice(channel, channel + 1), "?": slice(0, 1)}
-        picked |= dict(zip("ZYX", box, strict=True))
-        chosen = [picked[axis] for axis in layout.axes]
+        chosen = layout.box(t, channel, box)
         shape = tuple(part.stop - part.start for part in box)
         try:
             claimed = math.prod(shape) * np.dtype(layout.array.dtype).itemsize
@@ -222,8 +240,9 @@ def _scenes(root: Any, attributes: Mapping[str, Any], path: Path | str) -> list[
     except Exception as error:
         raise ImageError(f"{path}: its OME-Zarr metadata are damaged ({reason(error)})") from error
     if wells:
+        named = ", ".join(wells[:8]) + (", ..." if len(wells) > 8 else "")
         raise ImageError(
-            f"{path}: a plate of {len(wells)} wells ({', '.join(wells[:8])}{', ...' if len(wells) > 8 else ''}); "
+            f"{path}: a plate of {counted(len(wells), 'well')} ({named}); "
             f"give one well or field, such as {path}/{wells[0]}/0"
         )
     raise ImageError(f"{path}: a Zarr group that is no OME-Zarr image (no multiscales among its attributes)")

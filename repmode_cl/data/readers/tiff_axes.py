@@ -16,9 +16,11 @@ __all__ = ["name_axes", "sample_names"]
 # What tifffile's codes for further axes stand for, for messages.
 _AXIS_NAMES = {
     "S": "colour samples (RGB)", "H": "lifetime bins", "P": "phases", "A": "angles", "E": "wavelengths",
-    "R": "regions or positions", "M": "mosaic tiles", "L": "positions", "V": "views", "Q": "unnamed axis",
-    "I": "unnamed images", "K": "further axis", "F": "phases", "W": "lambda", "B": "blocks",
+    "R": "regions or positions", "M": "mosaic tiles", "L": "positions", "V": "views",
+    "I": "unnamed images", "F": "phases", "W": "lambda", "B": "blocks",
 }  # fmt: skip
+# Those that stand for nothing in particular.
+_VAGUE = {"Q": "an unnamed axis", "K": "a further axis"}
 
 _COLOURS = ("red", "green", "blue", "alpha")
 
@@ -51,16 +53,21 @@ def name_axes(axes: str, sizes: Sequence[int], path: Path, positions: bool = Fal
     seen = [axis for axis in letters if axis != "_"]
     if wrong or len(set(seen)) < len(seen) or not {"Y", "X"} <= set(seen):
         held = ", ".join(
-            f"{size} {_AXIS_NAMES.get(axis, 'along ' + axis) if axis in wrong else axis}"
+            f"{size} {_named(axis) if axis in wrong else axis}"
             for axis, size in zip(letters, sizes, strict=True)
             if size > 1
         )
-        what = " and ".join(dict.fromkeys(_AXIS_NAMES.get(axis, axis) for axis in wrong)) or "such axes"
+        names = {**_AXIS_NAMES, **_VAGUE}
+        what = " and ".join(dict.fromkeys(names.get(axis, axis) for axis in wrong)) or "such axes"
         raise ImageError(
             f"{path}: holds {held} (axes {axes}); {what} cannot be used: save "
             "an OME-TIFF with axes C, Z, Y, X (and T) only"
         )
     return "".join(letters)
+
+
+def _named(axis: str) -> str:
+    return _AXIS_NAMES.get(axis) or f"along {_VAGUE.get(axis, axis)}"
 
 
 def sample_names(channels: Sequence[str], samples: int) -> tuple[str, ...]:
