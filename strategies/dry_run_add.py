@@ -29,6 +29,7 @@ from torch import Tensor
 from repmode_cl.data.cache import ContentDigests
 from repmode_cl.data.check import Inspection, inspect_manifest
 from repmode_cl.data.manifest import Manifest, Problem, Row
+from repmode_cl.data.recipe import Recipe
 from repmode_cl.data.splits import Assignment, assign_splits
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ImageError
