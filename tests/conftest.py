@@ -25,9 +25,9 @@ ALLOWED_SKIPS = (
     "chromium is not installed",
 )
 
-# Before torch is imported, here and in the processes that tests start: the networks are tiny, and on a machine
-# with many cores starting threads would cost more than they compute.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Before torch is imported, here and in the processes that tests start: the networks are tiny, starting threads would
+# cost more than they compute, and the suite runs in two processes, whose threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Imported where they are used: most test files need neither Avalanche nor these.
 
