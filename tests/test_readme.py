@@ -156,7 +156,7 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
     assert set(done) >= {"compare", "replace", "accept", "pack export", "pack import", "rollback", "gc"}
     assert Path("compared/report.html").is_file()
     assert Path("nucleolus.ome.tif").is_file()
-    assert Path("runs/quickstart/report.html").is_file()
+    assert Path("runs/mine/report.html").is_file()
 
 
 def test_the_readme_lists_every_shipped_configuration() -> None:
