@@ -25,7 +25,8 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     Parameters
     ----------
     config
-        What to train on and how; its `strategies` and what follows the base are not used.
+        What to train on and how. Of its `strategies` the first `experts_frozen` alone is used, for the rate of later
+        additions; what follows the base is not.
     out
         The model's folder. While training goes on, ``<out>.training`` beside it holds prepared images, curves and
         checkpoints; the same call goes on from there after an interruption.

@@ -108,7 +108,12 @@ def add(
         bool,
         typer.Option("--dry-run", help="Only say what would be trained, what it costs, and what is wrong."),
     ] = False,
-    learning_rate: Annotated[float | None, typer.Option(help=f"Largest learning rate; {AS_BASE}")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest learning rate; by default that of `experts_frozen` where the base was configured, or the base's."
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help=f"Patches a step; {AS_BASE}")] = None,
     patch: Annotated[str | None, typer.Option(metavar="Z,Y,X", help=f"Voxels of a patch; {AS_BASE}")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of new weights and of crops.")] = 0,
