@@ -111,7 +111,7 @@ def add(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Largest learning rate; by default that of `experts_frozen` where the base was configured, or the base's."
+            help="Largest learning rate; by default that of `experts_frozen` in the base's configuration."
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help=f"Patches a step; {AS_BASE}")] = None,
