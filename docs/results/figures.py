@@ -29,7 +29,13 @@ def main() -> None:
     seeds = sorted({row.seed for row in table.select(strategy="experts_frozen")})
     steps = range(len(order) + 1)
     mpl.rcParams.update(
-        {"font.size": 9, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "font.size": 9,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "repmode-cl",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     )
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(2, 3), layout="constrained")
 
