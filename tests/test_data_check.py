@@ -23,6 +23,7 @@ from repmode_cl.data.checks.pairs import fit_pair, reduce_signal, reduce_target
 from repmode_cl.data.checks.regions import check_regions
 from repmode_cl.data.checks.rows import look_at_rows
 from repmode_cl.data.manifest import Row
+from repmode_cl.data.phantom.field import simulate_field
 from repmode_cl.data.readers import Region, npy
 from repmode_cl.data.recipe import Recipe
 
@@ -85,6 +86,22 @@ def test_a_target_that_is_shifted(images: Path) -> None:
     assert said(found) == [(3, "shifted")]
     assert "+5, -7 voxels" in found.problems[0].message
     assert found.as_json()["pairs"][1]["shift_zyx"][1:] == [5, -7]
+
+
+def test_cells_that_lie_well_are_not_called_shifted_and_most_visible_ones_that_do_not_are() -> None:
+    # Fields and structures among which earlier thresholds called one of 48 shifted.
+    told = right = 0
+    for index in (0, 1):
+        field = simulate_field(0, index, shape=(24, 96, 96))
+        light = field.pop("transmitted_light")
+        signal, cut = reduce_signal(light), reduce_signal(light[2:-2, 8:-8, 8:-8])
+        for structure, target in field.items():
+            assert not fit_pair(signal, reduce_target(target)).shifted, (index, structure)
+            moved = fit_pair(cut, reduce_target(target[1:-3, 3:-13, 12:-4]))
+            told += moved.shifted
+            right += moved.shifted and max(abs(moved.shift[1] - 5), abs(moved.shift[2] + 4)) <= 2
+    assert told >= 6
+    assert right == told
 
 
 def test_a_target_of_other_cells(images: Path) -> None:
