@@ -103,7 +103,7 @@ def _sample_values(sample: Sample) -> dict[str, Any]:
 
 
 def _sample(values: Mapping[str, Any]) -> Sample:
-    mask = values["mask"]
+    mask, voxel_size = values["mask"], values["voxel_size"]
     return Sample(
         **{
             **values,
@@ -111,5 +111,6 @@ def _sample(values: Mapping[str, Any]) -> Sample:
             "target": Path(values["target"]),
             "mask": None if mask is None else Path(mask),
             "shape": tuple(values["shape"]),
+            "voxel_size": None if voxel_size is None else tuple(voxel_size),
         }
     )
