@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from repmode_cl.data.separators import separated
 from repmode_cl.errors import ConfigError
 
 __all__ = ["read_difficulty"]
@@ -21,7 +22,8 @@ def read_difficulty(path: str | Path | None, structures: Sequence[str]) -> dict[
     Parameters
     ----------
     path
-        CSV with the columns ``structure`` and ``r2``; others are not read, nor lines that begin with ``#``.
+        CSV with the columns ``structure`` and ``r2``, separated as in a manifest; others are not read, nor lines that
+        begin with ``#``.
         ``None`` takes the table that comes with the package, measured on simulated images.
     structures
         Which must stand in it.
@@ -41,10 +43,12 @@ def read_difficulty(path: str | Path | None, structures: Sequence[str]) -> dict[
             text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} cannot be read: {error}") from error
+    lines = ("" if line.lstrip().startswith("#") else line for line in text.splitlines())
+    text, separator = separated("\n".join(lines))
     rows = [
-        (number, [field.strip() for field in next(csv.reader([line]))])
+        (number, [field.strip() for field in next(csv.reader([line], delimiter=separator))])
         for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
+        if line.strip()
     ]
     columns = rows[0][1] if rows else []
     if missing := [column for column in _COLUMNS if column not in columns]:

@@ -122,11 +122,12 @@ def test_the_shipped_difficulty_knows_the_twelve() -> None:
     assert easiest == hardest[::-1]
 
 
-def test_structures_are_sorted_by_a_table_of_ones_own(tmp_path: Path) -> None:
-    path = table(
-        tmp_path,
-        "# mine\nr2, structure,fields\n.1,dna,6\n-2,nucleolus,6\n\n9e-1,microtubule,6\n.1,cell_membrane,6\n",
-    )
+@pytest.mark.parametrize(
+    ("separator", "first"), [(",", ""), (";", ""), ("\t", ""), (";", "sep=;\n"), ("|", '"sep=|"\n')]
+)
+def test_structures_are_sorted_by_a_table_of_ones_own(tmp_path: Path, separator: str, first: str) -> None:
+    rows = "r2, structure,fields\n.1,dna,6\n-2,nucleolus,6\n\n9e-1,microtubule,6\n.1,cell_membrane,6\n"
+    path = table(tmp_path, f"{first}# mine, R2; of six\n{rows.replace(',', separator)}")
     names = ("cell_membrane", "nucleolus", "dna", "microtubule")
     kwargs = {"order": names, "difficulty": path}
     # Equals stay in the order given, in either direction.
