@@ -104,6 +104,27 @@ def test_cells_that_lie_well_are_not_called_shifted_and_most_visible_ones_that_d
     assert right == told
 
 
+@pytest.mark.parametrize(
+    ("voxel_size", "severity"), [(None, "error"), ((0.3, 0.2, 0.2), "error"), ((0.6, 0.4, 0.4), "warning")]
+)
+def test_an_image_that_is_all_alike_between_its_percentiles(
+    images: Path, voxel_size: tuple[float, float, float] | None, severity: str
+) -> None:
+    sparse = np.full(SHAPE, 7, np.uint16)
+    sparse[3, 4:9, 5:20] = 900  # 75 of 40960 voxels
+    sparse[:, 0, 0] = 8  # no plane is blank
+    save(images / "sparse.tif", sparse)
+    lines = ["dna,light0.tif,target0.tif", "dna,light1.tif,sparse.tif"]
+    clipped = Recipe(percentiles=(0.5, 99.5))
+    found = look(images, *lines, voxel_size=voxel_size, recipe=clipped)
+    assert [(p.row, p.column, p.severity, p.kind) for p in found.problems] == [
+        (3, "target", severity, "flat")
+    ]
+    assert "percentile 0.5 and percentile 99.5 of its voxels are both 7" in found.problems[0].message
+    for recipe in (Recipe(percentiles=(0.5, 99.9)), Recipe()):
+        assert said(look(images, *lines, voxel_size=voxel_size, recipe=recipe)) == []
+
+
 def test_a_target_of_other_cells(images: Path) -> None:
     save(images / "foreign.tif", pair(77)[1])
     found = look(images, *rows("target0.tif", "target1.tif", "target2.tif", "foreign.tif"))

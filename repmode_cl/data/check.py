@@ -243,7 +243,7 @@ def inspect_manifest(
     seen = Seen()
     others: dict[int, tuple[int, float]] = {}
     if read_voxels:
-        seen = _voxels(looked, pictures, workers, recipe, problems)
+        seen = _voxels(looked, pictures, workers, voxel_size, recipe, problems)
         problems += check_twins(understood, seen, names)
         found, others = check_belonging(looked, seen, workers=workers)
         problems += found
@@ -253,12 +253,17 @@ def inspect_manifest(
 
 
 def _voxels(
-    looked: Sequence[Looked], pictures: int, workers: int, recipe: Recipe, problems: list[Problem]
+    looked: Sequence[Looked],
+    pictures: int,
+    workers: int,
+    voxel_size: Triple | None,
+    recipe: Recipe,
+    problems: list[Problem],
 ) -> Seen:
     """Read the voxels of rows whose headers are in order, and add what is wrong with them."""
     step = max(1, math.ceil(len(looked) / pictures)) if pictures else 1
     wanted = [one.row.number for one in looked[::step]] if pictures else []
-    seen = read_voxels(looked, pictures=wanted, workers=workers)
+    seen = read_voxels(looked, pictures=wanted, percentiles=recipe.percentiles, workers=workers)
     said: set[Key] = set()
     for one in looked:
         for column, image in one.images.items():
@@ -274,6 +279,11 @@ def _voxels(
                     Problem(one.row.number, column, message, severity="warning", kind=kind)
                     for kind, message in remarks(seen.measures[key], place, seen.absent.get(key, (0, 0)))
                 ]
+                if key in seen.flat and recipe.percentiles is not None:
+                    kept = voxel_size is None or one.voxel_size in (None, voxel_size)
+                    problems.append(
+                        _flat(one.row.number, column, place, seen.flat[key], recipe.percentiles, kept=kept)
+                    )
     return seen
 
 
@@ -291,6 +301,19 @@ def _constant(row: Row, column: str, message: str, recipe: Recipe) -> Problem:
     if column == "target" and row.split is None:
         message += ", in training alone: name its split train, or it may be held out, where nothing has an R2"
     return Problem(row.number, column, message, severity="warning", kind="constant")
+
+
+def _flat(
+    number: int, column: str, place: str, value: float, percentiles: tuple[float, float], *, kept: bool
+) -> Problem:
+    """Return what it means that an image is all alike between its percentiles; `kept`: it is not resampled."""
+    low, high = percentiles
+    message = (
+        f"{place}: percentile {low:g} and percentile {high:g} of its voxels are both {value:g}, so that it has no "
+        f"z-score by percentiles{'' if kept else ' unless resampling changes that'}: take percentiles further apart, "
+        "or normalise: z_score"
+    )
+    return Problem(number, column, message, severity="error" if kept else "warning", kind="flat")
 
 
 def _voxel_sizes(looked: Sequence[Looked]) -> list[Problem]:

@@ -43,6 +43,8 @@ class Seen:
         Why an image could not be measured.
     constant
         Where an image lies whose voxels are all alike, and their value; it is not measured.
+    flat
+        The value of an image at both percentiles that were asked for, where they are the same.
     absent
         How many of how many parts of a measured image are not stored, where some are not: these read as blank.
     fits
@@ -54,6 +56,7 @@ class Seen:
     measures: dict[Key, Measure] = field(default_factory=dict)
     damaged: dict[Key, str] = field(default_factory=dict)
     constant: dict[Key, str] = field(default_factory=dict)
+    flat: dict[Key, float] = field(default_factory=dict)
     absent: dict[Key, tuple[int, int]] = field(default_factory=dict)
     fits: dict[int, Fit] = field(default_factory=dict)
     thumbnails: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
@@ -83,7 +86,13 @@ def key_of(image: Image, region: Region | None) -> Key:
     return image.path, image.channel, image.header.scene, image.t, span
 
 
-def read_voxels(looked: Sequence[Looked], *, pictures: Sequence[int] = (), workers: int = 1) -> Seen:
+def read_voxels(
+    looked: Sequence[Looked],
+    *,
+    pictures: Sequence[int] = (),
+    percentiles: tuple[float, float] | None = None,
+    workers: int = 1,
+) -> Seen:
     """Read all images of rows whose headers are in order.
 
     Parameters
@@ -92,16 +101,19 @@ def read_voxels(looked: Sequence[Looked], *, pictures: Sequence[int] = (), worke
         Rows; images that were not found are left out.
     pictures
         Numbers of the rows that thumbnails are wanted of.
+    percentiles
+        A lower and an upper one between which images should not be all alike.
     workers
         Processes at work at once, each with a signal and a target in memory.
     """
     seen = Seen()
     works = _works(looked)
-    done = as_done(partial(_see, frozenset(pictures)), works, workers, name=_name)
+    done = as_done(partial(_see, frozenset(pictures), percentiles), works, workers, name=_name)
     for one in track(done, "reading images", len(works)):
         seen.measures.update(one.measures)
         seen.damaged.update(one.damaged)
         seen.constant.update(one.constant)
+        seen.flat.update(one.flat)
         seen.absent.update(one.absent)
         seen.fits.update(one.fits)
         seen.thumbnails.update(one.thumbnails)
@@ -137,16 +149,16 @@ def _works(looked: Sequence[Looked]) -> list[_Work]:
     ]
 
 
-def _see(pictures: frozenset[int], work: _Work) -> Seen:
+def _see(pictures: frozenset[int], percentiles: tuple[float, float] | None, work: _Work) -> Seen:
     seen = Seen()
-    signal = None if work.signal is None else _measured(work.signal, seen)
+    signal = None if work.signal is None else _measured(work.signal, seen, percentiles)
     features = None
     volumes: dict[Key, NDArray[Any] | None] = {}
     last: Key | None = None
     for number, part in work.targets:
         key = key_of(part.image, part.region)
         if key != last:  # one target in memory at a time
-            volumes = {key: _measured(part, seen)}
+            volumes = {key: _measured(part, seen, percentiles)}
             last = key
         target = volumes[key]
         if signal is None or target is None or signal.shape != target.shape:
@@ -160,7 +172,7 @@ def _see(pictures: frozenset[int], work: _Work) -> Seen:
             plane = step * int(np.argmax(spread))
             seen.thumbnails[number] = (thumbnail(signal, plane), thumbnail(target, plane))
     for part in work.masks:
-        _measured(part, seen)
+        _measured(part, seen, percentiles)
     return seen
 
 
@@ -187,7 +199,7 @@ def _absent(part: _Part) -> tuple[int, int]:
     return 0, 0
 
 
-def _measured(part: _Part, seen: Seen) -> NDArray[Any] | None:
+def _measured(part: _Part, seen: Seen, percentiles: tuple[float, float] | None) -> NDArray[Any] | None:
     """Read and measure an image; return it unless something is wrong with it."""
     image, key = part.image, key_of(part.image, part.region)
     if key in seen.damaged or key in seen.constant:
@@ -213,6 +225,10 @@ def _measured(part: _Part, seen: Seen) -> NDArray[Any] | None:
         return None
     if key not in seen.measures:
         seen.measures[key] = measure(volume)
+        if percentiles is not None:
+            low, high = np.percentile(volume, percentiles, method="lower")
+            if low == high:
+                seen.flat[key] = float(low)
         absent, parts = _absent(part)
         if absent:
             seen.absent[key] = absent, parts
