@@ -135,6 +135,49 @@ def test_a_diverged_strategy_still_gives_a_page(tmp_path):
     Page(build_report(folder).read_text(encoding="utf-8"))
 
 
+def charts_of(text, section):
+    found = re.search(rf'<section id="{section}">(.*?)</section>', text, re.DOTALL)[1]
+    return re.findall(r'<svg class="chart".*?</svg></svg>', found, re.DOTALL)
+
+
+def test_a_structure_that_ran_away_leaves_room_for_the_others(tmp_path):
+    folder = make_run(tmp_path / "run", seeds=(0,))
+    lines = (folder / "results.csv").read_text(encoding="utf-8").splitlines()
+    lines = [re.sub(r"(fine_tuning,.*,2,dna,r2),.*", r"\1,-17.7", line) for line in lines]
+    assert sum(line.endswith(",-17.7") for line in lines) == 1
+    (folder / "results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = build_report(folder).read_text(encoding="utf-8")
+    charts = charts_of(text, "forgetting")
+    assert len(charts) == 3
+    for chart in charts:
+        ticks = [
+            float(tick.replace("\N{MINUS SIGN}", "-"))
+            for tick in re.findall(r'text-anchor="end">([^<]+)<', chart)
+        ]
+        assert min(ticks) == -1
+    assert data_of(text)["metrics"]["r2"]["forgetting"] == [-1, None]
+    assert data_of(text)["streams"][0]["matrices"]["r2"]["strategies"]["1"]["mean"][2][0] == -17.7
+
+
+def test_a_curve_of_one_point_is_a_dot_and_joint_training_has_no_curve(tmp_path):
+    folder = make_run(tmp_path / "run", seeds=(0,))
+    curve = folder / "fine_tuning" / "seed-0" / "learning.csv"
+    kept = [line for line in curve.read_text().splitlines() if not re.match(r"1,mitochondria,(?!300,)", line)]
+    more = [f"1,mitochondria,{at},r2,0.1" for at in range(301, 321)]
+    other = folder / "multi_net_k3" / "seed-0" / "learning.csv"
+    curve.write_text("\n".join(kept) + "\n")
+    other.write_text(other.read_text() + "\n".join(more) + "\n")
+    text = build_report(folder).read_text(encoding="utf-8")
+    assert len(charts_of(text, "learning")) == 4
+    # Beside a long line there is no dot but the one that stands for a line.
+    assert sorted(chart.count("<circle") for chart in charts_of(text, "learning")) == [1, 33, 33, 33]
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"joint": "experts_frozen"}))
+    before, after = data_of(text), data_of(build_report(folder).read_text(encoding="utf-8"))
+    assert set(before["streams"][0]["curves"]["r2"]["nucleolus"]) == {"0", "1", "2"}
+    assert set(after["streams"][0]["curves"]["r2"]["nucleolus"]) == {"1", "2"}
+
+
 @pytest.mark.parametrize("missing", ["run.json", "results.csv", "folder"])
 def test_a_folder_that_is_no_run_is_refused(tmp_path, missing):
     folder = tmp_path / "run"

@@ -19,7 +19,7 @@ __all__ = ["COLOURS", "Line", "line_chart", "nice_ticks", "heat_style", "number"
 #: Colours that page.css has for strategies; beyond them they begin again.
 COLOURS = 16
 
-#: Lines of more points are drawn without dots.
+#: Beside lines of more points none is drawn with dots, but for one that is a dot.
 DOTS = 16
 
 _WIDTH, _HEIGHT = 270, 178
@@ -145,7 +145,7 @@ def line_chart(
             path.append(f"{'M' if pen_up else 'L'}{px(x)} {py(y)}")
             pen_up = False
         out.append(f'<path class="line s{line.style % COLOURS}" d="{"".join(path)}"/>')
-        for x, y in line.points if dots else ():
+        for x, y in line.points if dots or len(line.points) == 1 else ():
             if not math.isnan(y):
                 out.append(
                     f'<circle class="dot s{line.style % COLOURS}" cx="{px(x)}" cy="{py(y)}" r="3">'

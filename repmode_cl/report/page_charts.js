@@ -1,6 +1,6 @@
 // Line charts, drawn as charts.py draws them, of the strategies and structures that are chosen.
 const FRAME = { width: 270, height: 178, left: 40, right: 12, top: 10, bottom: 26 };
-const DOTS = 16; // lines of more points are drawn without dots
+const DOTS = 16; // beside lines of more points none is drawn with dots, but for one that is a dot
 
 function niceTicks(low, high, count = 4) {
   const span = high - low;
@@ -14,12 +14,13 @@ function niceTicks(low, high, count = 4) {
 }
 
 // Each point is [x, mean] or [x, mean, lowest, highest].
-function rangeOf(lines, metric, lowest = null) {
+function rangeOf(lines, metric, [lowest, highest]) {
   const values = lines.flatMap((line) => line.points.flatMap((point) => point.slice(1))).filter(Number.isFinite);
   if (!values.length) return [0, 1];
   let low = values.reduce((a, b) => Math.min(a, b));
   let high = values.reduce((a, b) => Math.max(a, b));
   if (lowest !== null) low = Math.max(low, lowest);
+  if (highest !== null) high = Math.min(high, highest);
   if (DATA.metrics[metric].higher && low < 0.5) low = Math.min(low, 0);
   high = Math.max(high, low + 0.05);
   const margin = 0.05 * (high - low);
@@ -66,7 +67,7 @@ function lineChart({ lines, xRange, yRange, xTicks, description, fromX = null, x
       pen = y === null ? "M" : "L";
     }
     inner.append(make("path", { class: `line ${styleOf(line.style)}`, d: path }));
-    for (const [x, y] of dots ? line.points : []) {
+    for (const [x, y] of dots || line.points.length === 1 ? line.points : []) {
       if (y !== null) inner.append(make("circle", { class: `dot ${styleOf(line.style)}`, cx: px(x), cy: py(y), r: 3 }));
     }
   }
@@ -96,9 +97,9 @@ function lineChart({ lines, xRange, yRange, xTicks, description, fromX = null, x
   return svg;
 }
 
-function drawCharts(where, figures, metric, lowest, empty) {
+function drawCharts(where, figures, metric, ends, empty) {
   const all = figures.flatMap((figure) => figure.lines);
-  const yRange = rangeOf(all, metric, lowest);
+  const yRange = rangeOf(all, metric, ends);
   const dots = all.every((line) => line.points.length <= DOTS);
   where.classList.toggle("one", figures.length === 1);
   where.replaceChildren(...(all.length ? figures : []).map((figure) =>
@@ -128,7 +129,7 @@ function drawForgetting() {
       description: `${DATA.metrics[chosen.metric].name} of ${spoken(name)} after each step`,
     });
   });
-  drawCharts(where, figures, chosen.metric, null, chosen.strategies.size
+  drawCharts(where, figures, chosen.metric, DATA.metrics[chosen.metric].forgetting, chosen.strategies.size
     ? "Nothing to show: what is learned in the last step cannot be forgotten." : "No strategy is chosen.");
 }
 
@@ -146,5 +147,5 @@ function drawLearning() {
       description: `validation ${DATA.metrics[metric].name} of ${spoken(name)} while it is learned`,
     };
   }).filter((figure) => figure.lines.length);
-  drawCharts(where, figures, metric, DATA.metrics[metric]?.floor ?? null, "No validation figures of what is chosen.");
+  drawCharts(where, figures, metric, DATA.metrics[metric]?.learning ?? [null, null], "No validation figures of what is chosen.");
 }

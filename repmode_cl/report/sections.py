@@ -15,6 +15,7 @@ from repmode_cl.report.charts import Line, heat_style, line_chart, nice_ticks, n
 from repmode_cl.report.collect import Run
 from repmode_cl.report.images import Panel, panels, read_prediction
 from repmode_cl.report.series import (
+    FORGETTING_ENDS,
     LOWEST_SHOWN,
     METRIC_NAMES,
     Course,
@@ -66,7 +67,9 @@ def _line(style: int, label: str, spread: Sequence[Spread]) -> Line:
     return Line(style, label, tuple((x, mean) for x, mean, _, _ in spread), () if flat else band)
 
 
-def _range(lines: Sequence[Line], metric: str, lowest: float | None = None) -> tuple[float, float]:
+def _range(
+    lines: Sequence[Line], metric: str, lowest: float | None = None, highest: float | None = None
+) -> tuple[float, float]:
     values = [y for line in lines for _, y in line.points]
     values += [y for line in lines for _, low, high in line.band for y in (low, high)]
     values = [y for y in values if math.isfinite(y)]
@@ -75,6 +78,8 @@ def _range(lines: Sequence[Line], metric: str, lowest: float | None = None) -> t
     low, high = min(values), max(values)
     if lowest is not None:
         low = max(low, lowest)
+    if highest is not None:
+        high = min(high, highest)
     if HIGHER_IS_BETTER[metric]:
         low = min(low, 0.0) if low < 0.5 else low
     high = max(high, low + 0.05)
@@ -100,7 +105,8 @@ def forgetting_charts(run: Run, stream: str, metric: str) -> list[Chart]:
         if step < last:
             lines = [_line(styles[title], title, course.of(name)) for title, course in found.items()]
             drawn.append((name, step, lines))
-    y_range = _range([line for _, _, lines in drawn for line in lines], metric)
+    ends = FORGETTING_ENDS.get(metric, (None, None))
+    y_range = _range([line for _, _, lines in drawn for line in lines], metric, *ends)
     return [
         Chart(
             name,

@@ -17,6 +17,7 @@ from repmode_cl.report.collect import Run
 
 __all__ = [
     "METRIC_NAMES",
+    "FORGETTING_ENDS",
     "LOWEST_SHOWN",
     "Spread",
     "Course",
@@ -36,6 +37,10 @@ METRIC_NAMES = {"r2": "R²", "mse": "MSE", "mae": "MAE", "pearson": "Pearson r"}
 
 #: A validation curve may begin far below any useful R2; the frame does not follow it there.
 LOWEST_SHOWN = {"r2": -0.25, "pearson": -0.25}
+
+#: One structure that ran away would leave no room for the others in the charts of forgetting: their ends, where the
+#: error is twice that of predicting the mean.
+FORGETTING_ENDS: dict[str, tuple[float | None, float | None]] = {"r2": (-1.0, None), "mse": (None, 2.0)}
 
 #: x, and mean, lowest and highest over seeds.
 Spread = tuple[float, float, float, float]
@@ -222,7 +227,12 @@ def chart_data(run: Run) -> dict[str, Any]:
         "strategies": list(info.strategies),
         "structures": {name: spoken(name) for name in structures},
         "metrics": {
-            metric: {"name": METRIC_NAMES[metric], "higher": higher, "floor": LOWEST_SHOWN.get(metric)}
+            metric: {
+                "name": METRIC_NAMES[metric],
+                "higher": higher,
+                "learning": [LOWEST_SHOWN.get(metric), None],
+                "forgetting": list(FORGETTING_ENDS.get(metric, (None, None))),
+            }
             for metric, higher in HIGHER_IS_BETTER.items()
             if metric in METRIC_NAMES
         },
