@@ -20,6 +20,7 @@ from repmode_cl.training import Precision, recall_precision
 __all__ = ["Work"]
 
 FILE = "work.json"
+_PATHS = ("signal", "target", "mask")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def images_before(folder: Path) -> dict[str, set[tuple[str, str]]] | None:
 
 
 def _sample_values(sample: Sample) -> dict[str, Any]:
-    paths = {key: getattr(sample, key) for key in ("signal", "target", "mask")}
+    paths = {key: getattr(sample, key) for key in _PATHS}
     return {
         **asdict(sample),
         **{key: None if path is None else str(path.absolute()) for key, path in paths.items()},
@@ -103,14 +104,9 @@ def _sample_values(sample: Sample) -> dict[str, Any]:
 
 
 def _sample(values: Mapping[str, Any]) -> Sample:
-    mask, voxel_size = values["mask"], values["voxel_size"]
-    return Sample(
-        **{
-            **values,
-            "signal": Path(values["signal"]),
-            "target": Path(values["target"]),
-            "mask": None if mask is None else Path(mask),
-            "shape": tuple(values["shape"]),
-            "voxel_size": None if voxel_size is None else tuple(voxel_size),
-        }
-    )
+    # JSON has no tuples, and a sample no lists: those could not be hashed.
+    held: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    held |= {key: None if held[key] is None else Path(held[key]) for key in _PATHS}
+    return Sample(**held)

@@ -172,7 +172,8 @@ def test_a_curve_of_one_point_is_a_dot_and_joint_training_has_no_curve(tmp_path)
     # Beside a long line there is no dot but the one that stands for a line.
     assert sorted(chart.count("<circle") for chart in charts_of(text, "learning")) == [1, 33, 33, 33]
     run = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(run | {"joint": "experts_frozen"}))
+    run["strategies"]["experts_frozen"]["name"] = "joint"
+    (folder / "run.json").write_text(json.dumps(run))
     before, after = data_of(text), data_of(build_report(folder).read_text(encoding="utf-8"))
     assert set(before["streams"][0]["curves"]["r2"]["nucleolus"]) == {"0", "1", "2"}
     assert set(after["streams"][0]["curves"]["r2"]["nucleolus"]) == {"1", "2"}

@@ -279,11 +279,8 @@ def _voxels(
                     Problem(one.row.number, column, message, severity="warning", kind=kind)
                     for kind, message in remarks(seen.measures[key], place, seen.absent.get(key, (0, 0)))
                 ]
-                if key in seen.flat and recipe.percentiles is not None:
-                    kept = voxel_size is None or one.voxel_size in (None, voxel_size)
-                    problems.append(
-                        _flat(one.row.number, column, place, seen.flat[key], recipe.percentiles, kept=kept)
-                    )
+                if key in seen.flat:
+                    problems.append(_flat(one, column, seen.flat[key], recipe, voxel_size))
     return seen
 
 
@@ -303,17 +300,13 @@ def _constant(row: Row, column: str, message: str, recipe: Recipe) -> Problem:
     return Problem(row.number, column, message, severity="warning", kind="constant")
 
 
-def _flat(
-    number: int, column: str, place: str, value: float, percentiles: tuple[float, float], *, kept: bool
-) -> Problem:
-    """Return what it means that an image is all alike between its percentiles; `kept`: it is not resampled."""
-    low, high = percentiles
-    message = (
-        f"{place}: percentile {low:g} and percentile {high:g} of its voxels are both {value:g}, so that it has no "
-        f"z-score by percentiles{'' if kept else ' unless resampling changes that'}: take percentiles further apart, "
-        "or normalise: z_score"
-    )
-    return Problem(number, column, message, severity="error" if kept else "warning", kind="flat")
+def _flat(one: Looked, column: str, message: str, recipe: Recipe, voxel_size: Triple | None) -> Problem:
+    """Return what it means that an image is all alike between its percentiles: an error, unless it is resampled."""
+    own = one.voxel_size
+    if own is None or voxel_size is None or recipe.target_voxel(own, voxel_size) == own:
+        return Problem(one.row.number, column, message, kind="flat")
+    message += "; resampling may change that"
+    return Problem(one.row.number, column, message, severity="warning", kind="flat")
 
 
 def _voxel_sizes(looked: Sequence[Looked]) -> list[Problem]:

@@ -17,7 +17,7 @@ from repmode_cl.data.antialias import blur
 from repmode_cl.data.percentiles import percentiles_of
 from repmode_cl.errors import ImageError
 
-__all__ = ["ZScore", "normalise", "resample", "resample_to", "resampled_shape", "strips", "z_score"]
+__all__ = ["ZScore", "flat_text", "normalise", "resample", "resample_to", "resampled_shape", "strips", "z_score"]
 
 #: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
 _LARGEST_RATIO = 100.0
@@ -103,15 +103,20 @@ def z_score(
     return ZScore(mean, math.sqrt(squares / size))
 
 
+def flat_text(value: float, percentiles: tuple[float, float]) -> str:
+    """Return what is wrong with an image that has one value at both percentiles."""
+    return (
+        f"percentile {percentiles[0]:g} and percentile {percentiles[1]:g} of its voxels are both {value:g}, so that "
+        "it has no z-score by percentiles: take percentiles further apart, or normalise: z_score"
+    )
+
+
 def _clipped(
     pieces: Callable[[], Iterable[NDArray[Any]]], low: float, high: float, percentiles: tuple[float, float]
 ) -> Callable[[], Iterable[NDArray[Any]]]:
     """Return the pieces clipped to `low` and `high`, the voxels at these percentiles, in float64."""
     if not low < high:
-        raise ImageError(
-            f"percentile {percentiles[0]:g} and percentile {percentiles[1]:g} of its voxels are both {low:g}, so that "
-            "it has no z-score by percentiles: take percentiles further apart, or normalise: z_score"
-        )
+        raise ImageError(flat_text(low, percentiles))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("voxels are beyond the range of float32, in which percentiles are taken")
     return lambda: (np.clip(piece.astype(np.float64), low, high) for piece in pieces())

@@ -16,6 +16,8 @@ from repmode_cl.data.checks.measure import Measure, measure
 from repmode_cl.data.checks.pairs import Fit, explained, fit_pair, reduce_signal, reduce_target
 from repmode_cl.data.checks.rows import Image, Looked
 from repmode_cl.data.checks.thumbnails import thumbnail
+from repmode_cl.data.normalise import flat_text
+from repmode_cl.data.percentiles import percentiles_of
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.readers.base import BaseReader
 from repmode_cl.errors import ImageError, RepmodeError
@@ -44,7 +46,7 @@ class Seen:
     constant
         Where an image lies whose voxels are all alike, and their value; it is not measured.
     flat
-        The value of an image at both percentiles that were asked for, where they are the same.
+        What is wrong with a measured image that has one value at both percentiles that were asked for.
     absent
         How many of how many parts of a measured image are not stored, where some are not: these read as blank.
     fits
@@ -56,7 +58,7 @@ class Seen:
     measures: dict[Key, Measure] = field(default_factory=dict)
     damaged: dict[Key, str] = field(default_factory=dict)
     constant: dict[Key, str] = field(default_factory=dict)
-    flat: dict[Key, float] = field(default_factory=dict)
+    flat: dict[Key, str] = field(default_factory=dict)
     absent: dict[Key, tuple[int, int]] = field(default_factory=dict)
     fits: dict[int, Fit] = field(default_factory=dict)
     thumbnails: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
@@ -226,9 +228,9 @@ def _measured(part: _Part, seen: Seen, percentiles: tuple[float, float] | None) 
     if key not in seen.measures:
         seen.measures[key] = measure(volume)
         if percentiles is not None:
-            low, high = np.percentile(volume, percentiles, method="lower")
+            low, high = percentiles_of(lambda: (volume,), volume.size, percentiles)
             if low == high:
-                seen.flat[key] = float(low)
+                seen.flat[key] = f"{place}: {flat_text(low, percentiles)}"
         absent, parts = _absent(part)
         if absent:
             seen.absent[key] = absent, parts
