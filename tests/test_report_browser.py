@@ -12,6 +12,7 @@ from synthetic_run import FOUR, KINDS, make_run
 
 from repmode_cl.evaluation import ResultsTable
 from repmode_cl.report import build_report, comparison_table, read_run_info, to_csv
+from repmode_cl.structures import TWELVE_STRUCTURES
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="chromium is not installed")
 
@@ -60,6 +61,14 @@ def select(browser: Browser, identifier: str, value: str) -> None:
         f"{{ const e = document.getElementById({identifier!r}); e.value = {value!r};"
         "e.dispatchEvent(new Event('change')); }"
     )
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_a_joint_base_of_ten_structures_fits_its_window(browser: Browser, tmp_path: Path, width: int) -> None:
+    experiences = (TWELVE_STRUCTURES[:10], *((name,) for name in TWELVE_STRUCTURES[10:]))
+    browser.open(build_report(make_run(tmp_path / "run", experiences=experiences, seeds=(0,))), width)
+    assert browser.problems == []
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
