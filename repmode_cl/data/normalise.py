@@ -17,7 +17,16 @@ from repmode_cl.data.antialias import blur
 from repmode_cl.data.percentiles import percentiles_of
 from repmode_cl.errors import ImageError
 
-__all__ = ["ZScore", "flat_text", "normalise", "resample", "resample_to", "resampled_shape", "strips", "z_score"]
+__all__ = [
+    "ZScore",
+    "flat_text",
+    "normalise",
+    "resample",
+    "resample_to",
+    "resampled_shape",
+    "strips",
+    "z_score",
+]
 
 #: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
 _LARGEST_RATIO = 100.0
