@@ -23,8 +23,9 @@ def learned_values(matrix: PerformanceMatrix) -> dict[str, float]:
 def forward_transfer(matrix: PerformanceMatrix, alone: PerformanceMatrix) -> dict[str, float]:
     """Return for each structure what knowing others was worth when it was learned.
 
-    The value just after learning, minus that of a network that learned the structure alone, as in Wolczyk et
-    al., "Continual World" (NeurIPS 2021). The measure of this name in Lopez-Paz and Ranzato, "Gradient episodic
+    The value just after learning, minus that of a network that learned the structure alone. Wolczyk et al.,
+    "Continual World" (NeurIPS 2021), compare with such a network too, but over whole curves of training, and
+    relative to what it left to gain. The measure of this name in Lopez-Paz and Ranzato, "Gradient episodic
     memory" (NeurIPS 2017), looks at a task before it is learned: here nothing predicts an unknown structure.
 
     Parameters
