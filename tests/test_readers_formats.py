@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from repmode_cl.data.readers import BaseReader, ImageReader, Region, SceneInfo, open_image, registry
 from repmode_cl.data.readers.base import Box
 from repmode_cl.data.readers.location import as_location, is_url
+from repmode_cl.data.readers.tiff_axes import list_series, whole_axes
 from repmode_cl.errors import ImageError
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -215,9 +216,9 @@ def test_every_sample_against_its_own_metadata(path: Path) -> None:
         np.testing.assert_array_equal(part, volume[z:, y:, :x])
         if path.suffix != ".czi":
             with tifffile.TiffFile(path) as file:
-                series = file.series[0]
+                series = list_series(file)[0]
                 whole = series.asarray(squeeze=False)
-                index = [{"T": t, "C": last}.get(axis, slice(None)) for axis in series.get_axes(False)]
+                index = [{"T": t, "C": last}.get(axis, slice(None)) for axis in whole_axes(series)[0]]
             np.testing.assert_array_equal(volume, np.squeeze(whole[tuple(index)]).reshape(volume.shape))
 
 

@@ -17,7 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from repmode_cl.data.readers.base import BaseReader, Box, SceneInfo
-from repmode_cl.data.readers.tiff_axes import name_axes, sample_names
+from repmode_cl.data.readers.tiff_axes import list_series, name_axes, sample_names, whole_axes
 from repmode_cl.data.readers.tiff_metadata import (
     MOST_PLANES,
     SceneMetadata,
@@ -101,7 +101,7 @@ class TiffReader(BaseReader):
             if ome is not None:
                 check_ome(ome)
             self._check_micro_manager()
-            series = list(self._file.series)
+            series = list_series(self._file)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         except Exception as error:
@@ -143,8 +143,8 @@ class TiffReader(BaseReader):
     def _list_parts(self) -> list[tuple[int, int | None]]:
         parts: list[tuple[int, int | None]] = []
         for number, series in enumerate(self._series):
-            axes, sizes = str(series.get_axes(False)), series.get_shape(False)
-            positions = int(sizes[axes.index("R")]) if series.kind == "mmstack" and "R" in axes else 1
+            axes, sizes = whole_axes(series)
+            positions = sizes[axes.index("R")] if series.kind == "mmstack" and "R" in axes else 1
             if positions == 1:
                 parts.append((number, None))
                 continue
@@ -171,7 +171,7 @@ class TiffReader(BaseReader):
     def _describe(self, scene: int) -> SceneInfo:
         series = self._series[self._parts[scene][0]]
         path = Path(self._path)
-        axes, sizes = str(series.get_axes(False)), tuple(int(size) for size in series.get_shape(False))
+        axes, sizes = whole_axes(series)
         axes = name_axes(axes, sizes, path, positions=series.kind == "mmstack")
         if not all(sizes):
             raise ImageError(f"{path}: the image is empty: its sizes are {sizes} (axes {axes})")

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import tifffile
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["name_axes", "sample_names"]
+__all__ = ["list_series", "name_axes", "sample_names", "whole_axes"]
 
 # What tifffile's codes for further axes stand for, for messages.
 _AXIS_NAMES = {
@@ -23,6 +26,23 @@ _AXIS_NAMES = {
 _VAGUE = {"Q": "an unnamed axis", "K": "a further axis"}
 
 _COLOURS = ("red", "green", "blue", "alpha")
+
+
+def list_series(file: tifffile.TiffFile) -> list[Any]:
+    """Return the series of `file`, from which `whole_axes` can tell axes of length 1 too."""
+    # From tifffile 2026.5.2 (which needs Python 3.12) on, a series is asked for with or without them; before, each
+    # series could tell both.
+    found: Any = file.series
+    return list(found(squeeze=False) if callable(found) else found)
+
+
+def whole_axes(series: Any) -> tuple[str, tuple[int, ...]]:
+    """Return the axes of one of `list_series`, a letter each, and their sizes, those of length 1 among them."""
+    if hasattr(series, "get_axes"):
+        axes, sizes = series.get_axes(False), series.get_shape(False)
+    else:
+        axes, sizes = series.axes, series.shape
+    return str(axes), tuple(int(size) for size in sizes)
 
 
 def name_axes(axes: str, sizes: Sequence[int], path: Path, positions: bool = False) -> str:
