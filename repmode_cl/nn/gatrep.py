@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from repmode_cl.nn.experts import Expert
 
@@ -89,10 +90,16 @@ def fuse_rows(
         if row.shape[0] != len(experts):
             raise ValueError(f"the gate row has {row.shape[0]} entries for {len(experts)} experts")
     weights = [weight.to(dtype) for expert in experts for weight in expert.weights()]
+    given = [row.to(dtype) for row in rows]
+    sizes = _sizes(experts, reach)
+    if torch.compiler.is_compiling():
+        # What is kept for the backward pass is the compiler's affair, and that of torch 2.11 loses the gradients of
+        # a function which it cannot trace to its end.
+        with torch.autocast(given[0].device.type, enabled=False):
+            taps = _wanted(_taps(experts, weights), sizes)
+            return tuple([_summed(sizes, taps, torch.softmax(row, 0)) for row in given])
     apply = cast(Callable[..., tuple[Tensor, ...]], _Fuse.apply)
-    return apply(
-        tuple(experts), _sizes(experts, reach), len(rows), *(row.to(dtype) for row in rows), *weights
-    )
+    return apply(tuple(experts), sizes, len(given), *given, *weights)
 
 
 def fuse_channels(experts: Sequence[Expert], logits: Tensor, channels: slice, dtype: torch.dtype) -> Tensor:
@@ -247,6 +254,16 @@ def _merge(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Tensor) -> Ten
         for tap, share in full:
             place.addcmul_(tap, share)
     return fused
+
+
+def _summed(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Return what `_merge` does, by operations that autograd knows; added in another order, so not to the same bits."""
+    edges = max(sizes, key=math.prod)
+    parts: list[Tensor] = []
+    for size, tap, share in zip(sizes, taps, shares, strict=True):
+        z, y, x = ((whole - own) // 2 for whole, own in zip(edges, size, strict=True))
+        parts.append(functional.pad(tap.expand(*tap.shape[:2], *size) * _column(share), (x, x, y, y, z, z)))
+    return sum(parts[1:], parts[0]).contiguous(memory_format=torch.channels_last_3d)
 
 
 class _Parts:
