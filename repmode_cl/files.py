@@ -14,10 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from repmode_cl.errors import RepmodeError
+
 __all__ = [
     "canonical_json",
     "json_text",
     "put_in_place",
+    "read_json",
     "replacing",
     "sha256_file",
     "write_bytes",
@@ -94,6 +97,30 @@ def json_text(value: Any) -> str:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, whole or not at all."""
     write_text(path, json_text(value))
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """Read an object that was written as JSON.
+
+    Parameters
+    ----------
+    path
+        The file.
+    remedy
+        For the message: what to do where it is damaged.
+
+    Raises
+    ------
+    RepmodeError
+        If it cannot be read, is cut off, or holds something else.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RepmodeError(f"{path}: cannot be read ({error}): {remedy}") from error
+    if not isinstance(value, dict):
+        raise RepmodeError(f"{path}: holds {type(value).__name__} where an object is expected: {remedy}")
+    return value
 
 
 def sha256_file(path: str | Path, progress: Callable[[int], None] | None = None) -> str:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from repmode_cl.config import InferenceConfig, TrainingConfig
 from repmode_cl.devices import resolve_device
-from repmode_cl.errors import ConfigError
 from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.progress import Task
 from repmode_cl.training import (
@@ -41,7 +40,13 @@ from repmode_cl.training import (
 )
 from repmode_cl.training.loading import patch_loader
 from repmode_cl.training.selection import changing_names
-from repmode_cl.training.stopping import idle_validations, out_of_patience, out_of_time, validated_at
+from repmode_cl.training.stopping import (
+    check_patience,
+    idle_validations,
+    out_of_patience,
+    out_of_time,
+    validated_at,
+)
 
 __all__ = ["Evaluation", "Progress", "StructureNetwork", "StructureStrategy"]
 
@@ -207,7 +212,8 @@ class StructureStrategy(Deciding, Evaluating):
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Run the experience's steps: mixed precision, clipping, schedule, validation and selection."""
-        self._check_patience()
+        names, validating = self.stream.experiences[self._number], self.stream.val[self._number]
+        check_patience(self.training_config, names, len(validating.dataset))
         why = None
         with joint_norms(self.model, self.ranks):
             began, began_cpu = time.perf_counter(), time.process_time()
@@ -261,13 +267,6 @@ class StructureStrategy(Deciding, Evaluating):
             return None
         # Clocks of processes differ: the first one's counts.
         return self.ranks.from_first(lambda: out_of_time(config, progress.seconds))
-
-    def _check_patience(self) -> None:
-        if self.training_config.patience is not None and not len(self.stream.val[self._number].dataset):
-            raise ConfigError(
-                f"patience counts validations, but no image of {', '.join(self.stream.experiences[self._number])} "
-                "validates: name rows with split val in the manifest, give more images, or leave patience out"
-            )
 
     def _train_step(self, parts: Sequence[Any], **kwargs: Any) -> None:
         """Make one optimiser step of a joint batch: `parts` are its micro-batches, or this process's shares of them."""

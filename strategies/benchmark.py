@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from repmode_cl.strategies.units import (
 from repmode_cl.strategies.work import Work
 
 from repmode_cl.config import Config
+from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.files import write_text
 from repmode_cl.processes import workers_here
@@ -142,7 +143,7 @@ def run_benchmark(
         before = check_run(config, folder, streams)
         images = run_images(config, folder, streams, before, workers=workers, keep_going=keep_going)
         precision = precision_of(config, folder, before)
-        run = _Run(config, folder, streams)
+        run = _Run(config, folder, streams, images.samples)
 
         def start(threads: int) -> Work:
             begin(config, folder, before, threads=threads, precision=precision)
@@ -179,8 +180,10 @@ def run_benchmark(
 class _Run:
     """What is to be done, and the files of the whole run, which this process alone writes."""
 
-    def __init__(self, config: Config, folder: Path, streams: Mapping[str, StreamVariant]) -> None:
-        self.config, self.folder, self.streams = config, folder, streams
+    def __init__(
+        self, config: Config, folder: Path, streams: Mapping[str, StreamVariant], samples: Sequence[Sample]
+    ) -> None:
+        self.config, self.folder, self.streams, self.samples = config, folder, streams, samples
         self.units = units_of(config, streams)
         self._page_seconds, self._page_at = 0.0, -float("inf")
 
@@ -248,7 +251,7 @@ class _Run:
         results, outcomes = collect(self.folder, self.units)
         if len(results):
             results.write(self.folder / "results.csv")
-        info = describe(self.config, self.streams, self.units, outcomes)
+        info = describe(self.config, self.streams, self.units, outcomes, self.samples)
         # In the order of the configuration, which is that of tables.
         write_text(self.folder / "run.json", json.dumps(info, indent=2, allow_nan=False) + "\n")
         if len(results) and (page or time.monotonic() - self._page_at > self._page_seconds / _PAGE_SHARE):

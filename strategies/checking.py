@@ -14,6 +14,7 @@ from repmode_cl.strategies.build import build_strategy, strategy_class
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ImageError, RepmodeError
+from repmode_cl.nn.unet import smallest_size
 from repmode_cl.training import resolve_precision
 from repmode_cl.training.checkpoint import random_state, set_random_state
 
@@ -37,13 +38,14 @@ def check_strategies(config: Config, streams: Mapping[str, StreamVariant]) -> No
     ------
     ConfigError
         If a user's own class or its file is not there or cannot be imported, if it cannot be made with its options,
-        or if a strategy's `check` refuses a stream.
+        or if a strategy's `check` refuses a stream; or if patches are too small for the networks.
 
     Notes
     -----
     A user's own strategy is made once for each stream, on the CPU, for images that are not there: one that reads
     images when it is made is not checked further.
     """
+    _check_patches(config)
     for options in config.strategies:
         kind = strategy_class(options)
         for variant in streams.values():
@@ -51,6 +53,24 @@ def check_strategies(config: Config, streams: Mapping[str, StreamVariant]) -> No
                 kind.check(config, options, variant.experiences)
                 if options.is_custom:
                     _make(config, options, variant)
+
+
+def _check_patches(config: Config) -> None:
+    """Refuse patches that the networks cannot compute, or of which batch norm is left with one value."""
+    size, depth = config.patch.size, config.network.depth
+    least = smallest_size(depth)
+    if min(size) < least:
+        raise ConfigError(
+            f"patch.size is {list(size)}, and a network of network.depth {depth} needs at least {least} voxels along "
+            "each axis: take larger patches or less depth"
+        )
+    patches = config.training.batch_size // config.training.accumulate
+    if patches == 1 and all(voxels <= 1 << depth for voxels in size):
+        raise ConfigError(
+            f"patch.size {list(size)} at network.depth {depth} leaves one voxel on the lowest level, and training "
+            "computes one patch at a time (batch_size / accumulate): batch norm needs two values; take larger patches, "
+            "larger batches or less depth"
+        )
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -16,15 +15,14 @@ from repmode_cl.scenarios import StreamVariant, task_labels
 from repmode_cl.strategies.build import base_key_of, strategy_file_digest
 from repmode_cl.strategies.shared_base import base_folder
 from repmode_cl.strategies.units import Outcome, Unit, read_outcome, units_of
-from repmode_cl.strategies.work import images_before
 
 from repmode_cl.config import Config, StrategyConfig, parse_config
 from repmode_cl.config.differences import GROWS, NO_RESULT, first_difference
 from repmode_cl.config.loading import dump_config
-from repmode_cl.data.sample import Sample
+from repmode_cl.data.sample import Sample, images_digests
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ConfigError
-from repmode_cl.files import write_json, write_text
+from repmode_cl.files import read_json, write_json, write_text
 from repmode_cl.store.environment import environment_fingerprint, with_threads
 from repmode_cl.training import Precision, has_checkpoint, recall_precision, resolve_precision
 
@@ -40,6 +38,11 @@ __all__ = [
 ]
 
 VERSION = 2
+
+#: What to do about an environment.json that cannot be read.
+_ENVIRONMENT = (
+    "restore it, or choose another name: threads and precision that the run was begun with are not known"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]
     path = folder / "run.json"
     if not path.exists():
         return Before()
-    info = json.loads(path.read_text(encoding="utf-8"))
+    info = read_json(path, f"restore it, or remove {folder} to begin the run anew")
     if "merged" in info:
         raise ConfigError(
             f"{folder} was merged from other runs: go on with those ({', '.join(info['merged'])})"
@@ -206,10 +209,11 @@ def check_images_are_the_same(folder: Path, samples: Sequence[Sample]) -> None:
     ConfigError
         Naming the first structure.
     """
-    before = images_before(folder)
-    for structure, images in (before or {}).items():
-        now = {(sample.image_id, sample.split) for sample in samples if sample.structure == structure}
-        if now != images:
+    path = folder / "run.json"
+    before = read_json(path, f"restore it, or remove {folder} to begin the run anew").get("images", {})
+    now = images_digests(samples)
+    for structure, images in before.items():
+        if now.get(structure) != images:
             raise ConfigError(
                 f"{folder} was begun with other images: those of {structure}, or how they are split, have changed "
                 "since; bring back what there was, or choose another name"
@@ -221,6 +225,7 @@ def describe(
     streams: Mapping[str, StreamVariant],
     units: Sequence[Unit],
     outcomes: Mapping[Unit, Outcome],
+    samples: Sequence[Sample],
 ) -> dict[str, Any]:
     """Return what run.json says: what the run consists of, and what has ended how."""
     found = {unit: outcomes[unit] for unit in units if unit in outcomes}
@@ -243,6 +248,7 @@ def describe(
         },
         "seeds": list(config.seeds),
         "steps": config.training.steps,
+        "images": images_digests(samples),
         "multi_net": _first(config, "multi_net"),
         "joint": _first(config, "joint"),
         "finished": [list(unit) for unit, end in found.items() if end.finished],
@@ -269,7 +275,7 @@ def _first(config: Config, kind: str) -> str | None:
 def threads_before(folder: Path) -> int | None:
     """Return the number of threads that the run was begun with, or None if it was not."""
     path = folder / "environment.json"
-    return int(json.loads(path.read_text(encoding="utf-8"))["threads"]) if path.exists() else None
+    return int(read_json(path, _ENVIRONMENT)["threads"]) if path.exists() else None
 
 
 def precision_of(config: Config, folder: Path, before: Before) -> Precision:
@@ -277,7 +283,7 @@ def precision_of(config: Config, folder: Path, before: Before) -> Precision:
     device = resolve_device(config.training.device)
     path = folder / "environment.json"
     if before.learned and path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))["precision"]
+        stored = read_json(path, _ENVIRONMENT)["precision"]
         return recall_precision(stored, device, f"the run {folder}")
     return resolve_precision(config.training.precision, device)
 

@@ -36,7 +36,7 @@ def load_strategy(name: str) -> type[StructureStrategy]:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise ConfigError(
                 f"strategies: {name}: importing {file} failed: {type(error).__name__}: {error}"

@@ -13,6 +13,7 @@ from repmode_cl.strategies.work import Work
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.results import ResultsTable
+from repmode_cl.files import sha256_file
 from repmode_cl.store.environment import environment_fingerprint, with_threads
 
 __all__ = ["LOG", "make_run", "perform"]
@@ -55,7 +56,7 @@ def perform(work: Work, item: Unit | Base) -> None:
         try:
             with with_threads(work.threads):
                 outcome = _learn(work, item, folder)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a strategy of a user's own may end itself
             with (folder / LOG).open("a", encoding="utf-8") as log:
                 log.write(traceback.format_exc())
             text = str(error) if isinstance(error, RepmodeError) else f"{type(error).__name__}: {error}"
@@ -71,6 +72,7 @@ def _learn(work: Work, item: Unit | Base, folder: Path) -> Outcome:
     rows = run.run()
     ResultsTable(rows).write(folder / "results.csv")
     return Outcome(
+        results=sha256_file(folder / "results.csv"),
         finished=True,
         bit_identical=run.bit_identical,
         environment=environment_fingerprint(

@@ -224,9 +224,8 @@ def same_images(path: Path, samples: Sequence[Sample], what: str, anew: str, *, 
     """
     now = {}
     for place, sample in enumerate(samples):
-        parts = (sample.signal.name, sample.target.name, sample.mask.name if sample.mask else "")
         line = f"line {sample.row}" if sample.row else f"image {place + 1}"
-        now[f"{sample.structure}, {line}"] = digest_of(sample.image_id, *parts, sample.split).hex()
+        now[f"{sample.structure}, {line}"] = digest_of(*sample.content, sample.split).hex()
     if begun and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -15,6 +15,7 @@ from repmode_cl.config import Config
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import counted
 from repmode_cl.files import write_text
+from repmode_cl.training.stopping import check_patience
 
 __all__ = ["LEFT_OUT", "RunImages", "run_images"]
 
@@ -79,7 +80,7 @@ def run_images(
     Raises
     ------
     ConfigError
-        If a run that has learned something began with other images.
+        If a run that has learned something began with other images, or patience has nothing to count.
     ManifestError, ImageError
         If images cannot be used, and `keep_going` is not given, or nothing is left of a structure.
     """
@@ -95,6 +96,10 @@ def run_images(
     if before.learned:
         check_images_are_the_same(folder, samples)
     notes = [*notes, *check_images(samples, streams)]
+    for variant in streams.values():
+        for names in variant.experiences:
+            validating = sum(one.split == "val" and one.structure in names for one in samples)
+            check_patience(config.training, names, validating)
     if left:
         were = f"{counted(len(left), 'row')} of the manifest {'was' if len(left) == 1 else 'were'}"
         notes.append(f"{were} left out, as their images cannot be used: {LEFT_OUT}")

@@ -102,5 +102,5 @@ class SharedBase:
 def _made_of(strategy: StructureStrategy) -> str:
     """Return a digest of what decides every bit of the base besides the run's configuration and seed."""
     stream = strategy.stream
-    images = [part for sample in stream.images[0] for part in (sample.structure, sample.image_id, sample.row)]
+    images = [part for sample in stream.images[0] for part in (sample.structure, *sample.content, sample.row)]
     return digest_of(*stream.experiences[0], len(stream.patches[0]), *images).hex()

@@ -6,7 +6,6 @@ what is finished, whichever process, machine or day it was.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from repmode_cl.scenarios import StreamVariant
 from repmode_cl.strategies.shared_base import base_folder
 
 from repmode_cl.config import Config
+from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.results import Result, ResultsTable
-from repmode_cl.files import write_json
+from repmode_cl.files import read_json, sha256_file, write_json
 from repmode_cl.report.run_info import unit_folder
 
 __all__ = [
@@ -87,6 +87,8 @@ class Outcome:
         From its start, or its last resumption, to its end.
     environment
         What its figures depend on besides the configuration, where it ran.
+    results
+        SHA-256 of its results.csv, which nothing else would tell from one that was cut off; None of what has none.
     """
 
     finished: bool
@@ -94,6 +96,7 @@ class Outcome:
     message: str = ""
     seconds: float = 0.0
     environment: Mapping[str, Any] | None = None
+    results: str | None = None
 
 
 def units_of(config: Config, streams: Iterable[str]) -> list[Unit]:
@@ -123,17 +126,17 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
             "message": outcome.message,
             "seconds": round(outcome.seconds, 3),
             "environment": dict(outcome.environment or {}),
+            "results": outcome.results,
         },
     )
 
 
 def read_outcome(folder: Path) -> Outcome | None:
     """Return how the unit in `folder` ended, or None if it has not."""
-    try:
-        text = (folder / OUTCOME).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    path = folder / OUTCOME
+    if not path.exists():
         return None
-    return Outcome(**json.loads(text))
+    return Outcome(**read_json(path, "remove it, and --resume does the unit again from its last checkpoint"))
 
 
 def forget(folder: Path) -> None:
@@ -165,6 +168,12 @@ def collect(folder: Path, units: Iterable[Unit]) -> tuple[ResultsTable, dict[Uni
             continue
         outcomes[unit] = outcome
         if outcome.finished:
-            for row in ResultsTable.read(folder / unit.folder / "results.csv"):
+            path = folder / unit.folder / "results.csv"
+            if outcome.results is not None and sha256_file(path) != outcome.results:
+                raise RepmodeError(
+                    f"{path}: is not what was measured, but cut off or changed: remove {path.with_name(OUTCOME)}, and "
+                    "--resume does the unit again from its last checkpoint"
+                )
+            for row in ResultsTable.read(path):
                 results.append(*Result(*row))
     return results, outcomes

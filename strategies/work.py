@@ -83,18 +83,6 @@ class Work:
         )
 
 
-def images_before(folder: Path) -> dict[str, set[tuple[str, str]]] | None:
-    """Return image and split of each structure's images when the run was last worked at, or None if it never was."""
-    try:
-        value = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    found: dict[str, set[tuple[str, str]]] = {}
-    for sample in value["samples"]:
-        found.setdefault(sample["structure"], set()).add((sample["image_id"], sample["split"]))
-    return found
-
-
 def _sample_values(sample: Sample) -> dict[str, Any]:
     paths = {key: getattr(sample, key) for key in _PATHS}
     return {

@@ -60,6 +60,7 @@ def test_runs_of_other_seeds_become_one(done: Done, tmp_path: Path) -> None:
     assert info.seeds == (SEED, 7)
     assert info.finished == {(title, "", seed) for title in TITLES for seed in (SEED, 7)}
     assert info.multi_net == "multi_net_k3"
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["images"] == done.info["images"]
     assert info.bit_identical["experts_frozen"] is True
     results = ResultsTable.read(out / "results.csv")
     assert len(results) == 2 * len(done.results)
@@ -115,9 +116,26 @@ def _options(done: Done, folder: Path) -> Path:
     return copy_of(done, folder, seed=7, strategies=strategies)
 
 
+def _images(done: Done, folder: Path) -> Path:
+    other = copy_of(done, folder, seed=7)
+    info = json.loads((other / "run.json").read_text(encoding="utf-8"))
+    info["images"]["nucleolus"] = "0" * 64
+    (other / "run.json").write_text(json.dumps(info))
+    return other
+
+
+def _precision(done: Done, folder: Path) -> Path:
+    other = copy_of(done, folder, seed=7)
+    environment = json.loads((other / "environment.json").read_text(encoding="utf-8"))
+    (other / "environment.json").write_text(json.dumps({**environment, "precision": "bfloat16"}))
+    return other
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (_images, "cannot be merged: the images of nucleolus, or their split, are not the same in both"),
+        (_precision, "cannot be merged: training was in float32 and in bfloat16"),
         (_steps, r"cannot be merged: training\.steps was 4 and is 5 now"),
         (_options, r"cannot be merged: strategies\.experts_frozen\.learning_rate was None and is 0\.5 now"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from repmode_cl.strategies import ElasticWeights, run_benchmark
 from repmode_cl.strategies.checking import check_strategies
 from tiny_run import ADDED, BASE, SEED, changed, make_manifest, tiny
 
-from repmode_cl.config import Config, StrategyConfig, StreamConfig, TrainingConfig
+from repmode_cl.config import Config, DataConfig, PatchConfig, StrategyConfig, StreamConfig, TrainingConfig
 from repmode_cl.config.strategy import STRATEGY_NAMES
-from repmode_cl.errors import ConfigError
+from repmode_cl.data.manifest import read_manifest, write_manifest
+from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.evaluation import ResultsTable
 from repmode_cl.report.collect import read_run
 from repmode_cl.store import Model
@@ -49,6 +51,69 @@ def test_a_wrong_class_is_found_before_anything_is_written(tmp_path: Path, dry_r
         run_benchmark(config, dry_run=dry_run)
     assert str(file) in str(caught.value)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "batch", "message"),
+    [
+        ((4, 8, 8), 4, 2, r"patch\.size is \[4, 8, 8\].* network\.depth 4 needs at least 6 voxels"),
+        ((4, 4, 4), 2, 1, "batch norm needs two values"),
+        ((4, 4, 4), 2, 2, None),
+        ((4, 4, 5), 2, 1, None),
+        ((2, 2, 2), 2, 2, None),
+    ],
+)
+def test_patches_that_no_network_can_learn_from_are_refused(
+    tmp_path: Path, size: tuple[int, int, int], depth: int, batch: int, message: str | None
+) -> None:
+    config = configuration(tmp_path, name="multi_net")
+    config = changed(
+        config,
+        patch=PatchConfig(size=size),
+        network=config.network.model_copy(update={"depth": depth}),
+        training=config.training.model_copy(update={"batch_size": batch, "steps": 1, "validate_every": 1}),
+    )
+    if message is not None:
+        with pytest.raises(ConfigError, match=message):
+            check(config)
+        return
+    check(config)
+    run_benchmark(changed(config, data=DataConfig(manifest=str(make_manifest(tmp_path)))))
+
+
+@pytest.mark.parametrize(
+    ("split", "training", "message"),
+    [
+        ("test", {}, "no test image of 'nucleolus'"),
+        ("val", {"patience": 1}, "no image of nucleolus validates"),
+        ("val", {}, None),
+    ],
+)
+def test_an_added_structure_without_held_out_images(
+    tmp_path: Path, split: str, training: dict[str, Any], message: str | None
+) -> None:
+    manifest = make_manifest(tmp_path)
+    splits = ("train", "train", "train", "val", "test", "test")
+    rows = [
+        replace(row, split=splits[place // 4])
+        for place, row in enumerate(read_manifest(manifest).rows)
+        if row.structure != "nucleolus" or splits[place // 4] != split
+    ]
+    write_manifest(manifest, rows)
+    config = tiny(manifest, tmp_path)
+    short = {"steps": 2, "base_steps": 2, "validate_every": 1, **training}
+    config = changed(
+        config,
+        training=config.training.model_copy(update=short),
+        stream=StreamConfig(base=BASE, order=("nucleolus",)),
+        strategies=(StrategyConfig(name="fine_tuning"),),
+    )
+    if message is None:
+        assert len(ResultsTable.read(run_benchmark(config) / "results.csv"))
+        return
+    with pytest.raises(RepmodeError, match=message):
+        run_benchmark(config)
+    assert not (tmp_path / "tiny" / "run.json").exists()
 
 
 def test_a_stream_that_a_strategy_cannot_learn_is_found_by_each_order(tmp_path: Path) -> None:

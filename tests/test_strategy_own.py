@@ -105,6 +105,7 @@ def test_the_file_is_known_by_its_digest(example: str, tmp_path: Path) -> None:
             "importing .* failed: ModuleNotFoundError: No module named 'no_such_module'",
         ),
         ("def (", "importing .* failed: SyntaxError"),
+        ("import sys\nsys.exit('usage')", "importing .* failed: SystemExit: usage"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, code: str, message: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 from filelock import FileLock
 from repmode_cl.strategies import StructureStrategy, UnitsFailedError, run_benchmark
 from repmode_cl.strategies import benchmark as benchmark_module
@@ -19,7 +21,7 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.config import Config, StrategyConfig, StreamConfig
-from repmode_cl.errors import ConfigError
+from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.evaluation import ResultsTable
 from repmode_cl.store import Model
 
@@ -186,6 +188,49 @@ def test_a_failed_unit_is_noted_and_the_others_go_on(
     assert list(ResultsTable.read(folder / "results.csv").strategies) == list(info["strategies"])
 
 
+@pytest.mark.usefixtures("no_page")
+def test_a_strategy_that_ends_itself_ends_no_other(manifest: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import sys\nfrom repmode_cl.strategies import FineTuning\n\nclass Mine(FineTuning):\n"
+        "    def before_experience(self, number):\n        sys.exit(7)\n"
+    )
+    config = small(manifest, tmp_path, StrategyConfig(name=f"{file}:Mine", label="mine"), MULTI)
+    with pytest.raises(UnitsFailedError, match="mine seed 3: SystemExit: 7"):
+        run_benchmark(config)
+    assert info_of(tmp_path / "tiny")["finished"] == [["multi_net_k3", "", SEED]]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("run.json", "restore it, or remove .* to begin the run anew"),
+        ("environment.json", "restore it, or choose another name"),
+        (f"multi_net_k3/seed-{SEED}/unit.json", "remove it, and --resume does the unit again"),
+        (f"multi_net_k3/seed-{SEED}/results.csv", "remove .*unit.json, and --resume does the unit again"),
+    ],
+)
+def test_a_file_that_is_cut_off_is_named(done: Done, tmp_path: Path, name: str, remedy: str) -> None:
+    shutil.copytree(done.folder, tmp_path / "tiny")
+    path = tmp_path / "tiny" / name
+    config = changed(done.config, output=str(tmp_path))
+    # The last byte of the figures would be missed by no parser.
+    for content in (path.read_bytes()[:-2], b"", b"[]"):
+        path.write_bytes(content)
+        with pytest.raises(RepmodeError, match=f"{name}: .*: {remedy}"):
+            run_benchmark(config, resume=True)
+
+
+def test_a_unit_is_done_again_where_its_figures_were_lost(done: Done, tmp_path: Path) -> None:
+    shutil.copytree(done.folder, tmp_path / "tiny")
+    unit = tmp_path / "tiny" / "multi_net_k3" / f"seed-{SEED}"
+    (unit / "results.csv").write_bytes((unit / "results.csv").read_bytes()[:-2])
+    (unit / "unit.json").unlink()
+    assert figures(run_benchmark(changed(done.config, output=str(tmp_path)), resume=True)) == figures(
+        done.folder
+    )
+
+
 def test_the_command_ends_with_1_and_says_which_failed(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,14 +258,14 @@ def test_the_command_ends_with_1_and_says_which_failed(
 def test_bases_that_several_units_share_are_units_of_their_own(manifest: Path, tmp_path: Path) -> None:
     config = small(manifest, tmp_path, OURS, MULTI, FINE, base=BASE, order=("nucleolus",))
     run = benchmark_module._Run(
-        config, tmp_path, benchmark_module.stream_variants(config.stream, (*BASE, "nucleolus"))
+        config, tmp_path, benchmark_module.stream_variants(config.stream, (*BASE, "nucleolus")), []
     )
     ours, multi, fine = (Unit(title, "", SEED) for title in ("experts_frozen", "multi_net_k3", "fine_tuning"))
     base = Base("repmode", "", SEED, "experts_frozen")
     assert run._jobs() == [Job(base), Job(ours, base), Job(multi), Job(fine, base)]
     assert base.folder == Path("base", "repmode", f"seed-{SEED}")
     alone = changed(config, strategies=(OURS, MULTI))
-    run = benchmark_module._Run(alone, tmp_path, run.streams)
+    run = benchmark_module._Run(alone, tmp_path, run.streams, [])
     assert run._jobs() == [Job(ours), Job(multi)]
 
 
@@ -258,6 +303,14 @@ def test_other_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder.mkdir()
     config = small(make_manifest(folder), tmp_path, MULTI, order=("dna",))
     run_benchmark(config)
+    target = folder / "dna0.tif"
+    before = target.read_bytes()
+    tifffile.imwrite(
+        target, tifffile.imread(target)[::-1].copy(), photometric="minisblack", metadata={"axes": "ZYX"}
+    )
+    with pytest.raises(ConfigError, match="other images: those of dna, or how they are split, have changed"):
+        run_benchmark(changed(config, seeds=(SEED, 9)), resume=True)
+    target.write_bytes(before)
     lines = (folder / "manifest.csv").read_text().splitlines(keepends=True)
     lines.remove(next(line for line in lines if "dna" in line))
     (folder / "manifest.csv").write_text("".join(lines))

@@ -13,7 +13,7 @@ from pathlib import Path
 from repmode_cl.errors import ManifestError
 from repmode_cl.files import canonical_json
 
-__all__ = ["Sample", "digest_of", "shuffle_signals"]
+__all__ = ["Sample", "digest_of", "images_digests", "shuffle_signals"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,26 @@ class Sample:
     voxel_size: tuple[float, float, float] | None = None
     """um (z, y, x) of the images before they were resampled; None where nobody states it, and they were not."""
 
+    @property
+    def content(self) -> tuple[str, str, str, str]:
+        """The same wherever signal, target, mask and what was taken of them are: it names prepared files."""
+        return (self.image_id, self.signal.name, self.target.name, self.mask.name if self.mask else "")
+
 
 def digest_of(*parts: str | int) -> bytes:
     """Return 32 bytes that depend on `parts` and on nothing else: no machine, version or order."""
     return hashlib.sha256(canonical_json(parts).encode("ascii")).digest()
+
+
+def images_digests(samples: Iterable[Sample]) -> dict[str, str]:
+    """Return for each structure a digest of what its images are, and how they are split, in whatever order."""
+    images: dict[str, set[tuple[str, ...]]] = {}
+    for sample in samples:
+        images.setdefault(sample.structure, set()).add((*sample.content, sample.split))
+    return {
+        structure: digest_of(*(part for image in sorted(found) for part in image)).hex()
+        for structure, found in images.items()
+    }
 
 
 def shuffle_signals(samples: Iterable[Sample], seed: int) -> list[Sample]:

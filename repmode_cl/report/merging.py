@@ -17,7 +17,7 @@ from repmode_cl.config.loading import dump_config
 from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.metrics import HIGHER_IS_BETTER
 from repmode_cl.evaluation.results import Result, ResultsTable
-from repmode_cl.files import TEMPORARY_MARK, write_text
+from repmode_cl.files import TEMPORARY_MARK, read_json, write_text
 from repmode_cl.report.run_info import RunInfo, Unit, read_run_info, unit_folder
 
 __all__ = ["merge_runs"]
@@ -145,6 +145,18 @@ def _check_alike(first: _Source, other: _Source) -> None:
             raise RepmodeError(
                 f"{first.folder} and {other.folder} cannot be merged: the stream {name!r} is not the same in both"
             )
+    before, now = (one.document.get("images", {}) for one in (first, other))
+    for structure in before.keys() & now.keys():
+        if before[structure] != now[structure]:
+            raise RepmodeError(
+                f"{first.folder} and {other.folder} cannot be merged: the images of {structure}, or their split, are "
+                "not the same in both"
+            )
+    formats = [_precision(one.folder) for one in (first, other)]
+    if None not in formats and formats[0] != formats[1]:
+        raise RepmodeError(
+            f"{first.folder} and {other.folder} cannot be merged: training was in {formats[0]} and in {formats[1]}"
+        )
     for title, entry in other.document["strategies"].items():
         same = first.document["strategies"].get(title, entry)
         if same.get("file_sha256") != entry.get("file_sha256"):
@@ -152,6 +164,12 @@ def _check_alike(first: _Source, other: _Source) -> None:
                 f"{first.folder} and {other.folder} cannot be merged: the file of the strategy {title} is not the "
                 "same in both"
             )
+
+
+def _precision(folder: Path) -> str | None:
+    """Return what training.precision, which may be auto, came to."""
+    path = folder / "environment.json"
+    return read_json(path, "restore it").get("precision") if path.exists() else None
 
 
 def _images(source: _Source) -> int | None:
@@ -242,6 +260,9 @@ def _describe(sources: Sequence[_Source], finished: Mapping[Unit, _Source]) -> d
         "strategies": strategies,
         "seeds": list(dict.fromkeys(seed for info in infos for seed in info.seeds)),
         "steps": sources[0].config.training.steps,
+        "images": {
+            name: images for source in sources for name, images in source.document.get("images", {}).items()
+        },
         "multi_net": next((info.multi_net for info in infos if info.multi_net is not None), None),
         "joint": next((info.joint for info in infos if info.joint is not None), None),
         "finished": [list(unit) for unit in finished],

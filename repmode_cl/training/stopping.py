@@ -10,10 +10,27 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from repmode_cl.errors import ConfigError
+
 if TYPE_CHECKING:
     from repmode_cl.config import TrainingConfig
 
-__all__ = ["idle_validations", "out_of_patience", "out_of_time", "validated_at"]
+__all__ = ["check_patience", "idle_validations", "out_of_patience", "out_of_time", "validated_at"]
+
+
+def check_patience(training: TrainingConfig, structures: Iterable[str], images: int) -> None:
+    """Refuse to count the validations of an experience that has no image to validate on.
+
+    Raises
+    ------
+    ConfigError
+        Naming its structures.
+    """
+    if training.patience is not None and not images:
+        raise ConfigError(
+            f"patience counts validations, but no image of {', '.join(structures)} validates: name rows with split val "
+            "in the manifest, give more images, or leave patience out"
+        )
 
 
 def _steps(curve: Iterable[Mapping[str, Any]], experience: int) -> set[int]:
