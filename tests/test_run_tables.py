@@ -228,6 +228,23 @@ def test_averages_over_part_of_the_structures_are_not_shown_beside_the_others():
     )
 
 
+def test_a_structure_that_a_strategy_never_evaluated_leaves_its_cells_empty():
+    table, info = make()
+    without = ResultsTable([row for row in table if not (row.strategy == "fine" and row.structure == "c")])
+    fine = next(row for row in strategy_table(without, info) if row["strategy"] == "fine")
+    assert fine["added_r2"] is fine["learned_r2"] is fine["final_r2"] is None
+    cells = {(row["structure"], row["strategy"]) for row in structure_table(without, info)}
+    assert ("b", "fine") in cells
+    assert ("c", "fine") not in cells
+    # With some of the seeds: of those.
+    some = ResultsTable(
+        [row for row in table if row.seed < 4 or row.strategy != "fine" or row.structure != "c"]
+    )
+    rows = {(row["structure"], row["strategy"]): row for row in structure_table(some, info, metric="r2")}
+    assert [rows[name, "fine"]["seeds"] for name in ("b", "c")] == [6, 4]
+    assert rows["c", "fine"]["value"] == pytest.approx(LEVEL["fine"][1] + sum(map(luck, range(4))) / 4)
+
+
 def test_verdicts_in_the_strategy_table_are_from_the_rows_point_of_view():
     rows = add_verdicts(strategy_table(*make()), comparison_table(*make()))
     verdicts = {row["strategy"]: row["verdict"] for row in rows}

@@ -54,9 +54,10 @@ def structure_table(
         )
         for structure in dict.fromkeys(name for values in final.values() for name in values):
             row = {"structure": structure, "added": structure in added, "strategy": title, "name": kind}
-            row |= {"seeds": len(final), "metric": metric}
+            row |= {"seeds": sum(structure in by_name for by_name in final.values()), "metric": metric}
             for key, values in (("value", final), ("learned", learned)):
-                summary = summarise(by_name[structure] for by_name in values.values())
+                # One that a strategy did not evaluate with each seed is told from those that there are.
+                summary = summarise(by_name[structure] for by_name in values.values() if structure in by_name)
                 row |= {key: summary.mean, f"{key}_ci": summary.half_width}
             cells[structure, title] = row
     order = dict.fromkeys(name for stream in chosen for name in info.structures_of(stream))

@@ -195,7 +195,8 @@ class _Units:
             whole = set(self.info.structures_of(stream)) <= set(matrix.structures)
             if whole:
                 numbers[f"final_{metric}"] = final_average(matrix)
-            if metric != "mae" and added:
+            complete = set(added) <= set(matrix.structures)
+            if metric != "mae" and added and complete:
                 numbers[f"added_{metric}"] = final_average(matrix, added)
             if metric in ("r2", "mse"):
                 _put_mean(numbers, f"forgetting_{metric}", forgetting(matrix))
@@ -206,7 +207,8 @@ class _Units:
                     )
             if metric == "r2":
                 _put_mean(numbers, "backward_r2", backward_transfer(matrix))
-                self._put_learning(numbers, matrix, title, stream, seed, added)
+                if complete:
+                    self._put_learning(numbers, matrix, title, stream, seed, added)
         rows = self.results.select(strategy=title, stream=stream, seed=seed)
         # Joint training adds nothing: what it learned in its one step is the whole stream.
         _put_costs(numbers, rows, 0 if self.info.strategies[title] == "joint" else len(added))
