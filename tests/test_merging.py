@@ -105,6 +105,16 @@ def test_only_streams_that_differ_are_named_after_their_runs(done: Done, tmp_pat
     assert {row.stream for row in results} == {"tiny", "other-way"}
 
 
+def test_folders_of_one_name_stand_for_streams_of_two(done: Done, tmp_path: Path) -> None:
+    """And runs of one stream, for one, whatever their folders are called."""
+    one = copy_of(done, tmp_path / "one" / "run")
+    same = copy_of(done, tmp_path / "same" / "elsewhere", seed=7)
+    other = copy_of(done, tmp_path / "two" / "run", order=STRUCTURES[:1:-1])
+    info = read_run_info(merge_runs([one, same, other], tmp_path / "both"))
+    assert list(info.streams) == ["one-run", "two-run"]
+    assert {unit[1:] for unit in info.finished} == {("one-run", SEED), ("one-run", 7), ("two-run", SEED)}
+
+
 def _steps(done: Done, folder: Path) -> Path:
     training = done.config.training.model_copy(update={"steps": 5})
     return copy_of(done, folder, seed=7, training=training)

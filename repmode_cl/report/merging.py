@@ -25,6 +25,9 @@ __all__ = ["merge_runs"]
 #: What is copied of a unit: all that tables and page are made of, and how it ended.
 _FILES = ("results.csv", "unit.json", "learning.csv", "gates.json")
 
+#: A run's only stream: what arrives, and the images that each arrival is limited to.
+_Only = tuple[tuple[tuple[str, ...], ...], int | None]
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -123,14 +126,35 @@ def _read(folder: Path) -> _Source:
 
 def _named(sources: list[_Source]) -> list[_Source]:
     """Name the runs' only streams after their folders where they differ: a name stands for one stream."""
-    only = {(source.info.streams[""], _images(source)) for source in sources if "" in source.info.streams}
+    first: dict[_Only, Path] = {}
+    for source in sources:
+        if "" in source.info.streams:
+            first.setdefault(_only(source), source.folder.resolve())
+    titles = dict(zip(first, _distinct(list(first.values())), strict=True))
+    differ = len(first) > 1 or any("" not in source.info.streams for source in sources)
     named = []
     for source in sources:
         names = {name: name for name in source.info.streams}
-        if "" in names and (len(only) > 1 or any("" not in other.info.streams for other in sources)):
-            names[""] = re.sub(r"[^a-z0-9]+", "-", source.folder.resolve().name.lower()).strip("-") or "run"
+        if "" in names and differ:
+            names[""] = titles[_only(source)]
         named.append(_Source(**{**vars(source), "names": names}))
     return named
+
+
+def _only(source: _Source) -> _Only:
+    return source.info.streams[""], _images(source)
+
+
+def _distinct(folders: Sequence[Path]) -> list[str]:
+    """Name folders by as many of their last parts as tell them apart."""
+    most = max((len(folder.parts) for folder in folders), default=0)
+    names: list[str] = []
+    for parts in range(1, most + 1):
+        joined = ("-".join(folder.parts[-parts:]).lower() for folder in folders)
+        names = [re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "run" for name in joined]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _check_alike(first: _Source, other: _Source) -> None:
