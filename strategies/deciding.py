@@ -14,6 +14,7 @@ from repmode_cl.strategies.state import Progress, architecture_of
 from torch import Tensor, nn
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
+from repmode_cl.errors import ConfigError
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.training import budget_of
 
@@ -101,7 +102,8 @@ class Deciding:
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
         """Refuse what this strategy cannot learn, before anything is run or written; quick.
 
-        By default the experiences are regrouped, and their steps counted. A class that checks more does that too.
+        By default the experiences are regrouped, their steps counted and what these cost. A class that checks more does
+        that too.
 
         Parameters
         ----------
@@ -115,8 +117,13 @@ class Deciding:
         ConfigError
             Saying what does not go together.
         """
-        for names in cls.regroup(experiences, options)[0]:
-            cls.steps_of(config.training, options, experiences, names, len(names))
+        for number, names in enumerate(cls.regroup(experiences, options)[0]):
+            steps = cls.steps_of(config.training, options, experiences, names, len(names))
+            if steps < 1:
+                raise ConfigError(
+                    f"strategies: {options.name}: steps_of says {steps} for {', '.join(names)}; at least 1 is needed"
+                )
+            cls.cost_of_step(options, config.training, number)
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:

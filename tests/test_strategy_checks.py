@@ -144,6 +144,16 @@ def test_a_stream_that_a_strategy_cannot_learn_is_found_by_each_order(tmp_path: 
             {},
             "IndexError",
         ),
+        (
+            "    @classmethod\n    def steps_of(cls, *asked):\n        return 0",
+            {},
+            "steps_of says 0 for dna, cell_membrane; at least 1 is needed",
+        ),
+        (
+            "    @classmethod\n    def cost_of_step(cls, *asked):\n        return 1 / 0",
+            {},
+            "ZeroDivisionError",
+        ),
     ],
 )
 def test_a_strategy_of_ones_own_is_tried_with_its_options(
