@@ -28,7 +28,7 @@ def budget_families(info: RunInfo) -> dict[str, tuple[str, ...]]:
     """Return the strategies that differ only in their steps, by the title of the one with the common number.
 
     Joint training, which has no added structures, is left out. In files that hold no options, each strategy is
-    a family of its own.
+    a family of its own. Where what a title leaves without its number of steps names another family, it is kept whole.
     """
     members: dict[str, list[str]] = {}
     for title, kind in info.strategies.items():
@@ -40,7 +40,10 @@ def budget_families(info: RunInfo) -> dict[str, tuple[str, ...]]:
     families: dict[str, tuple[str, ...]] = {}
     for titles in members.values():
         whole = next((title for title in titles if info.budget_of(title) == "common"), None)
-        families[whole or re.sub(r"_\d+steps$", "", titles[0])] = tuple(titles)
+        name = whole or re.sub(r"_\d+steps$", "", titles[0])
+        if name in families or (name in info.strategies and name not in titles):
+            name = titles[0]
+        families[name] = tuple(titles)
     return families
 
 
