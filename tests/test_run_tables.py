@@ -8,6 +8,7 @@ import math
 from itertools import product
 
 import pytest
+from synthetic_run import make_run
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
@@ -17,6 +18,7 @@ from repmode_cl.evaluation import ResultsTable
 from repmode_cl.report import (
     RunInfo,
     budget_table,
+    build_report,
     comparison_table,
     read_run_info,
     strategy_table,
@@ -264,6 +266,21 @@ def test_the_structure_table():
     assert fine["learned"] == pytest.approx(0.3 + mean)
     assert fine["value_ci"] == pytest.approx(12.706 * abs(luck(0) - luck(1)) / 2, rel=1e-3)
     assert (fine["added"], rows[0]["added"]) == (True, False)
+
+
+def test_titles_may_be_the_words_that_tables_use_themselves(tmp_path):
+    kinds = dict.fromkeys(("structure", "added", "twice", "twice_ci", "1"), "fine_tuning")
+    run = make_run(tmp_path / "run", kinds=kinds)
+    write_tables(run, tmp_path / "tables")
+    values = {
+        (row["structure"], row["strategy"]): rf"${row['value']:.3f} \pm {row['value_ci']:.3f}$"
+        for row in structure_table(ResultsTable.read(run / "results.csv"), read_run_info(run))
+    }
+    text = (tmp_path / "tables" / "structures.tex").read_text(encoding="utf-8")
+    [shown] = [line for line in text.splitlines() if line.startswith("dna &")][:1]
+    assert shown == " & ".join(["dna", *(values["dna", title] for title in kinds)]) + r" \\"
+    page = build_report(run).read_text(encoding="utf-8")
+    assert all(values["dna", title].strip("$").split()[0] in page for title in kinds)
 
 
 def test_the_budget_that_reaches_multi_nets_quality():
