@@ -138,10 +138,7 @@ class RunInfo:
             entries = {str(title): entry for title, entry in value["strategies"].items()}
             streams = value["streams"] if version > 1 else {"": value["experiences"]}
             return cls(
-                streams={
-                    str(stream): tuple(tuple(str(name) for name in names) for names in experiences)
-                    for stream, experiences in streams.items()
-                },
+                streams=_streams(streams),
                 strategies={title: str(entry["name"]) for title, entry in entries.items()},
                 bit_identical={title: entry.get("bit_identical") for title, entry in entries.items()},
                 seeds=tuple(int(seed) for seed in value["seeds"]),
@@ -160,6 +157,16 @@ class RunInfo:
                 "streams (or experiences), strategies, seeds, multi_net and finished, and `repmode-cl bench` "
                 "writes it"
             ) from error
+
+
+def _streams(value: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    streams = {
+        str(stream): tuple(tuple(str(name) for name in names) for names in experiences)
+        for stream, experiences in value.items()
+    }
+    if not streams or not all(names for experiences in streams.values() for names in experiences):
+        raise ValueError("no stream, or a step of one without a structure")
+    return streams
 
 
 def _unit(entry: Any) -> Unit:
