@@ -360,6 +360,24 @@ def test_every_table_as_files(tmp_path):
         write_tables(run, tmp_path / "tables")
 
 
+def test_what_a_diverged_run_forgot_is_a_dash(tmp_path, capsys):
+    table, info = make(range(2))
+    diverged = ResultsTable(
+        row._replace(value=math.nan)
+        if (row.strategy, row.step) == ("fine", 2) and row.metric in ("r2", "mse")
+        else row
+        for row in table
+    )
+    run = write_run(tmp_path / "run", diverged, info)
+    write_tables(run, tmp_path / "tables")
+    show_results(run)
+    text = (tmp_path / "tables" / "strategies.tex").read_text(encoding="utf-8")
+    [row] = [line for line in text.splitlines() if line.startswith("fine &")]
+    assert row.startswith("fine & -- & -- & -- & -- & -- &")
+    assert "nan" not in text
+    assert "fine: R2 -, forgetting -\n" in capsys.readouterr().out
+
+
 def test_numbers_of_images_have_tables_of_their_own(tmp_path):
     run = write_run(tmp_path / "run", *make(range(1), ("images-2", "images-4")))
     places = {path.parent.name for path in write_tables(run, tmp_path / "tables")}
@@ -402,6 +420,8 @@ def test_an_old_run_without_versions_streams_or_options(tmp_path, capsys):
     [
         ({"version": 3}, "version 3, written by a newer"),
         ({"streams": ["a"]}, "no description of a run"),
+        ({"streams": {}}, "run.json: is no description of a run .*no stream"),
+        ({"streams": {"": [["a"], []]}}, "a step of one without a structure"),
         ({"finished": [["x", "y", "z", 0]]}, "no description of a run"),
         ({"failed": [["x"]]}, "no description of a run"),
     ],
