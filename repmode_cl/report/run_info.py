@@ -55,6 +55,8 @@ class RunInfo:
     steps
         Training steps of an experience of one structure that strategies have in common; None where they train in
         epochs, or where it is not known.
+    at_once
+        Titles of all strategies that learned all structures at once: `joint`, and a user's own that inherit from it.
     """
 
     streams: Mapping[str, tuple[tuple[str, ...], ...]]
@@ -67,6 +69,7 @@ class RunInfo:
     joint: str | None = None
     failed: Mapping[Unit, str] = field(default_factory=dict)
     steps: int | None = None
+    at_once: frozenset[str] = frozenset()
 
     def budget_of(self, title: str) -> Literal["shorter", "common", "longer"]:
         """Tell how a strategy's steps compare with the common ones: shorter budgets are another experiment.
@@ -148,6 +151,11 @@ class RunInfo:
                 joint=value.get("joint"),
                 failed={_unit(entry[:-1]): str(entry[-1]) for entry in value.get("failed", ())},
                 steps=None if value.get("steps") is None else int(value["steps"]),
+                at_once=frozenset(
+                    title
+                    for title, entry in entries.items()
+                    if entry.get("at_once", entry["name"] == "joint")
+                ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, RepmodeError):
