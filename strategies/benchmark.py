@@ -16,11 +16,12 @@ from repmode_cl.scenarios import (
     known_structures,
     stream_variants,
 )
-from repmode_cl.strategies.build import base_key_of
+from repmode_cl.strategies.build import base_key_of, strategy_class
 from repmode_cl.strategies.checking import check_strategies
 from repmode_cl.strategies.dask_cluster import DaskCluster
 from repmode_cl.strategies.estimate import DryRun, estimate
 from repmode_cl.strategies.executing import Executor, Job, execute
+from repmode_cl.strategies.joint import Joint
 from repmode_cl.strategies.local_processes import LocalProcesses
 from repmode_cl.strategies.opening import (
     Before,
@@ -185,6 +186,8 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.streams, self.samples = config, folder, streams, samples
         self.units = units_of(config, streams)
+        # Asked once: a user's own file may change while the run goes on.
+        self.at_once = {one.title for one in config.strategies if issubclass(strategy_class(one), Joint)}
         self._page_seconds, self._page_at = 0.0, -float("inf")
 
     def left(self) -> list[Unit]:
@@ -251,7 +254,7 @@ class _Run:
         results, outcomes = collect(self.folder, self.units)
         if len(results):
             results.write(self.folder / "results.csv")
-        info = describe(self.config, self.streams, self.units, outcomes, self.samples)
+        info = describe(self.config, self.streams, self.units, outcomes, self.samples, self.at_once)
         # In the order of the configuration, which is that of tables.
         write_text(self.folder / "run.json", json.dumps(info, indent=2, allow_nan=False) + "\n")
         if len(results) and (page or time.monotonic() - self._page_at > self._page_seconds / _PAGE_SHARE):

@@ -226,8 +226,12 @@ def describe(
     units: Sequence[Unit],
     outcomes: Mapping[Unit, Outcome],
     samples: Sequence[Sample],
+    at_once: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return what run.json says: what the run consists of, and what has ended how."""
+    """Return what run.json says: what the run consists of, and what has ended how.
+
+    `at_once` are the titles of a user's own strategies that learn as `joint` does, which their names do not tell.
+    """
     found = {unit: outcomes[unit] for unit in units if unit in outcomes}
     names = [group for variant in streams.values() for group in variant.experiences]
     return {
@@ -243,6 +247,7 @@ def describe(
                 ),
                 "options": options.model_dump(mode="json"),
                 "file_sha256": strategy_file_digest(options),
+                "at_once": options.name == "joint" or options.title in at_once,
             }
             for options in config.strategies
         },

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from repmode_cl.strategies.buffer import Kept, PatchBuffer, join_patches
+from repmode_cl.strategies.deciding import Experiences
 from repmode_cl.strategies.fine_tuning import FineTuning
 from torch import Tensor
 
-from repmode_cl.config import StrategyConfig, TrainingConfig
+from repmode_cl.config import Config, StrategyConfig, TrainingConfig
 from repmode_cl.data.patches import PatchDataset
 from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.errors import ConfigError
 
 __all__ = ["Cumulative", "Remembering", "Replay"]
 
@@ -45,6 +47,18 @@ class Remembering(FineTuning):
         super().__init__(**kwargs)
         self.buffer = PatchBuffer(buffer, buffer_bytes, seed=self.seed)
         self.replay_batch = replay_batch or self.training_config.batch_size
+
+    @classmethod
+    def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
+        """Refuse a buffer that is smaller than one patch: it would keep nothing, and be fine-tuning unnoticed."""
+        super().check(config, options, experiences)
+        patch = 2 * 4 * math.prod(config.patch.size)
+        if options.buffer_bytes and options.buffer_bytes < patch:
+            raise ConfigError(
+                f"strategy {options.title}: buffer_bytes is {options.buffer_bytes}, less than the {patch} of one patch "
+                f"(signal and target, float32; half more with a mask), so that none is kept: give at least {patch}, or "
+                "0 to keep none"
+            )
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:

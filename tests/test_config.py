@@ -109,6 +109,8 @@ def test_overrides() -> None:
         ("training.schedule=cosin", "choose 'constant', 'one_cycle' or 'cosine'"),
         ("seeds=3", "a list, such as [a, b], is needed"),
         ("seeds=[1,1]", "none twice"),
+        ("seeds=[18446744073709551616]", "at most 9223372036854775807 is allowed"),
+        ("stream.order_seed=-1", "stream.order_seed: found -1: at least 0 is needed"),
         ("patch.size=[1,2]", "patch.size"),
         ("patch.size=[1,2,3,4]", "3 values are needed"),
         ("training=4", "a group of keys is needed"),

@@ -94,6 +94,21 @@ def test_steps_that_spell_out_the_common_number_shorten_nothing():
     assert {title: more for title, more in marks.items() if more} == {"ours_200": 200, "large_200": 200}
 
 
+@pytest.mark.parametrize("first", ["ours", "ours_20steps"])
+def test_families_that_would_share_a_name_keep_their_titles(first):
+    run = {"ours": RUN["ours"], "ours_40steps": RUN["ours_40"], "ours_20steps": RUN["ours_40"]}
+    run = {title: run[title] for title in sorted(run, key=lambda title: title != first)}
+    table, info = make(run)
+    for title, entry in info["strategies"].items():
+        entry["options"]["kernel"] = title  # each differs in more than its steps
+    families = {title: (title,) for title in run}
+    assert budget_families(RunInfo.of(info)) == families
+    assert {row["family"] for row in budget_table(table, {**info, "multi_net": "ours"})} <= set(families)
+    del info["strategies"]["ours"]
+    shared, kept = list(info["strategies"])
+    assert budget_families(RunInfo.of(info)) == {"ours": (shared,), kept: (kept,)}
+
+
 def test_without_a_common_number_any_steps_are_another_budget():
     table, info = make(steps=None)
     assert [row["second"] for row in comparison_table(table, info, pairs="ours")] == ["small"]

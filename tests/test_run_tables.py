@@ -8,6 +8,7 @@ import math
 from itertools import product
 
 import pytest
+from synthetic_run import make_run
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
@@ -17,6 +18,7 @@ from repmode_cl.evaluation import ResultsTable
 from repmode_cl.report import (
     RunInfo,
     budget_table,
+    build_report,
     comparison_table,
     read_run_info,
     strategy_table,
@@ -266,6 +268,21 @@ def test_the_structure_table():
     assert (fine["added"], rows[0]["added"]) == (True, False)
 
 
+def test_titles_may_be_the_words_that_tables_use_themselves(tmp_path):
+    kinds = dict.fromkeys(("structure", "added", "twice", "twice_ci", "1"), "fine_tuning")
+    run = make_run(tmp_path / "run", kinds=kinds)
+    write_tables(run, tmp_path / "tables")
+    values = {
+        (row["structure"], row["strategy"]): rf"${row['value']:.3f} \pm {row['value_ci']:.3f}$"
+        for row in structure_table(ResultsTable.read(run / "results.csv"), read_run_info(run))
+    }
+    text = (tmp_path / "tables" / "structures.tex").read_text(encoding="utf-8")
+    [shown] = [line for line in text.splitlines() if line.startswith("dna &")][:1]
+    assert shown == " & ".join(["dna", *(values["dna", title] for title in kinds)]) + r" \\"
+    page = build_report(run).read_text(encoding="utf-8")
+    assert all(values["dna", title].strip("$").split()[0] in page for title in kinds)
+
+
 def test_the_budget_that_reaches_multi_nets_quality():
     rows = {(row["family"], row["structure"]): row for row in budget_table(*make())}
     ours = rows["ours", "all added"]
@@ -343,6 +360,24 @@ def test_every_table_as_files(tmp_path):
         write_tables(run, tmp_path / "tables")
 
 
+def test_what_a_diverged_run_forgot_is_a_dash(tmp_path, capsys):
+    table, info = make(range(2))
+    diverged = ResultsTable(
+        row._replace(value=math.nan)
+        if (row.strategy, row.step) == ("fine", 2) and row.metric in ("r2", "mse")
+        else row
+        for row in table
+    )
+    run = write_run(tmp_path / "run", diverged, info)
+    write_tables(run, tmp_path / "tables")
+    show_results(run)
+    text = (tmp_path / "tables" / "strategies.tex").read_text(encoding="utf-8")
+    [row] = [line for line in text.splitlines() if line.startswith("fine &")]
+    assert row.startswith("fine & -- & -- & -- & -- & -- &")
+    assert "nan" not in text
+    assert "fine: R2 -, forgetting -\n" in capsys.readouterr().out
+
+
 def test_numbers_of_images_have_tables_of_their_own(tmp_path):
     run = write_run(tmp_path / "run", *make(range(1), ("images-2", "images-4")))
     places = {path.parent.name for path in write_tables(run, tmp_path / "tables")}
@@ -385,6 +420,8 @@ def test_an_old_run_without_versions_streams_or_options(tmp_path, capsys):
     [
         ({"version": 3}, "version 3, written by a newer"),
         ({"streams": ["a"]}, "no description of a run"),
+        ({"streams": {}}, "run.json: is no description of a run .*no stream"),
+        ({"streams": {"": [["a"], []]}}, "a step of one without a structure"),
         ({"finished": [["x", "y", "z", 0]]}, "no description of a run"),
         ({"failed": [["x"]]}, "no description of a run"),
     ],

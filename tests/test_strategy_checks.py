@@ -129,6 +129,18 @@ def test_a_stream_that_a_strategy_cannot_learn_is_found_by_each_order(tmp_path: 
         check(config)
 
 
+@pytest.mark.parametrize("name", ["replay", "a_gem"])
+def test_a_buffer_smaller_than_one_patch_is_refused(tmp_path: Path, name: str) -> None:
+    make_manifest(tmp_path)
+    config = configuration(tmp_path, name=name, buffer_bytes=10)
+    with pytest.raises(ConfigError, match=f"{name}_bytes10: .* give at least 2048, or 0 to keep none"):
+        run_benchmark(config, dry_run=True)
+    with pytest.raises(ConfigError, match="give at least 2048"):
+        check(configuration(tmp_path, name=name, buffer_bytes=2047))
+    for enough in (0, 2048):
+        check(configuration(tmp_path, name=name, buffer_bytes=enough))
+
+
 @pytest.mark.parametrize(
     ("body", "options", "message"),
     [

@@ -62,6 +62,7 @@ def test_titles_say_what_was_chosen(options: dict[str, Any], title: str) -> None
         ({"name": "ewc", "label": "base"}, "every run has"),
         ({"name": "ewc", "label": "Cache"}, "every run has"),
         ({"name": "ewc", "label": "results.CSV"}, "every run has"),
+        ({"name": "ewc", "label": "left_out.csv"}, "every run has"),
         ({"name": "ewc", "label": "run.json. "}, "every run has"),
         ({"name": "mine.py:Base"}, "every run has"),
     ],

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from repmode_cl.strategies import StructureStrategy
+from repmode_cl.strategies import StructureStrategy, run_benchmark
 from repmode_cl.strategies.build import strategy_class, strategy_file_digest
+from tiny_run import changed, make_manifest, tiny
 from tiny_strategies import STREAM, configured, learn, state_of
 
 from repmode_cl.config import StrategyConfig
@@ -15,6 +16,11 @@ from repmode_cl.config.loading import dump_config, load_config, parse_config
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.files import sha256_file
+from repmode_cl.report import read_run_info
+from repmode_cl.report.collect import read_run
+from repmode_cl.report.merging import merge_runs
+from repmode_cl.report.table import csv_keys
+from repmode_cl.report.tables import run_tables
 
 DOCS = Path(__file__).parent.parent / "docs" / "strategies.md"
 TWO = STREAM[:2]
@@ -55,6 +61,24 @@ def test_what_is_inherited_does_not_share_a_base(samples: list[Sample], tmp_path
         "class Mine(FineTuning):\n    def criterion(self):\n        return super().criterion() * 2\n"
     )
     assert configured(f"{file}:Mine", samples, TWO).base_key is None
+
+
+def test_what_inherits_from_joint_training_adds_nothing_in_tables(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from repmode_cl.strategies import Joint\n\nclass Mine(Joint): ...\n")
+    strategies = tuple(StrategyConfig(name=name) for name in ("multi_net", "joint", f"{file}:Mine"))
+    config = changed(tiny(make_manifest(tmp_path), tmp_path / "out"), strategies=strategies)
+    folder = run_benchmark(config)
+    run, tables = read_run(folder), run_tables(folder)
+    _, joint, mine = tables.strategies
+    assert mine["learned_r2"] == joint["learned_r2"]
+    absent = {key for key, value in joint.items() if value is None}
+    assert {"area_r2", "added_steps", "added_seconds", "added_parameters"} <= absent
+    assert {key for key in csv_keys() if mine[key] is None} == absent & set(csv_keys())
+    assert {title for title, *_ in run.curves} == {"multi_net_k3"}
+    assert {row["family"] for row in tables.budgets} == {"multi_net_k3"}
+    merged = merge_runs([folder], tmp_path / "merged")
+    assert read_run_info(merged).at_once == run.info.at_once == {"joint", "Mine"}
 
 
 def test_a_configuration_names_it_beside_itself(

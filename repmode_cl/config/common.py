@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ExpertSpec", "Frozen", "Positive", "check_expert"]
+__all__ = ["ExpertSpec", "Frozen", "Positive", "Seed", "check_expert"]
 
 _EXPERT = re.compile(r"conv[135]|avg[35]|lowrank:[1-9][0-9]{0,3}")
 
@@ -23,6 +23,8 @@ def check_expert(spec: str) -> str:
 
 ExpertSpec = Annotated[str, Field(description="conv1, conv3, conv5, avg3, avg5 or lowrank:R")]
 Positive = Annotated[int, Field(ge=1)]
+#: What every generator of random numbers takes. Strict, because `true` would else be the number 1.
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 
 
 class Frozen(BaseModel):

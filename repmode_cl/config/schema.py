@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from repmode_cl.config.common import ExpertSpec, Frozen, Positive, check_expert
+from repmode_cl.config.common import ExpertSpec, Frozen, Positive, Seed, check_expert
 from repmode_cl.config.strategy import StrategyConfig
 from repmode_cl.config.stream import StreamConfig
 from repmode_cl.structures import TWELVE_STRUCTURES
@@ -208,7 +208,7 @@ class Config(Frozen):
     version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run: its folder below `output`."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Each strategy runs once with each seed: initial weights, crops and order of images."""
     data: DataConfig = DataConfig()
     stream: StreamConfig = StreamConfig(base=TWELVE_STRUCTURES)

@@ -59,6 +59,7 @@ _TAKEN = frozenset(
         *(
             "config.yaml",
             "environment.json",
+            "left_out.csv",
             "notes.txt",
             "report.html",
             "results.csv",

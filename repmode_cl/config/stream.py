@@ -7,14 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from repmode_cl.config.common import Frozen
+from repmode_cl.config.common import Frozen, Seed
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["Arrange", "StreamConfig"]
 
 # Strict, because `true` would else be the number 1 beside a list.
 Count = Annotated[int, Field(strict=True, ge=1)]
-Seed = Annotated[int, Field(strict=True, ge=0)]
 Arrange = Literal["given", "easiest_first", "hardest_first"]
 
 
@@ -28,7 +27,7 @@ class StreamConfig(Frozen):
     """Structures that are learned jointly first, or how many of the order; empty starts with the first of it alone."""
     order: tuple[str, ...] | None = None
     """Structures that follow, one experience each, some again; null takes the manifest's others in its order."""
-    order_seed: int | None = None
+    order_seed: Seed | None = None
     """Shuffle the order with this seed."""
     order_seeds: tuple[Seed, ...] | None = None
     """Shuffle the order with each of these seeds: a stream each."""

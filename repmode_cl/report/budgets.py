@@ -28,19 +28,22 @@ def budget_families(info: RunInfo) -> dict[str, tuple[str, ...]]:
     """Return the strategies that differ only in their steps, by the title of the one with the common number.
 
     Joint training, which has no added structures, is left out. In files that hold no options, each strategy is
-    a family of its own.
+    a family of its own. Where what a title leaves without its number of steps names another family, it is kept whole.
     """
     members: dict[str, list[str]] = {}
     for title, kind in info.strategies.items():
         options = info.options.get(title)
-        if kind != "joint":
+        if title not in info.at_once:
             rest = {key: value for key, value in (options or {}).items() if key not in _FREE}
             same = json.dumps([kind, rest], sort_keys=True) if options else title
             members.setdefault(same, []).append(title)
     families: dict[str, tuple[str, ...]] = {}
     for titles in members.values():
         whole = next((title for title in titles if info.budget_of(title) == "common"), None)
-        families[whole or re.sub(r"_\d+steps$", "", titles[0])] = tuple(titles)
+        name = whole or re.sub(r"_\d+steps$", "", titles[0])
+        if name in families or (name in info.strategies and name not in titles):
+            name = titles[0]
+        families[name] = tuple(titles)
     return families
 
 

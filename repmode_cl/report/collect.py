@@ -117,7 +117,7 @@ def _read_unit(run: Run, unit: Unit) -> None:
     below = unit_folder(*unit)
     folder = run.folder / below
     # Joint training shares its steps among all structures: they are no steps of the one that came last.
-    if run.info.strategies[title] != "joint" and (folder / "learning.csv").exists():
+    if title not in run.info.at_once and (folder / "learning.csv").exists():
         run.curves[unit] = _curves(folder / "learning.csv", run, stream)
     if title not in run.gates and (folder / "gates.json").exists():
         gates = _json(folder / "gates.json", run.notes)

@@ -55,6 +55,8 @@ class RunInfo:
     steps
         Training steps of an experience of one structure that strategies have in common; None where they train in
         epochs, or where it is not known.
+    at_once
+        Titles of all strategies that learned all structures at once: `joint`, and a user's own that inherit from it.
     """
 
     streams: Mapping[str, tuple[tuple[str, ...], ...]]
@@ -67,6 +69,7 @@ class RunInfo:
     joint: str | None = None
     failed: Mapping[Unit, str] = field(default_factory=dict)
     steps: int | None = None
+    at_once: frozenset[str] = frozenset()
 
     def budget_of(self, title: str) -> Literal["shorter", "common", "longer"]:
         """Tell how a strategy's steps compare with the common ones: shorter budgets are another experiment.
@@ -138,10 +141,7 @@ class RunInfo:
             entries = {str(title): entry for title, entry in value["strategies"].items()}
             streams = value["streams"] if version > 1 else {"": value["experiences"]}
             return cls(
-                streams={
-                    str(stream): tuple(tuple(str(name) for name in names) for names in experiences)
-                    for stream, experiences in streams.items()
-                },
+                streams=_streams(streams),
                 strategies={title: str(entry["name"]) for title, entry in entries.items()},
                 bit_identical={title: entry.get("bit_identical") for title, entry in entries.items()},
                 seeds=tuple(int(seed) for seed in value["seeds"]),
@@ -151,6 +151,11 @@ class RunInfo:
                 joint=value.get("joint"),
                 failed={_unit(entry[:-1]): str(entry[-1]) for entry in value.get("failed", ())},
                 steps=None if value.get("steps") is None else int(value["steps"]),
+                at_once=frozenset(
+                    title
+                    for title, entry in entries.items()
+                    if entry.get("at_once", entry["name"] == "joint")
+                ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, RepmodeError):
@@ -160,6 +165,16 @@ class RunInfo:
                 "streams (or experiences), strategies, seeds, multi_net and finished, and `repmode-cl bench` "
                 "writes it"
             ) from error
+
+
+def _streams(value: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    streams = {
+        str(stream): tuple(tuple(str(name) for name in names) for names in experiences)
+        for stream, experiences in value.items()
+    }
+    if not streams or not all(names for experiences in streams.values() for names in experiences):
+        raise ValueError("no stream, or a step of one without a structure")
+    return streams
 
 
 def _unit(entry: Any) -> Unit:

@@ -80,15 +80,16 @@ def shown_tables(run: Run, scopes: Sequence[Scope], areas: Areas) -> dict[str, S
 def _structures(run: Run, scope: Scope, metric: str) -> ShownTable:
     long = structure_table(run.results, run.info, metric, streams=scope.streams)
     wide, columns = wide_structures(long)
-    titles = [title for title in run.info.strategies if any(row["strategy"] == title for row in long)]
+    keys = {column.heading: column.key for column in columns[1:]}
+    titles = [title for title in run.info.strategies if title in keys]
     made = []
     for row in wide:
-        best = best_of((row.get(title) for title in titles), 1 if HIGHER_IS_BETTER[metric] else -1)
+        best = best_of((row.get(keys[title]) for title in titles), 1 if HIGHER_IS_BETTER[metric] else -1)
         cells = [
             Cell(spoken(row["structure"]), "added" if row["added"] else "base", spoken(row["structure"]))
         ]
         for title in titles:
-            value, half = row.get(title), row.get(f"{title}_ci")
+            value, half = row.get(keys[title]), row.get(f"{keys[title]}_ci")
             small = "" if half is None or math.isnan(half) else f"±{number(half, 3)}"
             kind = "best" if value is not None and value == best else ""
             cells.append(Cell(DASH if value is None else number(value, 3), small, sortable(value), kind))

@@ -75,17 +75,17 @@ def wide_structures(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
     Returns
     -------
     tuple
-        (rows, columns) for `to_latex`: a row has ``structure``, and for each strategy the value under its title
-        and half the interval under ``<title>_ci``.
+        (rows, columns) for `to_latex`: a row has ``structure`` and ``added``, and for each strategy the value under
+        its column's key and half the interval under ``<key>_ci``. Keys are numbers, because a title may be any word.
     """
-    titles = list(dict.fromkeys(row["strategy"] for row in rows))
+    keys = {title: str(place) for place, title in enumerate(dict.fromkeys(row["strategy"] for row in rows))}
     wide: dict[str, dict[str, Any]] = {}
     for row in rows:
         cells = wide.setdefault(row["structure"], {"structure": row["structure"], "added": row["added"]})
-        cells[row["strategy"]] = row["value"]
-        cells[f"{row['strategy']}_ci"] = row["value_ci"]
+        cells[keys[row["strategy"]]] = row["value"]
+        cells[f"{keys[row['strategy']]}_ci"] = row["value_ci"]
     columns = [
         Column("structure", "structure", text=lambda row: row["structure"].replace("_", " ")),
-        *(Column(title, title) for title in titles),
+        *(Column(key, title) for title, key in keys.items()),
     ]
     return list(wide.values()), columns

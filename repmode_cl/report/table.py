@@ -211,7 +211,7 @@ class _Units:
                     self._put_learning(numbers, matrix, title, stream, seed, added)
         rows = self.results.select(strategy=title, stream=stream, seed=seed)
         # Joint training adds nothing: what it learned in its one step is the whole stream.
-        _put_costs(numbers, rows, 0 if self.info.strategies[title] == "joint" else len(added))
+        _put_costs(numbers, rows, 0 if title in self.info.at_once else len(added))
         return numbers
 
     def _put_learning(
@@ -231,7 +231,7 @@ class _Units:
         if joint is not None:
             _put_mean(numbers, "intransigence_r2", intransigence(matrix, joint), added)
         experiences = self.info.streams[stream]
-        if self.info.strategies[title] != "joint":  # its curve is that of another, longer training
+        if title not in self.info.at_once:  # its curve is that of another, longer training
             under = {
                 f"{step} {name}": area
                 for (step, name), area in self.areas.get((title, stream, seed), {}).items()

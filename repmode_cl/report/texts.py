@@ -38,10 +38,10 @@ def forgetting_text(row: Mapping[str, Any], digits: int = 4) -> str:
 
 def number_text(value: float | None, half_width: float | None, digits: int, sign: bool = False) -> str:
     """Return a number with its interval, ``0.484 ±0.012``; a dash for what does not exist."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text if half_width is None else f"{text} ±{half_width:.{digits}f}"
+    return text if half_width is None or math.isnan(half_width) else f"{text} ±{half_width:.{digits}f}"
 
 
 def count_text(value: float | None, unit: str = "") -> str:
