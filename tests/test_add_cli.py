@@ -103,6 +103,7 @@ def test_a_dry_run_lists_what_is_wrong_and_ends_with_2(model: Path, manifest: Pa
         (["--min-r2", "nan"], "--min-r2 nan: a number of at most 1 is needed"),
         (["--init-from", "dnaa"], "did you mean 'dna'"),
         (["--patience", "0"], "Invalid value for '--patience'"),
+        (["--seed", str(2**64)], "Invalid value for '--seed'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(

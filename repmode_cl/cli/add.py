@@ -116,7 +116,7 @@ def add(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help=f"Patches a step; {AS_BASE}")] = None,
     patch: Annotated[str | None, typer.Option(metavar="Z,Y,X", help=f"Voxels of a patch; {AS_BASE}")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of new weights and of crops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of new weights and of crops.")] = 0,
     device: DeviceOption = "auto",
     precision: Annotated[Precision, typer.Option(help="Number format of training.")] = Precision.auto,
     cache: Annotated[
