@@ -98,13 +98,12 @@ def check_images(samples: Sequence[Sample], variants: Mapping[str, StreamVariant
     notes: dict[str, None] = {}
     tested = {sample.structure for sample in samples if sample.split == "test"}
     for variant in variants.values():
-        for name in (name for group in variant.experiences[1:] for name in group):
+        for name, parts in _parts(samples, variant.experiences, 0, None).items():
             if name not in tested and name not in variant.experiences[0]:
                 raise ManifestError(
                     f"no test image of {name!r}, so that nothing could be said of how well it is learned: name a row "
                     "of it with split test in the manifest, or give more images of it"
                 )
-        for name, parts in _parts(samples, variant.experiences, 0, None).items():
             least = min(map(len, parts))
             if variant.images is not None and name not in variant.experiences[0] and least < variant.images:
                 times = f" at one of its {len(parts)} arrivals" if len(parts) > 1 else ""

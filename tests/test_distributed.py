@@ -120,7 +120,8 @@ def test_two_processes_come_to_the_joint_batch(tmp_path: Path) -> None:
         for done in start(world, "-W", "error", "-c", STEPS, str(tmp_path / str(world))):
             assert done.returncode == 0, done.stderr
     alone, one, other = (torch.load(tmp_path / name, weights_only=True) for name in ("1.0", "2.0", "2.1"))
-    for case, tolerance in (("plain", 1e-5), ("all at once", 1e-12)):
+    # Adam divides by small roots: what float32 rounds away grows in four steps, as float64 shows that it is that alone.
+    for case, tolerance in (("plain", 3e-5), ("all at once", 1e-12)):
         assert all(
             torch.equal(one[case][name], other[case][name]) for name in one[case]
         )  # in step, to the bit

@@ -68,6 +68,8 @@ def test_gradients_and_statistics_are_the_same_to_the_bit(case: str, size: tuple
     assert max(counts) == 2  # a recomputation is no second batch
 
 
+# Of torch 2.11, which has no cycles to tell of here.
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 def test_much_less_is_kept_for_the_backward_pass() -> None:
     def kept(network: nn.Module) -> int:
         network(images(), MIXED)  # what is made once and stays
