@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import ConfigArgument, OverridesOption, WorkersOption
+from repmode_cl.cli.common import ConfigArgument, OverridesOption, WorkersOption, continue_with
 
 __all__ = ["train"]
 
 
 def train(
+    ctx: typer.Context,
     config: ConfigArgument,
     out: Annotated[
         Path, typer.Option("--out", metavar="MODEL", help="Folder of the model; must not exist yet.")
@@ -42,6 +43,8 @@ def train(
         raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
     from repmode_cl.strategies import train_base
 
+    # From its last checkpoint.
+    continue_with(ctx)
     train_base(loaded, out, workers=workers or workers_here())
     from repmode_cl.cli.model import show
     from repmode_cl.training.distributed import started_together
