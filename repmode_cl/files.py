@@ -111,11 +111,15 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
 
     Raises
     ------
+    FileNotFoundError
+        If there is none.
     RepmodeError
         If it cannot be read, is cut off, or holds something else.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
         raise RepmodeError(f"{path}: cannot be read ({error}): {remedy}") from error
     if not isinstance(value, dict):

@@ -49,7 +49,7 @@ from repmode_cl.strategies.units import (
 from repmode_cl.strategies.work import Work
 
 from repmode_cl.config import Config
-from repmode_cl.data.sample import Sample
+from repmode_cl.data.sample import Sample, images_digests
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.files import write_text
 from repmode_cl.processes import workers_here
@@ -184,7 +184,8 @@ class _Run:
     def __init__(
         self, config: Config, folder: Path, streams: Mapping[str, StreamVariant], samples: Sequence[Sample]
     ) -> None:
-        self.config, self.folder, self.streams, self.samples = config, folder, streams, samples
+        self.config, self.folder, self.streams = config, folder, streams
+        self.images = images_digests(samples)
         self.units = units_of(config, streams)
         # Asked once: a user's own file may change while the run goes on.
         self.at_once = {one.title for one in config.strategies if issubclass(strategy_class(one), Joint)}
@@ -254,7 +255,7 @@ class _Run:
         results, outcomes = collect(self.folder, self.units)
         if len(results):
             results.write(self.folder / "results.csv")
-        info = describe(self.config, self.streams, self.units, outcomes, self.samples, self.at_once)
+        info = describe(self.config, self.streams, self.units, outcomes, self.images, self.at_once)
         # In the order of the configuration, which is that of tables.
         write_text(self.folder / "run.json", json.dumps(info, indent=2, allow_nan=False) + "\n")
         if len(results) and (page or time.monotonic() - self._page_at > self._page_seconds / _PAGE_SHARE):

@@ -88,10 +88,9 @@ def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]
     ConfigError
         If it is a run of another configuration, or a unit of what is to begin anew is still at work.
     """
-    path = folder / "run.json"
-    if not path.exists():
+    if not (folder / "run.json").exists():
         return Before()
-    info = read_json(path, f"restore it, or remove {folder} to begin the run anew")
+    info = _described(folder)
     if "merged" in info:
         raise ConfigError(
             f"{folder} was merged from other runs: go on with those ({', '.join(info['merged'])})"
@@ -197,6 +196,11 @@ def _check_same(
             )
 
 
+def _described(folder: Path) -> dict[str, Any]:
+    """Return what `describe` said of the run in `folder` when it was last worked at."""
+    return read_json(folder / "run.json", f"restore it, or remove {folder} to begin the run anew")
+
+
 def _order(experiences: Sequence[Sequence[str]]) -> str:
     return ", then ".join(" + ".join(names) for names in experiences)
 
@@ -209,10 +213,8 @@ def check_images_are_the_same(folder: Path, samples: Sequence[Sample]) -> None:
     ConfigError
         Naming the first structure.
     """
-    path = folder / "run.json"
-    before = read_json(path, f"restore it, or remove {folder} to begin the run anew").get("images", {})
     now = images_digests(samples)
-    for structure, images in before.items():
+    for structure, images in _described(folder).get("images", {}).items():
         if now.get(structure) != images:
             raise ConfigError(
                 f"{folder} was begun with other images: those of {structure}, or how they are split, have changed "
@@ -225,12 +227,13 @@ def describe(
     streams: Mapping[str, StreamVariant],
     units: Sequence[Unit],
     outcomes: Mapping[Unit, Outcome],
-    samples: Sequence[Sample],
+    images: Mapping[str, str],
     at_once: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return what run.json says: what the run consists of, and what has ended how.
 
-    `at_once` are the titles of a user's own strategies that learn as `joint` does, which their names do not tell.
+    `images` is what `images_digests` says of them; `at_once` are the titles of a user's own strategies that learn as
+    `joint` does, which their names do not tell.
     """
     found = {unit: outcomes[unit] for unit in units if unit in outcomes}
     names = [group for variant in streams.values() for group in variant.experiences]
@@ -253,7 +256,7 @@ def describe(
         },
         "seeds": list(config.seeds),
         "steps": config.training.steps,
-        "images": images_digests(samples),
+        "images": dict(images),
         "multi_net": _first(config, "multi_net"),
         "joint": _first(config, "joint"),
         "finished": [list(unit) for unit, end in found.items() if end.finished],

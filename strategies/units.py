@@ -133,10 +133,11 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 def read_outcome(folder: Path) -> Outcome | None:
     """Return how the unit in `folder` ended, or None if it has not."""
-    path = folder / OUTCOME
-    if not path.exists():
+    again = "remove it, and --resume does the unit again from its last checkpoint"
+    try:
+        return Outcome(**read_json(folder / OUTCOME, again))
+    except FileNotFoundError:
         return None
-    return Outcome(**read_json(path, "remove it, and --resume does the unit again from its last checkpoint"))
 
 
 def forget(folder: Path) -> None:
