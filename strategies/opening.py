@@ -228,12 +228,12 @@ def describe(
     units: Sequence[Unit],
     outcomes: Mapping[Unit, Outcome],
     images: Mapping[str, str],
-    at_once: Collection[str] = (),
+    at_once: Collection[str],
 ) -> dict[str, Any]:
     """Return what run.json says: what the run consists of, and what has ended how.
 
-    `images` is what `images_digests` says of them; `at_once` are the titles of a user's own strategies that learn as
-    `joint` does, which their names do not tell.
+    `images` is what `images_digests` says of them; `at_once` are the titles of the strategies that learn as `joint`
+    does, which the names of a user's own do not tell.
     """
     found = {unit: outcomes[unit] for unit in units if unit in outcomes}
     names = [group for variant in streams.values() for group in variant.experiences]
@@ -250,7 +250,7 @@ def describe(
                 ),
                 "options": options.model_dump(mode="json"),
                 "file_sha256": strategy_file_digest(options),
-                "at_once": options.name == "joint" or options.title in at_once,
+                "at_once": options.title in at_once,
             }
             for options in config.strategies
         },

@@ -240,18 +240,6 @@ def test_an_interrupted_benchmark_says_how_to_continue(monkeypatch: pytest.Monke
     assert next(iter(context.meta.values())) == "continue with: repmode-cl bench 'my file.yaml' --resume"
 
 
-def test_an_interrupted_base_is_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def stopped(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("repmode_cl.strategies.train_base", stopped)
-    words = ["train", "quickstart", "--out", str(tmp_path / "model")]
-    monkeypatch.setattr(sys, "argv", ["repmode-cl", *words])
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 130
-    assert f"interrupted; continue with: repmode-cl {' '.join(words)}\n" in done.output
-
-
 # -- what commands do ------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,9 @@ def begun(output: Path, images: object, seed: int = 0, **stream: object) -> Conf
     units = units_of(config, streams)
     for unit in units:
         write_outcome(folder / unit.folder, Outcome(finished=True))
-    write_json(folder / "run.json", describe(config, streams, units, dict.fromkeys(units, Outcome(True)), {}))
+    write_json(
+        folder / "run.json", describe(config, streams, units, dict.fromkeys(units, Outcome(True)), {}, ())
+    )
     ResultsTable(Result(u.title, u.seed, 0, "dna", "r2", 0.5, u.stream) for u in units).write(
         folder / "results.csv"
     )

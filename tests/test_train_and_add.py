@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from repmode_cl.strategies import StructureStrategy, add_structure, train_base
 from tiny_run import BASE, changed, tiny
+from typer.testing import CliRunner
 
+from repmode_cl.cli.app import app
 from repmode_cl.config import Config, StreamConfig
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.store import Model
@@ -140,3 +143,17 @@ def test_what_exists_is_not_trained_over(trained: Path, manifest: Path) -> None:
         train_base(configured(manifest, trained.parent), trained)
     with pytest.raises(ModelError, match="has 'dna' already"):
         add_structure(trained, "dna", manifest)
+
+
+def test_an_interrupted_base_is_continued_by_the_same_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("repmode_cl.strategies.train_base", stopped)
+    words = ["train", "quickstart", "--out", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", ["repmode-cl", *words])
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 130
+    assert f"interrupted; continue with: repmode-cl {' '.join(words)}\n" in done.output
