@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from repmode_cl.scenarios import StreamVariant, stream_of_samples, task_labels
+from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.build import build_strategy, strategy_class
 
 from repmode_cl.config import Config, StrategyConfig
@@ -37,8 +38,9 @@ def check_strategies(config: Config, streams: Mapping[str, StreamVariant]) -> No
     Raises
     ------
     ConfigError
-        If a user's own class or its file is not there or cannot be imported, if it cannot be made with its options,
-        or if a strategy's `check` refuses a stream; or if patches are too small for the networks.
+        If a user's own class or its file is not there or cannot be imported, if it cannot be made with its options
+        or would not know what is added, or if a strategy's `check` refuses a stream; or if patches are too small for
+        the networks.
 
     Notes
     -----
@@ -110,11 +112,17 @@ def _make(config: Config, options: StrategyConfig, variant: StreamVariant) -> No
     try:
         # Where it is only looked at, there may be no accelerator.
         precision = resolve_precision("float32", device)
-        build_strategy(config, options, stream, 0, device=device, precision=precision)
+        strategy = build_strategy(config, options, stream, 0, device=device, precision=precision)
     except ImageError:
         return  # it reads images, which are not there yet
     finally:
         set_random_state(before)
+    unknown = [name for name in times if name not in strategy.network.structures]
+    if unknown and kind.grow is StructureStrategy.grow:
+        raise ConfigError(
+            f"strategies: {options.name}: its network does not know {', '.join(unknown)}, and the class has no method "
+            "grow that would make it know them: write one, or derive it from a strategy that has one (FineTuning)"
+        )
 
 
 def _nowhere(structure: str, split: str, number: int, shape: tuple[int, int, int]) -> Sample:

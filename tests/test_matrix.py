@@ -177,6 +177,20 @@ def test_the_table_in_a_terminal_of_80_characters(run):
     assert "experts_frozen" in shown
 
 
+def test_the_table_says_of_how_many_seeds_each_row_is(run):
+    results, info = run
+
+    def caption(finished):
+        info["finished"] = finished
+        return str(render_terminal(strategy_table(results, info)).caption)
+
+    both = [[title, seed] for title in info["strategies"] for seed in (0, 1)]
+    assert caption(both).endswith("\nseeds: 2\nMulti-Net: multi_net_k3")
+    assert "\nseeds: 2; fine_tuning 1\n" in caption([one for one in both if one != ["fine_tuning", 1]])
+    assert "seeds: 2\n" in caption([one for one in both if one[0] != "fine_tuning"])
+    assert "seed" not in caption([one for one in both if one[1] == 0])
+
+
 def test_a_strategy_that_did_not_finish_is_said_so(run):
     results, info = run
     info["finished"] = [["fine_tuning", 0]]

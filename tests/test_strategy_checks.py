@@ -178,6 +178,17 @@ def test_a_strategy_of_ones_own_is_tried_with_its_options(
     assert str(file) in str(caught.value)
 
 
+def test_a_strategy_of_ones_own_that_cannot_grow_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.replace("FineTuning", "StructureStrategy") + "    pass\n")
+    with pytest.raises(ConfigError, match=r"does not know nucleolus, .* has no method grow"):
+        check(configuration(tmp_path, name=f"{file}:Mine"), ("nucleolus",))
+    knows_all = "    @classmethod\n    def make_network(cls, config, options, base, seed):\n"
+    knows_all += "        return super().make_network(config, options, [*base, 'nucleolus'], seed)\n"
+    file.write_text(OWN.replace("FineTuning", "StructureStrategy") + knows_all)
+    check(configuration(tmp_path, name=f"{file}:Mine"), ("nucleolus",))
+
+
 def test_what_reads_images_when_it_is_made_is_left_to_its_run(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(

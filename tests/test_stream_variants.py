@@ -16,10 +16,12 @@ from repmode_cl.scenarios import (
     stream_variants,
     task_labels,
 )
+from repmode_cl.scenarios.difficulty import read_difficulty
 
 from repmode_cl.config import Config, StreamConfig, TrainingConfig, load_config, parse_config
 from repmode_cl.config.loading import dump_config
 from repmode_cl.errors import ConfigError, RepmodeError, UnknownStructureError
+from repmode_cl.evaluation import ResultsTable
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 KNOWN = ("dna", "cell_membrane", "nucleolus", "mitochondria", "microtubule")
@@ -282,3 +284,30 @@ def test_the_examples_of_the_documentation() -> None:
         [""],
         ["images-1", "images-2", "images-4", "images-8", "images-all"],
     ]
+
+
+def test_the_documentation_makes_a_table_of_difficulty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "streams.md").read_text(encoding="utf-8")
+    [example] = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if '"structure,r2"' in code
+    ]
+    results = ResultsTable()
+    for strategy, seed, step, structure, value in (
+        ("multi_net_k3", 0, 0, "dna", 0.1),
+        ("multi_net_k3", 0, 1, "dna", 0.25),
+        ("multi_net_k3", 0, 1, "nucleolus", 0.75),
+        ("multi_net_k3", 1, 1, "dna", 0.75),
+        ("multi_net_k3", 1, 1, "nucleolus", 0.25),
+        ("experts_frozen", 0, 1, "dna", 0.9),
+    ):
+        results.append(strategy, seed, step, structure, "r2", value)
+    monkeypatch.chdir(tmp_path)
+    Path("runs/reference").mkdir(parents=True)
+    results.write("runs/reference/results.csv")
+    exec(example, {})
+    written = capsys.readouterr().out
+    assert written == "structure,r2\ndna,0.5\nnucleolus,0.5\n"
+    Path("mine.csv").write_text(written)
+    assert read_difficulty("mine.csv", ("dna", "nucleolus")) == {"dna": 0.5, "nucleolus": 0.5}

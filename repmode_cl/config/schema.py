@@ -120,7 +120,10 @@ class NetworkConfig(Frozen):
 
 
 class PatchConfig(Frozen):
-    """Training patches: one random crop per image and epoch, flipped at random on each axis."""
+    """Training patches: one random crop per image and epoch, flipped at random on each axis.
+
+    An image that is smaller than the patch along an axis is padded there; what was padded does not count in the loss.
+    """
 
     size: Size = (32, 128, 128)
     flips: bool | tuple[Literal["z", "y", "x"], ...] = True

@@ -23,7 +23,8 @@ COLOURS = 16
 DOTS = 16
 
 _WIDTH, _HEIGHT = 270, 178
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 10, 26
+# On the left there is room for "\N{MINUS SIGN}0.005".
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 26
 
 #: Ramp of the heat maps, worst to best; readable on light and dark pages alike.
 _RAMP = ((0.0, (252, 243, 219)), (0.35, (186, 214, 186)), (0.7, (66, 145, 143)), (1.0, (18, 74, 98)))

@@ -105,10 +105,11 @@ def _unfinished(info: RunInfo) -> list[str]:
     if len(missing) > _NAMED:
         first = ", ".join(unit_text(unit) for unit in missing[:_NAMED])
         notes.append(
-            f"not finished, so not in the tables: {len(missing)} of {len(every)} runs, such as {first}"
+            f"not run or not finished, so not in the tables: {len(missing)} of {len(every)} runs, such as {first}"
         )
     elif missing:
-        notes.append(f"not finished, so not in the tables: {', '.join(unit_text(unit) for unit in missing)}")
+        named = ", ".join(unit_text(unit) for unit in missing)
+        notes.append(f"not run or not finished, so not in the tables: {named}")
     return notes
 
 

@@ -1,5 +1,5 @@
 // Line charts, drawn as charts.py draws them, of the strategies and structures that are chosen.
-const FRAME = { width: 270, height: 178, left: 40, right: 12, top: 10, bottom: 26 };
+const FRAME = { width: 270, height: 178, left: 46, right: 12, top: 10, bottom: 26 };
 const DOTS = 16; // beside lines of more points none is drawn with dots, but for one that is a dot
 
 function niceTicks(low, high, count = 4) {

@@ -36,6 +36,7 @@ def render_terminal(table: Sequence[Mapping[str, Any]], title: str | None = None
         title,
         "added: per structure after the base"
         + ("; ±: 95% interval over seeds" if any(row["seeds"] > 1 for row in table) else "")
+        + _seeds_line(table)
         + ("" if alone is None else f"\nMulti-Net: {alone}"),
     )
 
@@ -145,6 +146,16 @@ def render_budgets(rows: Sequence[Mapping[str, Any]], title: str | None = None) 
             row["tried"],
         )
     return shown
+
+
+def _seeds_line(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line on how many seeds the rows average over, and which have other numbers than most."""
+    numbers = [row["seeds"] for row in table if row["seeds"]]
+    if not numbers or max(numbers) == 1:
+        return ""
+    usual = max(sorted(set(numbers), reverse=True), key=numbers.count)
+    others = [f"{row['strategy']} {row['seeds']}" for row in table if row["seeds"] not in (0, usual)]
+    return "\n" + "; ".join([f"seeds: {usual}", *others])
 
 
 def _table(title: str | None, caption: str) -> Table:
