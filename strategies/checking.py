@@ -15,7 +15,7 @@ from repmode_cl.strategies.build import build_strategy, strategy_class
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ImageError, RepmodeError
-from repmode_cl.nn.unet import smallest_size
+from repmode_cl.nn import smallest_size
 from repmode_cl.training import resolve_precision
 from repmode_cl.training.checkpoint import random_state, set_random_state
 

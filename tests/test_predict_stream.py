@@ -229,6 +229,7 @@ def test_the_command_predicts_all_or_those_named(models, tmp_path):
         (["out", "--structure", "dna"], "or .npy"),
         (["in.npy", "--structure", "dna"], "is the input"),
         (["out.npy", "--structure", "dna", "--time", "1"], "no time point 1"),
+        (["out.npy", "--structure", "dna", "--window", "1,16,16", "--force"], "window 1 x 16 x 16"),
         (["out.npy", "--structure", "dna", "--voxel-size", "200,200,200"], "voxels of 200 x 200 x 200 um"),
         (["out.npy", "--structure", "dna", "--voxel-size", "200,200,200", "--force"], "another unit"),
     ],
@@ -247,7 +248,7 @@ def test_bad_volumes_are_refused_and_leave_nothing(models, tmp_path):
     cases = {
         "constant": (np.full((8, 20, 20), 7, np.uint16), "constant"),
         "nan": (np.where(np.arange(3200).reshape(8, 20, 20) == 77, np.nan, 1.0), "NaN"),
-        "small": (photo((8, 20, 1)), "too small"),
+        "small": (photo((8, 20, 1)), "too small: 8 x 20 x 1 voxels"),
     }
     for name, (volume, message) in cases.items():
         path = tmp_path / f"{name}.npy"

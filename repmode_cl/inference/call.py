@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.data.content import files_of
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.files import canonical_json
+from repmode_cl.inference.windows import WindowGrid
 
-__all__ = ["content_of", "micrometres", "three_sizes", "uuid_of"]
+__all__ = ["content_of", "micrometres", "three_sizes", "uuid_of", "window_grid"]
 
 #: Bytes at either end of the input whose digest tells whether it is still the same file.
 _SAMPLE = 1 << 16
@@ -82,7 +83,9 @@ def micrometres(size: Sequence[float]) -> tuple[float, float, float]:
         If these are not three positive numbers.
     """
     if len(size) != 3 or not all(0 < float(one) < float("inf") for one in size):
-        raise RepmodeError(f"voxel size {tuple(size)}: three positive numbers in um (z, y, x) are needed")
+        raise RepmodeError(
+            f"voxel size {', '.join(f'{one:g}' for one in size)}: three positive numbers in um (z, y, x) are needed"
+        )
     z, y, x = (float(one) for one in size)
     return z, y, x
 
@@ -99,3 +102,46 @@ def three_sizes(window: Sequence[int]) -> tuple[int, int, int]:
         raise RepmodeError(f"window {tuple(window)}: three positive whole numbers (z, y, x) are needed")
     z, y, x = (int(size) for size in window)
     return z, y, x
+
+
+def window_grid(
+    shape: Sequence[int], grid: Sequence[int], window: Sequence[int], overlap: float, least: int
+) -> WindowGrid:
+    """Return the windows that cover a volume.
+
+    Parameters
+    ----------
+    shape
+        Voxels (z, y, x) of the image.
+    grid
+        What they are at the model's voxel size.
+    window
+        Voxels (z, y, x) of a window.
+    overlap
+        Part of a window that its neighbour repeats.
+    least
+        Fewest voxels along an axis that the network takes.
+
+    Raises
+    ------
+    ImageError
+        If the image is smaller along an axis.
+    RepmodeError
+        If the window is.
+    """
+    if min(grid) < least:
+        after = "" if tuple(grid) == tuple(shape) else f", after resampling {_times(grid)}"
+        raise ImageError(
+            f"the image is too small: {_times(shape)} voxels (z, y, x){after}; the model's network takes "
+            f"no fewer than {least} along each axis"
+        )
+    if min(window) < least:
+        raise RepmodeError(
+            f"window {_times(window)} (z, y, x) is too small: the model's network takes no fewer than {least} voxels "
+            "along each axis"
+        )
+    return WindowGrid(grid, window, overlap)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

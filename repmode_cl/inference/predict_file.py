@@ -22,7 +22,7 @@ from repmode_cl.data.voxel_guard import check_voxel_size, trained_voxels
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.batches import Network
-from repmode_cl.inference.call import content_of, micrometres, three_sizes, uuid_of
+from repmode_cl.inference.call import content_of, micrometres, three_sizes, uuid_of, window_grid
 from repmode_cl.inference.existing import is_there
 from repmode_cl.inference.finish import Output
 from repmode_cl.inference.memory import (
@@ -204,16 +204,16 @@ def predict_file(
         image.read(number, Region((0, 1), (0, 1), (0, 1)), scene=scene, t=t)
         notes = _voxel_notes(model, names, known, str(in_path), force)
         raw = FileSource(image, number, scene, t)
+        size = three_sizes(window if window is not None else model.inference["window"])
+        part = float(model.inference["overlap"] if overlap is None else overlap)
         try:
             grid_shape = recipe.grid(image.shape, known, model.voxel_size)
+            grid = window_grid(image.shape, grid_shape, size, part, model.architecture.smallest_size)
         except ImageError as error:
             raise ImageError(f"{in_path}: {error}") from error
         # Resampling makes float32, also of a volume that has the model's voxel size.
         on_its_own = model.voxel_size is None or known is None
         source = raw if on_its_own else FileSource(image, number, scene, t, np.float32)
-        size = three_sizes(window if window is not None else model.inference["window"])
-        part = float(model.inference["overlap"] if overlap is None else overlap)
-        grid = WindowGrid(grid_shape, size, part)
         call = {
             "input": {
                 "path": str(in_path if isinstance(in_path, str) else in_path.absolute()),

@@ -20,6 +20,7 @@ from repmode_cl.data.recipe import Recipe
 from repmode_cl.data.voxel_guard import check_voxel_size, trained_voxels
 from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ImageError, RepmodeError
+from repmode_cl.inference.call import window_grid
 from repmode_cl.inference.memory import activation_bytes, available_memory, format_bytes
 from repmode_cl.inference.predict import sliding_window
 from repmode_cl.inference.windows import WindowGrid
@@ -146,9 +147,10 @@ def predict_volume(
     settings = model.inference
     try:
         grid_shape = recipe.grid(shape, request.voxel_size, model.voxel_size)
+        part, least = float(settings["overlap"]), model.architecture.smallest_size
+        grid = window_grid(shape, grid_shape, settings["window"], part, least)
     except ImageError as error:
         raise ImageError(f"{request.name}: {error}") from error
-    grid = WindowGrid(grid_shape, settings["window"], float(settings["overlap"]))
     batch = min(int(settings["batch"]), len(grid))
     _check_memory(model, shape, grid, batch, device)
     known = None not in (request.voxel_size, model.voxel_size)

@@ -1,6 +1,6 @@
 """The networks: RepMode's U-Net with MoDE blocks and GatRep, and the plain U-Net of the same topology."""
 
-from repmode_cl.nn.architecture import AdditionSpec, Architecture
+from repmode_cl.nn.architecture import AdditionSpec, Architecture, smallest_size
 from repmode_cl.nn.experts import Expert, make_expert
 from repmode_cl.nn.folding import FoldedUNet, fold_norms, fold_structure
 from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
@@ -10,7 +10,6 @@ from repmode_cl.nn.plain import PlainUNet
 from repmode_cl.nn.repmode import RepModeUNet
 from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
 from repmode_cl.nn.trainable import trainable_names
-from repmode_cl.nn.unet import smallest_size
 
 __all__ = [
     "AdditionSpec",

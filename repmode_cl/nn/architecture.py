@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-__all__ = ["AdditionSpec", "Architecture"]
+__all__ = ["AdditionSpec", "Architecture", "smallest_size"]
 
 PAPER_EXPERTS = ("conv5", "conv3", "conv1", "avg3", "avg5")
+
+
+def smallest_size(depth: int) -> int:
+    """Return the fewest voxels an axis may have.
+
+    An axis is padded by reflection to a multiple of 2^depth, half on each side, and a reflection cannot be
+    longer than the axis less one.
+    """
+    return -(-((1 << depth) + 2) // 3)
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,11 @@ class Architecture:
     def channels(self, level: int) -> int:
         """Return the channels of `level`: `width` at 0, the bottleneck's at `depth`."""
         return self.width << level
+
+    @property
+    def smallest_size(self) -> int:
+        """Fewest voxels that a volume may have along an axis."""
+        return smallest_size(self.depth)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able values; `from_json` reads them back."""

@@ -10,18 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmode_cl.errors import ImageError
+from repmode_cl.nn.architecture import smallest_size
 from repmode_cl.nn.recompute import mark_for_compiler, recomputed
 
-__all__ = ["UNet", "checkpoint_activations", "smallest_size"]
-
-
-def smallest_size(depth: int) -> int:
-    """Return the fewest voxels an axis may have.
-
-    An axis is padded by reflection to a multiple of 2^depth, half on each side, and a reflection cannot be
-    longer than the axis less one.
-    """
-    return -(-((1 << depth) + 2) // 3)
+__all__ = ["UNet", "checkpoint_activations"]
 
 
 def checkpoint_activations(network: nn.Module, active: bool) -> None:
