@@ -49,7 +49,7 @@ def test_what_the_shipped_configurations_promise() -> None:
     assert len(quickstart.strategies) == 3
     loaded = {name: load_config(name) for name in studies}
     for name in ("twelve_structures", "table3", "few_shot"):
-        assert len(loaded[name].seeds) == 6  # fewer can show nothing: docs/measures.md
+        assert len(loaded[name].seeds) >= 6  # fewer can show nothing: docs/measures.md
     # All studies but the searches, which must not see their images, compare in one setting.
     twelve = loaded["twelve_structures"]
     searches = {"tuning", "tuning_all"}
