@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.data.content import files_of
+from repmode_cl.data.readers.protocol import shape_text
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.files import canonical_json
 from repmode_cl.inference.windows import WindowGrid
@@ -84,7 +85,7 @@ def micrometres(size: Sequence[float]) -> tuple[float, float, float]:
     """
     if len(size) != 3 or not all(0 < float(one) < float("inf") for one in size):
         raise RepmodeError(
-            f"voxel size {', '.join(f'{one:g}' for one in size)}: three positive numbers in um (z, y, x) are needed"
+            f"voxel size {', '.join(map(str, size))}: three positive numbers in um (z, y, x) are needed"
         )
     z, y, x = (float(one) for one in size)
     return z, y, x
@@ -130,18 +131,14 @@ def window_grid(
         If the window is.
     """
     if min(grid) < least:
-        after = "" if tuple(grid) == tuple(shape) else f", after resampling {_times(grid)}"
+        after = "" if tuple(grid) == tuple(shape) else f", after resampling {shape_text(grid)}"
         raise ImageError(
-            f"the image is too small: {_times(shape)} voxels (z, y, x){after}; the model's network takes "
+            f"the image is too small: {shape_text(shape)} voxels (z, y, x){after}; the model's network takes "
             f"no fewer than {least} along each axis"
         )
     if min(window) < least:
         raise RepmodeError(
-            f"window {_times(window)} (z, y, x) is too small: the model's network takes no fewer than {least} voxels "
-            "along each axis"
+            f"window {shape_text(window)} (z, y, x) is too small: the model's network takes no fewer than {least} "
+            "voxels along each axis"
         )
     return WindowGrid(grid, window, overlap)
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))

@@ -9,11 +9,11 @@ from pathlib import Path
 from repmode_cl.data.checks.headers import Header, Headers, Source, read_headers
 from repmode_cl.data.manifest import Problem, Row
 from repmode_cl.data.readers import Region
-from repmode_cl.data.readers.protocol import find_channel
+from repmode_cl.data.readers.protocol import find_channel, shape_text
 from repmode_cl.data.recipe import Recipe
 from repmode_cl.errors import ImageError
 
-__all__ = ["Image", "Looked", "look_at_rows", "times"]
+__all__ = ["Image", "Looked", "look_at_rows"]
 
 Triple = tuple[float, float, float]
 
@@ -161,7 +161,7 @@ def _image(column: str, path: Path, channel: str | int | None, row: Row, headers
 def _differences(signal: Image, other: Image, row: Row) -> Iterable[str]:
     if other.shape != signal.shape:
         yield (
-            f"{times(other.shape)} voxels (z, y, x), but the signal has {times(signal.shape)}; "
+            f"{shape_text(other.shape)} voxels (z, y, x), but the signal has {shape_text(signal.shape)}; "
             "they must cover the same voxels"
         )
     one, two = signal.header.voxel_size, other.header.voxel_size
@@ -181,13 +181,8 @@ def _too_small(found: Looked, signal: Image, depth: int, voxel_size: Triple | No
     smallest = -(-((1 << depth) + 2) // 3)
     if min(resampled) >= smallest:
         return ""
-    after = "" if resampled == shape else f", after resampling {times(resampled)}"
+    after = "" if resampled == shape else f", after resampling {shape_text(resampled)}"
     return (
-        f"the volume is too small: {times(shape)} voxels (z, y, x){after}; a network of depth "
+        f"the volume is too small: {shape_text(shape)} voxels (z, y, x){after}; a network of depth "
         f"{depth} takes no fewer than {smallest} along each axis"
     )
-
-
-def times(shape: Iterable[int]) -> str:
-    """Write a shape as ``4 x 40 x 90``."""
-    return " x ".join(map(str, shape))

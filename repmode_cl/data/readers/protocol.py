@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError, did_you_mean
 
-__all__ = ["ImageReader", "Region", "find_channel"]
+__all__ = ["ImageReader", "Region", "find_channel", "shape_text"]
 
 Span = tuple[int, int | None]
 
@@ -80,7 +80,7 @@ class Region:
             end = size if stop is None else stop
             if end > size or start >= end:
                 raise ImageError(
-                    f"region {self} reaches beyond the volume of {_times(shape)} voxels (z, y, x): "
+                    f"region {self} reaches beyond the volume of {shape_text(shape)} voxels (z, y, x): "
                     f"{axis} has 0:{size}"
                 )
             slices.append(slice(start, end))
@@ -198,5 +198,6 @@ def find_channel(channel: str | int | None, names: Sequence[str], path: Path | s
     raise ImageError(f"{path}: there is no channel {channel!r}{hint}; there are {listed}")
 
 
-def _times(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
+    """Write a shape as ``4 x 40 x 90``."""
     return " x ".join(str(size) for size in shape)
