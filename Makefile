@@ -16,12 +16,13 @@ RUN := runs/quickstart
 SOURCES := repmode_cl strategies scenarios configs tests
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint types report install install-test install-dev clean distclean
+.PHONY: help quickstart test test-slow lint typed types contracts report install install-test install-dev clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo 'make lint         check style'
 	@echo 'make types        check types'
+	@echo 'make contracts    check who imports whom'
 	@echo 'make report       build the report of the quickstart again'
 	@echo 'make clean        remove what was built and cached (distclean: .venv and runs too)'
 
@@ -68,14 +69,19 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-# Type checkers do not follow the finder of an editable install to strategies/ and scenarios/: an installed copy
-# is checked, made afresh, without what an earlier build left behind.
-types: $(VENV)/.installed-dev
+# Type checkers and import-linter do not follow the finder of an editable install to strategies/ and scenarios/: they
+# check an installed copy, without what an earlier build left behind.
+typed: $(VENV)/.installed-dev
 	@rm -rf build "$(TYPED)"
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target "$(TYPED)" .
 	@rm -rf build/lib build/bdist.*
+
+types: typed
 	cd "$(TYPED)" && "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" \
 	  --cache-dir "$(CURDIR)/.mypy_cache" -p repmode_cl
+
+contracts: typed
+	cd "$(TYPED)" && PYTHONPATH="$(abspath $(TYPED))" "$(abspath $(BIN))/lint-imports" "$(CURDIR)/pyproject.toml" --no-cache --no-logo
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

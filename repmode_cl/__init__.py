@@ -9,21 +9,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from repmode_cl.version import __version__
+
 if TYPE_CHECKING:
+    from repmode_cl.benchmark import run_benchmark
+    from repmode_cl.model import Model
     from repmode_cl.scenarios import structure_stream
-    from repmode_cl.store import Model
-    from repmode_cl.strategies import add_structure, compare_structure, run_benchmark
+    from repmode_cl.workflows import add_structure, compare_structure
 
 __all__ = ["Model", "add_structure", "compare_structure", "run_benchmark", "structure_stream", "__version__"]
 
-#: The same as in pyproject.toml, which a test sees to; reading installed metadata would slow every command.
-__version__ = "0.1.0"
-
 _HOME = {
-    "Model": "repmode_cl.store",
-    "add_structure": "repmode_cl.strategies",
-    "compare_structure": "repmode_cl.strategies",
-    "run_benchmark": "repmode_cl.strategies",
+    "Model": "repmode_cl.model",
+    "add_structure": "repmode_cl.workflows",
+    "compare_structure": "repmode_cl.workflows",
+    "run_benchmark": "repmode_cl.benchmark",
     "structure_stream": "repmode_cl.scenarios",
 }
 

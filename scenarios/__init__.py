@@ -7,11 +7,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import avalanche.training  # noqa: F401
 
-from repmode_cl.scenarios.batches import LabelledBatches
-from repmode_cl.scenarios.images import check_images, training_images
-from repmode_cl.scenarios.sources import known_structures, prepared_samples
+from repmode_cl.scenarios.image_allocation import check_images, training_images
+from repmode_cl.scenarios.labelled_loader import LabelledBatches
 from repmode_cl.scenarios.stream import StructureStream, stream_of_samples, structure_stream
-from repmode_cl.scenarios.variants import (
+from repmode_cl.scenarios.stream_variants import (
     StreamVariant,
     base_structures,
     experience_names,
@@ -26,8 +25,6 @@ __all__ = [
     "base_structures",
     "check_images",
     "experience_names",
-    "known_structures",
-    "prepared_samples",
     "stream_of_samples",
     "stream_variants",
     "structure_stream",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from repmode_cl.data.separators import separated
+from repmode_cl.data.csv_dialect import separated
 from repmode_cl.errors import ConfigError
 
 __all__ = ["read_difficulty"]

@@ -14,15 +14,15 @@ from avalanche.benchmarks import CLExperience, CLStream, benchmark_from_datasets
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
-from repmode_cl.scenarios.images import training_images
-from repmode_cl.scenarios.sources import prepared_samples
-from repmode_cl.scenarios.variants import experience_names, task_labels
 from torch.utils.data import Dataset
 
 from repmode_cl.config import DataConfig, StreamConfig
 from repmode_cl.data.manifest import Manifest, read_manifest
-from repmode_cl.data.patches import PatchDataset, VolumeDataset
+from repmode_cl.data.patches.dataset import PatchDataset, VolumeDataset
+from repmode_cl.data.pipeline import prepared_samples
 from repmode_cl.data.sample import Sample
+from repmode_cl.scenarios.image_allocation import training_images
+from repmode_cl.scenarios.stream_variants import experience_names, task_labels
 
 __all__ = ["StructureStream", "stream_of_samples", "structure_stream"]
 

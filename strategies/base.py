@@ -14,21 +14,19 @@ from typing import Any
 import torch
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
-from repmode_cl.scenarios import LabelledBatches, StructureStream
-from repmode_cl.strategies.deciding import Deciding
-from repmode_cl.strategies.evaluating import Evaluating
-from repmode_cl.strategies.state import Evaluation, Progress, StructureNetwork
 from torch import Tensor, nn
 
 from repmode_cl.config import InferenceConfig, TrainingConfig
-from repmode_cl.devices import resolve_device
 from repmode_cl.nn.unet import checkpoint_activations
-from repmode_cl.progress import Task
+from repmode_cl.scenarios import LabelledBatches, StructureStream
+from repmode_cl.strategies.evaluation import EvaluationMixin
+from repmode_cl.strategies.hooks import StrategyHooks
+from repmode_cl.strategies.state import TrainingProgress
 from repmode_cl.training import (
+    BestState,
     Budget,
     Precision,
     Ranks,
-    Selection,
     budget_of_steps,
     joint_norms,
     make_adam,
@@ -38,24 +36,26 @@ from repmode_cl.training import (
     sum_gradients,
     voxels_that_count,
 )
-from repmode_cl.training.loading import patch_loader
-from repmode_cl.training.selection import changing_names
-from repmode_cl.training.stopping import (
+from repmode_cl.training.best_state import changing_names
+from repmode_cl.training.early_stopping import (
     check_patience,
     idle_validations,
     out_of_patience,
     out_of_time,
     validated_at,
 )
+from repmode_cl.training.patch_loader import patch_loader
+from repmode_cl.utils.devices import resolve_device
+from repmode_cl.utils.progress import Task
 
-__all__ = ["Evaluation", "Progress", "StructureNetwork", "StructureStrategy"]
+__all__ = ["StructureStrategy"]
 
 
 class _NoLogger(BaseLogger):
     """Figures are recorded by listeners; Avalanche warns of a first process without a logger and refuses another's."""
 
 
-class StructureStrategy(Deciding, Evaluating):
+class StructureStrategy(StrategyHooks, EvaluationMixin):
     """Base of all strategies.
 
     Parameters
@@ -78,7 +78,7 @@ class StructureStrategy(Deciding, Evaluating):
 
     Notes
     -----
-    A subclass defines `grow`, and whatever else of `Deciding` it decides otherwise. After each optimiser step the
+    A subclass defines `grow`, and whatever else of `StrategyHooks` it decides otherwise. After each optimiser step the
     functions in `listeners` are called with the strategy; after each validation those in `on_validation`.
 
     To Avalanche's plugins an iteration is an optimiser step. Where its batch is accumulated from micro-batches, the
@@ -121,9 +121,9 @@ class StructureStrategy(Deciding, Evaluating):
         self.addition_learning_rate = addition_learning_rate
         self.seed = seed
         self.precision = precision or resolve_precision(training.precision, device)
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.budget = Budget(1, 1)
-        self.selection = Selection(())
+        self.selection = BestState(())
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.scaler: torch.amp.GradScaler | None = None
         self.trained: frozenset[str] = frozenset()
@@ -156,7 +156,7 @@ class StructureStrategy(Deciding, Evaluating):
         self.model = self.model_adaptation()
         checkpoint_activations(self.model, self.training_config.activation_checkpointing)
         self.make_optimizer(**kwargs)
-        self.selection = Selection(changing_names(self.model))
+        self.selection = BestState(changing_names(self.model))
         if self.resume is not None:
             resume, self.resume = self.resume, None
             resume(self)

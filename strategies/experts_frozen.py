@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.deciding import REPMODE, Experiences
-
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import ConfigError
 from repmode_cl.nn import AdditionSpec, RepModeUNet
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.hooks import REPMODE, Experiences
 
 __all__ = ["ExpertsFrozen"]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.deciding import REPMODE
-
 from repmode_cl.config import StrategyConfig
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.hooks import REPMODE
 
 __all__ = ["FineTuning", "FrozenEncoder"]
 

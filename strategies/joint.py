@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.deciding import Experiences, Regrouped
-
 from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.errors import ConfigError
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.hooks import Experiences, Regrouped
 from repmode_cl.training import budget_of
 
 __all__ = ["Joint"]

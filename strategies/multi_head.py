@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.state import architecture_of
-
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.nn import MultiHeadUNet
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.state import architecture_of
 
 __all__ = ["MultiHead"]
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import ClassVar, Self, cast
 
 import torch
-from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.deciding import Experiences, Regrouped
-from repmode_cl.strategies.state import architecture_of
 from torch import Tensor, nn
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import StructureError, UnknownStructureError
 from repmode_cl.nn import Architecture, PlainUNet, structure_seed
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.hooks import Experiences, Regrouped
+from repmode_cl.strategies.state import architecture_of
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["MultiNet", "PlainNetworks"]

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from repmode_cl.strategies.buffer import Kept, PatchBuffer, join_patches
-from repmode_cl.strategies.deciding import Experiences
-from repmode_cl.strategies.fine_tuning import FineTuning
 from torch import Tensor
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
-from repmode_cl.data.patches import PatchDataset
-from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ConfigError
+from repmode_cl.strategies.fine_tuning import FineTuning
+from repmode_cl.strategies.hooks import Experiences
+from repmode_cl.strategies.replay_buffer import BufferedPatch, PatchBuffer, join_patches
 
-__all__ = ["Cumulative", "Remembering", "Replay"]
+__all__ = ["RehearsalStrategy", "Replay"]
+
 
 #: Patches that are kept where nothing else is asked for.
 BUFFER = 64
 
 
-class Remembering(FineTuning):
+class RehearsalStrategy(FineTuning):
     """Fine-tuning with a buffer of earlier patches: what replay and A-GEM share.
 
     Parameters
@@ -79,7 +78,7 @@ class Remembering(FineTuning):
         self.seen[self._number].update((one.structure, one.image_id) for one in drawn)
         return self._batch(drawn) if drawn else []
 
-    def _batch(self, drawn: Sequence[Kept]) -> list[Tensor]:
+    def _batch(self, drawn: Sequence[BufferedPatch]) -> list[Tensor]:
         joined: list[Tensor] = []
         for one in drawn:
             label = torch.tensor([self.stream.labels[one.structure]])
@@ -104,7 +103,7 @@ class Remembering(FineTuning):
         return {"buffer_bytes": self.buffer.bytes, "buffer_images": self.buffer.images}
 
 
-class Replay(Remembering):
+class Replay(RehearsalStrategy):
     """Replay with a buffer balanced over experiences (Rolnick et al., 2019; Chaudhry et al., 2019).
 
     In each step patches of the buffer are in the batch beside the new ones, so that they share its norms, and each
@@ -119,89 +118,3 @@ class Replay(Remembering):
         """Return the new patches, and then earlier ones."""
         earlier = self.remembered(part, parts)
         return join_patches(batch, earlier) if earlier else batch
-
-
-class Cumulative(FineTuning):
-    """All images so far are kept: beside the new patches, each step shows as many of all earlier images.
-
-    No memory is saved: a reference for what replay could reach. The new patches are those of every other strategy;
-    the earlier ones are cut anew, elsewhere than when their images were first learned.
-
-    Parameters
-    ----------
-    replay_batch
-        Earlier patches of a step; ``None`` takes as many as there are new ones.
-    """
-
-    def __init__(self, *, replay_batch: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.replay_batch = replay_batch or self.training_config.batch_size
-        self._earlier: tuple[int, PatchDataset] | None = (
-            None  # of the experience under way: a cache, not state
-        )
-
-    @classmethod
-    def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return the number of earlier patches of a step."""
-        return {"replay_batch": options.replay_batch}
-
-    @classmethod
-    def cost_of_step(cls, options: StrategyConfig, training: TrainingConfig, earlier: int) -> float:
-        """Return the share of the earlier patches besides."""
-        return Replay.cost_of_step(options, training, earlier)
-
-    def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
-        """Train all parameters."""
-        return super().choose_trained(self.network.structures)
-
-    def extend(self, batch: list[Tensor], part: int, parts: int) -> list[Tensor]:
-        """Return the new patches, and then patches of earlier images."""
-        if not self._number:
-            return batch
-        patches = self._patches(parts)
-        low, high = (
-            self.progress.step * self.replay_batch + self.replay_batch * k // parts for k in (part, part + 1)
-        )
-        items = range(low, high)
-        if not items:
-            return batch
-        samples = [patches.sample_of(item) for item in items]
-        self.seen[self._number].update((sample.structure, sample.image_id) for sample in samples)
-        cut = [patches[item] for item in items]
-        labels = torch.tensor([self.stream.labels[sample.structure] for sample in samples])
-        return join_patches(
-            batch, [torch.stack([x for x, _ in cut]), torch.stack([y for _, y in cut]), labels]
-        )
-
-    def _patches(self, parts: int) -> PatchDataset:
-        if self._earlier is None or self._earlier[0] != self._number:
-            now = self.stream.patches[self._number]
-            patches = PatchDataset(
-                _all_images(self.stream.images[: self._number]),
-                patch=now.patch,
-                seed=self._seed_of_earlier(now.seed),
-                length=self.budget.steps * self.replay_batch,
-                flips=now.flips,
-                foreground=now.foreground,
-                batch=max(1, self.replay_batch // parts),
-                structures_per_batch=self.training_config.structures_per_batch,
-            )
-            self._earlier = self._number, patches
-        return self._earlier[1]
-
-    def _seed_of_earlier(self, seed: int) -> int:
-        """Return a seed for each experience: by the stream's own, the crops would be those of earlier experiences."""
-        return int.from_bytes(digest_of("earlier", seed, self._number)[:7], "big")
-
-    def costs(self) -> dict[str, float]:
-        """Return number and bytes (signal and target, float32) of all images so far."""
-        samples = _all_images(self.stream.images[: self.progress.experience + 1])
-        return {
-            "buffer_bytes": sum(2 * 4 * math.prod(sample.shape) for sample in samples),
-            "buffer_images": len(samples),
-        }
-
-
-def _all_images(experiences: Iterable[Sequence[Sample]]) -> list[Sample]:
-    """Return each image once, also where a structure comes with it twice."""
-    return list(dict.fromkeys(sample for images in experiences for sample in images))

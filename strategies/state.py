@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from repmode_cl.config import Config
 from repmode_cl.nn import Architecture, PlainUNet
 
-__all__ = ["Evaluation", "Example", "Progress", "StructureNetwork", "architecture_of"]
+__all__ = ["Evaluation", "Example", "TrainingProgress", "StructureNetwork", "architecture_of"]
 
 
 def architecture_of(config: Config) -> Architecture:
@@ -35,7 +35,7 @@ class StructureNetwork(Protocol):
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where training stands within an experience; everything that a checkpoint must bring back."""
 
     experience: int = 0

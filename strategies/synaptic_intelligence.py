@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.penalties import Penalised
 from torch import Tensor
 
 from repmode_cl.config import StrategyConfig
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.regularization import RegularizationStrategy
 
 __all__ = ["SynapticIntelligence"]
 
 
-class SynapticIntelligence(Penalised):
+class SynapticIntelligence(RegularizationStrategy):
     """Importance is the loss that a parameter's own steps took away, over the square of how far it came.
 
     ``omega_i = sum over steps of -g_i * delta_i``, with the gradient g of the loss without the penalty and the

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from repmode_cl.alone import give_order, take_order
+from repmode_cl.benchmark.executors.child_process import read_order, run_in_child
 
 
 def main() -> None:
-    order = take_order()
+    order = read_order()
     if "run" in order:
         _as_unit(Path(order["run"]), order["item"])
     elif order["do"] == "exit":
@@ -28,7 +28,7 @@ def main() -> None:
     elif order["do"] == "give":
         log = Path(order["file"]).with_name("inner.txt")
         inner = {"do": "wait", "file": order["file"]}
-        give_order("alone_victim", inner, log, group="inner", threads=1, folder=".")
+        run_in_child("alone_victim", inner, log, group="inner", threads=1, folder=".")
 
 
 def _as_unit(run: Path, item: list[object]) -> None:

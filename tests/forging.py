@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from repmode_cl.files import canonical_json
-from repmode_cl.store.digests import json_digest, tensor_digest
+from repmode_cl.utils.atomic_files import canonical_json
+from repmode_cl.utils.tensor_digests import json_digest, tensor_digest
 
 
 @dataclass

@@ -24,11 +24,22 @@ from types import FrameType
 from typing import Any
 
 #: Only lines of these files count: those that put a model on disk, and take it away.
-TRACED = ("repmode_cl/store/", "repmode_cl/files.py", "/shutil.py")
+TRACED = (
+    "repmode_cl/store/",
+    "repmode_cl/model.py",
+    "repmode_cl/utils/atomic_files.py",
+    "repmode_cl/utils/environment.py",
+    "repmode_cl/utils/safetensors_header.py",
+    "repmode_cl/utils/safetensors_io.py",
+    "repmode_cl/utils/tensor_digests.py",
+    "/shutil.py",
+)
 
 
 #: After lines of these the disk is looked at: the others change nothing there.
-WRITERS = {"changes.py", "commit.py", "files.py", "shutil.py", "staging.py", "tensors.py", "writing.py"}
+WRITERS = {
+    "atomic_files.py", "commit.py", "safetensors_io.py", "shutil.py", "staging.py", "transaction.py", "versions.py",
+}  # fmt: skip
 
 
 @dataclass
@@ -185,7 +196,7 @@ class _Job:
         self.step = 0
 
     def run(self) -> None:
-        from repmode_cl.cli.common import _USERS_ERRNO
+        from repmode_cl.cli.options import _USERS_ERRNO
         from repmode_cl.errors import RepmodeError
 
         outcome = Outcome()

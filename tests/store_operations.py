@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from stored_model import PARTS, base_network, grown, liven
 
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
-from repmode_cl.store import Model, verify_model
+from repmode_cl.store import verify_model
 
 
 def _new(model: Model, name: str, expert: str, sees: str, seed: int) -> RepModeUNet:

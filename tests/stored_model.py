@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.store import Model
 
 ARCHITECTURE = Architecture(width=2, depth=1, experts=("conv3", "conv1", "avg3"))
 INFERENCE = {"window": (8, 8, 8), "overlap": 0.5, "batch": 2}

@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 from scipy.ndimage import gaussian_filter
 
-from repmode_cl.evaluation import ResultsTable
-from repmode_cl.report.run_info import unit_folder
+from repmode_cl.results import ResultsTable
+from repmode_cl.results.run_info import unit_folder
 
 __all__ = ["FOUR", "KINDS", "make_run"]
 

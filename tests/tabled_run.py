@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from repmode_cl.evaluation import ResultsTable
+from repmode_cl.results import ResultsTable
 
 STREAM = [["a"], ["b"], ["c"]]
 KINDS = {

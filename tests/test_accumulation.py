@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from repmode_cl.scenarios import stream_of_samples
-from repmode_cl.strategies import StructureStrategy
 from tiny_strategies import PATCH, SHAPE, STREAM, TRAINING, differing, experts_frozen, learn, state_of
 
 from repmode_cl.config import TrainingConfig, parse_config
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
+from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.strategies import StructureStrategy
 from repmode_cl.training import masked_mse, voxels_that_count
 
 BATCH, STEPS = 4, 3

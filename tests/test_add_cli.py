@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import read_manifest, write_manifest
-from repmode_cl.store import Model
+from repmode_cl.model import Model
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:

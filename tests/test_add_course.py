@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from repmode_cl.strategies import StructureStrategy, dry_run_add
-from repmode_cl.strategies.state import Evaluation
 from tiny_addition import add_untrained, added, files_of, make_base
 from tiny_run import BASE
 
@@ -23,9 +21,12 @@ from repmode_cl.errors import (
     StructureError,
     UnknownStructureError,
 )
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store import Model
 from repmode_cl.store.staging import accept, discard, pending
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.strategies.state import Evaluation
+from repmode_cl.workflows.addition_dry_run import dry_run_add
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from repmode_cl.strategies import StructureStrategy, adding, dry_run_add
-from repmode_cl.strategies.adding import Adding
 from tiny_addition import Interruption, add_untrained, added, cut_off, files_of, make_base
 from tiny_run import BASE
 
 from repmode_cl.data.manifest import read_manifest
 from repmode_cl.errors import ConfigError, ModelError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store import Model
 from repmode_cl.store.staging import accept, discard, pending, training_lock
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.workflows import add_structure as adding
+from repmode_cl.workflows.add_structure import AdditionRun
+from repmode_cl.workflows.addition_dry_run import dry_run_add
 
 #: All that decides how a training goes on.
 OPTIONS: dict[str, Any] = {
@@ -188,13 +190,13 @@ def test_what_it_sees_must_stay_what_it_was(
 def test_an_earlier_structure_that_is_replaced_meanwhile_is_not_called_changed(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Adding._prepare
+    run = AdditionRun._prepare
 
-    def preparing(self: Adding, *args: Any) -> Any:
+    def preparing(self: AdditionRun, *args: Any) -> Any:
         add_untrained(model, "golgi", replace=True)
         return run(self, *args)
 
-    monkeypatch.setattr(Adding, "_prepare", preparing)
+    monkeypatch.setattr(AdditionRun, "_prepare", preparing)
     assert added(model, manifest, steps=2).unchanged == dict.fromkeys(BASE, True)
 
 
@@ -281,14 +283,14 @@ def test_images_that_became_others_are_not_gone_on_with(
 def test_the_same_name_from_elsewhere_leaves_both_to_a_person(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = Adding._prepare
+    prepare = AdditionRun._prepare
 
-    def preparing(self: Adding, *args: Any) -> Any:
+    def preparing(self: AdditionRun, *args: Any) -> Any:
         add_untrained(model, "nucleolus")
         return prepare(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Adding, "_prepare", preparing)
+        patch.setattr(AdditionRun, "_prepare", preparing)
         with pytest.raises(ModelError, match=r"from elsewhere.*repmode-cl remove .*repmode-cl discard"):
             added(model, manifest, steps=2)
     with pytest.raises(ModelError, match=r"from elsewhere.*repmode-cl remove"):

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from repmode_cl.strategies import add_structure, compare_structure, dry_run_add, run_benchmark, train_base
-from repmode_cl.strategies.preparing import configuration_for, manifest_of, origin_of, training_for
 from tiny_run import SHAPE, changed, tiny
 from typer.testing import CliRunner
 
+from repmode_cl.benchmark import run_benchmark
 from repmode_cl.cli.app import app
 from repmode_cl.config import (
     Config,
@@ -26,11 +25,14 @@ from repmode_cl.config import (
     StreamConfig,
 )
 from repmode_cl.data.manifest import read_manifest, write_manifest
-from repmode_cl.data.patches import PatchDataset
-from repmode_cl.data.prepare import prepare
-from repmode_cl.data.voxel_guard import trained_voxels
+from repmode_cl.data.patches.dataset import PatchDataset
+from repmode_cl.data.preprocessing.prepare import prepare
+from repmode_cl.data.voxel_size_check import trained_voxels
 from repmode_cl.errors import ManifestError
-from repmode_cl.store import Model
+from repmode_cl.model import Model
+from repmode_cl.workflows import add_structure, compare_structure, train_base
+from repmode_cl.workflows.addition_dry_run import dry_run_add
+from repmode_cl.workflows.training_settings import configuration_for, manifest_of, origin_of, training_for
 
 OWN = (0.4, 0.2, 0.2)
 UNUSUAL = PreprocessingConfig(

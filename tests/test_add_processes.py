@@ -14,7 +14,7 @@ import pytest
 from tiny_addition import make_base
 from tiny_run import BASE
 
-from repmode_cl.store import Model
+from repmode_cl.model import Model
 
 pytestmark = pytest.mark.slow
 

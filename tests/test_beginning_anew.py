@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from repmode_cl.strategies import FineTuning, UnitsFailedError, run_benchmark
-from repmode_cl.strategies import benchmark as benchmark_module
-from repmode_cl.strategies import peak_memory as memory_module
-from repmode_cl.strategies import run as run_module
 from test_units import FINE, MULTI, small
 from tiny_run import SEED, changed, make_manifest
 
+from repmode_cl.benchmark import TrialsFailedError, run_benchmark
+from repmode_cl.benchmark import run as benchmark_module
+from repmode_cl.benchmark import trial_run as run_module
 from repmode_cl.config import StrategyConfig
 from repmode_cl.errors import ConfigError, RepmodeError
-from repmode_cl.evaluation import ResultsTable
+from repmode_cl.results import ResultsTable
+from repmode_cl.strategies import FineTuning
+from repmode_cl.strategies.plugins import peak_memory as memory_module
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def own(file: Path, body: str, **options: Any) -> StrategyConfig:
 def test_a_failed_strategy_of_a_users_own_is_repaired(manifest: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     config = small(manifest, tmp_path, MULTI, own(file, "raise OSError('a slip')"), order=("dna",))
-    with pytest.raises(UnitsFailedError, match="Mine seed 3: OSError: a slip"):
+    with pytest.raises(TrialsFailedError, match="Mine seed 3: OSError: a slip"):
         run_benchmark(config)
     folder = tmp_path / "tiny"
     log = folder / "Mine" / f"seed-{SEED}" / "log.txt"
@@ -65,7 +66,7 @@ def test_a_run_that_learned_nothing_binds_to_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module.StrategyRun, "run", broken)
-        with pytest.raises(UnitsFailedError):
+        with pytest.raises(TrialsFailedError):
             run_benchmark(config, threads=2)
     folder = tmp_path / "tiny"
     smaller = changed(

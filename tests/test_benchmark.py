@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from repmode_cl.strategies import DryRun, run_benchmark
 from tiny_run import ADDED, BASE, SEED, STRUCTURES, TITLES, Done, changed, tiny
 
+from repmode_cl.benchmark import DryRun, run_benchmark
 from repmode_cl.config import DataConfig, StreamConfig, load_config
 from repmode_cl.errors import UnknownStructureError
-from repmode_cl.evaluation import HIGHER_IS_BETTER, forgetting, performance_matrix
-from repmode_cl.evaluation.results import COSTS
+from repmode_cl.evaluation import forgetting, performance_matrix
+from repmode_cl.metrics import HIGHER_IS_BETTER
+from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.store import Model
+from repmode_cl.results.results_table import COSTS
 
 # -- what a run leaves ------------------------------------------------------------------------------------------
 

@@ -20,18 +20,18 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import torch
-from repmode_cl.scenarios import StructureStream, stream_of_samples
-from repmode_cl.strategies import ExpertsFrozen
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from repmode_cl.config import TrainingConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ModelError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.store import Model
-from repmode_cl.store.digests import tensor_digest
+from repmode_cl.scenarios import StructureStream, stream_of_samples
 from repmode_cl.store.proof import kernel_digest, prediction_digest
+from repmode_cl.strategies import ExpertsFrozen
+from repmode_cl.utils.tensor_digests import tensor_digest
 
 ARCHITECTURE = Architecture(width=4, depth=1, experts=("conv3", "conv1", "avg3"))
 BASE, ADDED = ("dna", "cell_membrane"), ("nucleolus", "mitochondria")
@@ -58,7 +58,7 @@ import json, sys
 import numpy as np
 import torch
 from repmode_cl.store import Model
-from repmode_cl.store.digests import tensor_digest
+from repmode_cl.utils.tensor_digests import tensor_digest
 from repmode_cl.store.proof import kernel_digest, prediction_digest
 
 path, volume, out, threads, wrong_row = sys.argv[1:]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from reader_files import write_set
 
-from repmode_cl.data import cache
-from repmode_cl.data.cache import ContentDigests, VolumeCache
-from repmode_cl.data.content import content_digest, files_of, stamp_of
-from repmode_cl.files import sha256_file
-from repmode_cl.inference.call import content_of
+from repmode_cl.data.preprocessing import volume_cache as cache
+from repmode_cl.data.preprocessing.content_digest import content_digest, files_of, stamp_of
+from repmode_cl.data.preprocessing.volume_cache import ContentDigests, VolumeCache
+from repmode_cl.inference.identity import content_of
+from repmode_cl.utils.atomic_files import sha256_file
 
 
 def test_a_file_s_digest_is_remembered_until_it_changes(tmp_path):

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from repmode_cl.strategies.checkpoints import StrategyCheckpoint
 
 from repmode_cl.config import TrainingConfig
+from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.training import Budget
 
 

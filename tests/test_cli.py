@@ -19,9 +19,9 @@ from repmode_cl.config import shipped_config_names
 from repmode_cl.data.readers import open_image
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.predict_file import predict_file
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.progress import task, track
-from repmode_cl.store import Model
+from repmode_cl.utils.progress import task, track
 
 COMMANDS = (
     "bench",
@@ -215,7 +215,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], tuple[i
         def read(*_: object) -> str:
             raise error
 
-        monkeypatch.setattr("repmode_cl.config.loading.shipped_config_text", read)
+        monkeypatch.setattr("repmode_cl.config.load.shipped_config_text", read)
         return run("config", "quickstart")
 
     return end_with
@@ -232,7 +232,7 @@ def test_how_a_command_ends(broken: Callable[[BaseException], tuple[int, str, st
 
 
 def test_an_interrupted_benchmark_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
-    from repmode_cl.cli import common
+    from repmode_cl.cli import options as common
 
     monkeypatch.setattr(sys, "argv", ["repmode-cl", "bench", "my file.yaml", "--resume"])
     context = typer.Context(typer.main.get_command(app))
@@ -313,7 +313,7 @@ def test_predict_keeps_the_grid_of_the_input(model: Path, image: Path, tmp_path:
 
 
 def test_predict_without_resampling_is_the_models_prediction(model: Path, tmp_path: Path) -> None:
-    from repmode_cl.data.normalise import normalise
+    from repmode_cl.data.preprocessing.normalisation import normalise
 
     volume = np.random.default_rng(1).normal(size=(9, 20, 18)).astype(np.float32)
     path = tmp_path / "plain.tif"

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from repmode_cl.strategies import StructureStrategy, add_structure, compare_structure
 from tiny_compare import ASKED, KNOWN, NEW, Interruption, cut_off, make_model
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import read_manifest, write_manifest
 from repmode_cl.errors import ConfigError, ManifestError, ModelError, StructureError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.report.comparison import WAYS, Comparison, read_comparison
-from repmode_cl.store import Model
+from repmode_cl.results.comparison import METHODS, Comparison, read_comparison
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.workflows import add_structure, compare_structure
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -77,7 +78,7 @@ def test_the_model_is_not_touched(compared: Comparison, model: Path) -> None:
 
 def test_adding_damages_nothing_and_fine_tuning_everything(compared: Comparison) -> None:
     adding, fine_tuning, own = compared.ways
-    assert tuple(way.key for way in compared.ways) == WAYS
+    assert tuple(way.key for way in compared.ways) == METHODS
     assert compared.known == KNOWN
     assert [change.structure for change in adding.changes] == list(KNOWN)
     for change in adding.changes:
@@ -164,7 +165,7 @@ def test_files_say_the_same(compared: Comparison) -> None:
         "compare.csv",
         "compare.json",
         "report.html",
-        *WAYS,
+        *METHODS,
     }
     assert not list(compared.folder.rglob("checkpoint"))
 

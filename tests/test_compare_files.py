@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from repmode_cl.strategies import PlainNetworks, compare_structure
-from repmode_cl.strategies.addition import REQUEST
-from repmode_cl.strategies.committed import OUTCOME
-from repmode_cl.strategies.storing import addition_bytes, network_bytes
 from safetensors.torch import save_file
 from tiny_compare import ASKED, NEW, Interruption, cut_off, make_model
 from tiny_run import make_manifest
 from tiny_strategies import ARCHITECTURE
 
-from repmode_cl.cli import staged
+from repmode_cl.cli import pending as staged
 from repmode_cl.errors import ConfigError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store import Model
+from repmode_cl.strategies import PlainNetworks
+from repmode_cl.workflows import compare_structure
+from repmode_cl.workflows.comparison_methods import addition_bytes, network_bytes
+from repmode_cl.workflows.pending_training import OUTCOME, REQUEST
 
 
 def test_sizes_are_those_of_files(tmp_path: Path) -> None:

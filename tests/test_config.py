@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from repmode_cl.config import load_config, parse_config, shipped_config_names, shipped_config_text
-from repmode_cl.config.loading import dump_config
-from repmode_cl.config.problems import all_keys
-from repmode_cl.config.strategy import STRATEGY_NAMES
+from repmode_cl.config.error_messages import all_keys
+from repmode_cl.config.load import dump_config
+from repmode_cl.config.strategy_schema import STRATEGY_NAMES
 from repmode_cl.config.strict_yaml import dotted
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.structures import TWELVE_STRUCTURES

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repmode_cl.nn.sites import convolve
+from repmode_cl.nn.convolution import convolve
 
 
 @settings(max_examples=40, deadline=None)

@@ -16,16 +16,16 @@ from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
-from repmode_cl.data.check import Inspection, inspect_manifest
-from repmode_cl.data.checks import headers
-from repmode_cl.data.checks.measure import measure, size_remark
-from repmode_cl.data.checks.pairs import fit_pair, reduce_signal, reduce_target
-from repmode_cl.data.checks.regions import check_regions
-from repmode_cl.data.checks.rows import look_at_rows
 from repmode_cl.data.manifest import Row
 from repmode_cl.data.phantom.field import simulate_field
+from repmode_cl.data.preprocessing.recipe import Recipe
 from repmode_cl.data.readers import Region, npy
-from repmode_cl.data.recipe import Recipe
+from repmode_cl.data.validation import headers
+from repmode_cl.data.validation.intensity import measure, size_remark
+from repmode_cl.data.validation.manifest_check import Inspection, inspect_manifest
+from repmode_cl.data.validation.pair_fit import fit_pair, reduce_signal, reduce_target
+from repmode_cl.data.validation.regions import check_regions
+from repmode_cl.data.validation.rows import look_at_rows
 
 SHAPE = (10, 64, 64)
 

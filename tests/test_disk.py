@@ -10,7 +10,8 @@ import pytest
 from killing import Outcome, steps_to_die_at
 from victims import CHANGES, Harness, state, temporary
 
-from repmode_cl.store import Model, verify_model
+from repmode_cl.model import Model
+from repmode_cl.store import verify_model
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that kills")
 

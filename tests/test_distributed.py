@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from repmode_cl.strategies import add_structure, run_benchmark, train_base
 from tiny_run import BASE, changed, tiny
 
 from repmode_cl import __version__
+from repmode_cl.benchmark import run_benchmark
 from repmode_cl.config import DataConfig, StreamConfig
-from repmode_cl.config.loading import dump_config
+from repmode_cl.config.load import dump_config
 from repmode_cl.errors import ConfigError
-from repmode_cl.store import Model
+from repmode_cl.model import Model
 from repmode_cl.training import Ranks, joined, refuse_several
 from repmode_cl.training.distributed import started_together
+from repmode_cl.workflows import add_structure, train_base
 
 #: What a launcher tells each process.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from repmode_cl.strategies.events import Events, hyper_parameters
-from repmode_cl.strategies.state import Example, Progress
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tiny_run import BASE, STRUCTURES, TITLES, Done
 
-from repmode_cl.evaluation.results import Result
+from repmode_cl.results.results_table import Result
+from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger, hyper_parameters
+from repmode_cl.strategies.state import Example, TrainingProgress
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -28,10 +28,10 @@ def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 
 def fake(experience: int = 0, step: int = 0, curve: list[dict[str, Any]] | None = None) -> Any:
-    """Return what `Events` asks of a strategy whose experiences have 20 steps each."""
+    """Return what `TensorBoardLogger` asks of a strategy whose experiences have 20 steps each."""
     flat = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     return SimpleNamespace(
-        progress=Progress(experience, step, curve=curve or []),
+        progress=TrainingProgress(experience, step, curve=curve or []),
         budget_for=lambda number: SimpleNamespace(steps=20),
         last_loss=1.0 / (1 + step),
         optimizer=SimpleNamespace(param_groups=[{"lr": 0.1}]),
@@ -39,7 +39,7 @@ def fake(experience: int = 0, step: int = 0, curve: list[dict[str, Any]] | None 
     )
 
 
-def train(events: Events, experience: int, steps: range, validate: int = 5) -> None:
+def train(events: TensorBoardLogger, experience: int, steps: range, validate: int = 5) -> None:
     """Write what a training of one experience writes."""
     curve: list[dict[str, Any]] = []
     for step in steps:
@@ -86,13 +86,13 @@ def test_structures_of_the_base_stand_where_the_base_was_trained_also_if_it_was_
 
 
 def test_what_is_written_again_after_an_interruption_does_not_stand_twice(tmp_path: Path) -> None:
-    events = Events(tmp_path, every=1)
+    events = TensorBoardLogger(tmp_path, every=1)
     events.begin(fake())
     train(events, 0, range(1, 21))
     events.after_experience(fake(0, 20), {"dna": {"r2": 0.5}})
     train(events, 1, range(1, 14))
     events.close()  # killed: the last checkpoint is from step 10 of the second experience
-    events = Events(tmp_path, every=1)
+    events = TensorBoardLogger(tmp_path, every=1)
     events.begin(fake(1, 10))
     train(events, 1, range(11, 21))
     events.after_experience(fake(1, 20), {"dna": {"r2": 0.25}})
@@ -105,7 +105,7 @@ def test_what_is_written_again_after_an_interruption_does_not_stand_twice(tmp_pa
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
     for _ in range(2):
-        events = Events(tmp_path, every=1)
+        events = TensorBoardLogger(tmp_path, every=1)
         events.begin(fake())
         train(events, 0, range(1, 4))
         events.close()
@@ -115,7 +115,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path:
 def test_a_run_that_ends_twice_has_one_end(tmp_path: Path) -> None:
     rows = [Result("a", 0, step, name, "r2", 0.25 * step) for step in (1, 2) for name in ("dna", "golgi")]
     for _ in range(2):
-        events = Events(tmp_path)
+        events = TensorBoardLogger(tmp_path)
         events.begin(fake(2, 0))
         events.finished(fake(2, 0), {"strategy": "a"}, rows)
         events.close()
@@ -126,7 +126,7 @@ def test_slices_are_shown_side_by_side_truth_and_prediction_with_one_contrast(tm
     strategy = fake()
     truth = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     strategy.examples = {"dna": Example(truth, truth, truth / 2)}
-    events = Events(tmp_path)
+    events = TensorBoardLogger(tmp_path)
     events.begin(strategy)
     events.after_experience(strategy, {"dna": {"r2": 0.5}, "golgi": {"r2": 0.5}})
     events.close()
@@ -139,7 +139,7 @@ def test_slices_are_shown_side_by_side_truth_and_prediction_with_one_contrast(tm
 
 
 def test_nothing_is_written_before_it_is_known_where_the_run_stands(tmp_path: Path) -> None:
-    events = Events(tmp_path / "tensorboard")
+    events = TensorBoardLogger(tmp_path / "tensorboard")
     with pytest.raises(ValueError, match="begin"):
         events.after_experience(fake(), {"dna": {"r2": 0.5}})
     events.close()

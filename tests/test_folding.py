@@ -7,7 +7,8 @@ import pytest
 import torch
 from stored_model import make_model
 
-from repmode_cl.cli.model import show
+from repmode_cl.cli.show_and_verify import show
+from repmode_cl.model import Model
 from repmode_cl.nn import (
     AdditionSpec,
     Architecture,
@@ -17,8 +18,8 @@ from repmode_cl.nn import (
     fold_norms,
     fold_structure,
 )
-from repmode_cl.nn.transient import kernel_parts, predict_float64, predict_once
-from repmode_cl.store import Model, proof, prove
+from repmode_cl.nn.layerwise_forward import kernel_parts, predict_float64, predict_once
+from repmode_cl.store import proof, prove
 from repmode_cl.store.proof import FOLDING_TOLERANCE
 
 
@@ -108,7 +109,7 @@ def test_a_network_that_is_never_whole_predicts_the_same_bits(grown, structure):
 
 
 def test_kernels_in_parts_are_those_of_one_piece(grown, monkeypatch):
-    monkeypatch.setattr("repmode_cl.nn.transient._SCRATCH", 400)
+    monkeypatch.setattr("repmode_cl.nn.layerwise_forward._SCRATCH", 400)
     for structure in grown.structures:
         for name, block in grown.named_mode_blocks():
             parts = [part for _, part in kernel_parts(block, structure)]

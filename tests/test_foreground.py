@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repmode_cl.data.foreground import bright_places
-from repmode_cl.data.patches import PatchDataset
+from repmode_cl.data.patches.dataset import PatchDataset
+from repmode_cl.data.patches.foreground import bright_places
 from repmode_cl.data.sample import Sample
 
 SHAPE = (8, 40, 40)

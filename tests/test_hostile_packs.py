@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import RepmodeError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
-from repmode_cl.store import Model, verify_model
+from repmode_cl.store import verify_model
 from repmode_cl.store.registry import Registry
 
 ZEROS = "0" * 64

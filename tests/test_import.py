@@ -11,10 +11,10 @@ import tifffile
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
-from repmode_cl.data.import_allen import import_allen
-from repmode_cl.data.import_channels import import_channels
-from repmode_cl.data.import_folder import import_folder
-from repmode_cl.data.importing import structure_of
+from repmode_cl.data.importers.allen import import_allen
+from repmode_cl.data.importers.channels import import_channels
+from repmode_cl.data.importers.common import structure_of
+from repmode_cl.data.importers.folder import import_folder
 from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.errors import ManifestError, StructureError
 from repmode_cl.structures import DATASET_NAMES, TWELVE_STRUCTURES

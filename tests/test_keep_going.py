@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repmode_cl.scenarios import prepared_samples
 from tiny_run import STRUCTURES, make_manifest
 from typer.testing import CliRunner
 
@@ -15,6 +14,7 @@ from repmode_cl.cli import bench
 from repmode_cl.cli.app import app
 from repmode_cl.config import DataConfig, parse_config
 from repmode_cl.data.manifest import read_manifest
+from repmode_cl.data.pipeline import prepared_samples
 from repmode_cl.errors import ManifestError
 
 
@@ -100,8 +100,8 @@ def test_bench_ends_with_what_it_left(broken: Path, tmp_path: Path) -> None:
 
 
 def test_one_row_that_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from repmode_cl.strategies import run_images
-    from repmode_cl.strategies.opening import Before
+    from repmode_cl.benchmark import run_images
+    from repmode_cl.benchmark.resume import ResumeState
 
     def prepared(*_: Any, left: list[tuple[int, str]], **__: Any) -> tuple[list[Any], list[str]]:
         left.append((2, "damaged"))
@@ -110,11 +110,11 @@ def test_one_row_that_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run_images, "prepared_samples", prepared)
     monkeypatch.setattr(run_images, "check_images", lambda *_: [])
     config = parse_config(CONFIG.format(output=tmp_path, manifest="x.csv"), "tiny.yaml")
-    found = run_images.run_images(config, tmp_path, {}, Before(), workers=1, keep_going=True)
+    found = run_images.run_images(config, tmp_path, {}, ResumeState(), workers=1, keep_going=True)
     assert found.notes[0].startswith("1 row of the manifest was left out")
 
 
 def test_the_file_has_one_name() -> None:
-    from repmode_cl.strategies import benchmark
+    from repmode_cl.benchmark import run as benchmark
 
     assert bench.LEFT_OUT == benchmark.LEFT_OUT  # the command does not import strategies to say its help

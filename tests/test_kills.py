@@ -12,7 +12,8 @@ from killing import every_state, steps_to_die_at
 from victims import CASES, CHANGES, Harness, state, temporary
 
 from repmode_cl.errors import ModelError
-from repmode_cl.store import Model, verify_model
+from repmode_cl.model import Model
+from repmode_cl.store import verify_model
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that kills")
 

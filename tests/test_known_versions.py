@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store import Model, make_candidate, verify_model
+from repmode_cl.store import make_candidate, verify_model
 
 
 def lying_pack(model: Model, name: str, folder: Path) -> Path:

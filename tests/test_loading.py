@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from repmode_cl.data.patches import PatchDataset
+from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.training.loading import PatchBatch, patch_loader
+from repmode_cl.training.patch_loader import PatchBatch, patch_loader
 
 NAMES = ("dna", "nucleolus", "cell_membrane")
 
@@ -26,7 +26,7 @@ NAMES = ("dna", "nucleolus", "cell_membrane")
 SPY = """
 import os, sys, time
 from pathlib import Path
-from repmode_cl.data.patches import PatchDataset
+from repmode_cl.data.patches.dataset import PatchDataset
 
 if "--multiprocessing-fork" in sys.orig_argv and "SPY_STARTS_SLOWLY" in os.environ:
     Path(os.environ["SPY_FOLDER"], "starting").touch()
@@ -199,7 +199,7 @@ print("script runs", flush=True)
 import pickle, time
 from pathlib import Path
 import only_the_script_s
-from repmode_cl.training.loading import patch_loader
+from repmode_cl.training.patch_loader import patch_loader
 data = pickle.loads(Path(sys.argv[2]).read_bytes())
 print("starting", flush=True)
 for number, batch in enumerate(patch_loader(data, batch_size=2, workers=1)):

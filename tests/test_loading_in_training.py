@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repmode_cl.scenarios import stream_of_samples
 from tiny_run import Done, changed
 from tiny_strategies import PATCH, TRAINING, differing, experts_frozen, learn, state_of
 from typer.testing import CliRunner
@@ -16,7 +15,8 @@ from repmode_cl import strategies
 from repmode_cl.cli.app import app
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
-from repmode_cl.processes import workers_here
+from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.utils.process_pool import workers_here
 
 STREAM = (("dna", "cell_membrane", "nucleolus"), ("mitochondria",))
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from repmode_cl.data.check import check_manifest
-from repmode_cl.data.importing import read_table
+from repmode_cl.data.importers.common import read_table
 from repmode_cl.data.manifest import Manifest, Region, Row, read_manifest, write_manifest
+from repmode_cl.data.validation.manifest_check import check_manifest
 from repmode_cl.errors import ManifestError, UnknownStructureError
 
 HEADER = "structure,signal,signal_channel,target,target_channel"

@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from repmode_cl.strategies import benchmark as benchmark_module
-from repmode_cl.strategies import run_benchmark
 from tiny_run import MEASURED, changed, tiny
 
+from repmode_cl.benchmark import run as benchmark_module
+from repmode_cl.benchmark import run_benchmark
 from repmode_cl.config import Config, StrategyConfig, StreamConfig
-from repmode_cl.evaluation import ResultsTable
+from repmode_cl.results import ResultsTable
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,7 +92,7 @@ def at_work(parent: int) -> int | None:
     """Return a process that `parent` has at work at a unit."""
     for child in psutil.Process(parent).children(recursive=True):
         try:
-            if "repmode_cl.strategies.unit_process" in child.cmdline():
+            if "repmode_cl.benchmark.executors.worker_main" in child.cmdline():
                 return child.pid
         except psutil.Error:  # it has just ended
             continue
@@ -128,7 +128,7 @@ def test_a_killed_parent_leaves_nothing_at_work_and_the_run_goes_on(
     import subprocess
     import sys
 
-    from repmode_cl.config.loading import dump_config
+    from repmode_cl.config.load import dump_config
 
     config = changed(long, output=str(tmp_path))
     file = tmp_path / "it.yaml"

@@ -12,17 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from repmode_cl.strategies import peak_memory as memory_module
-from repmode_cl.strategies.executing import Ended, Job, execute
-from repmode_cl.strategies.local_processes import LocalProcesses, how_ended
-from repmode_cl.strategies.peak_memory import PeakMemory
-from repmode_cl.strategies.units import Base, Outcome, Unit, read_outcome, write_outcome
 
-from repmode_cl.alone import ABANDONED, end_all, give_order
+from repmode_cl.benchmark.executors.child_process import ABANDONED, end_all, run_in_child
+from repmode_cl.benchmark.executors.local import LocalProcesses, how_ended
+from repmode_cl.benchmark.executors.scheduling import ScheduledTrial, TrialEnded, run_jobs
+from repmode_cl.benchmark.trials import BaseTrial
+from repmode_cl.results.trial_record import Trial, TrialOutcome, read_outcome, write_outcome
+from repmode_cl.strategies.plugins import peak_memory as memory_module
+from repmode_cl.strategies.plugins.peak_memory import PeakMemory
 
 HERE = Path(__file__).parent
-A, B, C = (Unit(title, "s", 0) for title in "abc")
-BASE = Base("repmode", "", 0, "a")
+A, B, C = (Trial(title, "s", 0) for title in "abc")
+BASE = BaseTrial("repmode", "", 0, "a")
 
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that kills")
 
@@ -30,57 +31,59 @@ needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no signa
 class Fake:
     """An executor whose units end, in the order in which they began, as a plan says: done, failed or killed."""
 
-    def __init__(self, slots: int, plan: dict[Unit | Base, str]) -> None:
+    def __init__(self, slots: int, plan: dict[Trial | BaseTrial, str]) -> None:
         self.slots, self.plan = slots, {item: deque(ends.split()) for item, ends in plan.items()}
-        self.begun: list[Unit | Base] = []
-        self.running: deque[Unit | Base] = deque()
-        self.outcomes: dict[Unit | Base, Outcome] = {}
+        self.begun: list[Trial | BaseTrial] = []
+        self.running: deque[Trial | BaseTrial] = deque()
+        self.outcomes: dict[Trial | BaseTrial, TrialOutcome] = {}
         self.most = 0
 
-    def start(self, item: Unit | Base) -> None:
+    def start(self, item: Trial | BaseTrial) -> None:
         self.begun.append(item)
         self.running.append(item)
         self.most = max(self.most, len(self.running))
 
-    def next_ended(self) -> Ended:
+    def next_ended(self) -> TrialEnded:
         item = self.running.popleft()
         end = self.plan[item].popleft() if self.plan.get(item) else "done"
         if end in ("done", "failed"):
-            self.outcomes[item] = Outcome(finished=end == "done", message="" if end == "done" else "it broke")
-        return Ended(item, "its process was killed (signal 9)", again=end != "lost")
+            self.outcomes[item] = TrialOutcome(
+                finished=end == "done", message="" if end == "done" else "it broke"
+            )
+        return TrialEnded(item, "its process was killed (signal 9)", again=end != "lost")
 
-    def run(self, *jobs: Job, **options: int) -> dict[Unit | Base, Outcome]:
-        def fail(item: Unit | Base, why: str) -> None:
-            self.outcomes[item] = Outcome(finished=False, message=why)
+    def run(self, *jobs: ScheduledTrial, **options: int) -> dict[Trial | BaseTrial, TrialOutcome]:
+        def fail(item: Trial | BaseTrial, why: str) -> None:
+            self.outcomes[item] = TrialOutcome(finished=False, message=why)
 
-        seen: list[Unit | Base] = []
-        execute(jobs, self, outcome=self.outcomes.get, fail=fail, ended=seen.append, **options)
+        seen: list[Trial | BaseTrial] = []
+        run_jobs(jobs, self, outcome=self.outcomes.get, fail=fail, ended=seen.append, **options)
         assert sorted(map(str, seen)) == sorted(str(job.item) for job in jobs)
         return self.outcomes
 
 
 def test_a_base_comes_first_and_others_do_not_wait_for_it() -> None:
     fake = Fake(2, {})
-    fake.run(Job(BASE), Job(A, BASE), Job(B), Job(C, BASE))
+    fake.run(ScheduledTrial(BASE), ScheduledTrial(A, BASE), ScheduledTrial(B), ScheduledTrial(C, BASE))
     assert fake.begun == [BASE, B, A, C]
     assert fake.most == 2
 
 
 def test_a_killed_unit_is_begun_again_three_times_and_no_more() -> None:
     fake = Fake(1, {A: "killed killed killed done", B: "killed killed killed killed"})
-    outcomes = fake.run(Job(A), Job(B), Job(C))
+    outcomes = fake.run(ScheduledTrial(A), ScheduledTrial(B), ScheduledTrial(C))
     assert fake.begun == [A, A, A, A, B, B, B, B, C]
     assert outcomes[A].finished
     assert outcomes[C].finished
     assert outcomes[B].message == "tried 4 times: its process was killed (signal 9)"
     gone = Fake(1, {A: "lost"})
-    assert not gone.run(Job(A))[A].finished
+    assert not gone.run(ScheduledTrial(A))[A].finished
     assert gone.begun == [A]  # who knows that it was tried elsewhere is believed
 
 
 def test_a_failed_unit_ends_no_other_but_those_that_begin_with_it() -> None:
     fake = Fake(2, {A: "failed", BASE: "failed"})
-    outcomes = fake.run(Job(A), Job(BASE), Job(B, BASE), Job(C))
+    outcomes = fake.run(ScheduledTrial(A), ScheduledTrial(BASE), ScheduledTrial(B, BASE), ScheduledTrial(C))
     assert fake.begun == [A, BASE, C]
     assert outcomes[A].message == "it broke"
     assert outcomes[C].finished
@@ -107,7 +110,7 @@ def test_a_process_of_its_own_says_how_it_ended_and_what_it_said(tmp_path: Path)
     log = tmp_path / "log.txt"
 
     def give(**order: object) -> int:
-        return give_order("alone_victim", order, log, group="test", threads=3, folder=str(tmp_path))
+        return run_in_child("alone_victim", order, log, group="test", threads=3, folder=str(tmp_path))
 
     assert give(do="exit", status=7) == 7
     assert "ended by itself, with exit status 7" in how_ended(7)
@@ -119,7 +122,7 @@ def test_a_process_of_its_own_says_how_it_ended_and_what_it_said(tmp_path: Path)
     if os.name != "nt":
         assert "killed (signal 9)" in how_ended(give(do="kill"))
     end_all("over")
-    assert give_order("alone_victim", {}, log, group="over", threads=1, folder=".") == ABANDONED
+    assert run_in_child("alone_victim", {}, log, group="over", threads=1, folder=".") == ABANDONED
 
 
 @needs_signals
@@ -145,14 +148,14 @@ def test_a_process_ends_when_its_giver_is_killed(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("victims")
 def test_local_processes_that_are_killed_are_begun_again(tmp_path: Path) -> None:
     """Real ones: the seed says at which try a unit is not killed any more."""
-    units = [Unit("one", "x", 1), Unit("two", "x", 3), Unit("never", "x", 9)]
+    units = [Trial("one", "x", 1), Trial("two", "x", 3), Trial("never", "x", 9)]
 
-    def fail(item: Unit | Base, why: str) -> None:
-        write_outcome(tmp_path / item.folder, Outcome(finished=False, message=why))
+    def fail(item: Trial | BaseTrial, why: str) -> None:
+        write_outcome(tmp_path / item.folder, TrialOutcome(finished=False, message=why))
 
     with LocalProcesses(tmp_path, jobs=2, threads=1, module="alone_victim") as processes:
-        execute(
-            [Job(unit) for unit in units],
+        run_jobs(
+            [ScheduledTrial(unit) for unit in units],
             processes,
             outcome=lambda item: read_outcome(tmp_path / item.folder),
             fail=fail,
@@ -172,7 +175,7 @@ def test_processes_at_work_end_with_their_executor(tmp_path: Path) -> None:
     order = {"do": "wait", "file": str(file)}
 
     def give() -> None:
-        ended.append(give_order("alone_victim", order, log, group="leave", threads=1, folder="."))
+        ended.append(run_in_child("alone_victim", order, log, group="leave", threads=1, folder="."))
 
     thread = Thread(target=give)
     thread.start()

@@ -10,7 +10,6 @@ from scipy import stats
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation import (
-    ResultsTable,
     backward_transfer,
     final_average,
     forgetting,
@@ -18,9 +17,10 @@ from repmode_cl.evaluation import (
     relative_improvement,
     summarise,
 )
-from repmode_cl.report.table import strategy_table, write_table_csv
-from repmode_cl.report.terminal import render_terminal, summary_lines
-from repmode_cl.report.texts import forgetting_text
+from repmode_cl.report.tables.number_format import forgetting_text
+from repmode_cl.report.tables.strategies import strategy_table, write_table_csv
+from repmode_cl.report.tables.terminal import render_terminal, summary_lines
+from repmode_cl.results import ResultsTable
 
 EXPERIENCES = [["a", "b"], ["c"], ["d"]]
 NAN = math.nan

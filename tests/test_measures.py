@@ -9,7 +9,6 @@ import pytest
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation import (
-    ResultsTable,
     TriedBudget,
     area_under_curve,
     backward_transfer,
@@ -23,6 +22,7 @@ from repmode_cl.evaluation import (
     performance_matrix,
     smallest_budget,
 )
+from repmode_cl.results import ResultsTable
 
 NAN = math.nan
 EXPERIENCES = [["a", "b"], ["c"], ["d"]]

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repmode_cl.strategies import run_benchmark
 from tiny_run import SEED, STRUCTURES, TITLES, Done, changed
 from typer.testing import CliRunner
 
+from repmode_cl.benchmark import run_benchmark
 from repmode_cl.cli.app import app
 from repmode_cl.config import load_config
-from repmode_cl.config.loading import dump_config
+from repmode_cl.config.load import dump_config
 from repmode_cl.errors import ConfigError, RepmodeError
-from repmode_cl.evaluation import ResultsTable
-from repmode_cl.report.merging import merge_runs
-from repmode_cl.report.run_info import read_run_info
+from repmode_cl.results import ResultsTable
+from repmode_cl.results.merge_runs import merge_runs
+from repmode_cl.results.run_info import read_run_info
 
 
 def copy_of(

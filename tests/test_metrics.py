@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.evaluation import HIGHER_IS_BETTER, Result, ResultsTable, image_metrics, mean_metrics
+from repmode_cl.metrics import HIGHER_IS_BETTER, image_metrics, mean_metrics
+from repmode_cl.results import Result, ResultsTable
 
 HEADER = "strategy,stream,seed,step,structure,metric,value"
 OLD_HEADER = "strategy,seed,step,structure,metric,value"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from repmode_cl import Model
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.predict_file import predict_file
-from repmode_cl.napari import in_memory
-from repmode_cl.napari.in_memory import Prediction, Request, predict_volume
+from repmode_cl.napari import predict_layer as in_memory
+from repmode_cl.napari.predict_layer import Prediction, Request, predict_volume
 
 NAMES = ("dna", "mitochondria")
 SHAPE = (9, 14, 12)
@@ -76,7 +76,8 @@ def test_images_are_prepared_as_the_model_says(
     [found] = predicted(request_of(stored, structures=("dna",), voxel_size=(0.4, 0.15, 0.29)), image)
     assert found.values.shape == SHAPE
     # Only y changes; blurred, cubic, clipped.
-    from repmode_cl.data.normalise import normalise, resample
+    from repmode_cl.data.preprocessing.normalisation import normalise
+    from repmode_cl.data.preprocessing.resampling import resample
 
     blurred = resample(image, (0.29, 0.15, 0.29), VOXELS, 3, anti_alias=True)
     np.testing.assert_array_equal(seen[0], normalise(blurred, percentiles=(5, 95)))

@@ -13,7 +13,7 @@ offscreen.application()
 from napari.layers import Image  # noqa: E402 - after what it needs was seen to
 
 from repmode_cl.errors import ImageError  # noqa: E402
-from repmode_cl.napari.selection import select, stated_voxel_size  # noqa: E402
+from repmode_cl.napari.layer_region import select, stated_voxel_size  # noqa: E402
 
 ANY = np.random.default_rng(0)
 

@@ -22,10 +22,11 @@ from qtpy.QtCore import Qt, QThread  # noqa: E402
 from qtpy.QtWidgets import QFileDialog  # noqa: E402
 
 from repmode_cl import Model, __version__  # noqa: E402
-from repmode_cl.inference.colours import colour_of  # noqa: E402
-from repmode_cl.napari import in_memory, widget  # noqa: E402
+from repmode_cl.inference.display_colours import colour_of  # noqa: E402
+from repmode_cl.napari import predict_layer as in_memory  # noqa: E402
+from repmode_cl.napari import widget  # noqa: E402
+from repmode_cl.napari.layer_region import LayerRegion  # noqa: E402
 from repmode_cl.napari.layers import Placed  # noqa: E402
-from repmode_cl.napari.selection import Selection  # noqa: E402
 from repmode_cl.napari.widget import PredictWidget  # noqa: E402
 
 SHAPE = (9, 14, 12)
@@ -148,7 +149,7 @@ def test_an_image_that_is_turned_in_any_way_is_met() -> None:
     affine = np.eye(5)
     affine[:4, 4] = 1, 2, 3, 4
     film = Image(DATA, scale=(2, *VOXELS), translate=(5, 6, 7, 8), rotate=turn, affine=affine)
-    placed = Placed(film, Selection(SHAPE, (1, 2, 3), (2, None, None, None), ()))
+    placed = Placed(film, LayerRegion(SHAPE, (1, 2, 3), (2, None, None, None), ()))
     found = Image(np.zeros((1, *SHAPE)), **placed.settings)
     for corner in ((0, 0, 0), (8, 13, 11), (3, 0, 11)):
         np.testing.assert_allclose(found.data_to_world((0, *corner)), film.data_to_world((2, *corner)))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repmode_cl.data.order import Grouped, Shuffled, make_order
-from repmode_cl.data.patches import PatchDataset
+from repmode_cl.data.patches.dataset import PatchDataset
+from repmode_cl.data.patches.sampler import Grouped, Shuffled, make_order
 from repmode_cl.data.sample import Sample
 
 NAMES = ("actin_filament", "cell_membrane", "dna", "nucleolus", "tight_junction")

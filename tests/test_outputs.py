@@ -22,15 +22,14 @@ from stored_model import make_predictor
 from repmode_cl import __version__
 from repmode_cl.data.readers import open_image
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.inference import ome_tiff, pyramid
-from repmode_cl.inference.colours import STRUCTURE_COLOURS, colour_of
-from repmode_cl.inference.picture import NAMESPACE, Channel, Picture
+from repmode_cl.inference.display_colours import STRUCTURE_COLOURS, colour_of
 from repmode_cl.inference.predict_file import predict_file
-from repmode_cl.inference.pyramid import Pyramid, halve, level_shapes
 from repmode_cl.inference.rescale import Rescale
-from repmode_cl.inference.volume_io import write_picture
+from repmode_cl.inference.writers import ome_tiff, pyramid, write_picture
+from repmode_cl.inference.writers.image_metadata import NAMESPACE, ChannelMetadata, ImageMetadata
+from repmode_cl.inference.writers.pyramid import Pyramid, halve, level_shapes
+from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.store import Model
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 VOXEL = (0.5, 0.3, 0.2)
@@ -47,8 +46,10 @@ class Array:
 
 def write(path: Path, volumes: list[NDArray[Any]], voxel: tuple[float, ...] | None = VOXEL) -> None:
     dtype = volumes[0].dtype
-    channels = [Channel(f"c{n} <µ\0>", (255, n, 128), {"about": f"number {n}"}) for n in range(len(volumes))]
-    picture = Picture(
+    channels = [
+        ChannelMetadata(f"c{n} <µ\0>", (255, n, 128), {"about": f"number {n}"}) for n in range(len(volumes))
+    ]
+    picture = ImageMetadata(
         "name", volumes[0].shape, dtype, tuple(channels), voxel, "a & b", UUID, {"software": "x"}
     )
     pyramids = [
@@ -80,7 +81,7 @@ def levels_of(path: Path) -> list[NDArray[Any]]:
 def test_all_levels_read_back_by_other_libraries(tmp_path, monkeypatch, shape, count, dtype, suffix):
     monkeypatch.setattr(pyramid, "TILE", 16)
     monkeypatch.setattr(ome_tiff, "TILE", 16)
-    monkeypatch.setattr("repmode_cl.inference.ome_zarr.TILE", 16)
+    monkeypatch.setattr("repmode_cl.inference.writers.ome_zarr.TILE", 16)
     rng = np.random.default_rng(0)
     volumes = [rng.integers(0, 255, shape).astype(dtype) for _ in range(count)]
     path = tmp_path / f"a{suffix}"
@@ -236,7 +237,7 @@ def image(tmp_path: Path) -> Path:
     values = np.random.default_rng(0).integers(100, 3000, (2, 7, 18, 22)).astype(np.uint16)
     metadata = {
         "axes": "CZYX",
-        "Channel": {"Name": ["bright field", "dye"]},
+        "ChannelMetadata": {"Name": ["bright field", "dye"]},
         **{f"PhysicalSize{axis}": size for axis, size in zip("ZYX", (0.6, 0.3, 0.25), strict=True)},
         **{f"PhysicalSize{axis}Unit": "µm" for axis in "ZYX"},
     }
@@ -337,8 +338,9 @@ def test_what_is_said_of_a_forced_voxel_size_stays_with_the_file(model, image, t
 
 
 def test_preprocessing_of_the_model_is_that_of_the_prediction(image, tmp_path):
-    from repmode_cl.data.normalise import normalise, resample
-    from repmode_cl.data.recipe import Recipe
+    from repmode_cl.data.preprocessing.normalisation import normalise
+    from repmode_cl.data.preprocessing.recipe import Recipe
+    from repmode_cl.data.preprocessing.resampling import resample
 
     network = RepModeUNet(Architecture(width=2, depth=1, experts=("conv3",)), ("dna",), seed=0)
     recipe = Recipe(axes="xy", order=3, anti_alias=True, percentiles=(2.0, 98.0))
@@ -356,7 +358,7 @@ def test_preprocessing_of_the_model_is_that_of_the_prediction(image, tmp_path):
         resample(volume, (0.6, 0.3, 0.25), size, 3, anti_alias=True), percentiles=(2.0, 98.0)
     )
     assert done.grid == prepared.shape == (7, 13, 14)
-    from repmode_cl.data.normalise import resample_to
+    from repmode_cl.data.preprocessing.resampling import resample_to
 
     want = resample_to(model.predict(prepared, "dna"), volume.shape, 1)
     assert np.abs(np.load(done.path) - want).max() <= 1e-4 * np.abs(want).max()

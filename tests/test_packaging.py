@@ -87,7 +87,7 @@ def test_one_top_level_package_with_every_source_file(wheel: Path) -> None:
     }
     assert {name for name in names if name.startswith("repmode_cl/")} == sources
     assert "repmode_cl/py.typed" in sources
-    assert {"repmode_cl/configs/quickstart.yaml", "repmode_cl/report/page.jinja"} <= sources
+    assert {"repmode_cl/configs/quickstart.yaml", "repmode_cl/report/page/templates/page.jinja"} <= sources
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, UnknownStructureError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store import Model, read_pack
-from repmode_cl.store.digests import same_bits
+from repmode_cl.store import read_pack
+from repmode_cl.utils.tensor_digests import same_bits
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

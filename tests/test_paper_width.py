@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet
-from repmode_cl.store import Model
-from repmode_cl.store.tensors import write_tensors
+from repmode_cl.utils.safetensors_io import write_tensors
 
 EXPERTS = ("conv5", "conv3", "conv1", "lowrank:8", "none")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from repmode_cl.data.patches import PatchDataset, VolumeDataset
+from repmode_cl.data.patches.dataset import PatchDataset, VolumeDataset
 from repmode_cl.data.sample import Sample, shuffle_signals
 from repmode_cl.errors import ImageError, ManifestError
 

@@ -16,17 +16,18 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ConfigError, RepmodeError
-from repmode_cl.perf import PerfSettings, rounds, run_perf, scaling
-from repmode_cl.perf import check as checking
-from repmode_cl.perf.check import check_device
-from repmode_cl.perf.footprint import peak_tensor_bytes
+from repmode_cl.perf import PerfSettings, run_perf, scaling
+from repmode_cl.perf import device_check as checking
+from repmode_cl.perf import timing_rounds as rounds
+from repmode_cl.perf.device_check import check_device
 from repmode_cl.perf.memory import footprint_of, measure_memory
-from repmode_cl.perf.rounds import Lazily, alternate, rows_of
 from repmode_cl.perf.settings import QUICK
 from repmode_cl.perf.tables import tables_of
+from repmode_cl.perf.timing_rounds import Lazily, alternate, rows_of
 from repmode_cl.perf.training import measure_training
 from repmode_cl.perf.workloads import Networks, training_variants
 from repmode_cl.training.precision import Precision
+from repmode_cl.utils.memory import peak_tensor_bytes
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision("float32", "cpu")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from repmode_cl.nn import AdditionSpec, Architecture, ModeBlock, RepModeUNet
-from repmode_cl.nn.plain import PlainBlock
-from repmode_cl.nn.sites import Groups
-from repmode_cl.perf.variants import per_sample, unfused
+from repmode_cl.nn.per_structure_layers import StructureGroups
+from repmode_cl.nn.plain_unet import PlainBlock
+from repmode_cl.perf.reference_variants import per_sample, unfused
+from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.loss import masked_mse
-from repmode_cl.training.saved import saved_bytes
 
 BASE = ("dna", "golgi_apparatus", "nucleolus")
 WAYS = {"unfused": unfused, "per_sample": per_sample}
@@ -86,7 +86,7 @@ def block(structures: tuple[str, ...]) -> ModeBlock:
 def test_a_block_keeps_its_input_and_fused_kernels_and_no_intermediate(count: int) -> None:
     ours = block(BASE[:count])
     x = torch.randn(6, 8, 4, 6, 6).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    groups = Groups(BASE[:count], (6 // count,) * count)
+    groups = StructureGroups(BASE[:count], (6 // count,) * count)
     kept = saved_bytes(lambda: ours(x, groups), [x, *ours.parameters()])
     kernel = 16 * 8 * 125 * 4
     gates = count * 5 * 16 * 4

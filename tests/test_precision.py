@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from repmode_cl.scenarios import stream_of_samples
-from repmode_cl.strategies import StructureStrategy
-from repmode_cl.strategies import evaluating as evaluating_module
-from repmode_cl.strategies.checkpoints import StrategyCheckpoint
 from tiny_strategies import TRAINING, build, differing, experts_frozen, learn, state_of
 from torch import Tensor, nn
 
 from repmode_cl.data.sample import Sample
-from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ConfigError
 from repmode_cl.nn import Architecture, RepModeUNet
+from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.strategies import evaluation as evaluating_module
+from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.training import Precision, inherit_precision, recall_precision, resolve_precision
+from repmode_cl.utils.devices import resolve_device
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -19,14 +19,14 @@ import pytest
 from numpy.typing import NDArray
 
 from repmode_cl.data.readers import Region, open_image
-from repmode_cl.inference.picture import Channel, Picture
-from repmode_cl.inference.predict import sliding_window
 from repmode_cl.inference.predict_file import predict_file
-from repmode_cl.inference.pyramid import Pyramid
-from repmode_cl.inference.source import FileSource, z_score_of
-from repmode_cl.inference.volume_io import write_picture
+from repmode_cl.inference.sliding_window import sliding_window
+from repmode_cl.inference.volume_source import FileSource, z_score_of
+from repmode_cl.inference.writers import write_picture
+from repmode_cl.inference.writers.image_metadata import ChannelMetadata, ImageMetadata
+from repmode_cl.inference.writers.pyramid import Pyramid
+from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.store import Model
 
 VOXEL = (0.29, 0.29, 0.29)
 OTHER = (0.4, 0.3, 0.25)
@@ -40,9 +40,9 @@ HOUR = [pytest.mark.slow, pytest.mark.timeout(2 * 3600)]
 #: A process of its own, so that its peak of memory is that of the prediction; said on the last line.
 PREDICT = """
 import json, sys
-from repmode_cl.inference.memory import peak_memory
+from repmode_cl.inference.streaming.memory_plan import peak_memory
 from repmode_cl.inference.predict_file import predict_file
-from repmode_cl.inference.stream import PredictionStopped
+from repmode_cl.inference.streaming.run import PredictionStopped
 settings = json.loads(sys.argv[1])
 try:
     predict_file(**settings, progress=lambda done, total: print(done, total, flush=True))
@@ -199,7 +199,7 @@ def test_writing_takes_no_more_memory_than_a_few_tiles(tmp_path, suffix):
         def read(self, box: tuple[slice, ...]) -> NDArray[Any]:
             return np.zeros([part.stop - part.start for part in box], np.float32)
 
-    picture = Picture("big", Zeros.shape, np.dtype(np.float32), (Channel("dna"),))
+    picture = ImageMetadata("big", Zeros.shape, np.dtype(np.float32), (ChannelMetadata("dna"),))
     one = Pyramid(Zeros(), picture.dtype, None, tmp_path / "s")
     tracemalloc.start()
     try:

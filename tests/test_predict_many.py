@@ -15,13 +15,13 @@ from stored_model import make_predictor
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
-from repmode_cl.data.normalise import normalise
+from repmode_cl.data.preprocessing.normalisation import normalise
 from repmode_cl.errors import RepmodeError
-from repmode_cl.evaluation import image_metrics
-from repmode_cl.inference.many import expand_inputs, output_names, predict_many
-from repmode_cl.inference.measure import compare_volumes
-from repmode_cl.inference.source import z_score_of
-from repmode_cl.store import Model
+from repmode_cl.inference.predict_files import expand_inputs, output_names, predict_many
+from repmode_cl.inference.streaming.metrics import compare_volumes
+from repmode_cl.inference.volume_source import z_score_of
+from repmode_cl.metrics import image_metrics
+from repmode_cl.model import Model
 
 VOXEL = (0.5, 0.3, 0.3)
 SIZE = ("--voxel-size", "0.5,0.3,0.3", "--device", "cpu")
@@ -203,7 +203,7 @@ def test_figures_where_the_truth_is_a_channel(model, folder):
 
 
 def test_metrics_of_pieces_are_those_of_the_whole(monkeypatch):
-    monkeypatch.setattr("repmode_cl.data.normalise._STRIP", 50)
+    monkeypatch.setattr("repmode_cl.data.preprocessing.normalisation._STRIP", 50)
     rng = np.random.default_rng(0)
 
     class Array:

@@ -10,26 +10,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repmode_cl.data.normalise import normalise, resample_to
-from repmode_cl.data.resample_box import resample_box, resample_tiles
+from repmode_cl.data.preprocessing.normalisation import normalise
+from repmode_cl.data.preprocessing.resample_box import resample_box, resample_tiles
+from repmode_cl.data.preprocessing.resampling import resample_to
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.inference.batches import predict_batches
-from repmode_cl.inference.blocks import BlockPlan
-from repmode_cl.inference.memory import (
-    MemoryPlan,
-    Needs,
-    activation_bytes,
-    available_memory,
-    format_bytes,
-    parse_memory,
-    plan_memory,
-    resident_memory,
-)
-from repmode_cl.inference.outputs import output_paths
-from repmode_cl.inference.raw import RawVolume
-from repmode_cl.inference.source import z_score_of
-from repmode_cl.inference.sums import Sums, sums_nbytes
+from repmode_cl.inference.output_paths import output_paths
+from repmode_cl.inference.raw_volume import RawVolume
+from repmode_cl.inference.streaming.blocks import BlockPlan
+from repmode_cl.inference.streaming.memory_plan import MemoryPlan, Needs, activation_bytes, plan_memory
+from repmode_cl.inference.streaming.partial_sums import Sums, sums_nbytes
+from repmode_cl.inference.volume_source import z_score_of
+from repmode_cl.inference.window_batches import predict_batches
 from repmode_cl.inference.windows import WindowGrid, gaussian_weights, summed_weights
+from repmode_cl.utils.memory import available_memory, format_bytes, parse_memory, resident_memory
 
 SIZE = st.tuples(*[st.integers(1, 12)] * 3)
 anything = settings(
@@ -181,7 +174,7 @@ def test_raw_volumes_that_are_cut_off_are_refused(tmp_path):
 
 
 def test_sums_of_large_planes_are_taken_in_strips(monkeypatch):
-    from repmode_cl.data import normalise as module
+    from repmode_cl.data.preprocessing import normalisation as module
 
     volume = np.random.default_rng(0).normal(size=(3, 50, 7))
     whole = normalise(volume)

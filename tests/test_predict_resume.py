@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.predict_file import PredictedFile, predict_file
-from repmode_cl.inference.stream import PredictionStopped
-from repmode_cl.inference.volume_io import remove
-from repmode_cl.store import Model
+from repmode_cl.inference.streaming.run import PredictionStopped
+from repmode_cl.inference.writers import remove
+from repmode_cl.model import Model
 
 VOXEL = (0.5, 0.3, 0.3)
 OTHER = (0.7, 0.3, 0.35)
@@ -73,7 +73,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bytes(model, image, tmp_p
 
 @pytest.mark.parametrize("voxel", [VOXEL, OTHER])
 def test_a_death_just_before_or_after_any_word_of_the_journal(model, image, tmp_path, monkeypatch, voxel):
-    from repmode_cl.inference import scratch as module
+    from repmode_cl.inference.streaming import journal as module
 
     np.save(image, np.load(image)[:7, :18, :37])
     out, copies = tmp_path / "out", tmp_path / "copies"
@@ -102,7 +102,8 @@ def test_a_death_just_before_or_after_any_word_of_the_journal(model, image, tmp_
 )
 def test_a_death_at_any_file_that_is_written(model, image, tmp_path, monkeypatch, suffix, stack):
     """Killed at any write, or just before a folder is put in place of another: the old one or the new one."""
-    from repmode_cl.inference import ome_tiff, ome_zarr, volume_io
+    from repmode_cl.inference import writers as volume_io
+    from repmode_cl.inference.writers import ome_tiff, ome_zarr
 
     np.save(image, np.load(image)[:5, :9, :11])
     names = ["dna", "golgi"]
@@ -225,7 +226,7 @@ def test_missing_scratch_files_are_named(model, image, tmp_path, missing):
 
 @pytest.mark.parametrize("suffix", [".ome.tif", ".ome.zarr"])
 def test_a_part_that_goes_before_it_is_put_in_place_is_named(model, image, tmp_path, monkeypatch, suffix):
-    from repmode_cl.inference import finish
+    from repmode_cl.inference.streaming import finish
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -280,7 +281,7 @@ def test_a_call_for_one_of_several_files_leaves_the_others_part_alone(model, ima
 
 
 def test_a_refusal_keeps_the_image_that_was_prepared(model, image, tmp_path, monkeypatch):
-    from repmode_cl.inference import stream
+    from repmode_cl.inference.streaming import run as stream
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -300,7 +301,7 @@ def test_a_refusal_keeps_the_image_that_was_prepared(model, image, tmp_path, mon
 
 
 def test_less_memory_than_it_was_begun_with_is_said(model, image, tmp_path, monkeypatch):
-    from repmode_cl.inference.memory import Needs
+    from repmode_cl.inference.streaming.memory_plan import Needs
 
     out = tmp_path / "out"
     assert attempt(model, image, out, stop=40) is None
@@ -312,7 +313,7 @@ def test_less_memory_than_it_was_begun_with_is_said(model, image, tmp_path, monk
 
 
 def test_an_interrupted_command_says_how_to_continue(model, image, tmp_path, monkeypatch):
-    from repmode_cl.inference import stream
+    from repmode_cl.inference.streaming import run as stream
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
-from repmode_cl.data.normalise import normalise, resample, resample_to
+from repmode_cl.data.preprocessing.normalisation import normalise
+from repmode_cl.data.preprocessing.resampling import resample, resample_to
 from repmode_cl.data.readers import open_image
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
-from repmode_cl.inference.memory import MemoryPlan, peak_memory
-from repmode_cl.inference.predict import sliding_window
 from repmode_cl.inference.predict_file import predict_file
+from repmode_cl.inference.sliding_window import sliding_window
+from repmode_cl.inference.streaming.memory_plan import MemoryPlan
+from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.store import Model
+from repmode_cl.utils.memory import peak_memory
 
 VOXEL = (0.5, 0.3, 0.3)
 WINDOW = (6, 10, 8)
@@ -146,7 +148,7 @@ def test_several_structures_share_one_pass_and_equal_those_alone(models, tmp_pat
     for name in ("dna", "golgi"):
         predict_file(models[1], name, path, tmp_path / f"{name}.ome.tif", voxel_size=voxel, device="cpu")
     reads = []
-    from repmode_cl.inference import stream
+    from repmode_cl.inference.streaming import run as stream
 
     monkeypatch.setattr(
         stream,
@@ -265,7 +267,7 @@ def test_bad_volumes_are_refused_and_leave_nothing(models, tmp_path):
 
 
 def test_little_memory_lowers_the_batch_and_says_so(models, tmp_path, monkeypatch):
-    from repmode_cl.inference.memory import Needs
+    from repmode_cl.inference.streaming.memory_plan import Needs
 
     monkeypatch.setattr(Needs, "of", lambda self, blocks, batch: batch * 100)
     path = write(tmp_path, photo((8, 20, 20)), "npy")

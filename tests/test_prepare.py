@@ -14,11 +14,13 @@ import pytest
 import tifffile
 
 from repmode_cl.config.schema import PreprocessingConfig
-from repmode_cl.data import jobs
-from repmode_cl.data.cache import VolumeCache
 from repmode_cl.data.manifest import Manifest, Row
-from repmode_cl.data.patches import PatchDataset
-from repmode_cl.data.prepare import normalise, prepare, resample, resample_to
+from repmode_cl.data.patches.dataset import PatchDataset
+from repmode_cl.data.preprocessing import volume_jobs as jobs
+from repmode_cl.data.preprocessing.normalisation import normalise
+from repmode_cl.data.preprocessing.prepare import prepare
+from repmode_cl.data.preprocessing.resampling import resample, resample_to
+from repmode_cl.data.preprocessing.volume_cache import VolumeCache
 from repmode_cl.data.readers import Region
 from repmode_cl.errors import ImageError, ManifestError, RepmodeError, UnknownStructureError
 
@@ -281,7 +283,7 @@ def test_a_file_too_large_for_memory_is_named(field, tmp_path, monkeypatch):
 
 def test_a_process_that_prepares_imports_neither_torch_nor_avalanche():
     code = (
-        "import sys, repmode_cl.data.jobs\n"
+        "import sys, repmode_cl.data.preprocessing.volume_jobs\n"
         "heavy = {'torch', 'avalanche', 'pydantic', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -12,20 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from repmode_cl.config.loading import load_config
+from repmode_cl.config.load import load_config
 from repmode_cl.config.schema import PreprocessingConfig
-from repmode_cl.data.antialias import blur_radius
 from repmode_cl.data.manifest import Manifest, Row
-from repmode_cl.data.normalise import normalise, resample, resample_to, strips, z_score
-from repmode_cl.data.percentiles import percentiles_of
-from repmode_cl.data.prepare import prepare
-from repmode_cl.data.recipe import Recipe
-from repmode_cl.data.resample_box import resample_box, resample_tiles
-from repmode_cl.data.voxel_guard import voxel_record
+from repmode_cl.data.preprocessing.normalisation import normalise, percentiles_of, strips, z_score
+from repmode_cl.data.preprocessing.prepare import prepare
+from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.resample_box import resample_box, resample_tiles
+from repmode_cl.data.preprocessing.resampling import blur_radius, resample, resample_to
+from repmode_cl.data.voxel_size_check import voxel_record
 from repmode_cl.errors import ConfigError, ImageError, ManifestError, ModelError
 from repmode_cl.inference.predict_file import predict_file
+from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.store import Model
 
 NUMBERS = st.one_of(
     hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-3.0, 3.0, width=32)),
@@ -47,7 +46,7 @@ def test_percentiles_are_those_of_the_whole_however_it_is_cut(values, which, cut
 
 
 def test_percentiles_of_a_volume_larger_than_what_is_counted_at_once(monkeypatch):
-    monkeypatch.setattr("repmode_cl.data.percentiles._AT_ONCE", 1000)
+    monkeypatch.setattr("repmode_cl.data.preprocessing.normalisation._AT_ONCE", 1000)
     volume = np.random.default_rng(0).normal(size=(3, 40, 50)).astype(np.float32)
     wanted = [float(np.percentile(volume, one, method="lower")) for one in (0, 0.1, 50, 99.9, 100)]
     assert percentiles_of(lambda: iter(volume), volume.size, (0, 0.1, 50, 99.9, 100)) == wanted

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.processes import as_done
+from repmode_cl.utils.process_pool import run_jobs
 
 WORK = """
 import os, sys, time
@@ -49,22 +49,22 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_results_come_as_they_are_done(work: ModuleType) -> None:
-    assert list(as_done(work.wait, [3.0, 0.0, 0.0], 2, name=str)) == [0.0, 0.0, 3.0]
-    assert list(as_done(work.wait, [0.1, 0.0], 1, name=str)) == [0.1, 0.0]
-    assert list(as_done(work.wait, [], 4, name=str)) == []
+    assert list(run_jobs(work.wait, [3.0, 0.0, 0.0], 2, name=str)) == [0.0, 0.0, 3.0]
+    assert list(run_jobs(work.wait, [0.1, 0.0], 1, name=str)) == [0.1, 0.0]
+    assert list(run_jobs(work.wait, [], 4, name=str)) == []
 
 
 def test_workers_import_nothing_of_the_script(work: ModuleType) -> None:
     assert "pytest" in sys.modules
-    for modules in as_done(work.imported, [1, 2], 2, name=str):
+    for modules in run_jobs(work.imported, [1, 2], 2, name=str):
         assert not {"pytest", "avalanche", "torch", "numpy"} & modules
 
 
 def test_an_error_stops_the_rest(work: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="1 is refused"):
-        list(as_done(work.refuse, [1, 1], 2, name=str))
+        list(run_jobs(work.refuse, [1, 1], 2, name=str))
     files = [tmp_path / f"{k}.done" for k in range(40)]
-    results = as_done(work.mark, files, 2, name=str)
+    results = run_jobs(work.mark, files, 2, name=str)
     next(results)
     results.close()  # as Ctrl-C does
     assert sum(file.exists() for file in files) < 12
@@ -72,13 +72,13 @@ def test_an_error_stops_the_rest(work: ModuleType, tmp_path: Path) -> None:
 
 def test_a_process_that_dies_is_told_with_its_work(work: ModuleType) -> None:
     with pytest.raises(RepmodeError, match=r"ended by the system.*they were at job 1, job 2;.*--workers 1:"):
-        list(as_done(work.die, [1, 2, 3], 2, name=lambda job: f"job {job}"))
+        list(run_jobs(work.die, [1, 2, 3], 2, name=lambda job: f"job {job}"))
 
 
 SCRIPT = """
 import sys, pathlib
 sys.path.insert(0, sys.argv[1])
-from repmode_cl.processes import as_done
+from repmode_cl.utils.process_pool import as_done
 import os, work_of_workers
 pathlib.Path(sys.argv[1], "pids").write_text("")
 jobs = [f"{sys.argv[1]}/{k}.done" for k in range(200)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pylibCZIrw import czi
 
 from repmode_cl.data.readers import ImageReader, Region, open_image
-from repmode_cl.data.readers.czi_directory import read_directory
+from repmode_cl.data.readers.czi.directory import read_directory
 from repmode_cl.errors import ImageError
 
 RNG = np.random.default_rng(0)

@@ -17,9 +17,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from repmode_cl.data.readers import BaseReader, ImageReader, Region, SceneInfo, open_image, registry
-from repmode_cl.data.readers.base import Box
+from repmode_cl.data.readers.image_reader import Box
 from repmode_cl.data.readers.location import as_location, is_url
-from repmode_cl.data.readers.tiff_axes import list_series, whole_axes
+from repmode_cl.data.readers.tiff.axes import list_series, whole_axes
 from repmode_cl.errors import ImageError
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"

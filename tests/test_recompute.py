@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from repmode_cl.strategies import StructureStrategy
 from tiny_strategies import BUILD, TRAINING, build, differing, learn, state_of
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -16,6 +15,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet
 from repmode_cl.nn import unet as unet_module
 from repmode_cl.nn.unet import checkpoint_activations
+from repmode_cl.strategies import StructureStrategy
 
 ARCHITECTURE = Architecture(width=4, depth=2, experts=("conv3", "conv1", "avg3"))
 MIXED = ("dna", "cell_membrane", "dna", "dna")

@@ -8,21 +8,14 @@ import json
 import pytest
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.evaluation import ResultsTable
-from repmode_cl.report import (
-    RunInfo,
-    budget_table,
-    comparison_table,
-    read_run_info,
-    strategy_table,
-    write_tables,
-)
-from repmode_cl.report.budgets import budget_families
-from repmode_cl.report.claims import our_strategy
-from repmode_cl.report.curves import read_areas
+from repmode_cl.evaluation.learning_curve_area import read_areas
+from repmode_cl.report import budget_table, comparison_table, strategy_table, write_tables
 from repmode_cl.report.page import build_report
-from repmode_cl.report.references import References, references
-from repmode_cl.report.terminal import render_budgets, render_terminal
+from repmode_cl.report.tables.budgets import budget_families
+from repmode_cl.report.tables.comparisons import our_strategy
+from repmode_cl.report.tables.multi_net_reference import References, references
+from repmode_cl.report.tables.terminal import render_budgets, render_terminal
+from repmode_cl.results import ResultsTable, RunInfo, read_run_info
 
 STREAM = [["a", "b"], ["c"]]
 

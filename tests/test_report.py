@@ -15,11 +15,13 @@ from PIL import Image
 from synthetic_run import FOUR, KINDS, make_run
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.evaluation import ResultsTable
-from repmode_cl.report import budget_table, build_report, read_run_info, structure_table, to_csv
-from repmode_cl.report.charts import heat_style, nice_ticks, number
-from repmode_cl.report.images import png_data_uri, read_prediction
-from repmode_cl.report.volumes import stacks_of
+from repmode_cl.report import budget_table, build_report, structure_table, to_csv
+from repmode_cl.report.page.slices import png_data_uri
+from repmode_cl.report.page.svg import heat_style, nice_ticks
+from repmode_cl.report.page.volume_mosaics import stacks_of
+from repmode_cl.report.tables.number_format import number
+from repmode_cl.results import ResultsTable, read_run_info
+from repmode_cl.results.predictions import read_prediction
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 

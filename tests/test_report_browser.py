@@ -10,8 +10,8 @@ import pytest
 from browser import Browser, chromium
 from synthetic_run import FOUR, KINDS, make_run
 
-from repmode_cl.evaluation import ResultsTable
-from repmode_cl.report import build_report, comparison_table, read_run_info, to_csv
+from repmode_cl.report import build_report, comparison_table, to_csv
+from repmode_cl.results import ResultsTable, read_run_info
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="chromium is not installed")

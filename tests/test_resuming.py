@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from repmode_cl.strategies import StructureStrategy, run_benchmark
-from repmode_cl.strategies import performing as performing_module
-from repmode_cl.strategies import run as run_module
-from repmode_cl.strategies.checkpoints import StrategyCheckpoint
-from repmode_cl.strategies.units import Outcome, write_outcome
 from tiny_run import ADDED, BASE, MEASURED, SEED, STRUCTURES, TITLES, Done, changed, tiny
 
+from repmode_cl.benchmark import perform_trial as performing_module
+from repmode_cl.benchmark import run_benchmark
+from repmode_cl.benchmark import trial_run as run_module
 from repmode_cl.config import Config, StrategyConfig, StreamConfig
-from repmode_cl.config.loading import dump_config
+from repmode_cl.config.load import dump_config
 from repmode_cl.errors import ConfigError
-from repmode_cl.store import Model
+from repmode_cl.model import Model
+from repmode_cl.results.trial_record import TrialOutcome, write_outcome
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 
 
 class Interruption(BaseException):
@@ -194,7 +195,7 @@ def test_another_configuration_is_not_resumed(done: Done, values: dict[str, Any]
 def test_an_empty_list_is_not_the_same_as_none(manifest: Path, tmp_path: Path) -> None:
     """Such a change has no key below it, and must be named all the same."""
     config = changed(tiny(manifest, tmp_path), stream=StreamConfig(base=STRUCTURES))
-    write_outcome(tmp_path / "tiny" / "experts_frozen" / f"seed-{SEED}", Outcome(finished=True))
+    write_outcome(tmp_path / "tiny" / "experts_frozen" / f"seed-{SEED}", TrialOutcome(finished=True))
     info = {"version": 2, "streams": {"": [STRUCTURES]}}
     (tmp_path / "tiny" / "run.json").write_text(json.dumps(info), encoding="utf-8")
     (tmp_path / "tiny" / "config.yaml").write_text(dump_config(config), encoding="utf-8")

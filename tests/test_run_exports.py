@@ -13,16 +13,9 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.cli.report import show_results
 from repmode_cl.errors import RepmodeError
-from repmode_cl.evaluation import ResultsTable
-from repmode_cl.report import (
-    RunInfo,
-    read_run_info,
-    strategy_table,
-    to_csv,
-    to_latex,
-    write_tables,
-)
-from repmode_cl.report.export import Column, cell_text, escape_latex
+from repmode_cl.report import strategy_table, to_csv, to_latex, write_tables
+from repmode_cl.report.tables.csv_latex import Column, cell_text, escape_latex
+from repmode_cl.results import ResultsTable, RunInfo, read_run_info
 
 
 def test_latex_and_csv():

@@ -9,18 +9,16 @@ from synthetic_run import make_run
 from tabled_run import KINDS, LEVEL, STREAM, by_second, luck, make
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.evaluation import ResultsTable
 from repmode_cl.report import (
-    RunInfo,
     budget_table,
     build_report,
     comparison_table,
-    read_run_info,
     strategy_table,
     structure_table,
     write_tables,
 )
-from repmode_cl.report.claims import add_verdicts, our_strategy
+from repmode_cl.report.tables.comparisons import add_verdicts, our_strategy
+from repmode_cl.results import ResultsTable, RunInfo, read_run_info
 
 
 def test_six_seeds_that_agree_are_beyond_noise():

@@ -11,8 +11,8 @@ from stored_model import another, make_model
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
-from repmode_cl.cli.plain import figure, printable
-from repmode_cl.store import Model
+from repmode_cl.cli.text import figure, printable
+from repmode_cl.model import Model
 from repmode_cl.store.registry import Registry
 
 

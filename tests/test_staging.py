@@ -10,11 +10,12 @@ import store_operations
 from stored_model import grown, liven
 from typer.testing import CliRunner
 
-from repmode_cl.cli import staged as staged_cli
+from repmode_cl.cli import pending as staged_cli
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, RepmodeError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store import Model, make_candidate, pending, stage, staged, training_lock
+from repmode_cl.store import make_candidate, pending, stage, staged, training_lock
 
 
 @pytest.fixture
@@ -139,8 +140,8 @@ def test_what_was_damaged_meanwhile_is_refused(waiting: Model, what: str) -> Non
 
 def test_a_note_cannot_point_elsewhere(waiting: Model) -> None:
     """Whoever writes the note anew, checksum and all, still names a file within its own folder."""
-    from repmode_cl.files import write_json
-    from repmode_cl.store.digests import json_digest
+    from repmode_cl.utils.atomic_files import write_json
+    from repmode_cl.utils.tensor_digests import json_digest
 
     note = waiting.pending("golgi_apparatus") / "staged.json"
     values = json.loads(note.read_text())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from repmode_cl.strategies import StructureStrategy
 from tiny_strategies import BASE, TRAINING, experts_frozen, stream_of
 
 from repmode_cl.config import TrainingConfig
 from repmode_cl.data.sample import Sample
-from repmode_cl.training import Selection
-from repmode_cl.training.stopping import idle_validations, out_of_patience, out_of_time, validated_at
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.training import BestState
+from repmode_cl.training.early_stopping import idle_validations, out_of_patience, out_of_time, validated_at
 
 CURVE = [
     {"experience": experience, "train_step": step, "structure": name, "metric": metric, "value": math.nan}
@@ -45,13 +45,13 @@ def test_reasons_say_how_much(limit: float, words: str) -> None:
 def test_each_experience_ends_by_itself(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience in the base, whose validations are not the addition's."""
     offered: list[int] = []
-    offer = Selection.offer
+    offer = BestState.offer
 
-    def offering(self: Selection, network: object, step: int, mse: float) -> bool:
+    def offering(self: BestState, network: object, step: int, mse: float) -> bool:
         offered.append(step)
         return offer(self, network, step, 1.0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Selection, "offer", offering)
+    monkeypatch.setattr(BestState, "offer", offering)
     training = TRAINING.model_copy(update={"validate_every": 1, "patience": 2})
     stream = stream_of(samples, (BASE, ("nucleolus",)))
     strategy: StructureStrategy = experts_frozen(stream, training=training)

@@ -13,11 +13,12 @@ import torch
 from stored_model import ARCHITECTURE, INFERENCE, PARTS, base_network, grown
 
 from repmode_cl.errors import ModelError, UnknownStructureError
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.store import Model, environment_fingerprint, verify_model
-from repmode_cl.store.digests import same_bits, tensor_digest
-from repmode_cl.store.environment import describe_difference
-from repmode_cl.store.proof import probe_volume
+from repmode_cl.store import verify_model
+from repmode_cl.store.probe import probe_volume
+from repmode_cl.utils.environment import describe_difference, environment_fingerprint
+from repmode_cl.utils.tensor_digests import same_bits, tensor_digest
 
 
 @pytest.fixture

@@ -15,16 +15,17 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, UnknownStructureError
-from repmode_cl.files import TEMPORARY_MARK, replacing
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
-from repmode_cl.store import Candidate, Model, make_candidate, pending, training_lock, verify_model
+from repmode_cl.store import Candidate, make_candidate, pending, training_lock, verify_model
 from repmode_cl.store import commit as commit_module
 from repmode_cl.store import staging as staging_module
-from repmode_cl.store import writing as writing_module
+from repmode_cl.store import transaction as writing_module
 from repmode_cl.store.commit import commit
-from repmode_cl.store.places import check_name
+from repmode_cl.store.preconditions import check_name
 from repmode_cl.store.registry import Registry
-from repmode_cl.store.writing import sweep_if_idle, writing
+from repmode_cl.store.transaction import sweep_if_idle, writing
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK, replacing
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import sha256_file, write_json
-from repmode_cl.store import Model, VerifyReport, findings, verify_model
-from repmode_cl.store.digests import json_digest
-from repmode_cl.store.loading import load_structure
+from repmode_cl.model import Model
+from repmode_cl.store import VerifyReport, verify_model
+from repmode_cl.store import proof as findings
+from repmode_cl.store.load_network import load_structure
 from repmode_cl.store.proof import references
+from repmode_cl.utils.atomic_files import sha256_file, write_json
+from repmode_cl.utils.tensor_digests import json_digest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -12,9 +12,10 @@ import pytest
 from stored_model import another
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import write_json
-from repmode_cl.store import Model, verify_model
-from repmode_cl.store.digests import json_digest, tensor_digest
+from repmode_cl.model import Model
+from repmode_cl.store import verify_model
+from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.tensor_digests import json_digest, tensor_digest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

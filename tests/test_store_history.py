@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, UnknownStructureError
-from repmode_cl.files import sha256_file
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store import Candidate, Model, make_candidate, verify_model
+from repmode_cl.store import Candidate, make_candidate, verify_model
+from repmode_cl.utils.atomic_files import sha256_file
 
 ADDITIONS = ("nucleolus", "tight_junction", "mitochondria")
 

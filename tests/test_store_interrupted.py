@@ -9,8 +9,9 @@ import pytest
 from stored_model import PARTS, base_network, grown
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import TEMPORARY_MARK
-from repmode_cl.store import Model, verify_model
+from repmode_cl.model import Model
+from repmode_cl.store import verify_model
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, count: int, *, after: bool) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from repmode_cl.data.normalise import normalise
-from repmode_cl.data.storing import LARGEST_ERROR, stored_form
+from repmode_cl.data.preprocessing.normalisation import normalise
+from repmode_cl.data.preprocessing.storage_dtype import LARGEST_ERROR, stored_form
 
 volumes = arrays.arrays(
     np.float32,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from repmode_cl.strategies import MultiNet, PlainNetworks, StructureStrategy
 from tiny_strategies import (
     ARCHITECTURE,
     BASE,
@@ -25,6 +24,7 @@ from torch import Tensor
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import StructureError
 from repmode_cl.nn import PlainUNet, RepModeUNet
+from repmode_cl.strategies import MultiNet, PlainNetworks, StructureStrategy
 
 EACH = pytest.mark.parametrize("name", BUILD)
 SPECS = (

@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from repmode_cl.strategies import FineTuning, Replay, StructureStrategy
-from repmode_cl.strategies.buffer import PatchBuffer
-from repmode_cl.strategies.build import base_key_of
-from repmode_cl.strategies.checkpoints import StrategyCheckpoint
 from tiny_strategies import (
     APART,
     BASE,
@@ -27,8 +23,12 @@ from tiny_strategies import (
 from torch import Tensor
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.data.patches import PatchDataset
+from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import Sample
+from repmode_cl.strategies import FineTuning, Replay, StructureStrategy
+from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
+from repmode_cl.strategies.registry import base_key_of
+from repmode_cl.strategies.replay_buffer import PatchBuffer
 
 TWO = STREAM[:2]
 #: Strategy -> options with which it is not fine-tuning, and with which it is.

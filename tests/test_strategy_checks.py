@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from repmode_cl.scenarios import StreamVariant
-from repmode_cl.strategies import ElasticWeights, run_benchmark
-from repmode_cl.strategies.checking import check_strategies
 from tiny_run import ADDED, BASE, SEED, changed, make_manifest, tiny
 
+from repmode_cl.benchmark import run_benchmark
+from repmode_cl.benchmark.check_strategies import check_strategies
 from repmode_cl.config import Config, DataConfig, PatchConfig, StrategyConfig, StreamConfig, TrainingConfig
-from repmode_cl.config.strategy import STRATEGY_NAMES
+from repmode_cl.config.strategy_schema import STRATEGY_NAMES
 from repmode_cl.data.manifest import read_manifest, write_manifest
 from repmode_cl.errors import ConfigError, RepmodeError
-from repmode_cl.evaluation import ResultsTable
-from repmode_cl.report.collect import read_run
-from repmode_cl.store import Model
+from repmode_cl.model import Model
+from repmode_cl.results import ResultsTable
+from repmode_cl.results.run_folder import read_run
+from repmode_cl.scenarios import StreamVariant
+from repmode_cl.strategies import EWC
 
 OWN = "from repmode_cl.strategies import FineTuning\n\nclass Mine(FineTuning):\n"
 
@@ -221,15 +222,15 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
             StrategyConfig(name="ewc"),
         ),
     )
-    importance_of = ElasticWeights.importance_of
+    importance_of = EWC.importance_of
 
-    def slow(self: ElasticWeights, number: int) -> Mapping[str, torch.Tensor]:
+    def slow(self: EWC, number: int) -> Mapping[str, torch.Tensor]:
         self.progress.seconds = 0.0
         time.sleep(0.2)
         return importance_of(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ElasticWeights, "importance_of", slow)
+        patch.setattr(EWC, "importance_of", slow)
         return run_benchmark(config)
 
 

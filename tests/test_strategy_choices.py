@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from repmode_cl.scenarios import StreamVariant
-from repmode_cl.strategies.build import STRATEGIES, build_strategy, strategy_class
-from repmode_cl.strategies.estimate import estimate, windows_of_image
 from tiny_strategies import BASE, STREAM, TRAINING, configured, differing, learn, state_of
 
+from repmode_cl.benchmark.dry_run import dry_run
 from repmode_cl.config import Config, DataConfig, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
-from repmode_cl.config.strategy import STRATEGY_NAMES
+from repmode_cl.config.strategy_schema import STRATEGY_NAMES
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
+from repmode_cl.scenarios import StreamVariant
+from repmode_cl.strategies.registry import STRATEGIES, build_strategy, strategy_class
+from repmode_cl.strategies.timing import windows_of_image
 
 AGAIN = (BASE, ("nucleolus",), ("mitochondria",), ("nucleolus",))
 
@@ -183,7 +184,7 @@ def test_a_dry_run_knows_what_every_strategy_costs() -> None:
             StrategyConfig(name="replay", replay_batch=20),
         ),
     )
-    plan = estimate(config, {"order-1": StreamVariant(AGAIN), "images-2": StreamVariant(STREAM, 2)})
+    plan = dry_run(config, {"order-1": StreamVariant(AGAIN), "images-2": StreamVariant(STREAM, 2)})
     assert (
         plan.lines[0]
         == "stream order-1: dna + cell_membrane, then nucleolus, then mitochondria, then nucleolus"

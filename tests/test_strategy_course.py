@@ -6,8 +6,6 @@ from typing import cast
 
 import pytest
 import torch
-from repmode_cl.scenarios import stream_of_samples
-from repmode_cl.strategies import ExpertsFrozen, StructureStrategy
 from tiny_strategies import (
     ARCHITECTURE,
     BASE,
@@ -30,6 +28,8 @@ from torch import Tensor
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import UnknownStructureError
 from repmode_cl.nn import RepModeUNet
+from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.strategies import ExpertsFrozen, StructureStrategy
 
 EACH = pytest.mark.parametrize("name", BUILD)
 

@@ -6,19 +6,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from repmode_cl.strategies import (
-    AveragedGem,
-    ElasticWeights,
-    LearningWithoutForgetting,
-    MemoryAwareSynapses,
-    StructureStrategy,
-    SynapticIntelligence,
-)
 from tiny_strategies import BASE, PATCH, STREAM, TRAINING, configured, differing, learn, state_of
 from torch import Tensor
 
-from repmode_cl.data.patches import PatchDataset
+from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import Sample
+from repmode_cl.strategies import AGEM, EWC, MAS, LwF, StructureStrategy, SynapticIntelligence
 from repmode_cl.training import masked_mse
 
 TWO = STREAM[:2]
@@ -27,7 +20,7 @@ ONE_STEP = TRAINING.model_copy(
 )
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ewc", ElasticWeights), ("mas", MemoryAwareSynapses)])
+@pytest.mark.parametrize(("name", "kind"), [("ewc", EWC), ("mas", MAS)])
 def test_importances_are_those_of_the_publication(samples: list[Sample], name: str, kind: type) -> None:
     strategy = learn(configured(name, samples, TWO, training=ONE_STEP), 0)
     assert isinstance(strategy, kind)
@@ -60,7 +53,7 @@ def test_importances_are_of_each_image_however_batches_are_made_up(samples: list
             update={"structures_per_batch": structures, "steps": 1, "base_steps": 1}
         )
         strategy = configured(name, samples, TWO, training=training)
-        assert isinstance(strategy, (ElasticWeights, MemoryAwareSynapses))
+        assert isinstance(strategy, (EWC, MAS))
         forward = strategy.model.forward
 
         def spy(x: Tensor, names: list[str], forward: Any = forward) -> Tensor:
@@ -88,7 +81,7 @@ def test_importances_move_nothing(samples: list[Sample]) -> None:
 
 def test_the_penalty_pulls_as_its_derivative_says(samples: list[Sample]) -> None:
     strategy = learn(configured("ewc", samples, TWO, training=ONE_STEP, strength=3.0), 0)
-    assert isinstance(strategy, ElasticWeights)
+    assert isinstance(strategy, EWC)
     strategy.experience = strategy.stream.train[1]
     parameters = strategy.shared()
     with torch.no_grad():
@@ -108,7 +101,7 @@ def test_the_penalty_pulls_as_its_derivative_says(samples: list[Sample]) -> None
 
 def test_importances_of_experiences_are_summed(samples: list[Sample]) -> None:
     strategy = learn(configured("mas", samples, TWO, training=ONE_STEP), 0)
-    assert isinstance(strategy, MemoryAwareSynapses)
+    assert isinstance(strategy, MAS)
     first = {name: tensor.clone() for name, tensor in strategy.importance.items()}
     learn(strategy, 1)
     second = strategy.importance_of(1)
@@ -142,7 +135,7 @@ def test_synaptic_intelligence_follows_the_path(samples: list[Sample]) -> None:
 
 def test_a_gem_projects_what_would_harm(samples: list[Sample]) -> None:
     strategy = learn(configured("a_gem", samples, TWO, training=ONE_STEP, buffer=4), 0)
-    assert isinstance(strategy, AveragedGem)
+    assert isinstance(strategy, AGEM)
     strategy.experience = strategy.stream.train[1]
     strategy.check_model_and_optimizer()
     parameters = [p for p in strategy.optimized_param_id.values() if p.requires_grad]
@@ -165,13 +158,13 @@ def test_a_gem_projects_what_would_harm(samples: list[Sample]) -> None:
 
 def test_distillation_adds_the_error_to_the_old_predictions(samples: list[Sample]) -> None:
     strategy = learn(configured("lwf", samples, TWO, training=ONE_STEP, strength=2.0), 0)
-    assert isinstance(strategy, LearningWithoutForgetting)
+    assert isinstance(strategy, LwF)
     old = {name: strategy.network.fuse(name) for name in BASE}
     losses: list[float] = []
     expected: list[float] = []
 
     def look(strategy: StructureStrategy) -> None:
-        students = cast(LearningWithoutForgetting, strategy)._students
+        students = cast(LwF, strategy)._students
         assert list(students) == list(BASE)
         with torch.no_grad():
             kept = [(students[name] - old[name](strategy.mb_x)).square().mean() for name in BASE]
@@ -190,9 +183,7 @@ def test_distilled_structures_are_chosen_anew_in_each_step(samples: list[Sample]
     for _ in range(2):
         strategy = learn(configured("lwf", samples, STREAM, training=training, distilled=1), 0, 1)
         found: list[str] = []
-        strategy.listeners.append(
-            lambda s, found=found: found.extend(cast(LearningWithoutForgetting, s)._students)
-        )
+        strategy.listeners.append(lambda s, found=found: found.extend(cast(LwF, s)._students))
         learn(strategy, 2)
         chosen.append(found)
     assert chosen[0] == chosen[1]

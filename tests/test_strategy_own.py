@@ -6,21 +6,22 @@ import re
 from pathlib import Path
 
 import pytest
-from repmode_cl.strategies import StructureStrategy, run_benchmark
-from repmode_cl.strategies.build import strategy_class, strategy_file_digest
 from tiny_run import changed, make_manifest, tiny
 from tiny_strategies import STREAM, configured, learn, state_of
 
+from repmode_cl.benchmark import run_benchmark
 from repmode_cl.config import StrategyConfig
-from repmode_cl.config.loading import dump_config, load_config, parse_config
+from repmode_cl.config.load import dump_config, load_config, parse_config
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
-from repmode_cl.files import sha256_file
-from repmode_cl.report import read_run_info
-from repmode_cl.report.collect import read_run
-from repmode_cl.report.merging import merge_runs
-from repmode_cl.report.table import csv_keys
 from repmode_cl.report.tables import run_tables
+from repmode_cl.report.tables.strategies import csv_keys
+from repmode_cl.results import read_run_info
+from repmode_cl.results.merge_runs import merge_runs
+from repmode_cl.results.run_folder import read_run
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.strategies.registry import strategy_class, strategy_file_digest
+from repmode_cl.utils.atomic_files import sha256_file
 
 DOCS = Path(__file__).parent.parent / "docs" / "strategies.md"
 TWO = STREAM[:2]

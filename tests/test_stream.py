@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from repmode_cl.scenarios import LabelledBatches
 from tiny_stream import PATCH, STRUCTURES, Images, make_images
 
 from repmode_cl.config import DataConfig
 from repmode_cl.errors import ConfigError, ManifestError, RepmodeError, UnknownStructureError
-from repmode_cl.training.loading import patch_loader
+from repmode_cl.scenarios import LabelledBatches
+from repmode_cl.training.patch_loader import patch_loader
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from tiny_stream import PATCH, Images, make_images
+
+from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ManifestError
 from repmode_cl.scenarios import (
     StreamVariant,
     StructureStream,
@@ -15,10 +19,6 @@ from repmode_cl.scenarios import (
     stream_of_samples,
     training_images,
 )
-from tiny_stream import PATCH, Images, make_images
-
-from repmode_cl.data.sample import Sample
-from repmode_cl.errors import ManifestError
 
 SPLITS = ("train",) * 7 + ("val", "test")
 REPEATED = ["nucleolus", "mitochondria", "nucleolus", "nucleolus"]

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from repmode_cl.scenarios import StructureStream, stream_of_samples
-from repmode_cl.strategies import StructureStrategy
 from tiny_strategies import (
     BUILD,
     PATCH,
@@ -21,8 +19,10 @@ from tiny_strategies import (
 )
 
 from repmode_cl.data.sample import Sample
+from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.store import Model
+from repmode_cl.scenarios import StructureStream, stream_of_samples
+from repmode_cl.strategies import StructureStrategy
 
 ARRIVALS = (("dna", "cell_membrane"), ("nucleolus",), ("mitochondria",), ("nucleolus",))
 OTHERS = tuple(name for name in STRUCTURES if name != "nucleolus")

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from repmode_cl.scenarios import stream_variants
-from repmode_cl.strategies.opening import check_run, describe
-from repmode_cl.strategies.units import Outcome, units_of, write_outcome
 from tiny_run import BASE, STRUCTURES, changed, tiny
 
+from repmode_cl.benchmark.resume import check_run, describe
+from repmode_cl.benchmark.trials import trials_of
 from repmode_cl.config import Config, StreamConfig
-from repmode_cl.config.loading import dump_config
+from repmode_cl.config.load import dump_config
 from repmode_cl.errors import ConfigError, RepmodeError
-from repmode_cl.evaluation import Result, ResultsTable
-from repmode_cl.files import write_json, write_text
-from repmode_cl.report.merging import merge_runs
+from repmode_cl.results import Result, ResultsTable
+from repmode_cl.results.merge_runs import merge_runs
+from repmode_cl.results.trial_record import TrialOutcome, write_outcome
+from repmode_cl.scenarios import stream_variants
+from repmode_cl.utils.atomic_files import write_json, write_text
 
 
 def begun(output: Path, images: object, seed: int = 0, **stream: object) -> Config:
@@ -29,11 +30,12 @@ def begun(output: Path, images: object, seed: int = 0, **stream: object) -> Conf
     streams = stream_variants(config.stream, STRUCTURES)
     folder = output / config.name
     write_text(folder / "config.yaml", dump_config(config))
-    units = units_of(config, streams)
+    units = trials_of(config, streams)
     for unit in units:
-        write_outcome(folder / unit.folder, Outcome(finished=True))
+        write_outcome(folder / unit.folder, TrialOutcome(finished=True))
     write_json(
-        folder / "run.json", describe(config, streams, units, dict.fromkeys(units, Outcome(True)), {}, ())
+        folder / "run.json",
+        describe(config, streams, units, dict.fromkeys(units, TrialOutcome(True)), {}, ()),
     )
     ResultsTable(Result(u.title, u.seed, 0, "dna", "r2", 0.5, u.stream) for u in units).write(
         folder / "results.csv"
@@ -66,7 +68,7 @@ def test_numbers_of_images_may_be_added_to_a_list(tmp_path: Path) -> None:
 def test_merged_runs_keep_their_numbers_of_images_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repmode_cl.report.merging.build_report", lambda folder: None, raising=False)
+    monkeypatch.setattr("repmode_cl.results.merge_runs.build_report", lambda folder: None, raising=False)
     two, four, same = begun(tmp_path, 2), begun(tmp_path, 4), begun(tmp_path, 2, seed=1)
 
     def merged(*configs: Config) -> set[str]:

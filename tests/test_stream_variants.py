@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+
+from repmode_cl.config import Config, StreamConfig, TrainingConfig, load_config, parse_config
+from repmode_cl.config.load import dump_config
+from repmode_cl.data.pipeline import known_structures
+from repmode_cl.errors import ConfigError, RepmodeError, UnknownStructureError
+from repmode_cl.results import ResultsTable
 from repmode_cl.scenarios import (
     StreamVariant,
     base_structures,
     experience_names,
-    known_structures,
     stream_variants,
     task_labels,
 )
 from repmode_cl.scenarios.difficulty import read_difficulty
-
-from repmode_cl.config import Config, StreamConfig, TrainingConfig, load_config, parse_config
-from repmode_cl.config.loading import dump_config
-from repmode_cl.errors import ConfigError, RepmodeError, UnknownStructureError
-from repmode_cl.evaluation import ResultsTable
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 KNOWN = ("dna", "cell_membrane", "nucleolus", "mitochondria", "microtubule")

@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from repmode_cl import files
 from repmode_cl.errors import ModelError
-from repmode_cl.store.digests import raw_bytes, raw_pieces, same_bits, stream_digest, tensor_digest
-from repmode_cl.store.tensors import open_tensors, read_metadata, read_tensors, write_tensors
+from repmode_cl.utils import atomic_files as files
+from repmode_cl.utils.safetensors_io import open_tensors, read_metadata, read_tensors, write_tensors
+from repmode_cl.utils.tensor_digests import raw_bytes, raw_pieces, same_bits, stream_digest, tensor_digest
 
 METADATA = {"format": "test", "text": 'é "quoted" \\ \n'}
 
@@ -60,7 +60,7 @@ def test_a_digest_is_the_same_in_pieces(
     monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]
 ) -> None:
     whole, bytes_ = tensor_digest(tensors, "facts"), bytes(raw_bytes(tensors["weight"]))
-    monkeypatch.setattr("repmode_cl.store.digests._PIECE", 2000)
+    monkeypatch.setattr("repmode_cl.utils.tensor_digests._PIECE", 2000)
     assert len(list(raw_pieces(tensors["weight"]))) == 4
     assert b"".join(raw_pieces(tensors["weight"])) == bytes_
     described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}

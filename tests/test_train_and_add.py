@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from repmode_cl.strategies import StructureStrategy, add_structure, train_base
 from tiny_run import BASE, changed, tiny
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.config import Config, StreamConfig
 from repmode_cl.errors import ConfigError, ModelError
-from repmode_cl.store import Model
+from repmode_cl.model import Model
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.workflows import add_structure, train_base
 
 
 class Interruption(Exception):  # noqa: N818 - it stands for a power cut

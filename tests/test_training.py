@@ -11,14 +11,8 @@ from torch import nn
 
 from repmode_cl.config import TrainingConfig
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.training import (
-    Budget,
-    Selection,
-    budget_of,
-    make_schedule,
-    masked_mse,
-)
-from repmode_cl.training.selection import changing_names
+from repmode_cl.training import BestState, Budget, budget_of, make_schedule, masked_mse
+from repmode_cl.training.best_state import changing_names
 
 # -- budget -----------------------------------------------------------------------------------------------------
 
@@ -147,7 +141,7 @@ def network_at(value: float) -> nn.Linear:
 
 
 def test_the_best_state_is_kept_and_given_back() -> None:
-    network, selection = network_at(0), Selection(["weight"])
+    network, selection = network_at(0), BestState(["weight"])
     offers = [(10, 3.0), (20, 1.0), (30, 2.0), (40, 1.0)]
     kept = []
     for step, mse in offers:
@@ -164,7 +158,7 @@ def test_the_best_state_is_kept_and_given_back() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_diverged_is_never_the_best(bad: float) -> None:
-    network, selection = network_at(1), Selection(["weight"])
+    network, selection = network_at(1), BestState(["weight"])
     assert not selection.offer(network, 1, bad)
     selection.restore(network_at(5))  # nothing was kept: nothing is restored
     assert selection.tensors == {}
@@ -175,14 +169,14 @@ def test_what_diverged_is_never_the_best(bad: float) -> None:
 
 def test_without_validation_the_last_state_stays() -> None:
     network = network_at(7)
-    Selection(["weight", "bias"]).restore(network)
+    BestState(["weight", "bias"]).restore(network)
     assert network.weight.item() == network.bias.item() == 7
 
 
 def test_a_selection_comes_back_from_what_a_checkpoint_holds() -> None:
-    first = Selection(["weight"])
+    first = BestState(["weight"])
     first.offer(network_at(3), 5, 0.5)
-    second, network = Selection(["weight"]), network_at(0)
+    second, network = BestState(["weight"]), network_at(0)
     second.load(first.tensors, first.step, first.best)
     assert not second.offer(network_at(1), 6, 0.6)
     second.restore(network)

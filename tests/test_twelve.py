@@ -20,8 +20,9 @@ import pytest
 import torch
 from stored_model import PARTS, liven
 
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.store import Model, candidates
+from repmode_cl.store import candidate as candidates
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 #: Run by a new process: digests of the tensors as they were loaded, of kernels and of the probe's prediction, and of
@@ -31,7 +32,7 @@ import hashlib, json, sys
 import numpy as np
 import torch
 from repmode_cl.store import Model
-from repmode_cl.store.digests import tensor_digest
+from repmode_cl.utils.tensor_digests import tensor_digest
 path, volume, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 model, volume = Model.open(path), np.load(volume)

@@ -11,19 +11,21 @@ from typing import Any
 import pytest
 import tifffile
 from filelock import FileLock
-from repmode_cl.strategies import StructureStrategy, UnitsFailedError, run_benchmark
-from repmode_cl.strategies import benchmark as benchmark_module
-from repmode_cl.strategies import run as run_module
-from repmode_cl.strategies.executing import Job
-from repmode_cl.strategies.units import Base, Unit
 from tiny_run import BASE, MEASURED, SEED, Done, changed, make_manifest, tiny
 from typer.testing import CliRunner
 
+from repmode_cl.benchmark import TrialsFailedError, run_benchmark
+from repmode_cl.benchmark import run as benchmark_module
+from repmode_cl.benchmark import trial_run as run_module
+from repmode_cl.benchmark.executors.scheduling import ScheduledTrial
+from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.cli.app import app
 from repmode_cl.config import Config, StrategyConfig, StreamConfig
 from repmode_cl.errors import ConfigError, RepmodeError
-from repmode_cl.evaluation import ResultsTable
-from repmode_cl.store import Model
+from repmode_cl.model import Model
+from repmode_cl.results import ResultsTable
+from repmode_cl.results.trial_record import Trial
+from repmode_cl.strategies import StructureStrategy
 
 FINE, MULTI, OURS = (StrategyConfig(name=name) for name in ("fine_tuning", "multi_net", "experts_frozen"))
 
@@ -166,7 +168,7 @@ def test_a_failed_unit_is_noted_and_the_others_go_on(
         return run(self)
 
     monkeypatch.setattr(run_module.StrategyRun, "run", broken)
-    with pytest.raises(UnitsFailedError, match=r"fine_tuning seed 3: OSError: the disk went away") as caught:
+    with pytest.raises(TrialsFailedError, match=r"fine_tuning seed 3: OSError: the disk went away") as caught:
         run_benchmark(config)
     folder = tmp_path / "tiny"
     log = folder / "fine_tuning" / f"seed-{SEED}" / "log.txt"
@@ -196,7 +198,7 @@ def test_a_strategy_that_ends_itself_ends_no_other(manifest: Path, tmp_path: Pat
         "    def before_experience(self, number):\n        sys.exit(7)\n"
     )
     config = small(manifest, tmp_path, StrategyConfig(name=f"{file}:Mine", label="mine"), MULTI)
-    with pytest.raises(UnitsFailedError, match="mine seed 3: SystemExit: 7"):
+    with pytest.raises(TrialsFailedError, match="mine seed 3: SystemExit: 7"):
         run_benchmark(config)
     assert info_of(tmp_path / "tiny")["finished"] == [["multi_net_k3", "", SEED]]
 
@@ -240,7 +242,7 @@ def test_the_command_ends_with_1_and_says_which_failed(
 
     def failing(config: Config, **options: Any) -> Path:
         asked.update(options)
-        raise UnitsFailedError(done.folder, {Unit("fine_tuning", "", SEED): "it broke"})
+        raise TrialsFailedError(done.folder, {Trial("fine_tuning", "", SEED): "it broke"})
 
     monkeypatch.setattr("repmode_cl.strategies.run_benchmark", failing)
     found = CliRunner().invoke(app, ["bench", str(file), "--jobs", "3", "--threads", "2", "--resume"])
@@ -260,13 +262,20 @@ def test_bases_that_several_units_share_are_units_of_their_own(manifest: Path, t
     run = benchmark_module._Run(
         config, tmp_path, benchmark_module.stream_variants(config.stream, (*BASE, "nucleolus")), []
     )
-    ours, multi, fine = (Unit(title, "", SEED) for title in ("experts_frozen", "multi_net_k3", "fine_tuning"))
-    base = Base("repmode", "", SEED, "experts_frozen")
-    assert run._jobs() == [Job(base), Job(ours, base), Job(multi), Job(fine, base)]
+    ours, multi, fine = (
+        Trial(title, "", SEED) for title in ("experts_frozen", "multi_net_k3", "fine_tuning")
+    )
+    base = BaseTrial("repmode", "", SEED, "experts_frozen")
+    assert run._jobs() == [
+        ScheduledTrial(base),
+        ScheduledTrial(ours, base),
+        ScheduledTrial(multi),
+        ScheduledTrial(fine, base),
+    ]
     assert base.folder == Path("base", "repmode", f"seed-{SEED}")
     alone = changed(config, strategies=(OURS, MULTI))
     run = benchmark_module._Run(alone, tmp_path, run.streams, [])
-    assert run._jobs() == [Job(ours), Job(multi)]
+    assert run._jobs() == [ScheduledTrial(ours), ScheduledTrial(multi)]
 
 
 # -- what a run refuses ---------------------------------------------------------------------------------------------
@@ -323,8 +332,7 @@ def test_a_scheduler_needs_dask_and_an_address(
 ) -> None:
     import sys
 
-    from repmode_cl.strategies.dask_cluster import DaskCluster
-
+    from repmode_cl.benchmark.executors.dask import DaskCluster
     from repmode_cl.errors import RepmodeError
 
     monkeypatch.setitem(sys.modules, "distributed", None)

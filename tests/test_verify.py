@@ -15,14 +15,17 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError
-from repmode_cl.files import write_json
+from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, ModeBlock, RepModeUNet
-from repmode_cl.perf.footprint import peak_tensor_bytes
-from repmode_cl.store import Model, VerifyReport, environment, records, verify_model
-from repmode_cl.store.against import compare_models
-from repmode_cl.store.digests import json_digest
-from repmode_cl.store.environment import with_threads
+from repmode_cl.store import VerifyReport, verify_model
+from repmode_cl.store import record_files as records
 from repmode_cl.store.registry import Registry
+from repmode_cl.store.verify_report import compare_models
+from repmode_cl.utils import environment
+from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.environment import with_threads
+from repmode_cl.utils.memory import peak_tensor_bytes
+from repmode_cl.utils.tensor_digests import json_digest
 
 ACTIVE = ("dna", "cell_membrane", "nucleolus", "tight_junction", "mitochondria")
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from stored_model import PARTS, liven
 
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.store import Model
 
 TINY = Path(__file__).parent / "fixtures" / "model-v2"
 
 #: A process of its own; a tiny model first, so that libraries which are loaded when they are used are not counted.
 VERIFY = """
 import json, sys
-from repmode_cl.perf.footprint import peak_resident, reset_peak, resident
+from repmode_cl.utils.memory import peak_resident, reset_peak, resident
 from repmode_cl.store import environment, verify_model
 environment.ARITHMETIC += int(sys.argv[3])
 verify_model(sys.argv[1])

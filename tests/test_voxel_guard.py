@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from repmode_cl.data.voxel_guard import TrainedVoxels, check_voxel_size, trained_voxels, voxel_record
+from repmode_cl.data.voxel_size_check import TrainedVoxels, check_voxel_size, trained_voxels, voxel_record
 from repmode_cl.errors import ImageError
 
 GRID = (0.29, 0.29, 0.29)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from repmode_cl.data.readers import open_image
 from repmode_cl.errors import ImageError
-from repmode_cl.inference.predict import sliding_window
-from repmode_cl.inference.volume_io import write_ome_tiff
+from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.inference.windows import Window, gaussian_weights, plan_windows
+from repmode_cl.inference.writers import write_ome_tiff
 
 SIZE = st.tuples(*[st.integers(1, 21)] * 3)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from repmode_cl.scenarios import StreamVariant
-from repmode_cl.strategies.work import Work
 from tiny_run import tiny
 
+from repmode_cl.benchmark.worker_context import WorkerContext
 from repmode_cl.data.sample import Sample
+from repmode_cl.scenarios import StreamVariant
 from repmode_cl.training import recall_precision
 
 ROOT = Path("runs").absolute()
@@ -45,7 +45,7 @@ def test_work_is_read_as_it_was_written(
 ) -> None:
     folder = tmp_path_factory.mktemp("work")
     config = tiny(Path("cells.csv").absolute(), Path("runs"))
-    work = Work(
+    work = WorkerContext(
         folder=folder,
         config=config,
         streams={"s": StreamVariant((("dna", "nucleolus"), ("golgi_apparatus",)), images)},
@@ -54,7 +54,7 @@ def test_work_is_read_as_it_was_written(
         threads=2,
     )
     work.save()
-    read = Work.load(folder)
+    read = WorkerContext.load(folder)
     assert read == work
     assert len(set(read.samples)) == len(set(held))
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repmode_cl.strategies import AddResult, StructureStrategy, add_structure
 from stored_model import liven
 from tiny_run import BASE, PATCH
 
 from repmode_cl.config import TrainingConfig
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.store import Model
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.workflows import AddResult, add_structure
 
 TRAINING = TrainingConfig(
     batch_size=2,

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repmode_cl.strategies import StructureStrategy
 from stored_model import liven
 from tiny_run import BASE, PATCH
 from tiny_strategies import ARCHITECTURE
 
+from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
-from repmode_cl.store import Model
+from repmode_cl.strategies import StructureStrategy
 
 KNOWN, NEW = (*BASE, "mitochondria"), "nucleolus"
 ASKED: dict[str, Any] = {"steps": 4, "batch_size": 2, "device": "cpu", "precision": "float32", "seed": 3}

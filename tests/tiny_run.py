@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from repmode_cl.strategies import StructureStrategy, run_benchmark
 from scipy.ndimage import gaussian_filter
 
+from repmode_cl.benchmark import run_benchmark
 from repmode_cl.config import (
     Config,
     DataConfig,
@@ -24,7 +24,8 @@ from repmode_cl.config import (
     TrainingConfig,
 )
 from repmode_cl.data.manifest import Row, write_manifest
-from repmode_cl.evaluation import ResultsTable
+from repmode_cl.results import ResultsTable
+from repmode_cl.strategies import StructureStrategy
 
 BASE, ADDED = ("dna", "cell_membrane"), ("nucleolus", "mitochondria")
 STRUCTURES = (*BASE, *ADDED)

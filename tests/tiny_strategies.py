@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from repmode_cl.scenarios import StructureStream, stream_of_samples, task_labels
-from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
-from repmode_cl.strategies.build import build_strategy, strategy_class
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from repmode_cl.config import Config, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
+from repmode_cl.scenarios import StructureStream, stream_of_samples, task_labels
+from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
+from repmode_cl.strategies.registry import build_strategy, strategy_class
 
 ARCHITECTURE = Architecture(width=4, depth=1, experts=("conv3", "conv1", "avg3"))
 BASE = ("dna", "cell_membrane")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from repmode_cl.scenarios import StructureStream, structure_stream
 
 from repmode_cl.data.manifest import Row, write_manifest
+from repmode_cl.scenarios import StructureStream, structure_stream
 
 STRUCTURES = ("dna", "cell_membrane", "nucleolus", "mitochondria")
 SPLITS = ("train", "train", "val", "test")

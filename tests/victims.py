@@ -13,8 +13,9 @@ from pathlib import Path
 from killing import Crew, Outcome
 from store_operations import OPERATIONS
 
-from repmode_cl.files import TEMPORARY_MARK
-from repmode_cl.store import Model, verify_model
+from repmode_cl.model import Model
+from repmode_cl.store import verify_model
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK
 
 #: Operation, its arguments, and what is done to the model first.
 CASES: dict[str, tuple[tuple[object, ...], list[tuple[object, ...]]]] = {

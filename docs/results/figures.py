@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from repmode_cl.config import load_config
-from repmode_cl.evaluation import ResultsTable
+from repmode_cl.results import ResultsTable
 
 HERE = Path(__file__).parent
 #: Title of a strategy -> what the legend calls it, colour, dashes.

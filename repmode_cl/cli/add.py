@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repmode_cl.cli.common import (
+from repmode_cl.cli.options import (
     DeviceOption,
     ForceOption,
     ModelArgument,
@@ -23,9 +23,9 @@ from repmode_cl.cli.common import (
 from repmode_cl.errors import RepmodeError
 
 if TYPE_CHECKING:
-    from repmode_cl.strategies import AddResult, Beginning
+    from repmode_cl.workflows import AddResult, Initialisation
 
-__all__ = ["add", "replace"]
+__all__ = ["AS_BASE", "Copy", "Precision", "Sees", "add", "replace"]
 
 AS_BASE = "as the base was trained with, by default."
 
@@ -196,7 +196,7 @@ def _add(
         expert=expert, sees=sees.value, norm=norm.value, resampling=resampling.value
     )
     if dry_run:
-        from repmode_cl.strategies import dry_run_add
+        from repmode_cl.workflows.addition_dry_run import dry_run_add
 
         found = dry_run_add(model, structure, data, min_r2=min_r2, **options)
         typer.echo(str(found))
@@ -204,8 +204,8 @@ def _add(
             count = len(found.problems)
             fail(f"{data}: {count} problem{'s' * (count > 1)} in the images of {structure}")
         return
-    from repmode_cl.processes import workers_here
-    from repmode_cl.strategies import add_structure
+    from repmode_cl.utils.process_pool import workers_here
+    from repmode_cl.workflows import add_structure
 
     result = add_structure(
         model, structure, data, min_r2=min_r2, stage=stage, workers=workers or workers_here(), **options
@@ -226,7 +226,7 @@ def _check(options: dict[str, Any], expert: str, min_r2: float | None) -> None:
         raise RepmodeError(
             f"--min-r2 {min_r2}: a number of at most 1 is needed, which a perfect prediction has"
         )
-    from repmode_cl.config.common import check_expert
+    from repmode_cl.config.field_types import check_expert
 
     if expert != "none":
         try:
@@ -282,7 +282,7 @@ def _tell(result: AddResult, *, replace: bool) -> None:
         )
 
 
-def _tell_beginning(structure: str, init: Beginning) -> None:
+def _tell_beginning(structure: str, init: Initialisation) -> None:
     """Print what it began from, with the figures of all that were measured."""
     if init.structure is None:
         return

@@ -9,23 +9,12 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl import __version__
-from repmode_cl.cli import (
-    add,
-    bench,
-    compare,
-    config,
-    data,
-    history,
-    model,
-    pack,
-    perf,
-    predict,
-    report,
-    staged,
-    train,
-)
-from repmode_cl.cli.common import Commands
+from repmode_cl.cli import add, bench, compare, config, data, pack, perf, predict, report, train
+from repmode_cl.cli import pending as staged
+from repmode_cl.cli import show_and_verify as model
+from repmode_cl.cli import versions as history
+from repmode_cl.cli.options import Commands
+from repmode_cl.version import __version__
 
 __all__ = ["app", "main"]
 

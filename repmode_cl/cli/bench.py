@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import ConfigArgument, OverridesOption, WorkersOption, continue_with
+from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with
 from repmode_cl.cli.report import show_results
 
 __all__ = ["bench"]
 
-#: Where a run lists the rows it does without: `repmode_cl.strategies.benchmark.LEFT_OUT`.
+#: Where a run lists the rows it does without: `repmode_cl.benchmark.run.LEFT_OUT`.
 LEFT_OUT = "left_out.csv"
 #: Left-out rows printed at most.
 _LISTED = 50
@@ -74,11 +74,11 @@ def bench(
     anything is trained, unless --keep-going leaves them out.
     """
     from repmode_cl.config import load_config
-    from repmode_cl.processes import workers_here
+    from repmode_cl.utils.process_pool import workers_here
 
     loaded = load_config(config, overrides or ())
     continue_with(ctx, "--resume")
-    from repmode_cl.strategies import UnitsFailedError, run_benchmark
+    from repmode_cl.benchmark import TrialsFailedError, run_benchmark
 
     try:
         result = run_benchmark(
@@ -91,7 +91,7 @@ def bench(
             threads=threads,
             keep_going=keep_going,
         )
-    except UnitsFailedError as error:
+    except TrialsFailedError as error:
         if (error.folder / "results.csv").exists():
             show_results(error.folder)
         _tell_left(error.folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli.add import AS_BASE, Copy, Precision, Sees
-from repmode_cl.cli.common import (
+from repmode_cl.cli.options import (
     DeviceOption,
     ForceOption,
     ModelArgument,
@@ -20,7 +20,7 @@ from repmode_cl.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from repmode_cl.report.comparison import Comparison
+    from repmode_cl.results.comparison import Comparison
 
 __all__ = ["compare"]
 
@@ -103,10 +103,10 @@ def compare(
 
       repmode-cl compare model --structure dna --data new.csv --steps 300
     """
-    from repmode_cl.config.common import check_expert
+    from repmode_cl.config.field_types import check_expert
     from repmode_cl.errors import RepmodeError
-    from repmode_cl.processes import workers_here
     from repmode_cl.structures import check_structure_name
+    from repmode_cl.utils.process_pool import workers_here
 
     check_structure_name(structure)
     patch_size = size(patch, "--patch")
@@ -127,7 +127,7 @@ def compare(
             raise RepmodeError(f"--expert {error}, or none") from error
     continue_with(ctx, without=("--restart",))
     from repmode_cl.nn import AdditionSpec
-    from repmode_cl.strategies import compare_structure
+    from repmode_cl.workflows import compare_structure
 
     comparison = compare_structure(
         model,
@@ -158,7 +158,7 @@ def compare(
 
 def _tell(comparison: Comparison) -> None:
     """Print the table, a sentence on each way, and where the page is."""
-    from repmode_cl.report.compare_text import findings, render_terminal
+    from repmode_cl.report.comparison.text import findings, render_terminal
 
     for note in comparison.notes:
         typer.echo(f"note: {note}")

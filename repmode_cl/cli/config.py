@@ -23,7 +23,7 @@ def config(
 
       repmode-cl config quickstart > my.yaml
     """
-    from repmode_cl.config.loading import shipped_config_names, shipped_config_text
+    from repmode_cl.config.load import shipped_config_names, shipped_config_text
 
     if name is not None:
         typer.echo(shipped_config_text(name), nl=False)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli import data_import
-from repmode_cl.cli.common import WorkersOption, names, size
+from repmode_cl.cli.options import WorkersOption, names, size
 from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
-    from repmode_cl.data.check import Inspection
+    from repmode_cl.data.validation.manifest_check import Inspection
 
 __all__ = ["app"]
 
@@ -115,9 +115,9 @@ def check(
         raise RepmodeError(f"--page {page}: a page ends in .html")
     patch_size = size(patch, "--patch")
     from repmode_cl.config import DataConfig, NetworkConfig, PatchConfig, load_config
-    from repmode_cl.data.check import inspect_manifest
-    from repmode_cl.data.recipe import Recipe
-    from repmode_cl.processes import workers_here
+    from repmode_cl.data.preprocessing.recipe import Recipe
+    from repmode_cl.data.validation.manifest_check import inspect_manifest
+    from repmode_cl.utils.process_pool import workers_here
 
     loaded = None if config is None else load_config(config)
     data, network, crops = (
@@ -138,7 +138,7 @@ def check(
         workers=workers or workers_here(),
     )
     if page is not None:
-        from repmode_cl.data.checks.page import write_page
+        from repmode_cl.data.validation.html_page import write_page
 
         write_page(page, found)
     bad = bool(found.problems if strict else found.errors)

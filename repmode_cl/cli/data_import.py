@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.common import sizes_in_um
+from repmode_cl.cli.options import sizes_in_um
 from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
-    from repmode_cl.data.importing import Imported
+    from repmode_cl.data.importers.common import ImportedRows
 
 __all__ = ["app"]
 
@@ -67,7 +67,7 @@ def allen(
     if len(counts) != 3 or not all(part.strip().isdecimal() for part in counts):
         raise RepmodeError(f"--dna {dna!r}: give three whole numbers train,val,test such as 54,6,20")
     train, val, test = (int(part) for part in counts)
-    from repmode_cl.data.import_allen import import_allen
+    from repmode_cl.data.importers.allen import import_allen
 
     found = import_allen(csv_dir, root, seed=seed, dna=(train, val, test), voxel_size=_voxel(voxel_size))
     _write(out, found, keep_going, overwrite)
@@ -95,7 +95,7 @@ def folder(
       repmode-cl data import folder images --pattern '{id}_{channel}.tif' \
         --signal light --target dna=hoechst
     """
-    from repmode_cl.data.import_folder import import_folder
+    from repmode_cl.data.importers.folder import import_folder
 
     targets = _targets(target)
     found = import_folder(directory, pattern, signal=signal, targets=targets, voxel_size=_voxel(voxel_size))
@@ -128,7 +128,7 @@ def channels(
 
       repmode-cl data import channels plate --signal brightfield
     """
-    from repmode_cl.data.import_channels import import_channels
+    from repmode_cl.data.importers.channels import import_channels
 
     number = int(signal) if signal.isascii() and signal.isdigit() else signal
     found = import_channels(
@@ -169,10 +169,10 @@ def _voxel(text: str | None) -> tuple[float, float, float] | None:
     return z, y, x
 
 
-def _write(out: Path, found: Imported, keep_going: bool, overwrite: bool) -> None:
+def _write(out: Path, found: ImportedRows, keep_going: bool, overwrite: bool) -> None:
     from collections import Counter
 
-    from repmode_cl.data.importing import write_imported
+    from repmode_cl.data.importers.common import write_imported
 
     write_imported(out, found, keep_going=keep_going, overwrite=overwrite)
     for note in found.notes:

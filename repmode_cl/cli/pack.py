@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import ModelArgument
-from repmode_cl.cli.plain import count, printable
+from repmode_cl.cli.options import ModelArgument
+from repmode_cl.cli.text import printable
+from repmode_cl.errors import counted
 
 __all__ = ["app"]
 
@@ -29,7 +30,7 @@ def export(
 
       repmode-cl pack export model nucleolus nucleolus.safetensors
     """
-    from repmode_cl.store import Model
+    from repmode_cl.model import Model
 
     opened = Model.open(model)
     opened.export_pack(name, file)
@@ -52,7 +53,7 @@ def import_(
 
       repmode-cl pack import model nucleolus.safetensors
     """
-    from repmode_cl.store import Model
+    from repmode_cl.model import Model
 
     opened = Model.open(model)
     taken = opened.import_pack(file)
@@ -60,7 +61,7 @@ def import_(
     typer.echo(f"{entry.name}: {taken.status} to where it comes from ({printable(taken.detail)})")
     done = "restored: the file was missing or damaged;" if taken.restored else "added"
     typer.echo(
-        f"{done} {count(entry.parameters, 'parameter')}, {entry.bytes:,} bytes, digest {entry.digest[:8]}"
+        f"{done} {counted(entry.parameters, 'parameter')}, {entry.bytes:,} bytes, digest {entry.digest[:8]}"
     )
     typer.echo(f"model: {model}")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repmode_cl.cli.common import DeviceOption, console, size
+from repmode_cl.cli.options import DeviceOption, console, size
 
 if TYPE_CHECKING:
     from repmode_cl.perf import PerfSettings
@@ -39,6 +39,7 @@ class Section(StrEnum):
 
 
 def perf(
+    context: typer.Context,
     width: Annotated[int | None, typer.Option(help="Channels of the first level; 8 by default.")] = None,
     depth: Annotated[int | None, typer.Option(help="Number of halvings; 4 by default.")] = None,
     patch: Annotated[
@@ -134,7 +135,7 @@ def perf(
     result = run_perf(
         settings,
         out=out,
-        commands=_commands(),
+        commands=_commands(context.find_root().command),
         tell=lambda text: typer.echo(text, err=True),
         show=show,
     )
@@ -154,9 +155,8 @@ def _settings(
     return PerfSettings(**values, sections=tuple(dict.fromkeys(chosen)))
 
 
-def _commands() -> list[list[str]]:
-    """Return the words of every command but groups."""
-    from repmode_cl.cli.app import app
+def _commands(root: Any) -> list[list[str]]:
+    """Return the words of every command below `root` but groups."""
 
     def below(command: Any, words: list[str]) -> list[list[str]]:
         inner = getattr(command, "commands", None)
@@ -164,4 +164,4 @@ def _commands() -> list[list[str]]:
             return [words]
         return [found for name in inner for found in below(inner[name], [*words, name])]
 
-    return below(typer.main.get_command(app), [])
+    return below(root, [])

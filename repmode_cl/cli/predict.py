@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.common import (
+from repmode_cl.cli.options import (
     DeviceOption,
     ForceOption,
     ModelArgument,
@@ -17,12 +17,11 @@ from repmode_cl.cli.common import (
     size,
     sizes_in_um,
 )
-from repmode_cl.cli.plain import count
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
-    from repmode_cl.inference.many import Outcome
-    from repmode_cl.inference.predicted import PredictedFile
+    from repmode_cl.inference.options import PredictedFile
+    from repmode_cl.inference.predict_files import ImageOutcome
 
 __all__ = ["predict"]
 
@@ -131,11 +130,11 @@ def predict(
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
     window_size = size(window, "--window")
     micrometres = sizes_in_um(voxel_size, "--voxel-size")
-    from repmode_cl.inference.many import check_table, expand_inputs, output_names, predict_many
-    from repmode_cl.inference.outputs import output_paths, refuse_inputs
+    from repmode_cl.inference.output_paths import output_paths, refuse_inputs
+    from repmode_cl.inference.predict_files import check_table, expand_inputs, output_names, predict_many
     from repmode_cl.inference.rescale import Rescale
-    from repmode_cl.progress import task
-    from repmode_cl.store import Model
+    from repmode_cl.model import Model
+    from repmode_cl.utils.progress import task
 
     scale = None if rescale is None else Rescale.parse(rescale)
     opened = Model.open(model) if every else None
@@ -145,7 +144,7 @@ def predict(
         inputs, outputs = expand_inputs(paths[:1]), [paths[1]]
         if len(inputs) > 1:
             raise RepmodeError(
-                f"{paths[0]}: {count(len(inputs), 'image')} fit this pattern; give --out DIR for them"
+                f"{paths[0]}: {counted(len(inputs), 'image')} fit this pattern; give --out DIR for them"
             )
     else:
         inputs = expand_inputs(paths)
@@ -163,7 +162,7 @@ def predict(
     opened = Model.open(model) if opened is None else opened
     told: set[str] = set()
 
-    def tell(outcome: Outcome) -> None:
+    def tell(outcome: ImageOutcome) -> None:
         if outcome.error is not None:
             typer.echo(f"error: {outcome.error}", err=True)
         for file in outcome.files:
@@ -180,7 +179,7 @@ def predict(
             at = f" ({place + 1} of {len(inputs)})" if len(inputs) > 1 else ""
             bar.update(description=f"{stage} {Path(str(inputs[place])).name}{at}")
 
-        def done(outcome: Outcome) -> None:
+        def done(outcome: ImageOutcome) -> None:
             nonlocal place
             place += 1
             tell(outcome)
@@ -213,12 +212,12 @@ def predict(
         )
     failed = [str(outcome.source) for outcome in found if outcome.error is not None]
     if failed:
-        fail(f"{len(failed)} of {count(len(found), 'image')} left out: {', '.join(failed)}")
+        fail(f"{len(failed)} of {counted(len(found), 'image')} left out: {', '.join(failed)}")
 
 
 def _what(names: Sequence[str], inputs: Sequence[object], every: bool) -> str:
-    what = names[0] if len(names) == 1 and not every else count(len(names), "structure")
-    return f"Predicting {what}" + (f" of {count(len(inputs), 'image')}" if len(inputs) > 1 else "")
+    what = names[0] if len(names) == 1 and not every else counted(len(names), "structure")
+    return f"Predicting {what}" + (f" of {counted(len(inputs), 'image')}" if len(inputs) > 1 else "")
 
 
 def _line(file: PredictedFile) -> str:

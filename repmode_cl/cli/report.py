@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import console
+from repmode_cl.cli.options import console
 
 __all__ = ["report", "show_results"]
 
@@ -54,7 +54,7 @@ def report(
         raise RepmodeError("several runs are merged into a folder of their own: name it with --out FOLDER")
     run = runs[0]
     if out is not None:
-        from repmode_cl.report.merging import merge_runs
+        from repmode_cl.results.merge_runs import merge_runs
 
         merge_runs(runs, out)
         run = out
@@ -69,10 +69,15 @@ def report(
 
 def show_results(run: Path, *, against: str | None = None) -> None:
     """Print a run's tables, one line on each strategy's forgetting, and the path of its page."""
-    from repmode_cl.evaluation.results import ResultsTable
-    from repmode_cl.report.run_info import read_run_info
     from repmode_cl.report.tables import run_tables
-    from repmode_cl.report.terminal import render_budgets, render_comparisons, render_terminal, summary_lines
+    from repmode_cl.report.tables.terminal import (
+        render_budgets,
+        render_comparisons,
+        render_terminal,
+        summary_lines,
+    )
+    from repmode_cl.results.results_table import ResultsTable
+    from repmode_cl.results.run_info import read_run_info
 
     info = read_run_info(run)
     results = ResultsTable.read(run / "results.csv")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.common import ConfigArgument, OverridesOption, WorkersOption, continue_with
+from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with
 
 __all__ = ["train"]
 
@@ -35,18 +35,18 @@ def train(
     """
     from repmode_cl.config import load_config
     from repmode_cl.errors import ModelError
-    from repmode_cl.processes import workers_here
+    from repmode_cl.utils.process_pool import workers_here
 
     loaded = load_config(config, overrides or ())
     # Asked for before hours of training, not after.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
-    from repmode_cl.strategies import train_base
+    from repmode_cl.workflows import train_base
 
     # From its last checkpoint.
     continue_with(ctx)
     train_base(loaded, out, workers=workers or workers_here())
-    from repmode_cl.cli.model import show
+    from repmode_cl.cli.show_and_verify import show
     from repmode_cl.training.distributed import started_together
 
     started = started_together()

@@ -1,10 +1,10 @@
 """Configuration: one frozen, validated model per YAML file.
 
-`schema` says which keys there are; `loading` reads files, applies ``key=value`` overrides, and turns every
+`schema` says which keys there are; `load` reads files, applies ``key=value`` overrides, and turns every
 mistake into one message with the place and the nearest known key.
 """
 
-from repmode_cl.config.loading import load_config, parse_config, shipped_config_names, shipped_config_text
+from repmode_cl.config.load import load_config, parse_config, shipped_config_names, shipped_config_text
 from repmode_cl.config.schema import (
     Config,
     DataConfig,
@@ -13,10 +13,10 @@ from repmode_cl.config.schema import (
     PatchConfig,
     PreprocessingConfig,
     SimulateConfig,
-    StrategyConfig,
-    StreamConfig,
     TrainingConfig,
 )
+from repmode_cl.config.strategy_schema import StrategyConfig
+from repmode_cl.config.stream_schema import StreamConfig
 
 __all__ = [
     "Config",

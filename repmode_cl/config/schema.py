@@ -10,24 +10,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from repmode_cl.config.common import ExpertSpec, Frozen, Positive, Seed, check_expert
-from repmode_cl.config.strategy import StrategyConfig
-from repmode_cl.config.stream import StreamConfig
+from repmode_cl.config.field_types import ExpertSpec, Frozen, Positive, Seed, check_expert
+from repmode_cl.config.strategy_schema import StrategyConfig
+from repmode_cl.config.stream_schema import StreamConfig
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 __all__ = [
     "Config",
     "DataConfig",
-    "ExpertSpec",
     "InferenceConfig",
     "NetworkConfig",
     "PatchConfig",
     "PreprocessingConfig",
     "SimulateConfig",
-    "StrategyConfig",
-    "StreamConfig",
     "TrainingConfig",
 ]
+
 
 Size = tuple[Positive, Positive, Positive]
 VoxelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]

@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repmode_cl.data.csv_dialect import separated
 from repmode_cl.data.readers.location import is_url
-from repmode_cl.data.readers.protocol import Region
-from repmode_cl.data.separators import separated
+from repmode_cl.data.readers.region import Region
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError, did_you_mean
-from repmode_cl.files import write_text
 from repmode_cl.structures import check_structure_name
+from repmode_cl.utils.atomic_files import write_text
 
 __all__ = [
     "Manifest",
     "Row",
     "Problem",
-    "Region",
     "SPLITS",
     "COLUMNS",
     "read_manifest",
@@ -34,6 +33,7 @@ __all__ = [
     "read_text",
     "write_manifest",
 ]
+
 
 SPLITS = ("train", "val", "test")
 
@@ -147,7 +147,7 @@ class Manifest:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read a manifest; files that rows point to are not opened (see `repmode_cl.data.check`).
+    """Read a manifest; files that rows point to are not opened (see `repmode_cl.data.validation.manifest_check`).
 
     Comma, semicolon or tab may separate the columns (or what a first line such as ``sep=;`` names), and a byte-order
     mark may stand first, as spreadsheets write it. Relative paths are relative to the manifest's folder.

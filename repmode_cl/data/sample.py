@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repmode_cl.errors import ManifestError
-from repmode_cl.files import canonical_json
+from repmode_cl.utils.atomic_files import canonical_json
 
 __all__ = ["Sample", "digest_of", "images_digests", "shuffle_signals"]
 

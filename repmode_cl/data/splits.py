@@ -14,10 +14,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from repmode_cl.data.content import content_digest
 from repmode_cl.data.manifest import SPLITS, Manifest, Row
+from repmode_cl.data.preprocessing.content_digest import content_digest
 from repmode_cl.errors import ManifestError, counted
-from repmode_cl.files import write_json
+from repmode_cl.utils.atomic_files import write_json
 
 __all__ = ["Assignment", "assign_splits", "counts"]
 

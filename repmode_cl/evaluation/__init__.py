@@ -1,10 +1,10 @@
-"""Voxel metrics, the table of a run's results, and what a stream of structures did to them."""
+"""What a stream of structures did to each of them: performance matrix, forgetting, transfer, statistics."""
 
 from __future__ import annotations
 
-from repmode_cl.evaluation.budgets import TriedBudget, cost_per_structure, is_steady, smallest_budget
-from repmode_cl.evaluation.learning import area_under_curve, learning_areas
-from repmode_cl.evaluation.matrix import (
+from repmode_cl.evaluation.learning_curve_area import area_under_curve, learning_areas
+from repmode_cl.evaluation.paired_differences import PairedDifferences, paired_differences, structure_values
+from repmode_cl.evaluation.performance_matrix import (
     PerformanceMatrix,
     Summary,
     backward_transfer,
@@ -15,11 +15,8 @@ from repmode_cl.evaluation.matrix import (
     relative_improvement,
     summarise,
 )
-from repmode_cl.evaluation.metrics import HIGHER_IS_BETTER, image_metrics, mean_metrics
-from repmode_cl.evaluation.pairs import PairedDifferences, paired_differences, structure_values
-from repmode_cl.evaluation.results import BASE, COSTS, Result, ResultsTable
-from repmode_cl.evaluation.statistics import (
-    Comparison,
+from repmode_cl.evaluation.significance import (
+    PairedComparison,
     SeedsNeeded,
     bootstrap_interval,
     compare,
@@ -28,16 +25,10 @@ from repmode_cl.evaluation.statistics import (
     sign_flip_test,
     smallest_p,
 )
+from repmode_cl.evaluation.steps_to_target import TriedBudget, cost_per_structure, is_steady, smallest_budget
 from repmode_cl.evaluation.transfer import forward_transfer, intransigence, learned_values
 
 __all__ = [
-    "image_metrics",
-    "mean_metrics",
-    "HIGHER_IS_BETTER",
-    "Result",
-    "ResultsTable",
-    "BASE",
-    "COSTS",
     "PerformanceMatrix",
     "performance_matrix",
     "final_values",
@@ -59,7 +50,7 @@ __all__ = [
     "PairedDifferences",
     "structure_values",
     "paired_differences",
-    "Comparison",
+    "PairedComparison",
     "compare",
     "bootstrap_interval",
     "sign_flip_test",

@@ -7,7 +7,7 @@ strategy with the same seed and stream. Nothing is clipped; NaN in either value 
 from __future__ import annotations
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.evaluation.matrix import PerformanceMatrix
+from repmode_cl.evaluation.performance_matrix import PerformanceMatrix
 
 __all__ = ["learned_values", "forward_transfer", "intransigence"]
 

@@ -7,53 +7,42 @@ than was allowed. There is one way for volumes of every size.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, overload
+from typing import Unpack, overload
 
 import numpy as np
 import torch
 
+from repmode_cl.data.preprocessing.recipe import Recipe
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.readers.location import as_location
-from repmode_cl.data.recipe import Recipe
-from repmode_cl.data.voxel_guard import check_voxel_size, trained_voxels
-from repmode_cl.devices import resolve_device
+from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
-from repmode_cl.inference.batches import Network
-from repmode_cl.inference.call import content_of, micrometres, three_sizes, uuid_of, window_grid
-from repmode_cl.inference.existing import is_there
-from repmode_cl.inference.finish import Output
-from repmode_cl.inference.memory import (
-    MemoryPlan,
-    Needs,
-    available_memory,
-    format_bytes,
-    parse_memory,
-    plan_memory,
-    resident_memory,
-    tile_bytes,
-)
-from repmode_cl.inference.networks import ready_networks
-from repmode_cl.inference.outputs import output_paths
-from repmode_cl.inference.predicted import PredictedFile, Settings
+from repmode_cl.inference.identity import content_of, is_there, micrometres, three_sizes, uuid_of, window_grid
+from repmode_cl.inference.options import PredictedFile, Settings
+from repmode_cl.inference.output_paths import output_paths
 from repmode_cl.inference.provenance import picture_of
 from repmode_cl.inference.rescale import Rescale
-from repmode_cl.inference.scratch import Scratch
-from repmode_cl.inference.source import FileSource
-from repmode_cl.inference.stream import Stream, predict_stream
+from repmode_cl.inference.streaming.finish import Output
+from repmode_cl.inference.streaming.journal import PredictionJournal
+from repmode_cl.inference.streaming.memory_plan import MemoryPlan, Needs, plan_memory, tile_bytes
+from repmode_cl.inference.streaming.run import StreamingJob, predict_stream
+from repmode_cl.inference.volume_source import FileSource
+from repmode_cl.inference.window_batches import Network
 from repmode_cl.inference.windows import WindowGrid
+from repmode_cl.store.snapshot import ModelSnapshot
+from repmode_cl.utils.devices import resolve_device
+from repmode_cl.utils.memory import available_memory, format_bytes, parse_memory, resident_memory
 
-if TYPE_CHECKING:
-    from repmode_cl.store import Model
-
-__all__ = ["PredictedFile", "predict_file"]
+__all__ = ["predict_file", "ready_networks"]
 
 
 @overload
 def predict_file(
-    model: Model | str | Path,
+    model: ModelSnapshot | str | Path,
     structure: str,
     in_path: str | Path,
     out_path: str | Path,
@@ -63,7 +52,7 @@ def predict_file(
 
 @overload
 def predict_file(
-    model: Model | str | Path,
+    model: ModelSnapshot | str | Path,
     structure: list[str] | tuple[str, ...],
     in_path: str | Path,
     out_path: str | Path,
@@ -72,7 +61,7 @@ def predict_file(
 
 
 def predict_file(
-    model: Model | str | Path,
+    model: ModelSnapshot | str | Path,
     structure: str | list[str] | tuple[str, ...],
     in_path: str | Path,
     out_path: str | Path,
@@ -148,7 +137,7 @@ def predict_file(
     status
         Called with a few words at the beginning of each stage.
     stop_after_windows
-        Raise `repmode_cl.inference.stream.PredictionStopped` after so many windows of this call: for measurements
+        Raise `PredictionStopped` (of `streaming.run`) after so many windows of this call: for measurements
         and tests.
 
     Returns
@@ -185,9 +174,7 @@ def predict_file(
     allowed = None if memory is None else parse_memory(memory)
     chosen = resolve_device(device)
     if isinstance(model, (str, Path)):
-        from repmode_cl.store import Model
-
-        model = Model.open(model)
+        model = ModelSnapshot.open(model)
     for name in names:
         if name not in model.structures:
             raise UnknownStructureError(name, model.structures, f"the model {model.path}")
@@ -278,7 +265,7 @@ def predict_file(
             resident,
         )
         allowed = resident + available_memory() // 2 if allowed is None else allowed
-        with Scratch(paths[0], call, restart=restart) as scratch:
+        with PredictionJournal(paths[0], call, restart=restart) as scratch:
             try:
                 plan = _plan(scratch, allowed, grid, int(model.inference["batch"]), needs)
                 if plan.batch < model.inference["batch"]:
@@ -296,7 +283,7 @@ def predict_file(
                     )
                     for path, group, own in zip(paths, shown, uuids, strict=True)
                 ]
-                stream = Stream(
+                stream = StreamingJob(
                     source,
                     grid,
                     recipe,
@@ -326,7 +313,7 @@ def predict_file(
 
 
 def _voxel_notes(
-    model: Model, names: Sequence[str], known: Sequence[float] | None, where: str, force: bool
+    model: ModelSnapshot, names: Sequence[str], known: Sequence[float] | None, where: str, force: bool
 ) -> list[str]:
     """Compare the image's voxel size with those that each structure was trained on."""
     found = [
@@ -338,7 +325,7 @@ def _voxel_notes(
     return list(dict.fromkeys(note for note in found if note is not None))
 
 
-def _plan(scratch: Scratch, memory: int, grid: WindowGrid, batch: int, needs: Needs) -> MemoryPlan:
+def _plan(scratch: PredictionJournal, memory: int, grid: WindowGrid, batch: int, needs: Needs) -> MemoryPlan:
     """Return the plan that an earlier call chose, or a new one, written down."""
     earlier = scratch.journal.get("plan")
     if earlier is None:
@@ -353,3 +340,24 @@ def _plan(scratch: Scratch, memory: int, grid: WindowGrid, batch: int, needs: Ne
             f"{error}; or give --restart (restart=True) to begin anew with less at once"
         ) from None
     return plan
+
+
+def ready_networks(model: ModelSnapshot, names: Sequence[str], device: torch.device) -> dict[str, Network]:
+    """Return the fused network of each structure on `device`.
+
+    Raises
+    ------
+    ModelError
+        If a file of the model is missing or damaged.
+    """
+    networks: dict[str, Network] = {}
+    for name in names:
+        network = model.fused(name)
+        if device.type != "cpu":
+            # The model keeps what it fused, on the CPU.
+            network = copy.deepcopy(network).to(device)
+        networks[name] = network
+        # Loads what a first convolution loads, so that memory is counted with it.
+        with torch.no_grad():
+            network(torch.zeros((1, 1, *(1 << model.architecture.depth,) * 3), device=device))
+    return networks

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from repmode_cl.inference.colours import LIGHT, colour_of
-from repmode_cl.inference.picture import Channel, Picture, software
+from repmode_cl.inference.display_colours import LIGHT, colour_of
 from repmode_cl.inference.rescale import Rescale
-from repmode_cl.inference.volume_io import title_of
+from repmode_cl.inference.writers import title_of
+from repmode_cl.inference.writers.image_metadata import ChannelMetadata, ImageMetadata, software
+from repmode_cl.store.snapshot import ModelSnapshot
 
 if TYPE_CHECKING:
     from repmode_cl.data.readers import ImageReader
-    from repmode_cl.store import Model
 
 __all__ = ["input_name", "picture_of"]
 
 
 def picture_of(
     path: Path,
-    model: Model,
+    model: ModelSnapshot,
     names: Sequence[str],
     image: ImageReader,
     call: Mapping[str, Any],
@@ -32,7 +32,7 @@ def picture_of(
     *,
     light: bool,
     notes: Sequence[str] = (),
-) -> Picture:
+) -> ImageMetadata:
     """Describe a file of predictions.
 
     Parameters
@@ -60,7 +60,7 @@ def picture_of(
     if light:
         # Channels without a name of their own are called by their number.
         name = "transmitted light" if own == f"C{call['channel']}" else own
-        channels.insert(0, Channel(name, LIGHT, {"channel": own, "input": source}))
+        channels.insert(0, ChannelMetadata(name, LIGHT, {"channel": own, "input": source}))
     about = {
         "software": software(),
         "torch": torch.__version__,
@@ -82,7 +82,9 @@ def picture_of(
     said = "in z-score units" if rescale is None else rescale.meaning
     text = f"{', '.join(names)} predicted by repmode-cl from {source}, {said}"
     z, y, x = image.shape
-    return Picture(title_of(path), (z, y, x), dtype, tuple(channels), call["voxel size"], text, uuid, about)
+    return ImageMetadata(
+        title_of(path), (z, y, x), dtype, tuple(channels), call["voxel size"], text, uuid, about
+    )
 
 
 def input_name(path: Path | str) -> str:
@@ -90,7 +92,7 @@ def input_name(path: Path | str) -> str:
     return str(path).replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def _channel(model: Model, name: str, rescale: Rescale | None) -> Channel:
+def _channel(model: ModelSnapshot, name: str, rescale: Rescale | None) -> ChannelMetadata:
     entry = model.entries[name]
     about = {"structure": name, "structure_digest": entry.digest, "structure_kind": entry.kind}
     if rescale is None:
@@ -102,7 +104,7 @@ def _channel(model: Model, name: str, rescale: Rescale | None) -> Channel:
             "z_score_of_0": repr(float(rescale.low)),
             f"z_score_of_{rescale.top}": repr(float(rescale.high)),
         }
-    return Channel(name, colour_of(name), about)
+    return ChannelMetadata(name, colour_of(name), about)
 
 
 def _sizes(sizes: Sequence[float] | None) -> str:

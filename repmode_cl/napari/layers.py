@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from repmode_cl import __version__
-from repmode_cl.inference.colours import colour_of
+from repmode_cl.inference.display_colours import colour_of
+from repmode_cl.version import __version__
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
-    from repmode_cl.napari.in_memory import Prediction, Request
-    from repmode_cl.napari.selection import Selection
+    from repmode_cl.napari.layer_region import LayerRegion
+    from repmode_cl.napari.predict_layer import Prediction, Request
 
 __all__ = ["Placed", "layer_of"]
 
@@ -29,7 +29,7 @@ class Placed:
         The volume within it.
     """
 
-    def __init__(self, layer: Image, selection: Selection) -> None:
+    def __init__(self, layer: Image, selection: LayerRegion) -> None:
         from napari.utils.transforms import Affine
 
         own = Affine(scale=layer.scale, rotate=layer.rotate, shear=layer.shear)

@@ -27,15 +27,15 @@ from qtpy.QtWidgets import (
 )
 
 from repmode_cl.errors import ImageError, RepmodeError
+from repmode_cl.napari.layer_region import LayerRegion, select, stated_voxel_size
 from repmode_cl.napari.layers import Placed, layer_of
-from repmode_cl.napari.selection import Selection, select, stated_voxel_size
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from repmode_cl.napari.in_memory import Prediction, Request
+    from repmode_cl.model import Model
+    from repmode_cl.napari.predict_layer import Prediction, Request
     from repmode_cl.napari.worker import PredictionWorker
-    from repmode_cl.store import Model
 
 __all__ = ["PredictWidget"]
 
@@ -213,7 +213,7 @@ class PredictWidget(QWidget):
         if not self.path.text().strip():
             return
         # Imported here: torch takes seconds, and until now nothing needed it.
-        from repmode_cl.store import Model
+        from repmode_cl.model import Model
 
         try:
             self.model = Model.open(Path(self.path.text().strip()))
@@ -272,12 +272,12 @@ class PredictWidget(QWidget):
         self.cancel.setEnabled(True)
         worker.start()
 
-    def _request(self) -> tuple[Image, Selection, Request]:
+    def _request(self) -> tuple[Image, LayerRegion, Request]:
         if self.layer is None:
             raise ImageError("there is no image layer; open a stack first")
         if self.model is None:
             raise RepmodeError("no model is open; name the folder of one")
-        from repmode_cl.napari.in_memory import Request
+        from repmode_cl.napari.predict_layer import Request
 
         selection = select(self.layer, self.viewer.dims.point)
         request = Request(

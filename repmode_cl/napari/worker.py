@@ -9,7 +9,7 @@ from napari.qt.threading import WorkerBase, WorkerBaseSignals
 from numpy.typing import NDArray
 from qtpy.QtCore import Signal
 
-from repmode_cl.napari.in_memory import Request, predict_volume
+from repmode_cl.napari.predict_layer import Request, predict_volume
 
 __all__ = ["PredictionWorker"]
 

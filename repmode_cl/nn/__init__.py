@@ -2,14 +2,13 @@
 
 from repmode_cl.nn.architecture import AdditionSpec, Architecture, smallest_size
 from repmode_cl.nn.experts import Expert, make_expert
-from repmode_cl.nn.folding import FoldedUNet, fold_norms, fold_structure
 from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
 from repmode_cl.nn.mode_block import ModeBlock
-from repmode_cl.nn.multi_head import MultiHeadUNet
-from repmode_cl.nn.plain import PlainUNet
-from repmode_cl.nn.repmode import RepModeUNet
+from repmode_cl.nn.multi_head_unet import MultiHeadUNet
+from repmode_cl.nn.norm_folding import FoldedUNet, fold_norms, fold_structure
+from repmode_cl.nn.plain_unet import PlainUNet
+from repmode_cl.nn.repmode_unet import RepModeUNet, trainable_names
 from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
-from repmode_cl.nn.trainable import trainable_names
 
 __all__ = [
     "AdditionSpec",

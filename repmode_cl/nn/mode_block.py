@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from repmode_cl.errors import UnknownStructureError
 from repmode_cl.nn.architecture import AdditionSpec
+from repmode_cl.nn.convolution import convolve, taps_within
 from repmode_cl.nn.experts import Expert, make_expert
 from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
-from repmode_cl.nn.sites import Groups, NormSite, by_group, convolve, taps_within
+from repmode_cl.nn.per_structure_layers import StructureGroups, StructureNorm, by_group
 
 __all__ = ["ModeAddition", "ModeBlock"]
 
@@ -67,7 +68,7 @@ class ModeBlock(nn.Module):
         self.experts = nn.ModuleDict({spec: make_expert(spec, c_in, c_out, generator) for spec in experts})
         self.gates = nn.ParameterDict({name: new_gate(len(experts), c_out, generator) for name in structures})
         self.own = nn.ModuleDict()
-        self.norm = NormSite(c_out) if activation else None
+        self.norm = StructureNorm(c_out) if activation else None
 
     def add_gate(self, name: str, generator: torch.Generator) -> None:
         """Give `name` a gate row over the shared experts, and nothing else."""
@@ -122,7 +123,7 @@ class ModeBlock(nn.Module):
                 [fused[name]] = fuse_rows([expert for _, expert in seen], [row], reach=reach)
         return fused
 
-    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+    def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X): one kernel and one convolution for each structure in the batch."""
         # Without gradients kernels are whole, bit for bit those of the network that `fuse` gives.
         kernels = self.kernels(groups.names, taps_within(x.shape[2:]) if torch.is_grad_enabled() else None)

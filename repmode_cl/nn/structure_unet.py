@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repmode_cl.errors import StructureError, UnknownStructureError
-from repmode_cl.nn.sites import Groups
+from repmode_cl.nn.per_structure_layers import StructureGroups
 from repmode_cl.nn.unet import UNet
 
 __all__ = ["StructureUNet", "structure_seed"]
@@ -85,7 +85,7 @@ class StructureUNet(UNet):
         distinct = tuple(dict.fromkeys(names))
         for name in distinct:
             self._check(name)
-        groups = Groups(distinct, tuple(names.count(name) for name in distinct))
+        groups = StructureGroups(distinct, tuple(names.count(name) for name in distinct))
         if len(distinct) == 1:
             return self.run(x, groups)
         self._check_mixture(distinct)

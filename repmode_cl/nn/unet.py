@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmode_cl.errors import ImageError
+from repmode_cl.nn.activation_checkpointing import mark_for_compiler, recomputed
 from repmode_cl.nn.architecture import smallest_size
-from repmode_cl.nn.recompute import mark_for_compiler, recomputed
 
 __all__ = ["UNet", "checkpoint_activations"]
 

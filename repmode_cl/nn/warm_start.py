@@ -16,8 +16,8 @@ from torch import Tensor
 from repmode_cl.errors import ModelError, UnknownStructureError
 from repmode_cl.nn.experts import AvgExpert, ConvExpert, Expert, LowRankExpert
 from repmode_cl.nn.mode_block import ModeBlock
-from repmode_cl.nn.repmode import RepModeUNet
-from repmode_cl.nn.sites import NormSite, ResamplingSite
+from repmode_cl.nn.per_structure_layers import StructureNorm, StructureResampling
+from repmode_cl.nn.repmode_unet import RepModeUNet
 
 __all__ = ["FreshExpert", "begin_from"]
 
@@ -99,11 +99,13 @@ def begin_from(
             there = cast(ModeBlock, source.get_submodule(block_name))
             if (found := _begin_block(block, there, name, other, expert, share)) is not None:
                 taken[found] = None
-            if block.norm is not None and _copy_norm(block.norm, cast(NormSite, there.norm), name, other):
+            if block.norm is not None and _copy_norm(
+                block.norm, cast(StructureNorm, there.norm), name, other
+            ):
                 taken["norms"] = None
         for site_name, layer in network.named_resampling():
-            site = cast(ResamplingSite, layer)
-            from_ = cast(ResamplingSite, source.get_submodule(site_name))
+            site = cast(StructureResampling, layer)
+            from_ = cast(StructureResampling, source.get_submodule(site_name))
             if _copy_norm(site.norm, from_.norm, name, other):
                 taken["norms"] = None
             if name in site.own and other in from_.own:
@@ -112,7 +114,7 @@ def begin_from(
     return tuple(taken)
 
 
-def _copy_norm(here: NormSite, there: NormSite, name: str, other: str) -> bool:
+def _copy_norm(here: StructureNorm, there: StructureNorm, name: str, other: str) -> bool:
     """Copy an addition's norm; that of the base an own copy starts from anyway."""
     if name not in here.own or other not in there.own:
         return False

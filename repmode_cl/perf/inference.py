@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repmode_cl.inference.predict import sliding_window
+from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.nn import PlainUNet
-from repmode_cl.nn.folding import fold_norms
-from repmode_cl.perf.rounds import Lazily, alternate, rows_of
+from repmode_cl.nn.norm_folding import fold_norms
 from repmode_cl.perf.settings import PerfSettings
+from repmode_cl.perf.timing_rounds import Lazily, alternate, rows_of
 from repmode_cl.perf.workloads import REFERENCE, Networks, Variant, forward_of, names_in, training_variants
-from repmode_cl.progress import task
 from repmode_cl.training.precision import Precision
+from repmode_cl.utils.progress import task
 
 __all__ = ["measure_inference", "measure_volume"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from repmode_cl import __version__
-from repmode_cl.processes import workers_here
+from repmode_cl.utils.process_pool import workers_here
+from repmode_cl.version import __version__
 
 __all__ = ["cpu_name", "describe", "machine"]
 

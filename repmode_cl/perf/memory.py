@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repmode_cl.perf.footprint import peak_resident, peak_tensor_bytes, reset_peak, resident
-from repmode_cl.perf.rounds import out_of_memory
 from repmode_cl.perf.settings import PerfSettings
+from repmode_cl.perf.timing_rounds import out_of_memory
 from repmode_cl.perf.workloads import REFERENCE, Batch, Networks, Step, Variant, training_variants
-from repmode_cl.progress import task
+from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.precision import Precision
-from repmode_cl.training.saved import saved_bytes
+from repmode_cl.utils.memory import peak_resident, peak_tensor_bytes, reset_peak, resident
+from repmode_cl.utils.progress import task
 
 __all__ = ["footprint_of", "measure_memory", "promise"]
 
@@ -206,7 +206,7 @@ def _in_child(settings: PerfSettings, variant: Variant, precision: Precision) ->
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "repmode_cl.perf.child", json.dumps(order)],
+        [sys.executable, "-m", "repmode_cl.perf.memory_child", json.dumps(order)],
         env={**os.environ, **_CHILD_ENVIRONMENT},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -13,26 +13,27 @@ from typing import Any
 
 import torch
 
-from repmode_cl.devices import resolve_device
 from repmode_cl.errors import RepmodeError
-from repmode_cl.files import write_json
-from repmode_cl.perf.check import check_device
-from repmode_cl.perf.estimate import expected_seconds
+from repmode_cl.perf.device_check import check_device
+from repmode_cl.perf.duration import expected_seconds
 from repmode_cl.perf.inference import measure_inference, measure_volume
-from repmode_cl.perf.loading import measure_loading
+from repmode_cl.perf.loader import measure_loading
 from repmode_cl.perf.machine import machine
 from repmode_cl.perf.memory import measure_memory
-from repmode_cl.perf.profile import measure_profile
-from repmode_cl.perf.rounds import out_of_memory
+from repmode_cl.perf.profiler import measure_profile
 from repmode_cl.perf.scaling import measure_scaling
 from repmode_cl.perf.settings import SECTIONS, PerfSettings
 from repmode_cl.perf.startup import measure_startup
+from repmode_cl.perf.timing_rounds import out_of_memory
 from repmode_cl.perf.training import measure_training
 from repmode_cl.perf.workloads import Networks
-from repmode_cl.store.environment import with_threads
 from repmode_cl.training.precision import Precision, resolve_precision
+from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.devices import resolve_device
+from repmode_cl.utils.environment import with_threads
 
-__all__ = ["FORMAT", "VERSION", "run_perf"]
+__all__ = ["run_perf"]
+
 
 FORMAT, VERSION = "repmode-cl perf", 1
 

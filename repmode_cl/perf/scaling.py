@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from repmode_cl.inference.predict import sliding_window
 from repmode_cl.inference.predict_file import predict_file
+from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.inference.windows import plan_windows
+from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.perf.rounds import Row, alternate, rows_of
 from repmode_cl.perf.settings import PerfSettings
-from repmode_cl.progress import task
-from repmode_cl.store import Model
+from repmode_cl.perf.timing_rounds import Row, alternate, rows_of
+from repmode_cl.utils.progress import task
 
 __all__ = ["SIZES", "measure_scaling", "volume_shape"]
 

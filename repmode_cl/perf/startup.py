@@ -12,9 +12,9 @@ from typing import Any
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.perf.rounds import alternate, rows_of
 from repmode_cl.perf.settings import PerfSettings
-from repmode_cl.progress import task
+from repmode_cl.perf.timing_rounds import alternate, rows_of
+from repmode_cl.utils.progress import task
 
 __all__ = ["measure_startup"]
 
@@ -78,7 +78,7 @@ def _runs(arguments: Sequence[str], folder: str) -> Callable[[], None]:
 
 def _model(folder: Path) -> Path:
     """Store a model of the smallest kind, for `show` to list."""
-    from repmode_cl.store import Model
+    from repmode_cl.model import Model
 
     path = folder / "model"
     network = RepModeUNet(Architecture(width=2, depth=1, experts=("conv3", "conv1")), ("dna",), seed=0)

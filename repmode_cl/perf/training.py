@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from repmode_cl.perf.rounds import Lazily, alternate, rows_of
 from repmode_cl.perf.settings import PerfSettings
+from repmode_cl.perf.timing_rounds import Lazily, alternate, rows_of
 from repmode_cl.perf.workloads import Batch, Networks, Step, timed_variants, training_variants
-from repmode_cl.progress import task
 from repmode_cl.training.precision import Precision
+from repmode_cl.utils.progress import task
 
 __all__ = ["measure_training"]
 

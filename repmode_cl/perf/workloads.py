@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet
+from repmode_cl.perf.reference_variants import per_sample, unfused
 from repmode_cl.perf.settings import PerfSettings, check_names
-from repmode_cl.perf.variants import per_sample, unfused
 from repmode_cl.structures import TWELVE_STRUCTURES
 from repmode_cl.training.loss import masked_mse
-from repmode_cl.training.optimizer import make_adam
+from repmode_cl.training.optim import make_adam
 from repmode_cl.training.precision import Precision
 
 __all__ = [

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repmode_cl.report.budgets import budget_table
-from repmode_cl.report.claims import comparison_table
-from repmode_cl.report.export import to_csv, to_latex
-from repmode_cl.report.run_info import RunInfo, read_run_info
-from repmode_cl.report.structures import structure_table
-from repmode_cl.report.table import strategy_table, write_table_csv
 from repmode_cl.report.tables import run_tables, write_tables
-from repmode_cl.report.terminal import render_terminal, summary_lines
+from repmode_cl.report.tables.budgets import budget_table
+from repmode_cl.report.tables.comparisons import comparison_table
+from repmode_cl.report.tables.csv_latex import to_csv, to_latex
+from repmode_cl.report.tables.strategies import strategy_table, write_table_csv
+from repmode_cl.report.tables.structures import structure_table
+from repmode_cl.report.tables.terminal import render_terminal, summary_lines
 
 __all__ = [
     "build_report",
@@ -26,8 +25,6 @@ __all__ = [
     "render_terminal",
     "summary_lines",
     "write_table_csv",
-    "RunInfo",
-    "read_run_info",
 ]
 
 

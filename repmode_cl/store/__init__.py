@@ -1,30 +1,27 @@
 """The model directory: a base, one file per added structure, a registry, and proofs that nothing changed."""
 
-from repmode_cl.store.candidates import Candidate, make_candidate
-from repmode_cl.store.changes import Collected
-from repmode_cl.store.environment import environment_fingerprint
-from repmode_cl.store.exchange import Taken
+from repmode_cl.store.candidate import Candidate, make_candidate
 from repmode_cl.store.history import Change
-from repmode_cl.store.model import Model
-from repmode_cl.store.packs import Pack, read_pack
+from repmode_cl.store.pack_exchange import ImportResult
+from repmode_cl.store.pack_format import Pack, read_pack
 from repmode_cl.store.proof import Proof, prove
 from repmode_cl.store.registry import Entry
-from repmode_cl.store.staging import Pending, pending, stage, staged, training_lock
-from repmode_cl.store.verify import StructureResult, VerifyReport, verify_model
+from repmode_cl.store.staging import PendingStructure, pending, stage, staged, training_lock
+from repmode_cl.store.verify import verify_model
+from repmode_cl.store.verify_report import StructureResult, VerifyReport
+from repmode_cl.store.versions import GarbageReport
 
 __all__ = [
     "Candidate",
     "Change",
-    "Collected",
+    "GarbageReport",
     "Entry",
-    "Model",
     "Pack",
-    "Pending",
+    "PendingStructure",
     "Proof",
     "StructureResult",
-    "Taken",
+    "ImportResult",
     "VerifyReport",
-    "environment_fingerprint",
     "make_candidate",
     "pending",
     "prove",

@@ -1,6 +1,6 @@
 """One more structure for a model: made ready without its lock, and committed under it.
 
-All that takes time (`repmode_cl.store.candidates`) happens first, while others may read and change the model. The
+All that takes time (`repmode_cl.store.candidate`) happens first, while others may read and change the model. The
 commit then looks at the model as it is by now, copies one file and replaces the registry: a process that dies at any
 instant leaves the old model or the new one.
 """
@@ -10,23 +10,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import put_in_place, sha256_file
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.store import records
-from repmode_cl.store.candidates import Candidate, prepare
+from repmode_cl.store import record_files as records
+from repmode_cl.store.candidate import Candidate, prepare
 from repmode_cl.store.history import Action
-from repmode_cl.store.places import check_name, check_place
+from repmode_cl.store.preconditions import check_name, check_place
+from repmode_cl.store.record_files import file_matches
 from repmode_cl.store.registry import Entry, Registry
-from repmode_cl.store.tensors import read_metadata
-from repmode_cl.store.writing import changing, replace_registry
+from repmode_cl.store.snapshot import ModelSnapshot
+from repmode_cl.store.transaction import changing, replace_registry
+from repmode_cl.utils.atomic_files import put_in_place
+from repmode_cl.utils.safetensors_io import read_metadata
 
-if TYPE_CHECKING:
-    from repmode_cl.store.model import Model
-
-__all__ = ["commit", "holds", "restore", "store_network"]
+__all__ = ["commit", "restore", "store_network"]
 
 
 class _Source(Protocol):
@@ -44,7 +43,7 @@ class _Source(Protocol):
 
 
 def store_network(
-    model: Model,
+    model: ModelSnapshot,
     name: str,
     network: RepModeUNet,
     *,
@@ -117,7 +116,7 @@ def restore(model_path: Path, candidate: Candidate) -> Registry:
                 f"{model_path} changed meanwhile, and has no {name!r} {digest[:8]}: nothing was restored"
             )
         recorded = registry.entry(name)
-        if holds(model_path, recorded):
+        if file_matches(model_path, recorded):
             return registry
         entry = _put_back(model_path, registry, recorded, candidate)
         if entry == recorded:
@@ -126,12 +125,6 @@ def restore(model_path: Path, candidate: Candidate) -> Registry:
         after = dataclasses.replace(registry, entries=entries)
         replace_registry(model_path, registry, after)
     return after
-
-
-def holds(path: Path, entry: Entry) -> bool:
-    """Say whether the file of a version is there, byte for byte."""
-    file = path / entry.file
-    return bool(entry.sha256) and file.is_file() and sha256_file(file) == entry.sha256
 
 
 def _commit(path: Path, registry: Registry, source: _Source, action: Action, *, replace: bool) -> Registry:
@@ -146,7 +139,7 @@ def _commit(path: Path, registry: Registry, source: _Source, action: Action, *, 
         entry = dataclasses.replace(source.write(path / file), file=file)
     else:
         # What was recorded of a version here counts, whatever a stranger's pack with the same tensors says of it.
-        entry = twin if holds(path, twin) else _put_back(path, registry, twin, source)
+        entry = twin if file_matches(path, twin) else _put_back(path, registry, twin, source)
     earlier = registry.entry(entry.name) if replace else None
     after = registry.changed(
         action,

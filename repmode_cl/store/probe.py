@@ -1,17 +1,136 @@
-"""The volume that every proof predicts: the same bits on every machine, and small."""
+"""What is computed of a structure to prove it, with no more memory than one layer takes beside the network.
+
+Fused kernels and the probe's prediction in float32, of which proofs keep digests; and float64 references, which are
+the same on every machine but for rounding.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from repmode_cl.nn import Architecture
+from repmode_cl.nn import Architecture, RepModeUNet
+from repmode_cl.nn.layerwise_forward import kernel_parts, predict_float64, predict_once
+from repmode_cl.utils.tensor_digests import Described, stream_digest, tensor_digest
 
-__all__ = ["probe_shape", "probe_volume"]
+__all__ = [
+    "ComputedDigests",
+    "kernel_digest",
+    "predict_probe",
+    "prediction_digest",
+    "probe_shape",
+    "probe_volume",
+    "references",
+    "relative_difference",
+]
+
+
+_PROJECTIONS = 2
+_SEED = 20230617
+
+
+class ComputedDigests(NamedTuple):
+    """Digests of what a structure comes to, computed in the present environment.
+
+    Parameters
+    ----------
+    kernels
+        Of the fused float32 kernels (`kernel_digest`).
+    prediction
+        Of the probe's float32 prediction; None where kernels alone were asked for.
+    """
+
+    kernels: str
+    prediction: str | None
+
+
+def kernel_digest(network: RepModeUNet, structure: str) -> str:
+    """Return the digest of the fused float32 kernels (GatRep, paper eq. 6) of a network on the CPU."""
+    blocks = dict(network.named_mode_blocks())
+    described: dict[str, Described] = {
+        name: (torch.float32, block.kernel_shape(structure)) for name, block in blocks.items()
+    }
+    with torch.no_grad():
+        return stream_digest(described, lambda name: blocks[name].kernel(structure))
+
+
+def predict_probe(network: RepModeUNet, structure: str, *, folded: bool = True) -> Tensor:
+    """Return the probe's float32 prediction (Z, Y, X) by a network on the CPU, norms folded or not."""
+    x = probe_volume(network.architecture)[None, None]
+    return predict_once(network, structure, x, folded=folded)[0, 0].clone()
+
+
+def prediction_digest(network: RepModeUNet, structure: str, *, folded: bool = True) -> tuple[str, Tensor]:
+    """Return the digest of `predict_probe`, and the prediction."""
+    prediction = predict_probe(network, structure, folded=folded)
+    return tensor_digest({"prediction": prediction}), prediction
+
+
+def references(network: RepModeUNet, structure: str, *, prediction: bool = True) -> dict[str, Tensor]:
+    """Return what float64 arithmetic makes of the stored tensors of one structure.
+
+    Parameters
+    ----------
+    network
+        On the CPU.
+    structure
+        One that it knows.
+    prediction
+        Predict the probe too, not the kernels' projections alone.
+
+    Returns
+    -------
+    dict
+        ``kernels.<block>``: the fused kernel of each output channel times two seeded vectors of signs,
+        (2, C_out): any change of a kernel moves them, and they are small.
+        ``prediction``: the probe's, (Z, Y, X).
+    """
+    found: dict[str, Tensor] = {}
+    signs: dict[str, Tensor] = {}
+
+    def project(name: str, channels: slice, kernel: Tensor) -> None:
+        rows = kernel.reshape(len(kernel), -1)
+        if name not in signs:
+            signs.clear()  # blocks come one after the other
+            signs[name] = _signs(name, rows.shape[1])
+        found[f"kernels.{name}"][:, channels] = signs[name] @ rows.T
+
+    for name, block in network.named_mode_blocks():
+        found[f"kernels.{name}"] = torch.empty((_PROJECTIONS, block.c_out), dtype=torch.float64)
+    if prediction:
+        x = probe_volume(network.architecture).double()[None, None]
+        found["prediction"] = predict_float64(network, structure, x, each=project)[0, 0].clone()
+    else:
+        for name, block in network.named_mode_blocks():
+            for channels, kernel in kernel_parts(block, structure):
+                project(name, channels, kernel)
+    return found
+
+
+def _signs(block: str, length: int) -> Tensor:
+    """(projections, length) of +1 and -1 in float64, by the block's name."""
+    seed = int.from_bytes(hashlib.sha256(block.encode()).digest()[:8], "little")
+    count = _PROJECTIONS * length
+    raw = np.random.PCG64([_SEED, seed]).random_raw(-(-count // 64))
+    bits = np.unpackbits(raw.astype("<u8").view(np.uint8), count=count)
+    return torch.from_numpy(bits.astype(np.float64) * 2 - 1).reshape(_PROJECTIONS, length)
+
+
+def relative_difference(value: Tensor, reference: Tensor) -> float:
+    """Return the largest difference over the reference's largest value; infinite where shapes differ."""
+    if value.shape != reference.shape:
+        return math.inf
+    difference = float((value.double() - reference).abs().max())
+    scale = float(reference.abs().max())
+    if not math.isfinite(difference):
+        return math.inf
+    return difference / scale if scale else (0.0 if difference == 0 else math.inf)
+
 
 _SEED = 20230617
 

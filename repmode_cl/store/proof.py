@@ -10,38 +10,36 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from repmode_cl.errors import ModelError
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.store.digests import tensor_digest
-from repmode_cl.store.environment import environment_fingerprint
-from repmode_cl.store.observe import (
+from repmode_cl.store.probe import (
+    ComputedDigests,
     kernel_digest,
     predict_probe,
     prediction_digest,
+    probe_shape,
     references,
     relative_difference,
 )
-from repmode_cl.store.probe import probe_shape, probe_volume
+from repmode_cl.utils.environment import describe_difference, environment_fingerprint
+from repmode_cl.utils.tensor_digests import tensor_digest
 
 __all__ = [
     "FLOAT32_TOLERANCE",
     "FLOAT64_TOLERANCE",
     "FOLDING_TOLERANCE",
     "Proof",
-    "kernel_digest",
+    "ProofComparison",
+    "compare_with_proof",
     "on_cpu",
-    "prediction_digest",
-    "probe_shape",
-    "probe_volume",
     "prove",
-    "references",
-    "relative_difference",
 ]
+
 
 #: Largest difference from a float64 reference, relative to the reference's largest value, that another
 #: environment may show: where it computes in float64, and where it predicts in float32.
@@ -159,3 +157,98 @@ def on_cpu(network: RepModeUNet) -> RepModeUNet:
     if next(network.parameters()).device.type == "cpu":
         return network
     return copy.deepcopy(network).cpu()
+
+
+@dataclass(frozen=True)
+class ProofComparison:
+    """How what was computed compares with a proof.
+
+    Parameters
+    ----------
+    status
+        ``bit-identical``, ``within tolerance`` or ``failed``.
+    detail
+        What was compared, or what is wrong.
+    observed
+        Digests of what was computed.
+    """
+
+    status: Literal["bit-identical", "within tolerance", "failed"]
+    detail: str
+    observed: ComputedDigests
+
+
+def compare_with_proof(
+    network: RepModeUNet,
+    structure: str,
+    proof: Proof,
+    stored: Mapping[str, Tensor],
+    *,
+    prediction: bool = True,
+) -> ProofComparison:
+    """Compute kernels and prediction of a structure with torch's present threads, and compare them with its proof.
+
+    Parameters
+    ----------
+    network
+        On the CPU; its tensors were found to be those recorded.
+    structure
+        One that it knows.
+    proof
+        Made when the structure was stored.
+    stored
+        The proof's float64 references.
+    prediction
+        Whether the probe is predicted too.
+    """
+    window = probe_shape(network.architecture)
+    now = environment_fingerprint(device="cpu", dtype=torch.float32, window=window, batch=1)
+    kernels = kernel_digest(network, structure)
+    digest, values = None, None
+    if prediction:
+        digest, values = prediction_digest(network, structure, folded=proof.folded)
+    observed = ComputedDigests(kernels, digest)
+    what = "kernels and prediction" if prediction else "kernels"
+    if prediction and not proof.folded:
+        what += " with unfolded norms"
+    if now == proof.environment:
+        wrong = [
+            name
+            for name, found, recorded in (
+                ("fused kernels", kernels, proof.kernel_digest),
+                ("prediction", digest or proof.prediction_digest, proof.prediction_digest),
+            )
+            if found != recorded
+        ]
+        if wrong:
+            return ProofComparison(
+                "failed", f"{' and '.join(wrong)} not as recorded, in the same environment", observed
+            )
+        return ProofComparison(
+            "bit-identical", f"{what}, {now['threads']} thread{'s' if now['threads'] > 1 else ''}", observed
+        )
+    computed = references(network, structure, prediction=prediction)
+    worst = max(
+        relative_difference(value, stored[key]) if key in stored else float("inf")
+        for key, value in computed.items()
+    )
+    difference = describe_difference(proof.environment, now)
+    elsewhere = "allowed in another environment"
+    # Not `worst > ...`: a comparison with NaN is false.
+    if not worst <= FLOAT64_TOLERANCE:
+        return ProofComparison(
+            "failed",
+            f"{what} differ by {worst:.1e} from the references, {elsewhere} is {FLOAT64_TOLERANCE:.0e}: {difference}",
+            observed,
+        )
+    if values is not None:
+        single = relative_difference(values, stored["prediction"])
+        if not single <= FLOAT32_TOLERANCE:
+            return ProofComparison(
+                "failed",
+                f"the float32 prediction differs by {single:.1e} from the reference, {elsewhere} is "
+                f"{FLOAT32_TOLERANCE:.0e}: {difference}",
+                observed,
+            )
+        what += f", float32 to {single:.1e} of {FLOAT32_TOLERANCE:.0e}"
+    return ProofComparison("within tolerance", f"other environment: {difference}; {what}", observed)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import json_text, write_json
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store.digests import json_digest
 from repmode_cl.store.history import Action, Change, State, state_after
 from repmode_cl.store.proof import Proof
+from repmode_cl.utils.atomic_files import json_text, write_json
+from repmode_cl.utils.tensor_digests import json_digest
 
-__all__ = ["Entry", "Registry", "creation", "now", "plain_json", "read_document"]
+__all__ = ["REGISTRY", "Entry", "Registry", "creation", "now", "plain_json", "read_document"]
 
 REGISTRY = "registry.json"
 REGISTRY_FORMAT = "repmode-cl registry"

@@ -11,23 +11,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from repmode_cl.errors import ModelError, did_you_mean
-from repmode_cl.files import json_text, write_json
-from repmode_cl.store.candidates import Candidate
-from repmode_cl.store.digests import json_digest
-from repmode_cl.store.exchange import Taken, examine, take
-from repmode_cl.store.packs import read_pack
+from repmode_cl.store.candidate import Candidate
+from repmode_cl.store.pack_exchange import ImportResult, examine, take
+from repmode_cl.store.pack_format import read_pack
 from repmode_cl.store.registry import Entry, now, read_document
-from repmode_cl.store.writing import DISCARDED, no_locks
+from repmode_cl.store.snapshot import ModelSnapshot
+from repmode_cl.store.transaction import DISCARDED, no_locks
+from repmode_cl.utils.atomic_files import json_text, write_json
+from repmode_cl.utils.tensor_digests import json_digest
 
-if TYPE_CHECKING:
-    from repmode_cl.store.model import Model
-
-__all__ = ["Pending", "accept", "clear_pending", "discard", "pending", "stage", "staged", "training_lock"]
+__all__ = [
+    "PendingStructure",
+    "accept",
+    "clear_pending",
+    "discard",
+    "pending",
+    "stage",
+    "staged",
+    "training_lock",
+]
 
 STAGED = "staged.json"
 STAGED_FORMAT = "repmode-cl staged"
@@ -37,7 +44,7 @@ _PATIENCE = 1.0
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingStructure:
     """One structure that is no part of its model yet.
 
     Parameters
@@ -77,7 +84,7 @@ class Pending:
 
 
 @contextmanager
-def training_lock(model: Model, name: str) -> Iterator[None]:
+def training_lock(model: ModelSnapshot, name: str) -> Iterator[None]:
     """Let one process alone train, accept or discard `name`, while others may do so with other structures.
 
     Raises
@@ -104,7 +111,12 @@ def training_lock(model: Model, name: str) -> Iterator[None]:
 
 
 def stage(
-    model: Model, candidate: Candidate, *, why: str, replace: bool = False, min_r2: float | None = None
+    model: ModelSnapshot,
+    candidate: Candidate,
+    *,
+    why: str,
+    replace: bool = False,
+    min_r2: float | None = None,
 ) -> Path:
     """Leave a finished structure for a person to `accept` or `discard`.
 
@@ -149,7 +161,7 @@ def stage(
     return folder
 
 
-def pending(model: Model) -> tuple[Pending, ...]:
+def pending(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
     """Return what is under way or staged, by name."""
     folder = model.path / "pending"
     if not folder.is_dir():
@@ -158,12 +170,12 @@ def pending(model: Model) -> tuple[Pending, ...]:
     return tuple(_read(model, name) for name in names)
 
 
-def staged(model: Model) -> tuple[Pending, ...]:
+def staged(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
     """Return what waits to be accepted or discarded, by name."""
     return tuple(one for one in pending(model) if one.entry is not None)
 
 
-def accept(model: Model, name: str) -> Taken:
+def accept(model: ModelSnapshot, name: str) -> ImportResult:
     """Make a staged structure part of the model, after the checks that a pack from elsewhere has to pass.
 
     What is left of its training goes then. Killed in between, the same call finishes.
@@ -201,7 +213,7 @@ def accept(model: Model, name: str) -> Taken:
             raise ModelError(
                 f"{pack.path} is not what {found.folder / STAGED} says: discard {name!r} and add it again"
             )
-        active = type(model).open(model.path).entries.get(name)
+        active = ModelSnapshot.open(model.path).entries.get(name)
         if active is not None and active.digest == found.entry.digest:
             # Killed after it became part of the model: what is left to do is to clear up.
             taken = examine(model, pack)
@@ -211,7 +223,7 @@ def accept(model: Model, name: str) -> Taken:
     return taken
 
 
-def discard(model: Model, name: str) -> Pending:
+def discard(model: ModelSnapshot, name: str) -> PendingStructure:
     """Remove a staged structure, or the training of an addition that was interrupted; return what it was.
 
     Raises
@@ -234,7 +246,7 @@ def clear_pending(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)  # another process may be at it, too
 
 
-def _one(model: Model, name: str) -> Pending:
+def _one(model: ModelSnapshot, name: str) -> PendingStructure:
     if not model.pending(name).is_dir():
         known = [one.name for one in pending(model)]
         raise ModelError(
@@ -243,20 +255,20 @@ def _one(model: Model, name: str) -> Pending:
     return _read(model, name)
 
 
-def _read(model: Model, name: str) -> Pending:
+def _read(model: ModelSnapshot, name: str) -> PendingStructure:
     folder, busy = model.pending(name), _is_held(_lock_of(model, name))
     path = folder / STAGED
     if not path.exists():
-        return Pending(name, folder, busy)
+        return PendingStructure(name, folder, busy)
     try:
         text, body = read_document(path, STAGED_FORMAT, [STAGED_VERSION])
     except ModelError as error:
-        return Pending(name, folder, busy, problem=str(error))
+        return PendingStructure(name, folder, busy, problem=str(error))
     checksum = body.pop("checksum", None)
     if checksum != json_digest(body) or text != json_text(body | {"checksum": checksum}):
         problem = f"{path} is damaged or was edited: discard {name!r} and add it again"
-        return Pending(name, folder, busy, problem=problem)
-    return Pending(
+        return PendingStructure(name, folder, busy, problem=problem)
+    return PendingStructure(
         name,
         folder,
         busy,
@@ -269,7 +281,7 @@ def _read(model: Model, name: str) -> Pending:
     )
 
 
-def _lock_of(model: Model, name: str) -> Path:
+def _lock_of(model: ModelSnapshot, name: str) -> Path:
     folder = model.pending(name)
     return folder.with_name(f"{name}.lock")
 

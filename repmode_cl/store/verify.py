@@ -16,26 +16,25 @@ from typing import Any, get_args
 import torch
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import sha256_file
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.progress import track
-from repmode_cl.store import records
-from repmode_cl.store.against import compare_models
-from repmode_cl.store.environment import with_threads
-from repmode_cl.store.findings import compare
-from repmode_cl.store.loading import check_structure, load_base, load_structure
-from repmode_cl.store.observe import Observed
+from repmode_cl.store import record_files as records
+from repmode_cl.store.load_network import check_structure, load_base, load_structure
+from repmode_cl.store.probe import ComputedDigests
+from repmode_cl.store.proof import compare_with_proof
 from repmode_cl.store.registry import Entry, Registry
-from repmode_cl.store.verified import Level, Status, StructureResult, VerifyReport
-from repmode_cl.store.writing import sweep_if_idle
+from repmode_cl.store.transaction import sweep_if_idle
+from repmode_cl.store.verify_report import Level, Status, StructureResult, VerifyReport, compare_models
+from repmode_cl.utils.atomic_files import sha256_file
+from repmode_cl.utils.environment import with_threads
+from repmode_cl.utils.progress import track
 
-__all__ = ["Level", "StructureResult", "VerifyReport", "verify_model"]
+__all__ = ["verify_model"]
 
 
 class _Failure(Exception):  # noqa: N818 - not an error to callers: it ends the checks of one structure
     """What is wrong with a structure."""
 
-    def __init__(self, detail: str, observed: Observed | None = None) -> None:
+    def __init__(self, detail: str, observed: ComputedDigests | None = None) -> None:
         super().__init__(detail)
         self.observed = observed
 
@@ -172,7 +171,7 @@ class _Check:
             detail = f"earlier version {entry.digest[:8]}: {error}; or let go of all earlier versions: `gc` drops them"
         return StructureResult(entry.name, status, detail, entry.file, entry.digest)
 
-    def _check(self, entry: Entry) -> tuple[Status, str, Observed | None]:
+    def _check(self, entry: Entry) -> tuple[Status, str, ComputedDigests | None]:
         # An addition is worth nothing without the base: a damaged base is said of each that stands on it.
         self._check_file(self.registry.entries[0])
         self._check_file(entry)
@@ -188,7 +187,7 @@ class _Check:
         if self.depth == 1:
             return "unchanged", f"the tensors of {entry.file} are as recorded", None
         with with_threads(self.threads.get(entry.name, _threads(entry))):
-            found = compare(network, entry.name, entry.proof, stored, prediction=self.depth == 3)
+            found = compare_with_proof(network, entry.name, entry.proof, stored, prediction=self.depth == 3)
         if found.status == "failed":
             raise _Failure(f"{entry.file}: {found.detail}", found.observed)
         return found.status, found.detail, found.observed

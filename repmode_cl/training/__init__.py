@@ -1,5 +1,6 @@
 """What a training loop needs and Avalanche lacks: budget, precision, schedule, selection, checkpoints."""
 
+from repmode_cl.training.best_state import BestState
 from repmode_cl.training.budget import Budget, budget_of, budget_of_steps
 from repmode_cl.training.checkpoint import (
     capture,
@@ -9,23 +10,21 @@ from repmode_cl.training.checkpoint import (
     save_checkpoint,
 )
 from repmode_cl.training.distributed import Ranks, joined, refuse_several, sum_gradients
-from repmode_cl.training.joint_norm import joint_norms
 from repmode_cl.training.loss import masked_mse, voxels_that_count
-from repmode_cl.training.optimizer import make_adam
+from repmode_cl.training.optim import make_adam, make_schedule
 from repmode_cl.training.precision import (
     Precision,
     inherit_precision,
     recall_precision,
     resolve_precision,
 )
-from repmode_cl.training.schedule import make_schedule
-from repmode_cl.training.selection import Selection
+from repmode_cl.training.sync_batch_norm import joint_norms
 
 __all__ = [
     "Budget",
     "Precision",
     "Ranks",
-    "Selection",
+    "BestState",
     "budget_of",
     "budget_of_steps",
     "capture",

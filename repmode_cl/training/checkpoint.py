@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from repmode_cl.errors import ModelError
-from repmode_cl.files import TEMPORARY_MARK, sha256_file, write_json
-from repmode_cl.store.tensors import read_tensors, write_tensors
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK, sha256_file, write_json
+from repmode_cl.utils.safetensors_io import read_tensors, write_tensors
 
 __all__ = [
     "Checkpoint",

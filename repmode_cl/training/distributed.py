@@ -22,8 +22,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from repmode_cl.devices import resolve_device
 from repmode_cl.errors import ConfigError, RepmodeError
+from repmode_cl.utils.devices import resolve_device
 
 __all__ = ["Ranks", "joined", "refuse_several", "started_together", "sum_gradients"]
 

@@ -22,6 +22,7 @@ from scipy import fft
 from repmode_cl.data.phantom.randomness import Floats
 
 __all__ = [
+    "LIGHT_WAVELENGTH",
     "MEDIUM_INDEX",
     "Emission",
     "fluorescence_image",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-__all__ = ["Streams", "smooth_noise"]
+__all__ = ["Floats", "Streams", "smooth_noise"]
 
 Floats = NDArray[np.float32]
 

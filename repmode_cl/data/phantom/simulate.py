@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from repmode_cl.data.manifest import Row, write_manifest
 from repmode_cl.data.phantom.field import LIGHT_CHANNEL, SIMULATED_VOXEL, check_request, simulate_field
 from repmode_cl.errors import ConfigError
-from repmode_cl.files import replacing, write_json
-from repmode_cl.processes import as_done, workers_here
-from repmode_cl.progress import track
 from repmode_cl.structures import TWELVE_STRUCTURES
+from repmode_cl.utils.atomic_files import replacing, write_json
+from repmode_cl.utils.process_pool import run_jobs, workers_here
+from repmode_cl.utils.progress import track
 
 __all__ = ["SIMULATOR_VERSION", "simulate"]
 
@@ -92,7 +92,7 @@ def simulate(
     paths = [out / f"field-{index:04d}.ome.tif" for index in range(fields)]
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     jobs = [(paths[index], seed, index, names, size, voxel) for index in missing]
-    done = as_done(_write_field, jobs, workers or workers_here(), name=lambda job: job[0].name)
+    done = run_jobs(_write_field, jobs, workers or workers_here(), name=lambda job: job[0].name)
     for _ in track(done, "simulating cells", total=len(jobs)):
         pass
     rows = [

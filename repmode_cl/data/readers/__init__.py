@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from repmode_cl.data.readers.base import BaseReader, SceneInfo
+from repmode_cl.data.readers.image_reader import BaseReader, SceneInfo
 from repmode_cl.data.readers.location import as_location, is_url
-from repmode_cl.data.readers.protocol import ImageReader, Region
+from repmode_cl.data.readers.region import ImageReader, Region
 from repmode_cl.data.readers.registry import ReaderFormat, open_image
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.readers.base import BaseReader, Box, SceneInfo
+from repmode_cl.data.readers.image_reader import BaseReader, Box, SceneInfo
 from repmode_cl.errors import ImageError
 
 __all__ = ["NpyReader"]

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.readers.base import BaseReader, Box, SceneInfo
+from repmode_cl.data.readers.image_reader import BaseReader, Box, SceneInfo
 from repmode_cl.data.readers.location import is_url
-from repmode_cl.data.readers.protocol import Region
-from repmode_cl.data.readers.tiff_metadata import to_um
-from repmode_cl.data.readers.tiff_pages import native, reason
+from repmode_cl.data.readers.region import Region
+from repmode_cl.data.readers.tiff.metadata import to_um
+from repmode_cl.data.readers.tiff.pages import native, reason
 from repmode_cl.errors import ImageError, counted
 
 __all__ = ["OmeZarrReader"]

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from repmode_cl.data.readers.location import as_location, is_url
 from repmode_cl.data.readers.npy import NpyReader
-from repmode_cl.data.readers.protocol import ImageReader
-from repmode_cl.data.readers.tiff import TiffReader
-from repmode_cl.data.readers.tiff_companion import open_companion
+from repmode_cl.data.readers.region import ImageReader
+from repmode_cl.data.readers.tiff.companion import open_companion
+from repmode_cl.data.readers.tiff.reader import TiffReader
 from repmode_cl.errors import ImageError
 
 __all__ = ["open_image", "ReaderFormat", "SUPPORTED", "ENTRY_POINTS"]
@@ -52,7 +52,7 @@ class ReaderFormat(Protocol):
 
 
 def _open_czi(path: Path, **choice: Any) -> ImageReader:
-    from repmode_cl.data.readers.czi import CziReader
+    from repmode_cl.data.readers.czi.reader import CziReader
 
     return CziReader(path, **choice)
 

@@ -1,0 +1,130 @@
+"""Mistakes in a configuration's strategies, found before anything is run or written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ConfigError, ImageError, RepmodeError
+from repmode_cl.nn import smallest_size
+from repmode_cl.scenarios import StreamVariant, stream_of_samples, task_labels
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.registry import build_strategy, strategy_class
+from repmode_cl.training import resolve_precision
+from repmode_cl.training.checkpoint import random_state, set_random_state
+
+__all__ = ["check_strategies"]
+
+#: Images of each structure that a user's own strategy is tried with.
+_IMAGES = 3
+
+
+def check_strategies(config: Config, streams: Mapping[str, StreamVariant]) -> None:
+    """Refuse strategies that cannot be loaded, made, or learn the streams.
+
+    Parameters
+    ----------
+    config
+        The whole configuration.
+    streams
+        What arrives when, by name.
+
+    Raises
+    ------
+    ConfigError
+        If a user's own class or its file is not there or cannot be imported, if it cannot be made with its options
+        or would not know what is added, or if a strategy's `check` refuses a stream; or if patches are too small for
+        the networks.
+
+    Notes
+    -----
+    A user's own strategy is made once for each stream, on the CPU, for images that are not there: one that reads
+    images when it is made is not checked further.
+    """
+    _check_patches(config)
+    for options in config.strategies:
+        kind = strategy_class(options)
+        for variant in streams.values():
+            with _named(options):
+                kind.check(config, options, variant.experiences)
+                if options.is_custom:
+                    _make(config, options, variant)
+
+
+def _check_patches(config: Config) -> None:
+    """Refuse patches that the networks cannot compute, or of which batch norm is left with one value."""
+    size, depth = config.patch.size, config.network.depth
+    least = smallest_size(depth)
+    if min(size) < least:
+        raise ConfigError(
+            f"patch.size is {list(size)}, and a network of network.depth {depth} needs at least {least} voxels along "
+            "each axis: take larger patches or less depth"
+        )
+    patches = config.training.batch_size // config.training.accumulate
+    if patches == 1 and all(voxels <= 1 << depth for voxels in size):
+        raise ConfigError(
+            f"patch.size {list(size)} at network.depth {depth} leaves one voxel on the lowest level, and training "
+            "computes one patch at a time (batch_size / accumulate): batch norm needs two values; take larger patches, "
+            "larger batches or less depth"
+        )
+
+
+@contextmanager
+def _named(options: StrategyConfig) -> Iterator[None]:
+    """Make of whatever goes wrong in a user's own class an error that names it."""
+    try:
+        yield
+    except RepmodeError:
+        raise
+    except Exception as error:
+        if not options.is_custom:
+            raise
+        raise ConfigError(
+            f"strategies: {options.name} with options {options.options}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _make(config: Config, options: StrategyConfig, variant: StreamVariant) -> None:
+    kind, training = strategy_class(options), config.training
+    times = Counter(name for names in variant.experiences for name in names)
+    samples = [
+        _nowhere(name, split, number, config.patch.size)
+        for name, count in times.items()
+        for split, images in (("train", max(count, _IMAGES)), ("val", 1), ("test", 1))
+        for number in range(images)
+    ]
+    stream = stream_of_samples(
+        samples,
+        kind.regroup(variant.experiences, options)[0],
+        patch=config.patch.size,
+        count=lambda _, __: training.batch_size,
+        seed=0,
+        labels=task_labels(variant.experiences),
+        arrivals=variant.experiences,
+    )
+    device, before = torch.device("cpu"), random_state()
+    try:
+        # Where it is only looked at, there may be no accelerator.
+        precision = resolve_precision("float32", device)
+        strategy = build_strategy(config, options, stream, 0, device=device, precision=precision)
+    except ImageError:
+        return  # it reads images, which are not there yet
+    finally:
+        set_random_state(before)
+    unknown = [name for name in times if name not in strategy.network.structures]
+    if unknown and kind.grow is StructureStrategy.grow:
+        raise ConfigError(
+            f"strategies: {options.name}: its network does not know {', '.join(unknown)}, and the class has no method "
+            "grow that would make it know them: write one, or derive it from a strategy that has one (FineTuning)"
+        )
+
+
+def _nowhere(structure: str, split: str, number: int, shape: tuple[int, int, int]) -> Sample:
+    name, path = f"{structure}-{split}-{number}", Path("there-is-no-such-image.npy")
+    return Sample(structure, split, number, name, path, path, None, shape, name)

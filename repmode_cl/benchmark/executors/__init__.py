@@ -1,0 +1,1 @@
+"""Where the trials of a benchmark are computed: processes here, or a Dask cluster."""

@@ -1,0 +1,136 @@
+"""Units of a benchmark on a Dask cluster whose workers see the same folders as this machine.
+
+A task starts a process of its own for its unit, as on one machine: what a worker is made of (threads, other tasks,
+libraries that are loaded) touches no figure. When a worker dies its process ends too, and Dask gives the task to
+another, which goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from repmode_cl.benchmark.executors.child_process import end_all, run_in_child
+from repmode_cl.benchmark.executors.local import MODULE, how_ended, order_for
+from repmode_cl.benchmark.executors.scheduling import TrialEnded
+from repmode_cl.benchmark.trials import BaseTrial
+from repmode_cl.errors import RepmodeError
+from repmode_cl.results.trial_record import Trial
+from repmode_cl.utils.process_pool import workers_here
+
+__all__ = ["DaskCluster"]
+
+#: More than any cluster has; Dask keeps what waits.
+_SLOTS = 100_000
+
+
+class DaskCluster:
+    """A cluster that is there already.
+
+    Parameters
+    ----------
+    address
+        Of its scheduler: ``tcp://host:8786``, or the path of a scheduler file.
+    folder
+        The run's; at the same path on every worker.
+    module
+        What takes the orders.
+
+    Raises
+    ------
+    RepmodeError
+        If Dask is not installed, or no scheduler answers.
+    """
+
+    slots = _SLOTS
+
+    def __init__(self, address: str, folder: Path, module: str = MODULE) -> None:
+        try:
+            from distributed import Client, as_completed
+        except ImportError:
+            raise RepmodeError(
+                "--scheduler needs Dask, which is not installed: pip install 'repmode-cl[cluster]', here and where "
+                "the workers run"
+            ) from None
+        try:
+            if Path(address).is_file():
+                self._client = Client(scheduler_file=address, set_as_default=False)
+            else:
+                self._client = Client(address, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise RepmodeError(f"no Dask scheduler answers at {address}: {error}") from error
+        self.folder, self.module, self.threads = folder, module, 1
+        self._group = secrets.token_hex(8)
+        self._futures: dict[Any, Trial | BaseTrial] = {}
+        self._ended = as_completed(loop=self._client.loop)
+
+    def threads_each(self) -> int:
+        """Return how many threads a unit may use: the fewest processors that a worker has for each of its tasks.
+
+        Raises
+        ------
+        RepmodeError
+            If no worker is there yet.
+        """
+        tasks = {
+            name: worker["nthreads"]
+            for name, worker in self._client.scheduler_info(n_workers=-1)["workers"].items()
+        }
+        if not tasks:
+            raise RepmodeError(
+                "the scheduler has no worker yet, so the number of threads is not known: give --threads, or start "
+                "workers first"
+            )
+        cores = self._client.run(workers_here)
+        return max(1, min(int(cores[name]) // tasks[name] for name in cores))
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take back what waits, end what is at work, and leave the cluster."""
+        try:
+            if self._futures:
+                self._client.cancel(list(self._futures))
+                self._client.run(end_all, self._group)
+        finally:
+            self._client.close()
+
+    def start(self, item: Trial | BaseTrial) -> None:
+        """Begin a unit; return at once."""
+        folder = (self.folder / item.folder).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        future = self._client.submit(
+            run_in_child,
+            self.module,
+            order_for(self.folder, item),
+            str(folder / "log.txt"),
+            group=self._group,
+            threads=self.threads,
+            folder=str(Path.cwd()),
+            key=f"{self._group}-{secrets.token_hex(4)}-{item}",
+            pure=False,
+        )
+        self._futures[future] = item
+        self._ended.add(future)
+
+    def next_ended(self) -> TrialEnded:
+        """Wait until one of those begun ends."""
+        from distributed import KilledWorker
+
+        future = next(self._ended)
+        item = self._futures.pop(future)
+        if future.status == "finished":
+            return TrialEnded(item, how_ended(future.result()))
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            # Dask has begun it again on other workers already.
+            return TrialEnded(
+                item, "its process was killed, and so was each worker that it was given to", again=False
+            )
+        raise RepmodeError(f"a worker could not begin {item}: {error!r}") from error

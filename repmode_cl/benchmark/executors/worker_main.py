@@ -1,0 +1,29 @@
+"""One trial of a benchmark, or one base, in its own process (``python -m`` starts it).
+
+The order, a line of JSON on standard input, names the run's folder and what is to be done.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from repmode_cl.benchmark.executors.child_process import read_order
+
+__all__: list[str] = []
+
+
+def main() -> None:
+    """Do what the order says."""
+    order = read_order()
+    # Only now, so that this process ends with its giver while it loads libraries too.
+    from repmode_cl.benchmark.perform_trial import perform
+    from repmode_cl.benchmark.trials import BaseTrial
+    from repmode_cl.benchmark.worker_context import WorkerContext
+    from repmode_cl.results.trial_record import Trial
+
+    kind = {"unit": Trial, "base": BaseTrial}[order["kind"]]
+    perform(WorkerContext.load(Path(order["run"])), kind(*order["item"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""A trained base that strategies share: those that begin with identical networks and patches train it once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.data.sample import digest_of
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.plugins.peak_memory import PeakMemory
+from repmode_cl.strategies.state import TrainingProgress
+from repmode_cl.training import has_checkpoint, load_checkpoint, save_checkpoint
+
+__all__ = ["SharedBase", "base_folder"]
+
+
+def base_folder(key: str, stream: str, seed: int) -> Path:
+    """Return where a shared base lies, below the folder of the whole run.
+
+    Parameters
+    ----------
+    key
+        `StructureStrategy.base_key`.
+    stream
+        Name of the first stream that begins with these structures.
+    seed
+        Seed of weights and patches.
+    """
+    name = re.sub(r"[^a-z0-9_-]+", "-", key.lower())
+    if name != key:
+        name += f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return Path("base", name, stream, f"seed-{seed}") if stream else Path("base", name, f"seed-{seed}")
+
+
+class SharedBase:
+    """One trained base.
+
+    Parameters
+    ----------
+    folder
+        Where it is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is there."""
+        return has_checkpoint(self.folder)
+
+    def give(self, strategy: StructureStrategy, memory: int | None) -> None:
+        """Keep the network of a strategy that has learned its first experience, for others.
+
+        Parameters
+        ----------
+        strategy
+            Has just trained; its progress is that of the base.
+        memory
+            Bytes that it took at most; None if they were not measured.
+        """
+        state: dict[str, Any] = {
+            "progress": asdict(strategy.progress),
+            "memory": memory,
+            "seen": [[*key, count] for key, count in strategy.seen.get(0, Counter()).items()],
+            "of": _made_of(strategy),
+        }
+        save_checkpoint(self.folder, tensors=strategy.network.state_dict(), state=state)
+
+    def take(self, strategy: StructureStrategy, memory: PeakMemory) -> bool:
+        """Give a strategy that is about to learn its first experience what another made of it.
+
+        Parameters
+        ----------
+        strategy
+            Its network and progress become those of the base.
+        memory
+            Its highest becomes what training the base took.
+
+        Returns
+        -------
+        bool
+            False if there is none that fits, and nothing was done.
+        """
+        if not self.trained:
+            return False
+        tensors, state = load_checkpoint(self.folder)
+        if state["of"] != _made_of(strategy):
+            return False
+        strategy.network.load_state_dict(tensors)
+        strategy.progress = TrainingProgress(**state["progress"])
+        strategy.seen[0] = Counter({(structure, image): count for structure, image, count in state["seen"]})
+        strategy.network.eval()
+        memory.highest = state["memory"]
+        return True
+
+
+def _made_of(strategy: StructureStrategy) -> str:
+    """Return a digest of what decides every bit of the base besides the run's configuration and seed."""
+    stream = strategy.stream
+    images = [part for sample in stream.images[0] for part in (sample.structure, *sample.content, sample.row)]
+    return digest_of(*stream.experiences[0], len(stream.patches[0]), *images).hex()

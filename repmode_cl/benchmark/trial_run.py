@@ -1,0 +1,323 @@
+"""One strategy learns one stream with one seed: train, evaluate, store, record; interrupted anywhere, it goes on.
+
+A run's state is its checkpoint, with every figure so far.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from repmode_cl.benchmark.artifacts import write_gates, write_predictions
+from repmode_cl.benchmark.shared_base import SharedBase, base_folder
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.errors import ModelError
+from repmode_cl.metrics import HIGHER_IS_BETTER
+from repmode_cl.model import Model
+from repmode_cl.nn import RepModeUNet
+from repmode_cl.results.learning_curves import write_curve
+from repmode_cl.results.results_table import BASE, Result
+from repmode_cl.results.trial_record import Trial
+from repmode_cl.scenarios import StreamVariant, stream_of_samples, task_labels
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
+from repmode_cl.strategies.plugins.model_export import create_model, provenance_of
+from repmode_cl.strategies.plugins.peak_memory import PeakMemory
+from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger, hyper_parameters
+from repmode_cl.strategies.registry import build_strategy, strategy_class
+from repmode_cl.strategies.state import TrainingProgress
+from repmode_cl.training import Precision
+from repmode_cl.training.checkpoint import random_state, set_random_state
+from repmode_cl.utils.devices import resolve_device
+from repmode_cl.utils.memory import parameter_bytes
+from repmode_cl.utils.progress import task
+
+__all__ = ["TrialRun"]
+
+
+class TrialRun:
+    """One strategy with one stream and one seed.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    strategy
+        Its section for this strategy.
+    seed
+        Seed of weights, patches and order.
+    samples
+        Prepared images of all structures.
+    stream
+        What arrives when.
+    folder
+        The run's folder; this one's is `TrialRun.folder` below it.
+    precision
+        What the run's precision was resolved to; ``None`` resolves it here.
+    name
+        The stream's name; ``""`` where there is one alone.
+    base_name
+        Name of the first stream that begins with the same structures, whose base is shared.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        strategy: StrategyConfig,
+        seed: int,
+        samples: list[Sample],
+        stream: StreamVariant,
+        folder: Path,
+        precision: Precision | None = None,
+        *,
+        name: str = "",
+        base_name: str = "",
+    ) -> None:
+        self.config, self.options, self.seed = config, strategy, seed
+        self.title = strategy.title
+        self.unit = Trial(self.title, name, seed)
+        self.run_folder = folder
+        self.folder = folder / self.unit.folder
+        kind = strategy_class(strategy)
+        training = config.training
+        groups, self.done_after = kind.regroup(stream.experiences, strategy)
+        self.samples = samples
+        self.stream = stream_of_samples(
+            samples,
+            groups,
+            patch=config.patch.size,
+            count=lambda structures, images: (
+                kind.steps_of(training, strategy, stream.experiences, structures, images)
+                * training.batch_size
+            ),
+            seed=seed,
+            flips=config.patch.flips,
+            foreground=config.patch.foreground,
+            batch=training.batch_size // training.accumulate,
+            structures_per_batch=training.structures_per_batch,
+            labels=task_labels(stream.experiences),
+            images_each=stream.images,
+            arrivals=stream.experiences,
+        )
+        self.memory = PeakMemory(resolve_device(training.device))  # before there is a network
+        self.strategy: StructureStrategy = build_strategy(
+            config, strategy, self.stream, seed, precision=precision
+        )
+        key = self.strategy.base_key
+        self.base = None if key is None else SharedBase(folder / base_folder(key, base_name, seed))
+        self.rows: list[Result] = []
+        self.bit_identical: bool | None = None
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> list[Result]:
+        """Learn the whole stream, from the last checkpoint if there is one, and return every figure."""
+        with self._at_work(self.folder) as (events, checkpoint):
+            for number in range(self.strategy.progress.experience, len(self.stream.experiences)):
+                self._learn(number, events, checkpoint)
+            self._finish()
+            parameters = hyper_parameters(self.config, self.options, self.seed, self.unit.stream)
+            events.finished(self.strategy, parameters, self.rows)
+        return self.rows
+
+    def learn_base(self) -> None:
+        """Learn the first experience alone, from the last checkpoint if there is one, and keep it for others."""
+        if self.base is None:
+            raise ValueError(f"{self.title} begins with a base of its own")
+        if self.base.trained:
+            return
+        with self._at_work(self.base.folder / "training"):
+            self._train(0)
+            self.base.give(self.strategy, self.memory.highest)
+
+    @contextmanager
+    def _at_work(self, folder: Path) -> Iterator[tuple[TensorBoardLogger, StrategyCheckpoint]]:
+        """Bring the strategy to its last checkpoint in `folder`, and leave the caller's random numbers alone."""
+        folder.mkdir(parents=True, exist_ok=True)
+        before = random_state()
+        events = TensorBoardLogger(folder / "tensorboard")
+        checkpoint = StrategyCheckpoint(folder / "checkpoint", self._kept)
+        try:
+            kept = checkpoint.resume(self.strategy)
+            if kept is not None:
+                self.rows = [Result(*row) for row in kept["rows"]]
+                self._go_on_measuring(kept["memory"])
+            self.strategy.aside = self.memory.paused
+            events.begin(self.strategy)
+            self.strategy.listeners += [events.after_step, checkpoint.after_step]
+            self.strategy.on_validation += [events.after_validation, checkpoint.save]
+            yield events, checkpoint
+        finally:
+            events.close()
+            set_random_state(before)
+
+    def _go_on_measuring(self, memory: int | None) -> None:
+        """Go on with the memory found before an interruption; if not all of it is measured, leave it out."""
+        if memory is None:
+            self.memory.give_up()
+        if self.memory.measures:
+            self.memory.highest = memory
+        else:
+            self.rows = [row for row in self.rows if row.metric != "peak_memory_bytes"]
+
+    def _kept(self) -> dict[str, Any]:
+        return {"rows": [list(row) for row in self.rows], "memory": self.memory.look()}
+
+    def _learn(self, number: int, events: TensorBoardLogger, checkpoint: StrategyCheckpoint) -> None:
+        strategy, step = self.strategy, self.done_after[number]
+        known = set(strategy.network.state_dict()) if number else set()
+        if not (number == 0 and not strategy.progress.step and self._take_base()):
+            self._train(number)
+            if number == 0 and self.base is not None and not self.base.trained:
+                self.base.give(strategy, self.memory.highest)
+        # Alike whether the base was trained or taken.
+        _seed(self.seed, number, "after")
+        # What a strategy makes of what it learned, such as importances, is part of learning it.
+        with self.memory:
+            began, began_cpu = time.perf_counter(), time.process_time()
+            strategy.after_experience(number)
+            if strategy.device.type == "cuda":
+                torch.cuda.synchronize(strategy.device)
+            strategy.progress.seconds += time.perf_counter() - began
+            strategy.progress.cpu_seconds += time.process_time() - began_cpu
+        self._cost(number, [name for name in strategy.network.state_dict() if name not in known])
+        if number + 1 == len(self.stream.experiences) or self.done_after[number + 1] > step:
+            with task(f"{self.unit}: evaluating after step {step}"):
+                figures = strategy.evaluate(self.stream.known_after(number))
+            events.after_experience(strategy, figures)
+            for structure, metrics in figures.items():
+                self.rows += [self._row(step, structure, metric, value) for metric, value in metrics.items()]
+        self._store(number)
+        strategy.progress = TrainingProgress(number + 1, curve=strategy.progress.curve)
+        self.memory.restart()
+        # Before the checkpoint, which says that this experience is done.
+        write_curve(self.folder / "learning.csv", self._curve())
+        checkpoint.save(strategy)
+
+    def _train(self, number: int) -> None:
+        progress = self.strategy.progress
+        if not progress.step:
+            # So that nothing depends on what this process did before, or on whether it is another's base.
+            _seed(self.seed, number)
+        what = f"{self.unit}: {' + '.join(self.stream.experiences[number])}"
+        with task(what, total=self.strategy.budget_for(number).steps) as bar, self.memory:
+            bar.update(completed=progress.step)
+            self.strategy.bar = bar
+            self.strategy.train(self.stream.train[number], eval_streams=[])
+            self.strategy.bar = None
+
+    def _take_base(self) -> bool:
+        return self.base is not None and self.base.take(self.strategy, self.memory)
+
+    def _finish(self) -> None:
+        write_predictions(self.folder / "predictions", self.strategy, self.stream)
+        network = self.strategy.network
+        if isinstance(network, RepModeUNet):
+            write_gates(self.folder / "gates.json", network)
+        # There is none where the base diverged.
+        if self.strategy.stores_model and (self.folder / "model" / "registry.json").exists():
+            report = Model.open(self.folder / "model").verify()
+            if not report.ok:
+                raise ModelError(
+                    f"{self.folder / 'model'}: a stored structure changed during the run: {report}"
+                )
+            self.bit_identical = report.bit_identical and not self._drift()
+
+    def _drift(self) -> bool:
+        """Tell whether any figure of a structure changed but for its being learned again."""
+        learned = {
+            (step, name)
+            for step, names in zip(self.done_after, self.stream.experiences, strict=True)
+            for name in names
+        }
+        last: dict[tuple[str, str], str] = {}
+        for row in self.rows:
+            if row.metric not in HIGHER_IS_BETTER:
+                continue
+            key = (row.structure, row.metric)
+            # As text, because NaN (a constant prediction's correlation) is not equal to itself.
+            if (row.step, row.structure) not in learned and last.get(key) != repr(row.value):
+                return True
+            last[key] = repr(row.value)
+        return False
+
+    # -- figures ------------------------------------------------------------------------------------------------
+
+    def _row(self, step: int, structure: str, metric: str, value: float) -> Result:
+        return Result(self.title, self.seed, step, structure, metric, float(value), self.unit.stream)
+
+    def _cost(self, number: int, added: list[str]) -> None:
+        names, progress = self.stream.experiences[number], self.strategy.progress
+        parameters, size = parameter_bytes(self.strategy.network, added)
+        structure = names[0] if len(names) == 1 else BASE
+        costs = {
+            "train_seconds": progress.seconds,
+            "cpu_seconds": progress.cpu_seconds,
+            "added_parameters": parameters,
+            "added_bytes": size,
+            "steps": progress.step,
+            "images": len({(sample.structure, sample.image_id) for sample in self.stream.images[number]}),
+            **self.strategy.costs(),
+        }
+        if self.memory.highest is not None:
+            costs["peak_memory_bytes"] = self.memory.highest
+        self.rows += [self._row(self.done_after[number], structure, metric, v) for metric, v in costs.items()]
+
+    def _curve(self) -> list[dict[str, Any]]:
+        return [
+            {**row, "experience": self.done_after[row["experience"]]} for row in self.strategy.progress.curve
+        ]
+
+    # -- storing ------------------------------------------------------------------------------------------------
+
+    def _store(self, number: int) -> None:
+        """Keep the model of our own strategy as users' models are kept; storing checks that nothing old changed."""
+        network = self.strategy.network
+        # What diverged is no model: its figures say so, and neither it nor what comes after it is kept.
+        if not self.strategy.stores_model or not _finite(network):
+            return
+        path, names = self.folder / "model", self.stream.experiences[number]
+        held_out = [s for s in self.samples if s.structure in names and s.split != "train"]
+        provenance = provenance_of(
+            self.config,
+            self.options,
+            self.seed,
+            [*self.stream.images[number], *held_out],
+            self.strategy.precision,
+        )
+        metrics: dict[str, dict[str, float]] = {name: {} for name in names}
+        for row in self.rows:
+            # A figure that is not finite (the correlation of a constant prediction) says nothing of a model.
+            if row.structure in names and row.metric in HIGHER_IS_BETTER and math.isfinite(row.value):
+                metrics[row.structure][row.metric] = row.value
+        if not (path / "registry.json").exists():
+            create_model(path, network, self.config, provenance, metrics)
+            return
+        model = Model.open(path)
+        for name in names:
+            times = sum(name in group for group in self.stream.experiences[: number + 1])
+            versions = sum(change.structure == name for change in model.history)
+            # As many as it came: this is after an interruption between storing and the checkpoint.
+            if name not in model.base_structures and versions < times:
+                model.add(name, network, provenance=provenance, metrics=metrics[name], replace=times > 1)
+
+
+def _finite(network: torch.nn.Module) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
+
+
+def _seed(*parts: int | str) -> None:
+    """Set all random number generators to what `parts` alone decide."""
+    digest = digest_of("benchmark", *parts)
+    random.seed(digest)
+    np.random.seed(np.frombuffer(digest, "<u4"))
+    torch.manual_seed(int.from_bytes(digest[:7], "little"))

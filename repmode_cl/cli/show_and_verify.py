@@ -1,0 +1,167 @@
+"""``repmode-cl show`` and ``verify``: what a model holds, and whether it is unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repmode_cl.cli.options import ModelArgument, console, fail, spec_text
+from repmode_cl.cli.text import command, figure, printable
+from repmode_cl.errors import counted
+
+if TYPE_CHECKING:
+    from repmode_cl.store import Change
+    from repmode_cl.store.registry import Entry
+    from repmode_cl.store.verify_report import ModelComparison
+
+__all__ = ["show", "verify"]
+
+
+class Level(StrEnum):
+    """How deep a check goes; each level includes the ones before."""
+
+    files = "files"
+    tensors = "tensors"
+    kernels = "kernels"
+    predictions = "predictions"
+
+
+def show(model: ModelArgument) -> None:
+    """List a model's structures and how each was added.
+
+    R2 is of held-out images; that of an imported structure is what its sender says.
+
+    For example:
+
+      repmode-cl show model
+    """
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from repmode_cl.data.preprocessing.recipe import Recipe
+    from repmode_cl.data.voxel_size_check import describe_voxels, trained_voxels
+    from repmode_cl.model import Model
+    from repmode_cl.report.tables.number_format import count_text
+    from repmode_cl.store import pending
+
+    opened = Model.open(model)
+    shape = opened.architecture
+    typer.echo(f"{model}: width {shape.width}, depth {shape.depth}, experts {', '.join(shape.experts)}")
+    if opened.voxel_size is not None:
+        typer.echo(f"voxel size (z, y, x) in um: {' x '.join(f'{um:g}' for um in opened.voxel_size)}")
+    if said := describe_voxels(trained_voxels(opened.entries[opened.base_structures[0]].provenance, None)):
+        typer.echo(f"trained on images of voxels of {said}")
+    if prepared := Recipe.from_json(opened.preprocessing).said:
+        typer.echo(f"images are prepared with {prepared}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("structure", "kind", "how", "R2", "parameters", "bytes", "digest", "stored"):
+        table.add_column(
+            heading,
+            justify="right" if heading in ("R2", "parameters", "bytes") else "left",
+            no_wrap=heading != "how",  # the one that may be long
+        )
+    for entry in opened.entries.values():
+        base = entry.spec is None
+        table.add_row(
+            entry.name,
+            entry.kind,
+            "" if entry.spec is None else escape(printable(spec_text(entry.spec))),
+            _r2(entry, opened.history),
+            # Base structures share one file: what it weighs is said once.
+            "" if base and entry.name != opened.base_structures[0] else count_text(entry.parameters),
+            "" if base and entry.name != opened.base_structures[0] else count_text(entry.bytes, "B"),
+            entry.digest[:8],
+            escape(printable(entry.created[:10])),
+        )
+    console().print(table)
+    for entry in opened.entries.values():
+        if not entry.proof.folded:
+            typer.echo(f"{entry.name} is predicted with unfolded norms: folding would change it too much")
+    for entry in opened.kept:
+        typer.echo(
+            f"earlier version: {entry.name} {entry.digest[:8]}, stored {printable(entry.created[:10])}"
+        )
+    for one in pending(opened):
+        running = {
+            True: "being trained",
+            False: "interrupted",
+            None: "whether it is being trained cannot be told",
+        }
+        state = "staged" if one.entry is not None else running[one.busy]
+        typer.echo(f"pending: {one.name}, {printable(one.problem) or state}")
+
+
+def _r2(entry: Entry, history: Sequence[Change]) -> str:
+    """Return R2 as recorded, and whether it was measured elsewhere: nobody here can tell if it is true."""
+    text = figure(entry.metrics.get("r2"))
+    came = [
+        change.action for change in history if (change.structure, change.digest) == (entry.name, entry.digest)
+    ]
+    return f"{text} (imported)" if text and came and came[-1] == "import" else text
+
+
+def verify(
+    model: ModelArgument,
+    level: Annotated[
+        Level, typer.Option(help="How deep: the files, their tensors, fused kernels, or predictions.")
+    ] = Level.predictions,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OLD",
+            help="A copy or an older backup: prove that both hold and predict what they share identically.",
+        ),
+    ] = None,
+) -> None:
+    """Prove that a model is what was stored; exit code 2 if not.
+
+    Where the computing environment is that of the stored proof, predictions are compared bit for bit;
+    elsewhere with a stated tolerance, and reported as such. With --against, the structures of two models are
+    compared bit for bit, as computed here.
+
+    For example:
+
+      repmode-cl verify model
+
+      repmode-cl verify model --against backup/model
+    """
+    from repmode_cl.store import verify_model
+
+    report = verify_model(model, level.value, against)
+    results = (*report.results, *report.earlier)
+    width = max(len(result.structure) for result in results)
+    for result in results:
+        status = "FAILED" if not result.ok else result.status
+        typer.echo(f"{result.structure:{width}}  {status}: {result.detail}", err=not result.ok)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)
+    if report.comparison is not None:
+        _tell_comparison(report.comparison, width)
+    failed = list(dict.fromkeys(result.structure for result in results if not result.ok))
+    if failed:
+        advice = "put the named files back from a copy of the model"
+        # With an active structure damaged, an earlier version is perhaps what can be rolled back to.
+        if all(result.ok for result in report.results):
+            kept = "the earlier version" if len(report.earlier) == 1 else "all earlier versions"
+            advice += f"; or, if nobody needs to go back, {command('gc', model)} drops {kept}"
+        fail(f"{model}: {', '.join(failed)} failed; {advice}")
+    if report.comparison is not None and not report.comparison.ok:
+        fail(f"{model} and {against} differ in {', '.join(report.comparison.different)}")
+    typer.echo(f"{model}: {counted(len(report.results), 'structure')} verified ({report.level})")
+
+
+def _tell_comparison(comparison: ModelComparison, width: int) -> None:
+    typer.echo(f"against {comparison.path}:")
+    for name, what in comparison.same.items():
+        typer.echo(f"{name:{width}}  {what}")
+    for name, how in comparison.different.items():
+        typer.echo(f"{name:{width}}  DIFFERS: {how}", err=True)
+    for name in comparison.only_here:
+        typer.echo(f"{name:{width}}  only here")
+    for name in comparison.only_there:
+        typer.echo(f"{name:{width}}  only in {comparison.path}")

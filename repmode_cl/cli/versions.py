@@ -1,0 +1,199 @@
+"""``repmode-cl history``, ``remove``, ``rollback`` and ``gc``: what was done to a model, and undoing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repmode_cl.cli.options import ModelArgument, spec_text
+from repmode_cl.cli.text import figure, printable
+from repmode_cl.errors import counted
+
+if TYPE_CHECKING:
+    from repmode_cl.model import Model
+    from repmode_cl.store import Change
+
+__all__ = ["gc", "history", "remove", "rollback"]
+
+
+def history(
+    model: ModelArgument,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all that is recorded of each change, as JSON.")
+    ] = False,
+) -> None:
+    """List every change of a model: when (UTC), what, with which settings, from which data, and figures.
+
+    A version is told by the first digits of its digest, and is active, kept (rollback can bring it back) or deleted.
+
+    For example:
+
+      repmode-cl history model
+
+      repmode-cl history model --json
+    """
+    import json
+
+    from repmode_cl.model import Model
+
+    opened = Model.open(model)
+    if as_json:
+        typer.echo(json.dumps([change.to_json() for change in opened.history], indent=2, sort_keys=True))
+        return
+    width = len(str(len(opened.history)))
+    for change in opened.history:
+        version = f" {change.digest[:8]}" if change.digest else ""
+        typer.echo(
+            printable(
+                f"{change.number:{width}}  {change.time[:16].replace('T', ' ')}  {_what(change)}{version}"
+                f"{_whereabouts(opened, change)}"
+            )
+        )
+        if details := "; ".join(filter(None, (_settings(change), _data(change), _figures(change)))):
+            typer.echo(printable(f"{'':{width}}  {details}"))
+
+
+def remove(
+    model: ModelArgument,
+    structure: Annotated[str, typer.Argument(metavar="NAME", help="An addition that no other one needs.")],
+) -> None:
+    """Take a structure out of a model; its file is kept until gc, so that it can come back.
+
+    For example:
+
+      repmode-cl remove model nucleolus
+    """
+    from repmode_cl.model import Model
+
+    opened = Model.open(model)
+    change = opened.remove(structure)
+    typer.echo(f"{structure} (version {_short(change.earlier)}) is no longer in {model}")
+    typer.echo(
+        f"it is kept: `repmode-cl rollback {model} {change.number - 1}` brings it back, `repmode-cl gc {model}` "
+        "deletes it"
+    )
+
+
+def rollback(
+    model: ModelArgument,
+    number: Annotated[
+        int, typer.Argument(metavar="NUMBER", help="Of the change after which the model was as it shall be.")
+    ],
+) -> None:
+    """Make a model what it was after an earlier change; what came since is kept until gc.
+
+    The history, which numbers the changes, only ever grows: rolling back is a change too, and can be rolled back.
+
+    For example:
+
+      repmode-cl rollback model 3
+    """
+    from repmode_cl.model import Model
+
+    opened = Model.open(model)
+    before = {(entry.name, entry.digest) for entry in opened.entries.values()}
+    change = opened.rollback(number)
+    if change is None:
+        typer.echo(f"{model} is as it was after change {number}: nothing to do")
+        return
+    after = {(entry.name, entry.digest) for entry in opened.entries.values()}
+    for name, digest in sorted(after - before):
+        typer.echo(f"{name}: version {_short(digest)} is back")
+    for name, digest in sorted(before - after):
+        typer.echo(f"{name}: version {_short(digest)} is kept until gc")
+    typer.echo(f"{model} is as it was after change {number}; this is change {change.number}")
+
+
+def gc(
+    model: ModelArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
+) -> None:
+    """Delete the earlier versions that a model keeps, and files of structures that no version has.
+
+    Afterwards the model cannot be rolled back to changes that had them; the history still lists them.
+
+    For example:
+
+      repmode-cl gc model --dry-run
+    """
+    from repmode_cl.model import Model
+    from repmode_cl.report.tables.number_format import count_text
+
+    found = Model.open(model).gc(dry_run=dry_run)
+    versions = {entry.file: entry for entry in found.versions}
+    for file, size in found.files:
+        entry = versions.get(file)
+        what = f"{entry.name}, an earlier version" if entry else "of no version"
+        typer.echo(f"{file}: {what}, {size:,} bytes")
+    done = "would be deleted from" if dry_run else "deleted from"
+    typer.echo(f"{counted(len(found.files), 'file')}, {count_text(found.bytes, 'B')} {done} {model}")
+
+
+def _short(digest: str | None) -> str:
+    return (digest or "")[:8]
+
+
+def _what(change: Change) -> str:
+    if change.action == "rollback":
+        return f"rollback to {change.to}"
+    return f"{change.action} {change.structure}" if change.structure else change.action
+
+
+def _whereabouts(model: Model, change: Change) -> str:
+    """Say what became of the version that a change brought."""
+    if change.structure is None or change.digest is None:
+        return ""
+    key = (change.structure, change.digest)
+    if key in {(entry.name, entry.digest) for entry in model.entries.values()}:
+        return ", active"
+    return ", kept" if key in {(entry.name, entry.digest) for entry in model.kept} else ", deleted"
+
+
+def _data(change: Change) -> str:
+    data = change.provenance.get("images")
+    return f"data {data[:8]}" if isinstance(data, str) else ""
+
+
+def _settings(change: Change) -> str:
+    """Write how the version was made, as far as is recorded: ``conv3, 300 steps, rate 0.002, seed 0``."""
+    if change.action == "gc":
+        return f"deleted: {', '.join(_removed(change))}"
+    said = [spec_text(change.spec)] if change.spec else []
+    training = change.provenance.get("training")
+    training = dict(training) if isinstance(training, Mapping) else {}
+    # A configuration names the rate of what comes after the base apart from the base's.
+    addition = change.provenance.get("addition")
+    if change.spec and isinstance(addition, Mapping) and addition.get("learning_rate") is not None:
+        training["learning_rate"] = addition["learning_rate"]
+    for key, word in (("steps", "{} steps"), ("learning_rate", "rate {}"), ("seed", "seed {}")):
+        if number := _number(change.provenance.get(key, training.get(key))):
+            said.append(word.format(number))
+    return ", ".join(said)
+
+
+def _number(value: object) -> str:
+    """Write a setting; empty if it is no number that one could have trained with."""
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return ""
+
+
+def _removed(change: Change) -> list[str]:
+    removed = change.provenance.get("removed", [])
+    return [f"{one['structure']} {_short(one['digest'])}" for one in removed]  # written by gc alone
+
+
+def _figures(change: Change) -> str:
+    """Write R2 on held-out images; for a base, of each of its structures."""
+    if change.action != "create":
+        r2 = figure(change.metrics.get("r2"))
+        return f"R2 {r2}" if r2 else ""
+    of_each = {name: _r2_of(figures) for name, figures in change.metrics.items()}
+    said = [f"{name} {r2}" for name, r2 in of_each.items() if r2]
+    return f"R2 {', '.join(said)}" if said else ""
+
+
+def _r2_of(figures: object) -> str:
+    return figure(figures.get("r2")) if isinstance(figures, Mapping) else ""

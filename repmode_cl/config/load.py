@@ -1,0 +1,242 @@
+"""From a YAML file and ``key=value`` overrides to a validated `Config`, or to one list of all mistakes.
+
+A message names the file and line (or the override), the dotted key, what was found, what is allowed and, for
+an unknown key, the nearest known one. Reading is strict: ``steps: "50"`` and ``steps: true`` are no numbers.
+
+Relative paths: `data.manifest`, `stream.order_file`, `stream.difficulty` and the file of a strategy of the user's own
+are looked up beside the configuration file that names them, so that a folder of all can be moved; `data.cache` and
+`output`, and every path given in an override, below the current directory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from repmode_cl.config import strict_yaml
+from repmode_cl.config.error_messages import describe
+from repmode_cl.config.schema import Config
+from repmode_cl.config.strict_yaml import dotted
+from repmode_cl.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+__all__ = ["dump_config", "load_config", "parse_config", "shipped_config_names", "shipped_config_text"]
+
+#: Keys that hold a path which is relative to the file that names it.
+_BESIDE_THE_FILE = (("data", "manifest"), ("stream", "order_file"), ("stream", "difficulty"))
+#: Keys that hold a path which is relative to the current directory.
+_BELOW_HERE = (("data", "cache"), ("output",))
+
+# More is no configuration; it is read whole.
+_LARGEST_FILE = 4 << 20
+
+
+def _shipped() -> dict[str, Traversable]:
+    found = {
+        entry.name.removesuffix(".yaml"): entry
+        for entry in resources.files("repmode_cl.configs").iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    return dict(sorted(found.items()))
+
+
+def shipped_config_names() -> tuple[str, ...]:
+    """Return the names of the configurations that come with the package, sorted."""
+    return tuple(_shipped())
+
+
+def shipped_config_text(name: str) -> str:
+    """Return the text of a configuration that comes with the package, comments included.
+
+    Parameters
+    ----------
+    name
+        One of `shipped_config_names`, with or without ``.yaml``.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    shipped = _shipped()
+    wanted = name.removesuffix(".yaml")
+    if wanted not in shipped:
+        raise ConfigError(
+            f"no shipped configuration is called {name!r}{did_you_mean(wanted, shipped)}: there are "
+            f"{', '.join(shipped)}"
+        )
+    return shipped[wanted].read_text(encoding="utf-8")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Load a configuration from a file, or a shipped one by its name.
+
+    Parameters
+    ----------
+    path
+        A YAML file, or a name of `shipped_config_names`; an existing file goes first.
+    overrides
+        ``key=value`` each, such as ``training.steps=50``, ``seeds=[0, 1]`` or ``strategies.0.expert=conv5``;
+        values are YAML. Later ones win.
+
+    Returns
+    -------
+    Config
+        Its `data.manifest`, `stream.order_file` and `stream.difficulty` are absolute.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, or anything in it or in an override is wrong.
+    """
+    file = Path(path)
+    if file.is_file():
+        return _parse(_read(file), str(file), overrides, folder=file.parent)
+    shipped = shipped_config_names()
+    name = str(path).removesuffix(".yaml")
+    if name in shipped:
+        return _parse(shipped_config_text(name), f"shipped configuration {name}", overrides, folder=Path())
+    what = "a folder" if file.is_dir() else "neither a file nor a shipped configuration"
+    raise ConfigError(f"{path} is {what}{did_you_mean(name, shipped)}: shipped are {', '.join(shipped)}")
+
+
+def parse_config(text: str, source: str = "configuration", overrides: Sequence[str] = ()) -> Config:
+    """Make a `Config` of a YAML text; as `load_config`, with all paths relative to the current directory.
+
+    Parameters
+    ----------
+    text
+        The YAML document.
+    source
+        Where it comes from, for messages.
+    overrides
+        As for `load_config`.
+
+    Raises
+    ------
+    ConfigError
+        If anything in the text or in an override is wrong.
+    """
+    return _parse(text, source, overrides, folder=Path())
+
+
+def dump_config(config: Config) -> str:
+    """Return a YAML text that `parse_config` makes an equal configuration of, defaults written out."""
+    data = config.model_dump(mode="json")
+    # An option of another strategy is refused even at its default value, so only what was given is written.
+    data["strategies"] = [one.model_dump(mode="json", exclude_unset=True) for one in config.strategies]
+    return strict_yaml.write_yaml(data)
+
+
+def _read(file: Path) -> str:
+    try:
+        if file.stat().st_size > _LARGEST_FILE:
+            raise ConfigError(f"{file}: {file.stat().st_size:,} bytes: this is no configuration")
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text at byte {error.start}: save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _parse(text: str, source: str, overrides: Sequence[str], *, folder: Path) -> Config:
+    document = strict_yaml.read_yaml(text, source)
+    data = document.value
+    if data is None:
+        raise ConfigError(f"{source}: the file is empty: at least 'name' and 'training' are needed")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: found a {_kind(data)} where a mapping of keys to values is expected")
+    # Through JSON: aliases become copies, so that an override of one place leaves the others alone.
+    data = json.loads(json.dumps(data))
+    _place(data, _BESIDE_THE_FILE, folder)
+    _place(data, _BELOW_HERE, None)
+    _place_strategies(data, folder)
+
+    overridden: dict[strict_yaml.Path, str] = {}
+    for override in overrides:
+        path, value = _parse_override(override)
+        _set(data, path, value, override)
+        overridden[path] = override
+        if path in _BESIDE_THE_FILE:
+            _place(data, [path], Path())
+        elif path in _BELOW_HERE:
+            _place(data, [path], None)
+    _place_strategies(data, Path())
+    try:
+        return Config.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise ConfigError(describe(error, data, source, document.lines, overridden)) from error
+
+
+def _place(data: dict[str, Any], keys: Iterable[strict_yaml.Path], folder: Path | None) -> None:
+    """Expand ``~`` in the paths under `keys`; where `folder` is given, make them absolute, starting there."""
+    for key in keys:
+        holder: Any = data
+        for part in key[:-1]:
+            holder = holder.get(part) if isinstance(holder, Mapping) else None
+        if not isinstance(holder, dict) or not isinstance(holder.get(str(key[-1])), str):
+            continue
+        path = Path(holder[str(key[-1])]).expanduser()
+        holder[str(key[-1])] = str(path if folder is None else (folder / path).resolve())
+
+
+def _place_strategies(data: dict[str, Any], folder: Path) -> None:
+    """Make the files of users' own strategies absolute, starting from `folder`."""
+    strategies = data.get("strategies")
+    for one in strategies if isinstance(strategies, list) else ():
+        if isinstance(one, dict) and isinstance(name := one.get("name"), str) and ".py:" in name:
+            path, _, what = name.rpartition(":")
+            one["name"] = f"{(folder / Path(path).expanduser()).resolve()}:{what}"
+
+
+def _parse_override(override: str) -> tuple[strict_yaml.Path, Any]:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"override {override!r}: write key=value with a dotted key, such as training.steps=50 "
+            "or seeds=[0,1]"
+        )
+    document = strict_yaml.read_yaml(value, f"override {override!r}")
+    return tuple(int(part) if part.isdecimal() else part for part in parts), document.value
+
+
+def _set(data: dict[str, Any], path: strict_yaml.Path, value: Any, override: str) -> None:
+    """Put `value` at `path`; mappings that are not there yet are made, list items are not."""
+    holder: Any = data
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        so_far = dotted(path[:depth]) or "the configuration"
+        if isinstance(holder, list):
+            if not isinstance(part, int) or part >= len(holder):
+                raise ConfigError(
+                    f"override {override!r}: {so_far} is a list of {len(holder)}: go on with a number "
+                    f"from 0, or give the whole list as {so_far}=[...]"
+                )
+        elif isinstance(holder, dict):
+            part = str(part)
+            if not last and holder.get(part) is None:
+                if isinstance(path[depth + 1], int):
+                    missing = dotted(path[: depth + 1])
+                    raise ConfigError(
+                        f"override {override!r}: the configuration has no {missing} to change an item of: "
+                        f"give the whole list as {missing}=[...]"
+                    )
+                holder[part] = {}
+        else:
+            raise ConfigError(f"override {override!r}: {so_far} is {holder!r} and has no keys below it")
+        if last:
+            holder[part] = value
+        else:
+            holder = holder[part]
+
+
+def _kind(value: object) -> str:
+    return {list: "list", str: "text", bool: "truth value"}.get(type(value), "number")

@@ -1,0 +1,188 @@
+"""The keys of a strategy in a configuration: which one, and its options."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from repmode_cl.config.field_types import ExpertSpec, Frozen, Positive, check_expert
+from repmode_cl.errors import did_you_mean
+
+__all__ = ["STRATEGY_NAMES", "StrategyConfig"]
+
+#: Strategies that come with the package; any other is ``path/to/file.py:ClassName``.
+STRATEGY_NAMES = (
+    "experts_frozen",
+    "fine_tuning",
+    "frozen_encoder",
+    "multi_net",
+    "multi_head",
+    "replay",
+    "a_gem",
+    "ewc",
+    "synaptic_intelligence",
+    "mas",
+    "lwf",
+    "cumulative",
+    "joint",
+)
+
+_OWN = re.compile(r".*\.py:[A-Za-z_]\w*")
+
+#: Option -> the strategies that have it; that of a user's own strategy goes by this name.
+_CUSTOM = "a strategy of your own (path/to/file.py:ClassName)"
+_OWNERS = {
+    "expert": ("experts_frozen",),
+    "sees": ("experts_frozen",),
+    "norm": ("experts_frozen",),
+    "resampling": ("experts_frozen",),
+    "kernel": ("multi_net", "multi_head"),
+    "networks": ("multi_net",),
+    "head": ("multi_head",),
+    "buffer": ("replay", "a_gem"),
+    "buffer_bytes": ("replay", "a_gem"),
+    "replay_batch": ("replay", "a_gem", "cumulative"),
+    "strength": ("ewc", "synaptic_intelligence", "mas", "lwf"),
+    "distilled": ("lwf",),
+    "options": (_CUSTOM,),
+}
+
+#: Strategies that learn no base before the rest.
+_WITHOUT_BASE = ("multi_net", "joint")
+
+#: Folders and files of a run that hold no strategy, as `folder_key` has them.
+_TAKEN = frozenset(
+    {
+        *("base", "cache", "simulated"),
+        *(
+            "config.yaml",
+            "environment.json",
+            "left_out.csv",
+            "notes.txt",
+            "report.html",
+            "results.csv",
+            "run.json",
+            "work.json",
+        ),
+    }
+)
+
+
+class StrategyConfig(Frozen):
+    """One strategy of a benchmark."""
+
+    name: str
+    """One of those that come with the package, or your own as path/to/file.py:ClassName."""
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$")] | None = None
+    """How tables name it; null makes one from the name and what differs from the default."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of what comes after the base (multi_net: of every network; joint: of all); null takes training.learning_rate."""
+    base_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of a joint base; null takes training.learning_rate. Strategies of one network and rate share their base."""
+    steps: Positive | None = None
+    """Optimiser steps of each experience after the base, whose own never depend on it; null takes training.steps."""
+    expert: ExpertSpec | Literal["none"] = "conv3"
+    """experts_frozen: the fresh expert of each block; none trains gate rows, norms and resampling layers alone."""
+    sees: Literal["own", "all"] = "own"
+    """experts_frozen: base and own expert, or those of all earlier additions too."""
+    norm: Literal["own", "base"] = "own"
+    """experts_frozen: own copies of every batch norm, or the base's, frozen."""
+    resampling: Literal["own", "base"] = "own"
+    """experts_frozen: own copies of the down and up layers, or the base's, frozen."""
+    kernel: Literal[3, 5] = 3
+    """multi_net, multi_head: kernel size of the plain network."""
+    networks: Literal["all", "added"] = "all"
+    """multi_net: one for each structure, or for those after the base alone (which then has no figures)."""
+    head: Literal["decoder", "last"] = "decoder"
+    """multi_head: what each structure has of its own, the whole decoder or the last layer."""
+    buffer: Annotated[int, Field(ge=0)] | None = None
+    """replay, a_gem: patches kept of earlier experiences, as many of each; null keeps 64, or what buffer_bytes says."""
+    buffer_bytes: Annotated[int, Field(ge=0)] | None = None
+    """replay, a_gem: most bytes of the patches that are kept, in place of their number."""
+    replay_batch: Positive | None = None
+    """replay, a_gem, cumulative: earlier patches of a step, besides the new ones; null takes training.batch_size."""
+    strength: Annotated[float, Field(ge=0)] | None = None
+    """ewc, synaptic_intelligence, mas, lwf: weight of the penalty or of the distillation; null takes each one's own."""
+    distilled: Positive | None = None
+    """lwf: earlier structures that are distilled in a step, chosen at random; null takes all."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """A strategy of your own: what its constructor is given."""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        if name not in STRATEGY_NAMES and not _OWN.fullmatch(name):
+            raise ValueError(
+                f"found {name!r}{did_you_mean(name, STRATEGY_NAMES)}: choose {', '.join(STRATEGY_NAMES)}, or your "
+                "own as path/to/file.py:ClassName"
+            )
+        return name
+
+    @field_validator("expert")
+    @classmethod
+    def _expert(cls, expert: str) -> str:
+        return expert if expert == "none" else check_expert(expert)
+
+    @model_validator(mode="after")
+    def _options_belong(self) -> StrategyConfig:
+        kind = _CUSTOM if self.is_custom else self.name
+        for key, owners in _OWNERS.items():
+            if key in self.model_fields_set and kind not in owners:
+                raise ValueError(f"{key} is an option of {', '.join(owners)}, not of {self.name}")
+        if self.buffer is not None and self.buffer_bytes is not None:
+            raise ValueError("give either buffer or buffer_bytes, not both")
+        if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
+            raise ValueError(f"base_learning_rate: {self.name} has no joint base; learning_rate is its own")
+        if self.folder_key in _TAKEN:
+            raise ValueError(
+                f"label: {self.title!r} is, but for case, the name of a folder or file that every run has: choose "
+                "another label"
+            )
+        return self
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether it is a user's own, from a file."""
+        return self.name not in STRATEGY_NAMES
+
+    @property
+    def folder_key(self) -> str:
+        """`title` as file systems compare names that ignore case, and points and spaces at the end."""
+        return self.title.casefold().rstrip(". ")
+
+    @property
+    def title(self) -> str:
+        """What tables and folders call it: `label`, or the name with the options that were given."""
+        if self.label is not None:
+            return self.label
+        parts = [self.name.rpartition(":")[2]]
+        if self.name == "multi_head":
+            parts.append(self.head)
+        if "kernel" in _keys_of(self.name):
+            parts.append(f"k{self.kernel}")
+        for key in ("expert", "sees", "norm", "resampling", "networks"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                parts.append(str(getattr(self, key)).replace(":", ""))
+        for key, word in _WORDS.items():
+            value = getattr(self, key)
+            if value is not None:
+                parts.append(word + (str(value) if isinstance(value, int) else f"{value:g}"))
+        if self.steps is not None:
+            parts.append(f"{self.steps}steps")
+        return "_".join(parts)
+
+
+#: Options that a title names by a word and their number.
+_WORDS = {
+    "buffer": "buffer",
+    "buffer_bytes": "bytes",
+    "replay_batch": "batch",
+    "strength": "strength",
+    "distilled": "distilled",
+}
+
+
+def _keys_of(name: str) -> tuple[str, ...]:
+    return tuple(key for key, owners in _OWNERS.items() if name in owners)

@@ -1,0 +1,1 @@
+"""Manifests made from files that lie in a known way."""

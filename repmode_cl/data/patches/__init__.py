@@ -1,0 +1,1 @@
+"""Training patches: data sets, the order of samples, batches."""

@@ -1,0 +1,156 @@
+"""From a configuration's data section to prepared samples: simulate or read, split, prepare."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from repmode_cl.config import Config, DataConfig
+from repmode_cl.data.manifest import Manifest, read_manifest
+from repmode_cl.data.phantom import simulate
+from repmode_cl.data.preprocessing.prepare import prepare
+from repmode_cl.data.preprocessing.volume_cache import ContentDigests
+from repmode_cl.data.sample import Sample, shuffle_signals
+from repmode_cl.data.splits import assign_splits
+from repmode_cl.errors import ManifestError, UnknownStructureError
+from repmode_cl.structures import TWELVE_STRUCTURES
+
+__all__ = ["known_structures", "prepared_samples"]
+
+
+def known_structures(config: Config) -> tuple[str, ...]:
+    """Return the structures that there are images of: the manifest's, or those that can be simulated.
+
+    Raises
+    ------
+    ManifestError
+        If the manifest cannot be read.
+    UnknownStructureError
+        If the stream names a structure that is to be simulated and cannot be.
+    """
+    if config.data.manifest is not None:
+        return read_manifest(Path(config.data.manifest)).structures
+    base = config.stream.base if isinstance(config.stream.base, tuple) else ()
+    for name in (*base, *(config.stream.order or ())):
+        if name not in TWELVE_STRUCTURES:
+            raise UnknownStructureError(name, TWELVE_STRUCTURES, "the simulator")
+    return TWELVE_STRUCTURES
+
+
+def prepared_samples(
+    data: DataConfig,
+    folder: Path,
+    *,
+    structures: Sequence[str] | None = None,
+    manifest: Manifest | None = None,
+    workers: int = 1,
+    left: list[tuple[int, str]] | None = None,
+) -> tuple[list[Sample], list[str]]:
+    """Return the samples that `data` describes, prepared in a cache, and notes a person should see.
+
+    Parameters
+    ----------
+    data
+        The data section of a configuration.
+    folder
+        Where simulated images and the cache go when `data` names no cache.
+    structures
+        Structures to prepare; ``None`` takes all that there are.
+    manifest
+        An opened manifest, in place of the one `data` names.
+    workers
+        Processes that simulate and prepare.
+    left
+        Where given, rows whose images cannot be used are left out, and added here: their lines, and why.
+
+    Returns
+    -------
+    list of Sample
+        One per row of the chosen structures.
+    list of str
+        What the split could not do (too few images to hold any out, and so on).
+
+    Raises
+    ------
+    ManifestError
+        If images cannot be used and `left` is not given, or a structure has none left.
+    """
+    if manifest is None and data.manifest is None:
+        wanted = [name for name in TWELVE_STRUCTURES if structures is None or name in structures]
+        foreign = [name for name in structures or () if name not in TWELVE_STRUCTURES]
+        sim = data.simulate
+        path = simulate(
+            folder / "simulated",
+            fields=sim.fields,
+            structures=[*wanted, *foreign],
+            seed=sim.seed,
+            shape=sim.shape,
+            workers=workers,
+        )
+    elif manifest is None:
+        path = Path(str(data.manifest))
+    manifest = manifest if manifest is not None else read_manifest(path)
+    cache = Path(data.cache) if data.cache is not None else folder / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    digests = ContentDigests(cache / "contents.json")
+    chosen = manifest.rows if structures is None else [r for r in manifest.rows if r.structure in structures]
+    # Splits are decided by the content of every image, also of structures that are not prepared.
+    needed = [row.signal for row in manifest.rows if row.group is None]
+    needed += [path for row in chosen for path in (row.signal, row.target, row.mask) if path is not None]
+    try:
+        digests.read(needed, workers)
+    finally:
+        digests.save()  # also of an interrupted run, which goes on from there
+    if left is not None:
+        manifest = _there(manifest, digests, structures, left)
+    assignment = assign_splits(
+        manifest,
+        seed=data.split_seed,
+        test_fraction=data.test_fraction,
+        val_fraction=data.val_fraction,
+        record=cache / "splits.json",
+        digest=digests.of,
+    )
+    digests.save()
+    samples = prepare(
+        manifest, assignment, data.preprocessing, cache, structures=structures, workers=workers, left=left
+    )
+    _refuse_none(structures or (), {sample.structure for sample in samples}, manifest, left)
+    if data.shuffle_signals:
+        samples = shuffle_signals(samples, data.split_seed)
+    return samples, list(assignment.notes)
+
+
+def _there(
+    manifest: Manifest,
+    digests: ContentDigests,
+    structures: Sequence[str] | None,
+    left: list[tuple[int, str]],
+) -> Manifest:
+    """Return the manifest without the rows whose signal cannot be read: no split can be decided for them."""
+    rows = []
+    for row in manifest.rows:
+        try:
+            digests.of(row.signal)
+        except OSError as error:
+            if structures is None or row.structure in structures:
+                left.append((row.number, f"{row.signal}: cannot be read ({error.strerror or error})"))
+        else:
+            rows.append(row)
+    kept = replace(manifest, rows=tuple(rows))
+    _refuse_none(structures or (), kept.structures, manifest, left)
+    return kept
+
+
+def _refuse_none(
+    structures: Sequence[str],
+    there: Collection[str],
+    manifest: Manifest,
+    left: list[tuple[int, str]] | None,
+) -> None:
+    """Refuse to go on without any image of a structure."""
+    gone = [name for name in structures if name in manifest.structures and name not in there]
+    if left and gone:
+        lines = "\n".join(f"  line {number}: {why}" for number, why in sorted(left))
+        raise ManifestError(f"{manifest.path}: no image of {', '.join(gone)} can be used\n{lines}")

@@ -1,0 +1,219 @@
+"""The arithmetic of preprocessing (paper, section 4.1): resampling to a voxel size, z-score of an image.
+
+Training and prediction use these same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.errors import ImageError
+
+__all__ = ["ZScore", "flat_text", "normalise", "percentiles_of", "strips", "z_score"]
+
+
+#: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
+_LARGEST_RATIO = 100.0
+
+#: Voxels summed at once: a plane, or rows of one where it is larger. The sums depend on it in their last bits.
+_STRIP = 1 << 22
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """Mean and standard deviation of a volume's voxels; called with any part of it, gives that part's z-score."""
+
+    mean: float
+    deviation: float
+
+    def __call__(self, part: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the z-score of `part`, float32, computed in float64."""
+        centred = part.astype(np.float64)
+        centred -= self.mean
+        centred /= self.deviation
+        return centred.astype(np.float32)
+
+
+def strips(shape: Sequence[int]) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield the boxes (one plane thick) in which a volume of `shape` (Z, Y, X) is summed, in order."""
+    depth, height, width = shape
+    rows = max(1, min(height, _STRIP // max(width, 1)))
+    for z in range(depth):
+        for y in range(0, height, rows):
+            yield slice(z, z + 1), slice(y, min(y + rows, height)), slice(0, width)
+
+
+def z_score(
+    pieces: Callable[[], Iterable[NDArray[Any]]],
+    size: int,
+    *,
+    percentiles: tuple[float, float] | None = None,
+    empty: str = "refuse",
+) -> ZScore:
+    """Find the mean and the deviation (that of the population) of a volume that is seen piece by piece.
+
+    Parameters
+    ----------
+    pieces
+        Called twice, with `percentiles` four times; gives the volume in the pieces of `strips` each time. Sums are
+        taken in float64, piece by piece, so that the same pieces give the same bits wherever they come from.
+    size
+        Number of voxels in all of them.
+    percentiles
+        Take mean and deviation of the voxels clipped to this lower and upper percentile (0 to 100), so that a few hot
+        pixels do not decide; the z-score itself clips nothing. ``(0, 100)`` gives what None does, but for rounding.
+    empty
+        ``zeros``: a constant volume gets a z-score of 0 everywhere; ``refuse``: it is an error.
+
+    Raises
+    ------
+    ImageError
+        If a voxel is not finite, the volume has no voxel, is constant (unless `empty` says otherwise), or is constant
+        between the percentiles and nowhere else: such an image has no z-score.
+    """
+    if size == 0:
+        raise ImageError("the volume is empty")
+    low, high, total = math.inf, -math.inf, 0.0
+    for piece in pieces():
+        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+        total += float(piece.sum(dtype=np.float64))
+        # NaN compares false with everything, so that a minimum alone might miss it; the sum does not.
+        if not math.isfinite(total):
+            raise ImageError("a voxel is NaN or infinite; replace such voxels or leave them out by a region")
+    if low == high:
+        if empty == "zeros":
+            return ZScore(low, 1.0)
+        raise ImageError(f"every voxel is {low:g}: a constant image has no z-score")
+    if percentiles is not None:
+        low, high = percentiles_of(pieces, size, percentiles)
+        pieces = _clipped(pieces, low, high, percentiles)
+        total = sum(float(piece.sum()) for piece in pieces())
+    mean, squares = total / size, 0.0
+    for piece in pieces():
+        centred = piece.astype(np.float64)
+        centred -= mean
+        squares += float(np.square(centred, out=centred).sum())
+    return ZScore(mean, math.sqrt(squares / size))
+
+
+def flat_text(value: float, percentiles: tuple[float, float]) -> str:
+    """Return what is wrong with an image that has one value at both percentiles."""
+    return (
+        f"percentile {percentiles[0]:g} and percentile {percentiles[1]:g} of its voxels are both {value:g}, so that "
+        "it has no z-score by percentiles: take percentiles further apart, or normalise: z_score"
+    )
+
+
+def _clipped(
+    pieces: Callable[[], Iterable[NDArray[Any]]], low: float, high: float, percentiles: tuple[float, float]
+) -> Callable[[], Iterable[NDArray[Any]]]:
+    """Return the pieces clipped to `low` and `high`, the voxels at these percentiles, in float64."""
+    if not low < high:
+        raise ImageError(flat_text(low, percentiles))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError("voxels are beyond the range of float32, in which percentiles are taken")
+    return lambda: (np.clip(piece.astype(np.float64), low, high) for piece in pieces())
+
+
+def normalise(
+    volume: NDArray[Any], *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+) -> NDArray[np.float32]:
+    """Return the z-score of a volume: mean 0 and standard deviation 1 over all of its voxels.
+
+    Parameters
+    ----------
+    volume
+        (Z, Y, X), real numbers.
+    percentiles, empty
+        As of `z_score`.
+
+    Returns
+    -------
+    ndarray
+        float32 (Z, Y, X).
+
+    Raises
+    ------
+    ImageError
+        As of `z_score`.
+    """
+    if volume.size == 0:
+        raise ImageError(f"the volume is empty: its shape is {volume.shape}")
+    score = z_score(
+        lambda: (volume[box] for box in strips(volume.shape)),
+        volume.size,
+        percentiles=percentiles,
+        empty=empty,
+    )
+    result = np.empty(volume.shape, np.float32)
+    for box in strips(volume.shape):
+        result[box] = score(volume[box])
+    return result
+
+
+_HALF = 16
+_BINS = 1 << _HALF
+_SIGN = np.uint32(1 << 31)
+
+#: Voxels counted at once, for each of which some 30 bytes are needed.
+_AT_ONCE = 1 << 20
+
+
+def percentiles_of(
+    pieces: Callable[[], Iterable[NDArray[Any]]], size: int, percentiles: Sequence[float]
+) -> list[float]:
+    """Return percentiles of a volume.
+
+    Parameters
+    ----------
+    pieces
+        Called twice; gives all voxels, finite real numbers, in arrays of any shape.
+    size
+        Number of voxels in all of them, at least 1.
+    percentiles
+        0 to 100.
+
+    Returns
+    -------
+    list[float]
+        One for each: the voxel of rank ``floor(percentile / 100 * (size - 1))`` in float32, as
+        ``numpy.percentile(..., method="lower")`` of the volume as float32 gives.
+    """
+    ranks = [min(size - 1, int(one / 100 * (size - 1))) for one in percentiles]
+    upper = np.zeros(_BINS, np.int64)
+    for bits in _ordered(pieces()):
+        upper += np.bincount(bits >> _HALF, minlength=_BINS)
+    before = np.concatenate([[0], np.cumsum(upper)])
+    bins = [int(np.searchsorted(before, rank, side="right")) - 1 for rank in ranks]
+    lower = {number: np.zeros(_BINS, np.int64) for number in bins}
+    for bits in _ordered(pieces()):
+        top = bits >> _HALF
+        for number, counts in lower.items():
+            counts += np.bincount(bits[top == number] & (_BINS - 1), minlength=_BINS)
+    found = []
+    for rank, number in zip(ranks, bins, strict=True):
+        rest = int(np.searchsorted(np.cumsum(lower[number]), rank - before[number], side="right"))
+        found.append(_value((number << _HALF) | rest))
+    return found
+
+
+def _ordered(pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray[np.uint32]]:
+    """Yield the float32 of all voxels as integers that are ordered as the numbers are."""
+    for piece in pieces:
+        flat = np.ravel(piece)
+        for start in range(0, len(flat), _AT_ONCE):
+            # Adding 0 makes the negative zero positive, which it equals.
+            bits = (flat[start : start + _AT_ONCE].astype(np.float32) + np.float32(0)).view(np.uint32)
+            yield np.where(bits & _SIGN, ~bits, bits | _SIGN)
+
+
+def _value(ordered: int) -> float:
+    bits = np.uint32(ordered)
+    bits = bits & ~_SIGN if bits & _SIGN else ~bits
+    return float(bits.view(np.float32))

@@ -1,0 +1,167 @@
+"""How the images of a model are prepared, besides the voxel size: what training does, and prediction must repeat.
+
+A model keeps it in ``model.json``, and whoever reads an image for that model reads it from there. This module imports
+neither torch nor the configuration, because worker processes use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from repmode_cl.data.preprocessing.resampling import resampled_shape
+from repmode_cl.errors import ModelError
+
+__all__ = ["Recipe", "VoxelSize"]
+
+VoxelSize = tuple[float, float, float]
+
+#: The name that a plain z-score has in ``model.json``.
+_PLAIN = "z-score per image"
+_CLIPPED = "z-score between percentiles"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Resampling and normalisation of images; the defaults are those of models that do not say.
+
+    Attributes
+    ----------
+    axes
+        ``all``, or ``xy``: only y and x are resampled.
+    order
+        Of the spline, 0 to 3.
+    anti_alias
+        Whether axes that lose voxels are blurred first.
+    percentiles
+        Lower and upper one that voxels are clipped to where mean and deviation are taken; None does not clip.
+    empty
+        ``refuse`` or ``zeros``: what becomes of a constant image.
+    """
+
+    axes: str = "all"
+    order: int = 1
+    anti_alias: bool = False
+    percentiles: tuple[float, float] | None = None
+    empty: str = "refuse"
+
+    @classmethod
+    def of(cls, settings: Any) -> Recipe:
+        """Return the recipe of a configuration's ``data.preprocessing``."""
+        clipped = settings.normalise == "percentiles"
+        return cls(
+            settings.axes,
+            settings.order,
+            settings.anti_alias,
+            tuple(settings.percentiles) if clipped else None,
+            settings.empty,
+        )
+
+    def to_settings(self) -> dict[str, Any]:
+        """Return the keys of a configuration's ``data.preprocessing`` that this comes from, but for `voxel_size`."""
+        kind = (
+            {} if self.percentiles is None else {"normalise": "percentiles", "percentiles": self.percentiles}
+        )
+        return {
+            "axes": self.axes,
+            "order": self.order,
+            "anti_alias": self.anti_alias,
+            "empty": self.empty,
+            **kind,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``model.json`` holds: normalisation, order, and what differs from the defaults.
+
+        So that a model that is prepared as every earlier one was has their digest too.
+        """
+        kind = _PLAIN if self.percentiles is None else _CLIPPED
+        document: dict[str, Any] = {"normalisation": kind, "order": self.order}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "order" and value != field.default:
+                document[field.name] = list(value) if isinstance(value, tuple) else value
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Recipe:
+        """Read what `to_json` wrote, or an earlier model has.
+
+        Raises
+        ------
+        ModelError
+            If it holds what this version does not know: to go on without it would prepare images otherwise than the
+            model was trained with.
+        """
+        known = {"normalisation", *(field.name for field in fields(cls))}
+        found = {key: document[key] for key in known if key in document}
+        kind = found.pop("normalisation", None)
+        percentiles = found.get("percentiles")
+        if percentiles is not None:
+            found["percentiles"] = tuple(percentiles) if isinstance(percentiles, Sequence) else percentiles
+        recipe = cls(**found)
+        expected = _PLAIN if recipe.percentiles is None else _CLIPPED
+        unknown = sorted(set(document) - known)
+        wrong = [f"{key} {document[key]!r}" for key in unknown] + recipe._wrong()
+        if kind != expected and (kind is not None or recipe.percentiles is not None):
+            wrong.append(f"normalisation {kind!r}")
+        if wrong:
+            raise ModelError(
+                f"the model's preprocessing ({', '.join(wrong)}) is not known to this repmode-cl, which would prepare "
+                "images otherwise than it was trained with: use a newer repmode-cl"
+            )
+        return recipe
+
+    @property
+    def said(self) -> str:
+        """What differs from the defaults, in words; empty where nothing does."""
+        return ", ".join(
+            f"{key} {'-'.join(f'{one:g}' for one in value) if isinstance(value, list) else value}"
+            for key, value in self.to_json().items()
+            if key != "normalisation" and (key, value) != ("order", 1)
+        )
+
+    def _wrong(self) -> list[str]:
+        checks = {
+            "axes": self.axes in ("all", "xy"),
+            "order": type(self.order) is int and 0 <= self.order <= 3,
+            "anti_alias": isinstance(self.anti_alias, bool),
+            "percentiles": self.percentiles is None or _are_percentiles(self.percentiles),
+            "empty": self.empty in ("refuse", "zeros"),
+        }
+        return [f"{key} {getattr(self, key)!r}" for key, right in checks.items() if not right]
+
+    def target_voxel(self, own: VoxelSize, to: Sequence[float]) -> VoxelSize:
+        """Return the voxel size (z, y, x) in um that an image of voxels `own` is resampled to, where `to` is asked."""
+        z, y, x = (float(step) for step in to)
+        return (own[0] if self.axes == "xy" else z), y, x
+
+    def grid(
+        self, shape: Sequence[int], own: VoxelSize | None, to: Sequence[float] | None
+    ) -> tuple[int, int, int]:
+        """Return how many voxels (Z, Y, X) an image of `shape` has when it is prepared.
+
+        Parameters
+        ----------
+        shape
+            Its voxels (Z, Y, X) in the file.
+        own, to
+            Its voxel size, and that of the model or configuration, in um; it keeps its grid where either is None.
+
+        Raises
+        ------
+        ImageError
+            If the two differ so much that a unit must be wrong.
+        """
+        if own is None or to is None:
+            z, y, x = (int(size) for size in shape)
+            return z, y, x
+        return resampled_shape(shape, own, self.target_voxel(own, to))
+
+
+def _are_percentiles(found: Any) -> bool:
+    if not isinstance(found, tuple):
+        return False
+    numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in found)
+    return len(found) == 2 and numbers and 0 <= found[0] < found[1] <= 100

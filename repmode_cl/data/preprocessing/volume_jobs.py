@@ -1,0 +1,125 @@
+"""Making prepared volumes, one for each job: what the processes do that fill the cache.
+
+Apart from the planning, so that such a process imports neither torch nor the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.data.preprocessing.normalisation import normalise
+from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.resampling import resample
+from repmode_cl.data.preprocessing.storage_dtype import stored_form
+from repmode_cl.data.preprocessing.volume_cache import VolumeCache
+from repmode_cl.data.readers import Region, open_image
+from repmode_cl.errors import ImageError, RepmodeError
+from repmode_cl.utils.process_pool import run_jobs
+
+__all__ = ["Job", "Made", "VoxelSize", "make_volumes"]
+
+VoxelSize = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One volume to make; everything that a worker process needs."""
+
+    key: str
+    column: str
+    path: Path
+    channel: int
+    region: Region | None
+    scene: int | str | None
+    t: int | None
+    voxel_from: VoxelSize | None
+    voxel_to: VoxelSize | None
+    recipe: Recipe
+
+
+class Made(NamedTuple):
+    """What came of a job."""
+
+    key: str
+    shape: tuple[int, int, int] | None
+    """Voxels (Z, Y, X) of the volume; None where there is none."""
+    problem: str
+    """Why there is none."""
+
+
+def make_volumes(jobs: Sequence[Job], store: VolumeCache, workers: int) -> Iterator[Made]:
+    """Fill the cache, and yield what came of each job as it ends.
+
+    Parameters
+    ----------
+    jobs
+        Volumes to make.
+    store
+        Where they are put.
+    workers
+        Processes at work at once; 1 works in this one.
+
+    Raises
+    ------
+    RepmodeError
+        If memory or the disk of the cache is full, or a process dies. A file that cannot be read as what is asked
+        for is no reason to stop: `Made.problem` tells it.
+    """
+    return run_jobs(partial(_make, store.folder), jobs, workers, name=lambda job: str(job.path))
+
+
+def _make(folder: Path, job: Job) -> Made:
+    try:
+        volume = _volume(job)
+    except MemoryError as error:
+        raise RepmodeError(
+            f"{job.path}: not enough memory to prepare it; use fewer processes (--workers 1), or a region of the file"
+        ) from error
+    except RepmodeError as error:
+        return Made(job.key, None, str(error))
+    except Exception as error:
+        error.add_note(f"while preparing {job.path}, channel {job.channel}")
+        raise
+    try:
+        VolumeCache(folder).store(
+            job.key, stored_form(volume), {"source": job.path.name, "column": job.column}
+        )
+    except OSError as error:
+        raise RepmodeError(
+            f"{folder}: the prepared volume of {job.path} cannot be written ({error.strerror or error}); make room, or "
+            "name another folder as data.cache: what is prepared is kept"
+        ) from error
+    z, y, x = volume.shape
+    return Made(job.key, (z, y, x), "")
+
+
+def _volume(job: Job) -> NDArray[Any]:
+    """Read, resample and normalise one volume: float32, or bool for a mask."""
+    with open_image(job.path, scene=job.scene) as image:
+        volume: NDArray[Any] = image.read(job.channel, job.region, scene=job.scene, t=job.t)
+    is_mask = job.column == "mask"
+    if is_mask:
+        volume = volume != 0
+        if not volume.any():
+            raise ImageError(f"{job.path}: the mask is 0 everywhere, so no voxel would count")
+    if job.voxel_from is not None and job.voxel_to is not None:
+        volume = resample(
+            volume,
+            job.voxel_from,
+            job.voxel_to,
+            order=0 if is_mask else job.recipe.order,
+            anti_alias=job.recipe.anti_alias,
+        )
+    if is_mask:
+        return np.asarray(volume, np.bool_)
+    try:
+        return normalise(volume, percentiles=job.recipe.percentiles, empty=job.recipe.empty)
+    except ImageError as error:
+        raise ImageError(f"{job.path}, channel {job.channel}: {error}") from error

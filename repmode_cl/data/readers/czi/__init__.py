@@ -1,0 +1,1 @@
+"""CZI files of Zeiss."""

@@ -1,0 +1,190 @@
+"""What is wrong with a single row: its files, channels, sizes and regions, told by headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from repmode_cl.data.manifest import Problem, Row
+from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.readers import Region
+from repmode_cl.data.readers.region import find_channel, shape_text
+from repmode_cl.data.validation.headers import Header, Headers, Source, read_headers
+from repmode_cl.errors import ImageError
+
+__all__ = ["Image", "InspectedRow", "look_at_rows"]
+
+Triple = tuple[float, float, float]
+
+#: Voxel sizes of one row's files may differ by this much: rounding in metadata.
+_SAME_VOXEL = 0.01
+
+
+@dataclass(frozen=True)
+class Image:
+    """What one column of a row stands for: a channel of a file."""
+
+    path: Path
+    header: Header
+    channel: int
+    scene: int | str | None
+    t: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (Z, Y, X) of the file."""
+        return self.header.shape
+
+
+@dataclass
+class InspectedRow:
+    """A row with the images that were found for it, by column, and what is wrong with them."""
+
+    row: Row
+    images: dict[str, Image] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def region(self) -> Region:
+        """Part of the file that the row stands for."""
+        return self.row.region or Region()
+
+    @property
+    def voxel_size(self) -> Triple | None:
+        """The row's voxel size: the manifest's, the signal's or the target's."""
+        sizes = [self.row.voxel_size]
+        sizes += [
+            self.images[column].header.voxel_size for column in ("signal", "target") if column in self.images
+        ]
+        return next((size for size in sizes if size is not None), None)
+
+
+def look_at_rows(
+    rows: Sequence[Row], *, depth: int, voxel_size: Triple | None, recipe: Recipe, workers: int = 1
+) -> list[InspectedRow]:
+    """Return each row with what its headers say and what is wrong with them.
+
+    Parameters
+    ----------
+    rows
+        Rows of a manifest.
+    depth
+        Depth of the network: what it cannot take is too small.
+    voxel_size
+        (z, y, x) in um that images will be resampled to; None for their own.
+    recipe
+        Says which axes will be.
+    workers
+        Processes that read headers.
+    """
+    headers: Headers = {}
+    wanted: list[Source] = []
+    for row in rows:
+        wanted += [(row.signal, row.scene), (row.target, row.scene)]
+        if row.mask is not None:
+            wanted.append((row.mask, None))
+    read_headers(wanted, headers, workers)
+    # One mask may serve every scene and time point of an image, so a row's scene is its only where it has several.
+    again = [
+        (row.mask, row.scene)
+        for row in rows
+        if row.mask is not None and row.scene is not None and _has_several(headers[row.mask, None])
+    ]
+    read_headers(again, headers, workers)
+    return [_look(row, headers, depth, voxel_size, recipe) for row in rows]
+
+
+def _has_several(header: Header | str) -> bool:
+    # A first scene that cannot be read may hide others that can.
+    return isinstance(header, str) or len(header.scenes) > 1
+
+
+def _look(row: Row, headers: Headers, depth: int, voxel_size: Triple | None, recipe: Recipe) -> InspectedRow:
+    found = InspectedRow(row)
+
+    def wrong(column: str, message: str) -> None:
+        found.problems.append(Problem(row.number, column, message, kind="image"))
+
+    columns: list[tuple[str, Path, str | int | None]] = [
+        ("signal", row.signal, row.signal_channel),
+        ("target", row.target, row.target_channel),
+    ]
+    if row.mask is not None:
+        columns.append(("mask", row.mask, row.mask_channel))
+    for column, path, channel in columns:
+        try:
+            found.images[column] = _image(column, path, channel, row, headers)
+        except ImageError as error:
+            wrong(column, str(error))
+    signal, target = found.images.get("signal"), found.images.get("target")
+    if signal is None:
+        return found
+    for column in ("target", "mask"):
+        if column in found.images:
+            for message in _differences(signal, found.images[column], row):
+                wrong(column, message)
+    if target is not None and row.target == row.signal and target.channel == signal.channel:
+        wrong("target", "is the same channel of the same file as the signal")
+    try:
+        small = _too_small(found, signal, depth, voxel_size, recipe)
+        if small:
+            wrong("region" if row.region else "signal", small)
+    except ImageError as error:
+        wrong("voxel_size_zyx" if row.voxel_size else "signal", str(error))
+    return found
+
+
+def _image(column: str, path: Path, channel: str | int | None, row: Row, headers: Headers) -> Image:
+    scene, t = row.scene, row.t
+    header = headers[path, None if column == "mask" else scene]
+    if column == "mask":
+        if scene is not None and _has_several(header):
+            header = headers[path, scene]
+        else:
+            scene = None
+    if isinstance(header, str):
+        raise ImageError(header)
+    if column == "mask" and header.times == 1:
+        t = None
+    time = header.chosen(path, t)
+    if column != "mask" and header.dtype == "bool":
+        raise ImageError(f"{path}: its voxels are true or false: that is a mask, no intensities")
+    image = Image(path, header, find_channel(channel, header.channel_names, path), scene, time)
+    try:
+        (row.region or Region()).resolve(image.shape)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    return image
+
+
+def _differences(signal: Image, other: Image, row: Row) -> Iterable[str]:
+    if other.shape != signal.shape:
+        yield (
+            f"{shape_text(other.shape)} voxels (z, y, x), but the signal has {shape_text(signal.shape)}; "
+            "they must cover the same voxels"
+        )
+    one, two = signal.header.voxel_size, other.header.voxel_size
+    if row.voxel_size is not None or one is None or two is None:
+        return
+    if any(abs(a - b) > _SAME_VOXEL * max(a, b) for a, b in zip(one, two, strict=True)):
+        yield (
+            f"voxels of {two} um (z, y, x), but the signal's are {one}; "
+            "correct the file, or state the right size in voxel_size_zyx"
+        )
+
+
+def _too_small(
+    found: InspectedRow, signal: Image, depth: int, voxel_size: Triple | None, recipe: Recipe
+) -> str:
+    shape = found.region.shape_in(signal.shape)
+    resampled = recipe.grid(shape, found.voxel_size, voxel_size)
+    # The fewest voxels that reflection can pad to a multiple of 2^depth: repmode_cl.nn.smallest_size.
+    smallest = -(-((1 << depth) + 2) // 3)
+    if min(resampled) >= smallest:
+        return ""
+    after = "" if resampled == shape else f", after resampling {shape_text(resampled)}"
+    return (
+        f"the volume is too small: {shape_text(shape)} voxels (z, y, x){after}; a network of depth "
+        f"{depth} takes no fewer than {smallest} along each axis"
+    )

@@ -1,0 +1,124 @@
+"""Volumes as plain bytes in a file, read and written box by box.
+
+Not memory maps: a mapped page that was touched counts as the process's memory, and the point of these files is
+that a volume takes none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.errors import RepmodeError
+from repmode_cl.utils.atomic_files import Closing
+
+__all__ = ["RawVolume"]
+
+
+class RawVolume(Closing):
+    """A (Z, Y, X) array in a file, from byte `offset` on, in C order and this machine's byte order.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shape
+        Voxels (Z, Y, X).
+    dtype
+        Of the voxels.
+    offset
+        Bytes before the array.
+    new
+        Make the file, or make it longer, if it does not hold the whole array; bytes never written are zero.
+
+    Raises
+    ------
+    RepmodeError
+        If the file is missing or too short, and is not to be new.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        shape: Sequence[int],
+        dtype: np.dtype[Any] | type = np.float32,
+        offset: int = 0,
+        *,
+        new: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.dtype = np.dtype(dtype)
+        self.offset = offset
+        whole = offset + self.nbytes
+        if new:
+            # "a" makes the file where it is missing and cuts nothing off.
+            with self.path.open("ab") as file:
+                if file.tell() < whole:
+                    file.truncate(whole)
+        held = self.path.stat().st_size if self.path.is_file() else None
+        if held is None or held < whole:
+            raise self._damaged("is missing" if held is None else f"has {held} bytes of {whole}")
+        self._file = self.path.open("r+b")
+
+    def _damaged(self, how: str) -> RepmodeError:
+        return RepmodeError(
+            f"{self.path}: {how}, so that this prediction cannot go on; give --restart (restart=True) to begin anew"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self.shape[0] * self.shape[1] * self.shape[2] * self.dtype.itemsize
+
+    def read(self, box: tuple[slice, slice, slice]) -> NDArray[Any]:
+        """Return a box (slices with both ends) as an array of its own.
+
+        Raises
+        ------
+        RepmodeError
+            If the file has become shorter.
+        """
+        result = np.empty([part.stop - part.start for part in box], self.dtype)
+        for place, start in self._runs(box):
+            view = memoryview(result[place]).cast("B") if result[place].size else memoryview(b"")
+            self._file.seek(start)
+            if self._file.readinto(view) != view.nbytes:
+                raise self._damaged(f"ends at byte {self._file.tell()}, in the middle of its voxels")
+        return result
+
+    def write(self, box: tuple[slice, slice, slice], values: NDArray[Any]) -> None:
+        """Write `values` (z, y, x) into a box (slices with both ends)."""
+        values = np.ascontiguousarray(values, self.dtype)
+        for place, start in self._runs(box):
+            if values[place].size:
+                self._file.seek(start)
+                self._file.write(memoryview(values[place]).cast("B"))
+
+    def _runs(self, box: tuple[slice, slice, slice]) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Yield the parts of a box that lie in the file in one piece: index into the box, first byte."""
+        z, y, x = box
+        _, height, width = self.shape
+        whole_rows = (x.start, x.stop) == (0, width)
+        whole_planes = whole_rows and (y.start, y.stop) == (0, height)
+        axes = [range(z.stop - z.start), range(y.stop - y.start)]
+        axes = axes[:0] if whole_planes else axes[:1] if whole_rows else axes
+        for place in product(*axes):
+            plane = z.start + (place[0] if place else 0)
+            row = y.start + (place[1] if len(place) > 1 else 0)
+            yield place, self.offset + ((plane * height + row) * width + x.start) * self.dtype.itemsize
+
+    def sync(self) -> None:
+        """Have what was written survive a loss of power."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

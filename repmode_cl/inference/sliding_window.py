@@ -1,0 +1,102 @@
+"""Predict a volume of any size by a Gaussian sliding window (paper, section 4.1), with the volume in memory.
+
+A network sees windows of the size that it was trained on; overlapping predictions are averaged with weights
+that fall towards a window's borders, where a prediction has least context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repmode_cl.errors import ImageError
+from repmode_cl.inference.window_batches import Network, predict_batches
+from repmode_cl.inference.windows import WindowGrid, gaussian_weights
+
+__all__ = ["sliding_window"]
+
+
+def sliding_window(
+    network: Network,
+    volume: Tensor | NDArray[np.generic],
+    *,
+    window: Sequence[int],
+    overlap: float = 0.5,
+    batch_size: int = 4,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Predict `volume` window by window and blend the predictions.
+
+    Only the windows of one batch are on the device; the volume may be a memory map. Windows and batches are
+    the same for the same arguments, so the same network gives the same bits on one machine.
+
+    Parameters
+    ----------
+    network
+        Maps float32 (N, 1, z, y, x) to (N, 1, z, y, x). Called without gradients; put it in evaluation mode
+        before.
+    volume
+        (Z, Y, X), z-scored, on the network's voxel size.
+    window
+        Voxels (z, y, x) of a window; where the volume is smaller, the volume's size is taken.
+    overlap
+        Part of a window that its neighbour repeats.
+    batch_size
+        Windows computed at once.
+    device
+        Where the network is.
+    progress
+        Called with the number of windows done and their total.
+
+    Returns
+    -------
+    ndarray
+        float32 (Z, Y, X), in the units of the network's output.
+
+    Raises
+    ------
+    ImageError
+        If `volume` does not have three axes.
+    ValueError
+        If a size or `overlap` is out of range, or the network's output has another shape than its input.
+    """
+    if volume.ndim != 3:
+        raise ImageError(f"a volume has three axes (Z, Y, X), got the shape {tuple(volume.shape)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    shape = tuple(int(size) for size in volume.shape)
+    grid = WindowGrid(shape, window, overlap)
+    weights = gaussian_weights(grid.size)
+    total = np.zeros(shape, np.float32)
+    weight = np.zeros(shape, np.float32)
+    weighted = np.empty(grid.size, np.float32)
+    done = 0
+    for [found] in predict_batches([network], _batches(volume, grid, batch_size), device):
+        for prediction in found:
+            place = grid[done].slices
+            np.multiply(prediction, weights, out=weighted)
+            total[place] += weighted
+            weight[place] += weights
+            done += 1
+        if progress is not None:
+            progress(done, len(grid))
+    total /= weight
+    return total
+
+
+def _batches(volume: Tensor | NDArray[np.generic], grid: WindowGrid, batch_size: int) -> Iterator[Tensor]:
+    """Cut windows as float32 on the CPU, each copied once."""
+    for first in range(0, len(grid), batch_size):
+        batch = torch.empty((min(batch_size, len(grid) - first), 1, *grid.size), dtype=torch.float32)
+        for place in range(len(batch)):
+            window = grid[first + place].slices
+            if isinstance(volume, Tensor):
+                batch[place, 0] = volume[window].detach()
+            else:
+                batch.numpy()[place, 0] = volume[window]
+        yield batch

@@ -1,0 +1,1 @@
+"""Prediction from disk to disk in bounded memory."""

@@ -1,0 +1,125 @@
+"""Where the windows of a prediction from disk come from: the file itself, or a copy on the network's grid.
+
+A file whose rows can be read by themselves, on the network's voxel size, is read where it lies. Any other is
+resampled (or just decoded) once, box by box, into a raw file beside the output: windows overlap, and
+each plane would be decoded and resampled many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.data.preprocessing.normalisation import ZScore, strips, z_score
+from repmode_cl.data.preprocessing.resample_box import Box, resample_box, resample_tiles
+from repmode_cl.data.readers import ImageReader, Region
+from repmode_cl.inference.raw_volume import RawVolume
+
+__all__ = ["FileSource", "Source", "copy_resampled", "read_z_scored", "z_score_of"]
+
+
+class Source(Protocol):
+    """A volume that is read box by box."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (Z, Y, X)."""
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Return a box (slices with both ends) as an array of its own."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """One channel of an image file.
+
+    Attributes
+    ----------
+    image
+        Open.
+    channel, scene, t
+        As of its `read`.
+    dtype
+        Type to give voxels as; None keeps the file's.
+    """
+
+    image: ImageReader
+    channel: int
+    scene: int | str | None = None
+    t: int | None = None
+    dtype: type[np.generic] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (Z, Y, X)."""
+        return self.image.shape
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Return a box (slices with both ends)."""
+        z, y, x = ((part.start, part.stop) for part in box)
+        found = self.image.read(self.channel, Region(z, y, x), scene=self.scene, t=self.t)
+        return found if self.dtype is None else found.astype(self.dtype, copy=False)
+
+
+def copy_resampled(
+    source: Source, target: RawVolume, order: int, memory: int, *, anti_alias: bool = False
+) -> None:
+    """Fill `target` with `source` resampled to its size, within about `memory` bytes; equal sizes are copied.
+
+    Parameters
+    ----------
+    source, target
+        The same field on two grids.
+    order
+        Of the spline.
+    memory
+        Bytes.
+    anti_alias
+        Blur axes that lose voxels first.
+    """
+    for box in resample_tiles(source.shape, target.shape, order, memory, anti_alias=anti_alias):
+        if source.shape == target.shape:
+            target.write(box, source.read(box))
+        else:
+            target.write(
+                box,
+                resample_box(source.read, source.shape, target.shape, box, order, anti_alias=anti_alias),
+            )
+
+
+def z_score_of(
+    source: Source, *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+) -> ZScore:
+    """Take the mean and deviation of a volume; the same bits as `normalise` of the whole array.
+
+    Parameters
+    ----------
+    source
+        Read twice, or four times with `percentiles`.
+    percentiles, empty
+        As of `repmode_cl.data.preprocessing.normalisation.z_score`.
+
+    Raises
+    ------
+    ImageError
+        If a voxel is not finite or all are equal.
+    """
+
+    def pieces() -> Iterator[NDArray[Any]]:
+        return (source.read(box) for box in strips(source.shape))
+
+    z, y, x = source.shape
+    return z_score(pieces, z * y * x, percentiles=percentiles, empty=empty)
+
+
+def read_z_scored(source: Source, score: ZScore, box: Box) -> NDArray[np.float32]:
+    """Return the z-score of a box, float32 (z, y, x), computed plane by plane."""
+    found = source.read(box)
+    result = np.empty(found.shape, np.float32)
+    for z, plane in enumerate(found):
+        result[z] = score(plane)
+    return result

@@ -1,0 +1,159 @@
+"""A channel at its full and at lower resolutions, made tile by tile while it is written.
+
+Each level halves y and x (means of 2 x 2 voxels) and keeps every plane: that is what viewers of both formats
+expect, and a plane needs no other. Lower levels wait on disk until they are written in their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.data.preprocessing.normalisation import strips
+from repmode_cl.inference.raw_volume import RawVolume
+from repmode_cl.inference.volume_source import Source
+
+__all__ = ["TILE", "Pyramid", "halve", "level_shapes"]
+
+Box = tuple[slice, slice, slice]
+
+#: Voxels (y and x) of a tile. Even, so that a tile becomes part of one tile of the next level.
+TILE = 256
+
+#: Planes of the lowest level from which the range for viewers is taken.
+_PLANES = 32
+
+
+def level_shapes(shape: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return the voxels (Z, Y, X) of each level, until one tile holds a plane."""
+    found = [(int(shape[0]), int(shape[1]), int(shape[2]))]
+    while max(found[-1][1:]) > TILE:
+        z, y, x = found[-1]
+        found.append((z, -(-y // 2), -(-x // 2)))
+    return found
+
+
+def halve(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the means of 2 x 2 voxels (y, x) in the type of `values`; an odd last one is repeated."""
+    _, y, x = values.shape
+    if y % 2 or x % 2:
+        values = np.pad(values, ((0, 0), (0, y % 2), (0, x % 2)), mode="edge")
+    # Float32 holds the sum of four integers of 16 bits exactly.
+    means = values[:, ::2, ::2].astype(np.float32)
+    for j, i in ((0, 1), (1, 0), (1, 1)):
+        means += values[:, j::2, i::2]
+    means *= np.float32(0.25)
+    if values.dtype.kind in "iu":
+        np.rint(means, out=means)
+    return means.astype(values.dtype, copy=False)
+
+
+class Pyramid:
+    """The levels of one channel.
+
+    Parameters
+    ----------
+    source
+        The channel at full resolution, read once.
+    dtype
+        Of the voxels that are written.
+    convert
+        Makes these of what `source` gives; None only changes the type.
+    scratch
+        Beginning of the names of the files in which lower levels wait, made anew.
+
+    Attributes
+    ----------
+    shapes
+        Voxels (Z, Y, X) of each level.
+    low, high
+        Least and largest number written so far.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        dtype: np.dtype[Any],
+        convert: Callable[[NDArray[Any]], NDArray[Any]] | None,
+        scratch: Path,
+    ) -> None:
+        self.shapes = level_shapes(source.shape)
+        self.dtype = np.dtype(dtype)
+        self.low, self.high = np.inf, -np.inf
+        self._source, self._convert, self._scratch = source, convert, scratch
+        self._lower: dict[int, RawVolume] = {}
+
+    def tiles(self, level: int, planes: int = 1) -> Iterator[tuple[Box, NDArray[Any]]]:
+        """Yield a level's tiles, z slowest and x fastest: box, and voxels (smaller at the far ends).
+
+        Levels are asked for in their order, each one once: the next is made meanwhile.
+
+        Parameters
+        ----------
+        level
+            0 is the full resolution.
+        planes
+            Of a tile.
+        """
+        z, y, x = self.shapes[level]
+        more = level + 1 < len(self.shapes)
+        if more:
+            path = self._scratch.with_name(f"{self._scratch.name}.level-{level + 1}")
+            path.unlink(missing_ok=True)
+            self._lower[level + 1] = RawVolume(path, self.shapes[level + 1], self.dtype)
+        for a, b, c in product(range(0, z, planes), range(0, y, TILE), range(0, x, TILE)):
+            box = (
+                slice(a, min(a + planes, z)),
+                slice(b, min(b + TILE, y)),
+                slice(c, min(c + TILE, x)),
+            )
+            values = self._read(level, box)
+            if more:
+                half = (
+                    box[0],
+                    slice(b // 2, -(-box[1].stop // 2)),
+                    slice(c // 2, -(-box[2].stop // 2)),
+                )
+                self._lower[level + 1].write(half, halve(values))
+            yield box, values
+        if level and more:
+            self._drop(level)
+
+    def whole(self) -> Iterator[tuple[Box, NDArray[Any]]]:
+        """Yield the full resolution alone, in strips of whole rows."""
+        for box in strips(self.shapes[0]):
+            yield box, self._read(0, box)
+
+    def _read(self, level: int, box: Box) -> NDArray[Any]:
+        if level:
+            return self._lower[level].read(box)
+        values = self._source.read(box)
+        values = values if self._convert is None else self._convert(values)
+        values = values.astype(self.dtype, copy=False)
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        return values
+
+    def shown(self) -> tuple[float, float]:
+        """Return the range that a viewer may begin with: most of the voxels of the lowest level, once it is made."""
+        z, y, x = self.shapes[-1]
+        planes = sorted({round(place) for place in np.linspace(0, z - 1, min(z, _PLANES))})
+        whole = slice(0, y), slice(0, x)
+        last = len(self.shapes) - 1
+        values = np.concatenate([self._read(last, (slice(a, a + 1), *whole)) for a in planes])
+        low, high = (float(value) for value in np.percentile(values, (0.5, 99.8)))
+        return (low, high) if low < high else (self.low, max(self.high, self.low + 1))
+
+    def _drop(self, level: int) -> None:
+        volume = self._lower.pop(level)
+        volume.close()
+        volume.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the files of lower levels."""
+        for level in list(self._lower):
+            self._drop(level)

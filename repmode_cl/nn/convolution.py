@@ -1,0 +1,54 @@
+"""repmode_cl.nn.convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["convolve", "taps_within"]
+
+
+def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve `x` (N, C_in, Z, Y, X) with `kernel` (C_out, C_in, K, K, K), stride 1, zero "same" padding.
+
+    Activations are kept channels-last: with the few channels of a U-Net's first levels, where nearly all time
+    goes, that halves the time of a training step on CPUs.
+    """
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    kernel = _within_reach(kernel, x.shape[2:])
+    padding = [size // 2 for size in kernel.shape[2:]]
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and _shallow(x, kernel):
+        # oneDNN reads uninitialised memory for the weight gradient of a half-precision convolution over a volume
+        # that is shallower than the kernel, as in the bottleneck; so small a layer costs nothing in float32.
+        with torch.autocast("cpu", enabled=False):
+            x = F.conv3d(x.float(), kernel.float(), bias, padding=padding)
+    else:
+        x = F.conv3d(x, kernel, bias, padding=padding)
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def taps_within(size: Sequence[int]) -> tuple[int, int, int]:
+    """Return the most taps (z, y, x) of a kernel that can meet a voxel of a volume of `size`: 2 n - 1 on each axis."""
+    z, y, x = (2 * n - 1 for n in size)
+    return z, y, x
+
+
+def _within_reach(kernel: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut off the taps that only ever meet the zero padding: in a volume of n voxels, those n or more from the centre.
+
+    The result is the same. At the bottleneck, with one or two planes left, it is most of the work (the weight
+    gradient of a kernel far larger than its volume is also where oneDNN is slowest).
+    """
+    wanted = [min(k, most) for k, most in zip(kernel.shape[2:], taps_within(size), strict=True)]
+    cuts = [(k - taps) // 2 for k, taps in zip(kernel.shape[2:], wanted, strict=True)]
+    if not any(cuts):
+        return kernel
+    z, y, x = (slice(cut, k - cut) for cut, k in zip(cuts, kernel.shape[2:], strict=True))
+    return kernel[:, :, z, y, x]
+
+
+def _shallow(x: Tensor, kernel: Tensor) -> bool:
+    return any(n < k for n, k in zip(x.shape[2:], kernel.shape[2:], strict=True))

@@ -1,0 +1,152 @@
+"""Multi-Head (paper, section 4.2): one shared plain U-Net with a decoder, or a last layer, of each structure's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from repmode_cl.errors import StructureError
+from repmode_cl.nn.architecture import Architecture
+from repmode_cl.nn.per_structure_layers import StructureGroups, by_group
+from repmode_cl.nn.plain_unet import PlainBlock, PlainResampling, PlainUNet
+from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
+from repmode_cl.structures import check_structure_name
+
+__all__ = ["Head", "MultiHeadUNet"]
+
+#: What each structure has of its own.
+Head = Literal["decoder", "last"]
+
+#: Makes one layer, from a generator of its weights.
+MakeLayer = Callable[[torch.Generator], nn.Module]
+
+
+class _OwnLayer(nn.Module):
+    """A place of the network where each structure has a layer of its own."""
+
+    def __init__(self, make: MakeLayer) -> None:
+        super().__init__()
+        self.make = make
+        self.own = nn.ModuleDict()
+
+    def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:
+        """Compute each structure's samples of `x` (N, C, Z, Y, X) by its own layer."""
+        return by_group(x, groups, lambda part, name: cast(Tensor, self.own[name](part)))
+
+
+class MultiHeadUNet(StructureUNet):
+    """A plain U-Net whose decoder, or last layer alone, each structure has of its own.
+
+    The paper's Multi-Head (Dec.) and Multi-Head (Las.). Encoder and bottleneck are shared (for ``last`` the decoder
+    too), with their norms.
+
+    Parameters
+    ----------
+    architecture
+        Width and depth; its experts have no meaning here.
+    kernel
+        Edge of the convolution kernels, 3 or 5.
+    structures
+        What it knows at first.
+    head
+        ``decoder``: up layers, decoder and last layer are each structure's own; ``last``: the last layer alone.
+    seed
+        Seed of the initial weights; torch's global generator is left alone. A head's depend on its structure too,
+        and not on which others there are.
+
+    Raises
+    ------
+    StructureError
+        If a structure is named twice.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        kernel: int,
+        structures: Sequence[str] = (),
+        *,
+        head: Head = "decoder",
+        seed: int = 0,
+    ) -> None:
+        if kernel not in (3, 5):
+            raise ValueError(f"kernel is 3 or 5, not {kernel}")
+        if head not in ("decoder", "last"):
+            raise ValueError(f"head is 'decoder' or 'last', not {head!r}")
+        generator = torch.Generator().manual_seed(seed)
+        super().__init__(
+            architecture.width,
+            architecture.depth,
+            lambda c_in, c_out, act: PlainBlock(c_in, c_out, kernel, activation=act, generator=generator),
+            lambda c_in, c_out, up: PlainResampling(c_in, c_out, up=up, generator=generator),
+        )
+        self.architecture, self.kernel, self.head_kind = architecture, kernel, head
+        self._structures: tuple[str, ...] = ()
+        if head == "decoder":
+            for level in range(self.depth):
+                channels = self.width << level
+                self.up[level] = _OwnLayer(_make_up(2 * channels, channels))
+                self.decoder[level] = nn.ModuleList(
+                    [_OwnLayer(_make_block(c, channels, kernel)) for c in (2 * channels, channels)]
+                )
+        self.head = _OwnLayer(_make_block(self.width, 1, kernel, activation=False))
+        for name in structures:
+            self.add(name, seed=seed)
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Structures that have a head, in the order they came."""
+        return self._structures
+
+    def add(self, name: str, *, seed: int) -> None:
+        """Give `name` a fresh head; its weights depend on the seed and the name."""
+        check_structure_name(name)
+        if name in self._structures:
+            raise StructureError(f"{name!r} has a head already")
+        generator = torch.Generator().manual_seed(structure_seed(seed, name))
+        device = next(self.parameters()).device
+        for module in self.modules():
+            if isinstance(module, _OwnLayer):
+                module.own[name] = module.make(generator).to(device)
+        self._structures = (*self._structures, name)
+        if self._trained is not None:
+            self.restrict_training(self._trained)
+        self.train(self.training)
+
+    def train_only(self, structures: Sequence[str]) -> frozenset[str]:
+        """Make all that is shared and the heads of `structures` trainable, freeze the rest, and return those names."""
+        if not structures:
+            raise StructureError("nothing to train: name at least one structure")
+        for name in structures:
+            self._check(name)
+        mine = tuple(f".own.{name}." for name in structures)
+        names = frozenset(
+            name
+            for name, _ in self.named_parameters()
+            if ".own." not in name or any(part in name for part in mine)
+        )
+        return self.restrict_training(names)
+
+    def fuse(self, structure: str) -> PlainUNet:
+        """Return the plain network that predicts `structure`, a copy in evaluation mode."""
+        self._check(structure)
+        plain = PlainUNet(self.width, self.depth, self.kernel)
+        part = f".own.{structure}."
+        state = {
+            name.replace(part, "."): tensor
+            for name, tensor in self.state_dict().items()
+            if ".own." not in name or part in name
+        }
+        plain.load_state_dict(state)
+        return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
+
+
+def _make_block(c_in: int, c_out: int, kernel: int, *, activation: bool = True) -> MakeLayer:
+    return lambda generator: PlainBlock(c_in, c_out, kernel, activation=activation, generator=generator)
+
+
+def _make_up(c_in: int, c_out: int) -> MakeLayer:
+    return lambda generator: PlainResampling(c_in, c_out, up=True, generator=generator)

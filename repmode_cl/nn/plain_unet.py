@@ -1,0 +1,74 @@
+"""The plain U-Net: the topology of RepMode with one convolution per block, as Multi-Net trains and GatRep yields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repmode_cl.nn.convolution import convolve
+from repmode_cl.nn.experts import kaiming
+from repmode_cl.nn.per_structure_layers import Resampling
+from repmode_cl.nn.unet import UNet
+
+__all__ = ["PlainBlock", "PlainResampling", "PlainUNet"]
+
+
+class PlainBlock(nn.Module):
+    """A K x K x K convolution without bias; batch norm and ReLU unless it is the last."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, *, activation: bool, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.weight = kaiming((c_out, c_in, kernel, kernel, kernel), c_in * kernel**3, generator)
+        self.norm = nn.BatchNorm3d(c_out) if activation else None
+
+    def forward(self, x: Tensor, context: Any = None) -> Tensor:
+        """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X)."""
+        x = convolve(x, self.weight)
+        return x if self.norm is None else torch.relu(self.norm(x))
+
+
+class PlainResampling(nn.Module):
+    """A down or up layer with batch norm and ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, *, up: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        self.layer = Resampling(c_in, c_out, up=up, generator=generator)
+        self.norm = nn.BatchNorm3d(c_out)
+
+    def forward(self, x: Tensor, context: Any = None) -> Tensor:
+        """(N, C_in, Z, Y, X) -> (N, C_out, ...) with half or twice the size."""
+        return torch.relu(self.norm(self.layer(x)))
+
+
+class PlainUNet(UNet):
+    """A U-Net with K x K x K convolutions.
+
+    Parameters
+    ----------
+    width, depth
+        As of `Architecture`.
+    kernel
+        Edge K of the kernels: 3 or 5 for Multi-Net, 1 too for what a fused network may come to.
+    seed
+        Seed of the initial weights; torch's global generator is left alone.
+    """
+
+    def __init__(self, width: int, depth: int, kernel: int, *, seed: int = 0) -> None:
+        if kernel not in (1, 3, 5):
+            raise ValueError(f"kernel is 1, 3 or 5, not {kernel}")
+        generator = torch.Generator().manual_seed(seed)
+        super().__init__(
+            width,
+            depth,
+            lambda c_in, c_out, act: PlainBlock(c_in, c_out, kernel, activation=act, generator=generator),
+            lambda c_in, c_out, up: PlainResampling(c_in, c_out, up=up, generator=generator),
+        )
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, Z, Y, X) -> (N, 1, Z, Y, X)."""
+        return self.run(x, None)

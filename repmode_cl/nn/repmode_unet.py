@@ -1,0 +1,319 @@
+"""RepMode's network: one U-Net of MoDE blocks that switches modes by structure, and grows by additions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from repmode_cl.errors import ModelError, StructureError, UnknownStructureError
+from repmode_cl.nn.architecture import AdditionSpec, Architecture
+from repmode_cl.nn.mode_block import ModeBlock
+from repmode_cl.nn.per_structure_layers import StructureResampling
+from repmode_cl.nn.plain_unet import PlainBlock, PlainResampling, PlainUNet
+from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
+from repmode_cl.structures import check_structure_name
+
+__all__ = ["RepModeUNet", "trainable_names"]
+
+
+class RepModeUNet(StructureUNet):
+    """The RepMode U-Net (paper, section 3.2) with base structures and additions.
+
+    Parameters
+    ----------
+    architecture
+        Width, depth and shared experts.
+    base_structures
+        Structures that share the base's norms and are trained jointly; at least one.
+    seed
+        Seed of the initial weights; torch's global generator is left alone.
+    """
+
+    def __init__(self, architecture: Architecture, base_structures: Sequence[str], *, seed: int = 0) -> None:
+        names = tuple(check_structure_name(name) for name in base_structures)
+        if not names or len(set(names)) < len(names):
+            raise StructureError(f"base structures: at least one, and none twice, not {list(names)}")
+        generator = torch.Generator().manual_seed(seed)
+        super().__init__(
+            architecture.width,
+            architecture.depth,
+            lambda c_in, c_out, act: ModeBlock(
+                c_in, c_out, architecture.experts, names, activation=act, generator=generator
+            ),
+            lambda c_in, c_out, up: StructureResampling(c_in, c_out, up=up, generator=generator),
+        )
+        self.architecture = architecture
+        self._base = names
+        self._additions: dict[str, AdditionSpec] = {}
+
+    # -- what is here -------------------------------------------------------------------------------------------
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """All structures, the base's first, then the additions in the order they came."""
+        return (*self._base, *self._additions)
+
+    @property
+    def base_structures(self) -> tuple[str, ...]:
+        """Structures of the base."""
+        return self._base
+
+    @property
+    def additions(self) -> Mapping[str, AdditionSpec]:
+        """Added structures and how each was added, in the order they came."""
+        return dict(self._additions)
+
+    def named_mode_blocks(self) -> Iterator[tuple[str, ModeBlock]]:
+        """Yield the MoDE blocks with their names, from input to output."""
+        for name, block in self.named_blocks():
+            yield name, cast(ModeBlock, block)
+
+    def kernels(self, structure: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Return the fused kernel of each block for `structure`, (C_out, C_in, K, K, K) (paper, eq. 6)."""
+        self._check(structure)
+        with torch.no_grad():
+            return {name: block.kernel(structure, dtype) for name, block in self.named_mode_blocks()}
+
+    def gate_weights(self, structure: str) -> dict[str, dict[str, Tensor]]:
+        """Return the softmaxed gate weights of `structure`: block -> expert -> (C_out,) (paper, eq. 2 and Fig. 6)."""
+        self._check(structure)
+        weights = {}
+        for name, block in self.named_mode_blocks():
+            experts, gate = block.visible(structure)
+            shares = torch.softmax(gate.detach().float(), dim=0)
+            weights[name] = {label: shares[row].clone() for row, (label, _) in enumerate(experts)}
+        return weights
+
+    # -- growing ------------------------------------------------------------------------------------------------
+
+    def add_structure(self, name: str, spec: AdditionSpec | None = None, *, seed: int = 0) -> AdditionSpec:
+        """Add `name` to the frozen network: a fresh expert and gate row per block, own norms, own resampling.
+
+        Parameters
+        ----------
+        name
+            The new structure.
+        spec
+            What it gets; the paper's choice where not given. With ``sees="all"`` its `needs` are filled in here,
+            unless they are given (as when a stored structure is loaded).
+        seed
+            Seed of the new weights, combined with the name.
+
+        Returns
+        -------
+        AdditionSpec
+            The specification as completed.
+        """
+        spec = spec or AdditionSpec()
+        self._check_new(name)
+        if spec.sees == "all" and not spec.needs:
+            spec = replace(spec, needs=tuple(n for n, s in self._additions.items() if s.expert != "none"))
+        for other in spec.needs:
+            if other not in self._additions:
+                raise UnknownStructureError(
+                    other, self._additions, f"{name!r} needs an addition and this network"
+                )
+        generator = self._generator(name, seed)
+        for _, block in self.named_mode_blocks():
+            block.add(name, spec, generator)
+        for _, site in self._resampling_sites():
+            if spec.norm == "own":
+                site.norm.add(name)
+            if spec.resampling == "own":
+                site.add(name)
+        self._additions[name] = spec
+        self._settle()
+        return spec
+
+    def drop_structure(self, name: str) -> None:
+        """Forget the addition `name` and all that it owns: the undoing of `add_structure`.
+
+        Raises
+        ------
+        UnknownStructureError
+            If it is no addition of this network.
+        StructureError
+            If another addition sees its experts.
+        """
+        if name not in self._additions:
+            raise UnknownStructureError(name, self._additions, "the additions of this network")
+        if users := [other for other, spec in self._additions.items() if name in spec.needs]:
+            raise StructureError(f"{name!r} cannot go: {', '.join(users)} need its experts")
+        for module in self.modules():
+            own = getattr(module, "own", None)
+            if isinstance(own, nn.ModuleDict) and name in own:
+                del own[name]
+        del self._additions[name]
+        if self._trained is not None:
+            self._trained = frozenset(n for n in self._trained if f".own.{name}." not in n)
+
+    def add_base_structure(self, name: str, *, seed: int = 0) -> None:
+        """Give `name` a gate row over the shared experts and nothing of its own: what fine-tuning everything does."""
+        self._check_new(name)
+        if self._additions:
+            raise StructureError(
+                f"{name!r} cannot join the base: {', '.join(self._additions)} were added to it; make another base"
+            )
+        generator = self._generator(name, seed)
+        for _, block in self.named_mode_blocks():
+            block.add_gate(name, generator)
+        self._base = (*self._base, name)
+        self._settle()
+
+    def _check_new(self, name: str) -> None:
+        check_structure_name(name)
+        if name in self.structures:
+            raise StructureError(f"{name!r} is here already: this network knows {', '.join(self.structures)}")
+
+    @staticmethod
+    def _generator(name: str, seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(structure_seed(seed, name))
+
+    def _resampling_sites(self) -> Iterator[tuple[str, StructureResampling]]:
+        for name, site in self.named_resampling():
+            yield name, cast(StructureResampling, site)
+
+    def _settle(self) -> None:
+        """Bring what was just built to the device, trainability and mode of the rest."""
+        self.to(next(self.parameters()).device)
+        if self._trained is not None:
+            self.restrict_training(self._trained)
+        self.train(self.training)
+
+    # -- what may change ----------------------------------------------------------------------------------------
+
+    def train_only(self, structures: Sequence[str]) -> frozenset[str]:
+        """Make exactly what `trainable_names` tells trainable, everything else frozen, and return those names."""
+        return self.restrict_training(trainable_names(self, structures))
+
+    # -- tensors by owner ---------------------------------------------------------------------------------------
+
+    def owned_names(self, structure: str) -> dict[str, str]:
+        """Return the state-dict names that the addition `structure` owns, each with its name without the structure."""
+        if structure not in self._additions:
+            raise UnknownStructureError(structure, self._additions, "the additions of this network")
+        part = f".own.{structure}."
+        return {name: name.replace(part, ".") for name in self.state_dict() if part in name}
+
+    def structure_state(self, structure: str) -> dict[str, Tensor]:
+        """Return what the addition `structure` owns, named without it: ``encoder.0.0.gate`` and so on."""
+        state = self.state_dict()
+        return {local: state[name].detach() for name, local in self.owned_names(structure).items()}
+
+    def base_state(self) -> dict[str, Tensor]:
+        """Return all that no addition owns: shared experts, resampling, base norms, gate rows of base structures."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items() if ".own." not in name}
+
+    def load_structure_state(self, structure: str, state: Mapping[str, Tensor]) -> None:
+        """Set what the addition `structure` owns.
+
+        Raises
+        ------
+        ModelError
+            If a tensor is missing, unexpected, or of another shape or type.
+        """
+        self._load(
+            {local: name for name, local in self.owned_names(structure).items()}, state, repr(structure)
+        )
+
+    def load_base_state(self, state: Mapping[str, Tensor]) -> None:
+        """Set all that no addition owns.
+
+        Raises
+        ------
+        ModelError
+            If a tensor is missing, unexpected, or of another shape or type.
+        """
+        self._load({name: name for name in self.base_state()}, state, "the base")
+
+    def _load(self, names: Mapping[str, str], state: Mapping[str, Tensor], what: str) -> None:
+        if missing := sorted(set(names) - set(state)):
+            raise ModelError(f"{what}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+        if extra := sorted(set(state) - set(names)):
+            raise ModelError(
+                f"{what}: tensor {extra[0]!r} does not belong to this network ({len(extra)} in all)"
+            )
+        own = self.state_dict()
+        for local, name in names.items():
+            given, here = state[local], own[name]
+            if given.shape != here.shape or given.dtype != here.dtype:
+                raise ModelError(
+                    f"{what}: tensor {local!r} is {given.dtype} {tuple(given.shape)}, "
+                    f"this network's is {here.dtype} {tuple(here.shape)}"
+                )
+        with torch.no_grad():
+            for local, name in names.items():
+                own[name].copy_(state[local])
+
+    # -- computing ----------------------------------------------------------------------------------------------
+
+    def _check_mixture(self, structures: Sequence[str]) -> None:
+        if self.training and any(name in self._additions for name in structures):
+            raise StructureError(
+                f"{', '.join(structures)} cannot be mixed in a training batch: added structures have norms of their own"
+            )
+
+    def fuse(self, structure: str) -> PlainUNet:
+        """Return the plain network that `structure` comes to (paper, section 3.4), a copy in evaluation mode.
+
+        Its predictions are bit-identical to this network's in evaluation mode.
+        """
+        self._check(structure)
+        blocks = dict(self.named_mode_blocks())
+        plain = PlainUNet(self.width, self.depth, blocks["head"].kernel_shape(structure)[-1])
+        state: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, block in plain.named_blocks():
+                cast(PlainBlock, block).weight.copy_(blocks[name].kernel(structure))
+                norm = blocks[name].norm
+                if norm is not None:
+                    state |= {f"{name}.norm.{k}": v for k, v in norm.of(structure).state_dict().items()}
+            for name, layer in plain.named_resampling():
+                site = cast(StructureResampling, self.get_submodule(name))
+                cast(PlainResampling, layer).layer.load_state_dict(site.of(structure).state_dict())
+                state |= {f"{name}.norm.{k}": v for k, v in site.norm.of(structure).state_dict().items()}
+            plain.load_state_dict(state, strict=False)
+        return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
+
+
+def trainable_names(network: RepModeUNet, structures: Sequence[str]) -> frozenset[str]:
+    """Return the names of the parameters that training `structures` together may change.
+
+    For one added structure: what it owns, and nothing else (paper, section 4.4: "experts frozen"). For base
+    structures: the shared experts, the base's resampling layers and norms, and the gate rows of these structures.
+
+    Raises
+    ------
+    UnknownStructureError
+        If the network does not know one of them.
+    StructureError
+        If there are none, if an addition is mixed with others, or if the base is to be trained although additions
+        depend on it.
+    """
+    for name in structures:
+        if name not in network.structures:
+            raise UnknownStructureError(name, network.structures)
+    chosen = set(structures)
+    if not chosen:
+        raise StructureError("nothing to train: name at least one structure")
+    added = chosen & set(network.additions)
+    if added:
+        if len(chosen) > 1:
+            raise StructureError(
+                f"{', '.join(sorted(added))} cannot be trained together with others: an added structure has "
+                "norms of its own and is trained alone"
+            )
+        return frozenset(network.owned_names(*added)) & {name for name, _ in network.named_parameters()}
+    if network.additions:
+        raise StructureError(
+            f"the base cannot be trained any more: {', '.join(network.additions)} depend on it; make another base"
+        )
+    rows = {
+        f"{block}.gates.{name}" for block, _ in network.named_mode_blocks() for name in network.structures
+    }
+    kept = {f"{block}.gates.{name}" for block, _ in network.named_mode_blocks() for name in chosen}
+    return frozenset(name for name, _ in network.named_parameters() if name not in rows or name in kept)

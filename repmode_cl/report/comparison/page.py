@@ -1,0 +1,234 @@
+"""The page of a comparison: three ways to one structure, what each gives, damages and costs, without a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from repmode_cl.errors import ImageError, RepmodeError
+from repmode_cl.report.comparison.text import change_text, damage_text, findings, stored_text
+from repmode_cl.report.page.chart_data import LOWEST_SHOWN, spoken
+from repmode_cl.report.page.slices import Panel, panels
+from repmode_cl.report.page.svg import Line, line_chart, nice_ticks
+from repmode_cl.report.tables.number_format import count_text, number, seconds_text
+from repmode_cl.results.comparison import (
+    FINE_TUNING,
+    Comparison,
+    MethodResult,
+    PredictionChange,
+    read_comparison,
+)
+from repmode_cl.results.predictions import read_prediction
+from repmode_cl.utils.atomic_files import write_text
+
+__all__ = ["build_comparison"]
+
+#: (metric, heading, whether a larger value wins, what the heading means)
+_METRICS = (
+    ("r2", "R²", True, "1 is perfect, 0 is predicting the mean"),
+    ("pearson", "Pearson", True, "correlation; does not see a wrong scale"),
+    ("mse", "MSE", False, "for z-scored images 1 minus R²"),
+)
+
+
+def build_comparison(folder: str | Path) -> Path:
+    """Write ``report.html`` into a comparison's folder.
+
+    Parameters
+    ----------
+    folder
+        What `repmode-cl compare` wrote. Pictures that are missing or cannot be read are said on the page.
+
+    Returns
+    -------
+    Path
+        The page; it holds everything it shows, and its content policy forbids any request.
+
+    Raises
+    ------
+    RepmodeError
+        If the folder holds no comparison.
+    """
+    comparison = read_comparison(folder)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    here = resources.files("repmode_cl.report")
+    template = environment.from_string((here / "comparison" / "page.jinja").read_text(encoding="utf-8"))
+    notes = list(comparison.notes)
+    pictures = _pictures(comparison, notes)
+    damage = _damage_picture(comparison, notes)
+    text = template.render(
+        style=Markup((here / "page" / "static" / "page.css").read_text(encoding="utf-8")),
+        structure=spoken(comparison.structure),
+        known=[spoken(name) for name in comparison.known],
+        settings=[*_data(comparison), *comparison.settings],
+        findings=[_typeset(line) for line in findings(comparison)],
+        metrics=[(heading, meaning) for _, heading, _, meaning in _METRICS],
+        rows=_rows(comparison),
+        has_truth=any(change.truth_before is not None for way in comparison.ways for change in way.changes),
+        held_out={"test": "test", "val": "validation"}.get(comparison.held_out, comparison.held_out),
+        images=comparison.images,
+        ways=[way.title for way in comparison.ways],
+        changed=_changed(comparison),
+        damage=damage,
+        curves=_curves(comparison),
+        pictures=pictures,
+        notes=notes,
+    )
+    write_text(comparison.report, text)
+    return comparison.report
+
+
+def _data(comparison: Comparison) -> list[tuple[str, str]]:
+    rates = [f"{way.learning_rate:g}" for way in comparison.ways]
+    same = len(set(rates)) == 1
+    return [
+        ("learned from", f"{comparison.training_images} images"),
+        ("measured on", f"{comparison.images} images"),
+        ("learning rate" if same else "learning rates", rates[0] if same else ", ".join(rates)),
+    ]
+
+
+def _rows(comparison: Comparison) -> list[dict[str, Any]]:
+    best = {}
+    for metric, _, larger, _ in _METRICS:
+        values = [way.metrics[metric] for way in comparison.ways if metric in way.metrics]
+        best[metric] = (max(values) if larger else min(values)) if values else None
+    rows = []
+    for style, way in enumerate(comparison.ways):
+        cells = []
+        for metric, *_ in _METRICS:
+            value = way.metrics.get(metric)
+            text = "–" if value is None else number(value, 3)  # noqa: RUF001 - what a reader expects in an empty cell
+            cells.append({"text": text, "best": value is not None and value == best[metric]})
+        difference, more = damage_text(way)
+        rows.append(
+            {
+                "style": style,
+                "way": way.title,
+                "cells": cells,
+                "unharmed": way.identical,
+                "damage": difference,
+                "of": _typeset(more),
+                "lost": _signed(way.lost),
+                "seconds": seconds_text(way.seconds),
+                "steps": way.steps,
+                "stored": stored_text(way),
+                "parameters": count_text(way.parameters),
+            }
+        )
+    return rows
+
+
+def _typeset(text: str) -> str:
+    """Return text of the terminal with a true minus sign and R² where it means those."""
+    return re.sub(r"(?<=[ (])-(?=\d)", "\N{MINUS SIGN}", text).replace("R2 ", "R² ")
+
+
+def _signed(value: float | None) -> str:
+    if value is None:
+        return "–"  # noqa: RUF001 - what a reader expects in an empty cell
+    return "0" if value == 0 else f"{'+' if value > 0 else ''}{number(value, 3)}"
+
+
+def _changed(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return one row per structure of the model, with one cell per way that has to do with the model."""
+    ways = [(style, way) for style, way in enumerate(comparison.ways) if way.changes]
+    rows = []
+    for place, name in enumerate(comparison.known):
+        cells = [_change(style, way, way.changes[place]) for style, way in ways]
+        before = next((way.changes[place].truth_before for _, way in ways), None)
+        images = next((way.changes[place].images for _, way in ways), 0)
+        rows.append(
+            {
+                "structure": spoken(name),
+                "images": images,
+                "before": None if before is None else number(before, 3),
+                "cells": cells,
+            }
+        )
+    return rows
+
+
+def _change(style: int, way: MethodResult, change: PredictionChange) -> dict[str, Any]:
+    kept = 1.0 if change.identical else 0.0 if change.r2 is None else min(max(change.r2, 0.0), 1.0)
+    return {
+        "style": style,
+        "way": way.title,
+        "identical": change.identical,
+        "width": f"{100 * kept:.1f}%",
+        "r2": "undefined" if change.r2 is None else number(change.r2, 3),
+        "difference": change_text(change)[0],
+        "after": None if change.truth_after is None else number(change.truth_after, 3),
+        "lost": _signed(change.lost).removeprefix("+"),
+    }
+
+
+def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
+    """Draw validation R2 against steps and against seconds of training: equal steps cost unequal time."""
+    ways = [(style, way) for style, way in enumerate(comparison.ways) if len(way.curve) > 1]
+    if not ways:
+        return []
+    values = [r2 for _, way in ways for _, r2 in way.curve]
+    low, high = max(min(*values, 0.0), LOWEST_SHOWN["r2"]), max(*values, 0.05)
+    margin = 0.05 * (high - low)
+    charts = []
+    for heading, by_time in (("optimiser steps", False), ("seconds of training", True)):
+        lines = []
+        for style, way in ways:
+            pace = way.seconds / way.steps if by_time and way.steps else 1.0
+            points = tuple((step * pace, r2) for step, r2 in way.curve)
+            lines.append(Line(style, way.title, points))
+        end = max(x for line in lines for x, _ in line.points)
+        svg = line_chart(
+            lines[::-1],
+            x_range=(0.0, end),
+            y_range=(low - margin, high + margin),
+            x_ticks=[(x, f"{x:g}") for x in nice_ticks(0.0, end, 4)],
+            description=f"validation R² of {spoken(comparison.structure)} against {heading}",
+        )
+        charts.append((heading, svg))
+    return charts
+
+
+def _pictures(comparison: Comparison, notes: list[str]) -> tuple[Sequence[Panel], str] | None:
+    found = {}
+    for way in comparison.ways:
+        try:
+            found[way.title] = read_prediction(comparison.folder / way.key / "prediction.npz")
+        except RepmodeError as error:
+            notes.append(str(error))
+    try:
+        return panels(found) if found else None
+    except ImageError as error:
+        notes.append(f"no pictures of {comparison.structure}: {error}")
+        return None
+
+
+def _damage_picture(comparison: Comparison, notes: list[str]) -> tuple[Sequence[Panel], str, str] | None:
+    """Return the structure that fine-tuning changed most, before and after."""
+    way = comparison[FINE_TUNING]
+    if way.identical:
+        return None
+    for path in sorted((comparison.folder / way.key).glob("worst-*.npz")):
+        name = path.stem.removeprefix("worst-")
+        try:
+            shown, caption = panels(
+                {"after fine-tuning": read_prediction(path)},
+                truth=("before", f"and, bit for bit, after adding {spoken(comparison.structure)}")
+                if comparison.ways[0].identical
+                else ("before", "what the model predicts"),
+                others="after",
+            )
+        except RepmodeError as error:
+            notes.append(f"no pictures of {name}: {error}")
+            return None
+        return shown, caption, spoken(name)
+    return None

@@ -1,0 +1,131 @@
+"""Slices of volumes as PNG data URIs: transmitted light, and truth and predictions with one contrast."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.metrics import image_metrics
+from repmode_cl.report.tables.number_format import number
+from repmode_cl.results.predictions import Prediction, contrast
+
+__all__ = ["Panel", "panels", "png_data_uri", "busiest", "LONGEST"]
+
+
+#: Longest side of a picture in the page, in pixels: larger slices are reduced by whole factors.
+LONGEST = 512
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One column of a structure's pictures.
+
+    Attributes
+    ----------
+    title, note
+        What stands above it, and the figures below that.
+    xy, xz
+        Data URIs of the two slices.
+    """
+
+    title: str
+    note: str
+    xy: str
+    xz: str
+
+
+def panels(
+    by_strategy: Mapping[str, Prediction],
+    *,
+    truth: tuple[str, str] = ("truth", "fluorescence"),
+    others: str = "predictions",
+) -> tuple[list[Panel], str]:
+    """Return the pictures of one structure and what is to be said about them.
+
+    Parameters
+    ----------
+    by_strategy
+        Strategy -> its volumes; signal and truth are those of the first. A strategy whose image has another
+        shape shows its own.
+    truth
+        What stands above the volume that the others are compared with, and the line below that.
+    others
+        What the caption calls the others.
+
+    Returns
+    -------
+    panels
+        Transmitted light, truth, then each strategy.
+    caption
+        Which slices, and the grey levels.
+    """
+    first = next(iter(by_strategy.values()))
+    target = first.target
+    # The plane and the row in which there is most to see in the truth, away from the borders.
+    z = busiest(target.std(axis=(1, 2)))
+    y = busiest(target.std(axis=(0, 2)))
+    low, high = contrast(target, 0.5, 99.7)
+    made = [
+        _panel("transmitted light", "input", first.signal, z, y, *contrast(first.signal, 0.5, 99.5)),
+        _panel(*truth, target, z, y, low, high),
+    ]
+    for title, volumes in by_strategy.items():
+        metrics = image_metrics(volumes.prediction, volumes.target)
+        note = f"R² {number(metrics['r2'], 3)}, r {number(metrics['pearson'], 3)}"
+        made.append(_panel(title, note, volumes.prediction, z, y, low, high))
+    depth, height, width = target.shape
+    times = "\N{MULTIPLICATION SIGN}"
+    caption = (
+        f"{width} {times} {height} {times} {depth} voxels (x, y, z); xy at z = {z}, xz at y = {y}; "
+        f"{truth[0]} and {others}: black {number(low, 1)}, white {number(high, 1)} z-score units"
+    )
+    return made, caption
+
+
+def busiest(spread: NDArray[np.float32]) -> int:
+    """Return the place of the largest of `spread`, (N,), away from the borders."""
+    edge = len(spread) // 4
+    return edge + int(np.argmax(spread[edge : len(spread) - edge]))
+
+
+def _panel(
+    title: str, note: str, volume: NDArray[np.float32], z: int, y: int, low: float, high: float
+) -> Panel:
+    depth, height, _ = volume.shape
+    xy = volume[min(z, depth - 1)]
+    xz = volume[:, min(y, height - 1)]
+    return Panel(title, note, *(png_data_uri(_grey(image, low, high)) for image in (xy, xz)))
+
+
+def _grey(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    factor = -(-max(image.shape) // LONGEST)
+    if factor > 1:
+        rows, columns = (max(1, size // factor) for size in image.shape)
+        fy, fx = (min(factor, size) for size in image.shape)
+        image = image[: rows * fy, : columns * fx].reshape(rows, fy, columns, fx).mean(axis=(1, 3))
+    scaled = np.nan_to_num((image.astype(np.float64) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+    return (255.0 * np.clip(scaled, 0.0, 1.0) + 0.5).astype(np.uint8)
+
+
+def png_data_uri(image: NDArray[np.uint8]) -> str:
+    """Encode an (Y, X) image of 8-bit grey levels as PNG in a data URI."""
+    height, width = image.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    # Each row begins with the number of its filter: 0, none.
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), image], axis=1).tobytes()
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,0 +1,49 @@
+"""What a table is about: which streams, and which seeds of them are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from repmode_cl.errors import RepmodeError
+from repmode_cl.results.results_table import ResultsTable
+from repmode_cl.results.run_info import RunInfo
+
+__all__ = ["chosen_streams", "seeds_with_results"]
+
+
+def chosen_streams(info: RunInfo, streams: Collection[str] | None) -> tuple[str, ...]:
+    """Return the streams that a table is about, in the order of the run.
+
+    None takes those of the first group that may be averaged (`RunInfo.stream_groups`): all orders of a run,
+    but not runs with other numbers of images.
+
+    Raises
+    ------
+    RepmodeError
+        If a name is none of the run's.
+    """
+    if streams is None:
+        return next(iter(info.stream_groups().values()), ())
+    unknown = [name for name in streams if name not in info.streams]
+    if unknown:
+        raise RepmodeError(
+            f"the run has no stream {unknown[0]!r}: it has {', '.join(map(repr, info.streams))}"
+        )
+    return tuple(name for name in info.streams if name in streams)
+
+
+def seeds_with_results(
+    results: ResultsTable, info: RunInfo, title: str, streams: Collection[str] | None = None
+) -> tuple[int, ...]:
+    """Return the seeds with which the strategy ran all the streams to their end, in the order of the run."""
+    chosen = chosen_streams(info, streams)
+    have = [set(results.seeds(title, stream)) for stream in chosen]
+    return tuple(
+        seed
+        for seed in info.seeds
+        if chosen
+        and all(
+            seed in found and (title, stream, seed) in info.finished
+            for stream, found in zip(chosen, have, strict=True)
+        )
+    )

@@ -1,0 +1,273 @@
+"""What comparing three ways of learning a structure came to: the figures, as values, JSON, CSV and sentences.
+
+The terminal, the page and the files beside it all show what stands here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.errors import RepmodeError
+from repmode_cl.utils.atomic_files import write_json, write_text
+
+__all__ = [
+    "ADDING",
+    "COMPARISON",
+    "FINE_TUNING",
+    "METHODS",
+    "OWN_NETWORK",
+    "Comparison",
+    "MethodResult",
+    "PredictionChange",
+    "read_comparison",
+    "write_comparison",
+]
+
+
+#: The three ways, in the order in which everything shows them.
+ADDING, FINE_TUNING, OWN_NETWORK = "adding", "fine_tuning", "own_network"
+METHODS = (ADDING, FINE_TUNING, OWN_NETWORK)
+
+#: The file in a comparison's folder that holds everything the page shows but the pictures.
+COMPARISON = "compare.json"
+_FORMAT, _VERSION = "repmode-cl comparison", 1
+
+
+@dataclass(frozen=True)
+class PredictionChange:
+    """What a way of learning did to one structure that the model knows.
+
+    Attributes
+    ----------
+    structure
+        Its name.
+    images
+        Held-out images that it was predicted on, before and after.
+    identical
+        Whether all these predictions are the same bits as before.
+    r2
+        R2 of the prediction after, taking the one before for the truth, mean over images: 1 is unchanged, 0 as
+        far from it as a constant. ``None`` where it is undefined (constant or not finite predictions).
+    max_difference
+        Largest absolute difference of a voxel, in z-score units; ``None`` where predictions are not finite.
+    truth_images
+        How many of the images have the structure's fluorescence.
+    truth_before, truth_after
+        R2 on those, mean over images; ``None`` where there are none or it is undefined.
+    """
+
+    structure: str
+    images: int
+    identical: bool
+    r2: float | None
+    max_difference: float | None
+    truth_images: int = 0
+    truth_before: float | None = None
+    truth_after: float | None = None
+
+    @property
+    def lost(self) -> float | None:
+        """R2 lost on images with the structure's fluorescence; positive is worse."""
+        if self.truth_before is None or self.truth_after is None:
+            return None
+        return self.truth_before - self.truth_after
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One way of learning the structure.
+
+    Attributes
+    ----------
+    key
+        ``adding``, ``fine_tuning`` or ``own_network``.
+    title
+        How tables call it.
+    metrics
+        Mean figures (``r2``, ``pearson``, ``mse``, ``mae``) of the new structure on the held-out images; one that
+        is not finite is left out.
+    changes
+        What it did to each structure of the model; empty for a network of its own, which shares nothing with it.
+    steps, selected_step
+        Optimiser steps, and the one with the best validation figure; 0 where nothing was validated.
+    learning_rate
+        Peak of its schedule.
+    seconds
+        Of training, validation excluded.
+    parameters
+        Numbers that have to be stored besides the model.
+    bytes
+        What they take on a disk: the file that the model would get, with its proof and its record; of a fine-tuned copy
+        the files of a second model; of a network of its own one file of its tensors.
+    curve
+        Validation R2 while it was learned: (step, value).
+    began
+        The known structure that it started from; None where it was chance (or, fine-tuning, the whole model).
+    """
+
+    key: str
+    title: str
+    metrics: dict[str, float]
+    changes: tuple[PredictionChange, ...]
+    steps: int
+    selected_step: int
+    learning_rate: float
+    seconds: float
+    parameters: int
+    bytes: int
+    curve: tuple[tuple[int, float], ...] = ()
+    began: str | None = None
+
+    @property
+    def identical(self) -> bool:
+        """Whether every structure of the model is predicted bit for bit as before."""
+        return all(change.identical for change in self.changes)
+
+    @property
+    def damage(self) -> float:
+        """Largest absolute change of a prediction, in z-score units; infinite where some are not finite."""
+        return max(
+            (float("inf") if c.max_difference is None else c.max_difference for c in self.changes),
+            default=0.0,
+        )
+
+    @property
+    def worst(self) -> PredictionChange | None:
+        """The structure that changed most, by R2 against before; None where nothing changed."""
+        changed = [change for change in self.changes if not change.identical]
+        return min(changed, key=lambda c: float("-inf") if c.r2 is None else c.r2, default=None)
+
+    @property
+    def lost(self) -> float | None:
+        """Mean R2 lost by the model's structures on images with their fluorescence; None where there are none."""
+        lost = [change.lost for change in self.changes if change.lost is not None]
+        return sum(lost) / len(lost) if lost else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MethodResult:
+        """Return what `to_json` gave."""
+        changes = tuple(PredictionChange(**change) for change in value["changes"])
+        curve = tuple((int(step), float(r2)) for step, r2 in value["curve"])
+        return cls(**{**value, "changes": changes, "curve": curve})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Three ways of learning one structure on the same images.
+
+    Attributes
+    ----------
+    structure
+        What was learned.
+    known
+        The structures of the model.
+    held_out, images
+        Which images the figures are of (``test`` or ``val``), and how many.
+    training_images
+        Images that it was learned from.
+    ways
+        The ways, in the order `METHODS`.
+    settings
+        What was asked for, as a page shows it: (what, value).
+    notes
+        What a person should know of the split.
+    folder
+        Where it is kept.
+    """
+
+    structure: str
+    known: tuple[str, ...]
+    held_out: str
+    images: int
+    training_images: int
+    ways: tuple[MethodResult, ...]
+    settings: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    folder: Path = field(default=Path(), compare=False)
+
+    def __getitem__(self, key: str) -> MethodResult:
+        """Return one way by its key."""
+        for way in self.ways:
+            if way.key == key:
+                return way
+        raise KeyError(key)
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+
+def write_comparison(comparison: Comparison) -> None:
+    """Write ``compare.json`` and ``compare.csv`` into its folder."""
+    value = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        **{key: item for key, item in asdict(comparison).items() if key != "folder"},
+    }
+    write_json(comparison.folder / COMPARISON, value)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("way", "structure", "metric", "value"))
+    for way in comparison.ways:
+        writer.writerows((way.key, *row) for row in _rows(way, comparison.structure))
+    write_text(comparison.folder / "compare.csv", text.getvalue())
+
+
+def _rows(way: MethodResult, structure: str) -> list[tuple[str, str, str]]:
+    costs = {key: getattr(way, key) for key in ("seconds", "steps", "parameters", "bytes")}
+    rows = [(structure, key, repr(value)) for key, value in {**way.metrics, **costs}.items()]
+    for change in way.changes:
+        found = {
+            "r2_to_before": change.r2,
+            "max_difference": change.max_difference,
+            "r2_before": change.truth_before,
+            "r2_after": change.truth_after,
+        }
+        rows += [(change.structure, key, repr(value)) for key, value in found.items() if value is not None]
+    return rows
+
+
+def _from_json(value: dict[str, Any], folder: Path) -> Comparison:
+    if (value.pop("format"), value.pop("version")) != (_FORMAT, _VERSION):
+        raise ValueError(f"this is no {_FORMAT} of version {_VERSION}")
+    return Comparison(
+        **{
+            **value,
+            "known": tuple(value["known"]),
+            "ways": tuple(MethodResult.from_json(way) for way in value["ways"]),
+            "settings": tuple((what, text) for what, text in value["settings"]),
+            "notes": tuple(value["notes"]),
+            "folder": folder,
+        }
+    )
+
+
+def read_comparison(folder: str | Path) -> Comparison:
+    """Read a comparison's folder.
+
+    Raises
+    ------
+    RepmodeError
+        If it holds none, or one of another version.
+    """
+    path = Path(folder) / COMPARISON
+    try:
+        return _from_json(json.loads(path.read_text(encoding="utf-8")), Path(folder))
+    except FileNotFoundError:
+        raise RepmodeError(f"{folder}: holds no finished comparison ({COMPARISON} is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RepmodeError(
+            f"{path}: cannot be read as a comparison ({type(error).__name__}: {error}); `repmode-cl compare` "
+            "with --restart makes it anew"
+        ) from error

@@ -1,0 +1,68 @@
+"""Writing a trained base as a new model directory: its tensors, what it is, and a registry that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.nn import RepModeUNet
+from repmode_cl.store import record_files as records
+from repmode_cl.store.proof import on_cpu, prove
+from repmode_cl.store.record_files import parameter_count
+from repmode_cl.store.registry import Entry, Registry, creation, now, plain_json
+from repmode_cl.store.transaction import check_inference, check_vacant, writing
+from repmode_cl.utils.atomic_files import sha256_file, write_json
+from repmode_cl.utils.tensor_digests import tensor_digest
+
+__all__ = ["write_base_model"]
+
+
+def write_base_model(
+    path: Path,
+    network: RepModeUNet,
+    *,
+    voxel_size: Sequence[float] | None,
+    preprocessing: Mapping[str, Any],
+    inference: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write the base of a network, without its additions; parameters and errors of `Model.create`."""
+    document: dict[str, Any] = {
+        "format": records.MODEL_FORMAT,
+        "version": records.model_version(preprocessing),
+        "architecture": network.architecture.to_json(),
+        "base_structures": list(network.base_structures),
+        "voxel_size": [float(size) for size in voxel_size] if voxel_size is not None else None,
+        "preprocessing": plain_json(preprocessing, "preprocessing"),
+        "inference": check_inference(inference),
+    }
+    network = on_cpu(network)
+    base = network.base_state()
+    facts = records.base_facts(document)
+    digest = tensor_digest(base, facts)
+    document["base"] = {"file": records.BASE, "digest": digest}
+    proofs = {name: prove(network, name) for name in network.base_structures}
+    with writing(path):
+        check_vacant(path)
+        file = records.write_base(path, base, facts, digest, proofs)
+        write_json(path / records.MODEL, document)
+        created = now()
+        entries = tuple(
+            Entry(
+                name=name,
+                kind="base",
+                **file,
+                digest=digest,
+                spec=None,
+                needs=(),
+                parameters=parameter_count(base),
+                proof=proofs[name],
+                provenance=dict(provenance),
+                metrics=dict(metrics.get(name, {})),
+                created=created,
+            )
+            for name in network.base_structures
+        )
+        Registry(sha256_file(path / records.MODEL), entries, (), (creation(entries),)).write(path)

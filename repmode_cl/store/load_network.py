@@ -1,0 +1,134 @@
+"""Load what is stored into a network one tensor at a time, and find its digest to be the recorded one on the way.
+
+What is hashed is what is loaded, and there is never a second copy of a network's tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repmode_cl.errors import ModelError
+from repmode_cl.nn import Architecture, RepModeUNet
+from repmode_cl.nn.experts import without_values
+from repmode_cl.store import record_files as records
+from repmode_cl.store.registry import Entry
+from repmode_cl.utils.safetensors_io import TensorFile, open_tensors
+from repmode_cl.utils.tensor_digests import Described, stream_digest
+
+__all__ = ["check_structure", "load_base", "load_structure"]
+
+
+def load_base(path: Path, document: Mapping[str, Any]) -> RepModeUNet:
+    """Return the network of a model without its additions, in evaluation mode, on the CPU.
+
+    Parameters
+    ----------
+    path
+        The model directory.
+    document
+        Its ``model.json``.
+
+    Raises
+    ------
+    ModelError
+        If a tensor is not the one that was stored.
+    """
+    architecture = Architecture.from_json(document["architecture"])
+    with without_values():
+        network = RepModeUNet(architecture, document["base_structures"])
+    with open_tensors(path / records.BASE) as file:
+        records.check_version(file.path, file.header.metadata, [records.BASE_VERSION])
+        digest = _digest(file, records.base_facts(document), network.base_state())
+        if digest != document["base"]["digest"]:
+            raise _damaged(file.path)
+    return network.eval()
+
+
+def load_structure(network: RepModeUNet, path: Path, entry: Entry, base: str) -> None:
+    """Add a stored addition to a network that knows what it needs; on an error the network is as it was.
+
+    Parameters
+    ----------
+    network
+        Of `load_base`, with the additions in ``entry.needs``.
+    path
+        The model directory.
+    entry
+        What the registry says of it.
+    base
+        Digest of the base.
+
+    Raises
+    ------
+    ModelError
+        If a tensor is not the one that was stored.
+    """
+    with open_tensors(path / entry.file) as file:
+        facts = _facts(file, entry, base)
+        with without_values():
+            network.add_structure(entry.name, entry.spec)
+        right = False
+        try:
+            right = _digest(file, facts, network.structure_state(entry.name)) == entry.digest
+        finally:
+            if not right:
+                network.drop_structure(entry.name)
+        if not right:
+            raise _damaged(file.path, entry)
+
+
+def check_structure(path: Path, entry: Entry, base: str) -> None:
+    """Find the stored tensors of an addition to be those recorded, without a network; errors of `load_structure`."""
+    with open_tensors(path / entry.file) as file:
+        if _digest(file, _facts(file, entry, base)) != entry.digest:
+            raise _damaged(file.path, entry)
+
+
+def _facts(file: TensorFile, entry: Entry, base: str) -> dict[str, Any]:
+    records.check_version(file.path, file.header.metadata, [records.BARE_VERSION, records.PACK_VERSION])
+    if entry.spec is None:
+        raise ModelError(f"{entry.name} is part of the base and has no file of its own")
+    return records.structure_facts(entry.name, entry.spec, base, entry.needs)
+
+
+def _digest(file: TensorFile, facts: Any, state: Mapping[str, Tensor] | None = None) -> str:
+    """Return the digest of a file's tensors, references left out, and set those of `state` to them."""
+    described: dict[str, Described] = {
+        name: (slot.dtype, slot.shape)
+        for name, slot in file.header.tensors.items()
+        if not name.startswith(records.PROOF)
+    }
+    if state is not None:
+        _check_fit(file.path, described, state)
+
+    def value(name: str) -> Tensor:
+        tensor = file.read(name)
+        if state is not None:
+            state[name].copy_(tensor)
+        return tensor
+
+    with torch.no_grad():
+        return stream_digest(described, value, facts)
+
+
+def _check_fit(path: Path, described: Mapping[str, Described], state: Mapping[str, Tensor]) -> None:
+    here = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    if described == here:
+        return
+    name = sorted(set(here) ^ set(described) or (name for name in here if here[name] != described[name]))[0]
+    raise ModelError(
+        f"{path} is damaged: its tensor {name!r} is {described.get(name, 'missing')}, the network's is "
+        f"{here.get(name, 'none')}; put the file back from a copy of the model"
+    )
+
+
+def _damaged(path: Path, entry: Entry | None = None) -> ModelError:
+    whose = f" ({entry.name})" if entry is not None else ""
+    return ModelError(
+        f"{path}{whose} is damaged (its tensors are not those recorded): put it back from a copy of the model"
+    )

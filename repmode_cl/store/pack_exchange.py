@@ -1,0 +1,301 @@
+"""Structures on their way between models with the same base: leaving as a pack, and being taken from one.
+
+What a pack says is checked against the model before its tensors are read, and what its tensors come to is computed
+anew before the model is touched: kernels, prediction and references, whoever took their digests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as short
+from typing import Literal
+
+import torch
+
+from repmode_cl.errors import ModelError, RepmodeError, UnknownStructureError
+from repmode_cl.nn import RepModeUNet
+from repmode_cl.store import record_files as records
+from repmode_cl.store.candidate import Candidate
+from repmode_cl.store.commit import commit, restore
+from repmode_cl.store.history import Action
+from repmode_cl.store.pack_format import Contents, Pack, read_pack, refuse
+from repmode_cl.store.preconditions import check_place
+from repmode_cl.store.probe import probe_shape, relative_difference
+from repmode_cl.store.proof import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, Proof, prove
+from repmode_cl.store.record_files import file_matches
+from repmode_cl.store.registry import Entry, Registry
+from repmode_cl.store.snapshot import ModelSnapshot
+from repmode_cl.utils.atomic_files import replacing, sha256_file
+from repmode_cl.utils.environment import describe_difference, with_threads
+from repmode_cl.utils.safetensors_io import read_metadata
+
+__all__ = ["ImportResult", "examine", "export_pack", "import_pack", "take"]
+
+Sense = Literal["bit-identical", "within tolerance"]
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """A structure that became part of a model, and what was proved of it on the way.
+
+    Parameters
+    ----------
+    entry
+        What the model records of it now.
+    status
+        ``bit-identical``: in the environment that its proof was made in, its kernels and its prediction came out
+        the same bit for bit. ``within tolerance``: the environment is another one, and they are as near to its
+        float64 references as that explains.
+    detail
+        In words: what was compared, and how the environments differ.
+    restored
+        The model had this very version, but not its file any more, or a damaged one: that was put back.
+    """
+
+    entry: Entry
+    status: Sense
+    detail: str
+    restored: bool = False
+
+
+def export_pack(model: ModelSnapshot, name: str, file: str | Path) -> Path:
+    """Write an added structure as a pack: one safetensors file for models with the same base.
+
+    Parameters
+    ----------
+    model
+        The model that has it.
+    name
+        One of its additions.
+    file
+        A path at which there is nothing yet.
+
+    Returns
+    -------
+    Path
+        The pack.
+
+    Raises
+    ------
+    UnknownStructureError
+        If the model does not have it.
+    ModelError
+        If it is part of the base, the model's file is damaged, or something is at `file` already.
+    """
+    file = Path(file)
+    if name not in model.structures:
+        raise UnknownStructureError(name, model.structures, f"the model {model.path}")
+    entry = model.entries[name]
+    if entry.kind == "base":
+        added = [other for other in model.structures if other not in model.base_structures]
+        raise ModelError(
+            f"{name!r} is part of the base of {model.path}, which cannot be packed: send a copy of the model; "
+            f"packs are made of additions ({', '.join(added) or 'it has none'})"
+        )
+    if file.exists():
+        raise ModelError(f"{file} is there already: choose another name for the pack, or remove it")
+    source = model.path / entry.file
+    records.check_size(model.path, entry)
+    with replacing(file) as beside:
+        shutil.copyfile(source, beside)
+        if sha256_file(beside) != entry.sha256:
+            raise ModelError(
+                f"{source} ({name}) is damaged: its SHA-256 is not the one recorded; nothing was packed"
+            )
+        if read_metadata(beside).get("version") == records.BARE_VERSION:
+            # Written before files carried their entries: the same tensors, and the entry beside the record.
+            state = records.read_structure(model.path, entry, model.base_digest)
+            references = records.read_references(model.path, entry)
+            proof = dataclasses.replace(entry.proof, references=references)
+            entry = dataclasses.replace(entry, proof=proof)
+            records.write_structure(beside, state, entry, model.base_digest)
+        # What would be refused elsewhere is not handed out.
+        read_pack(beside).load()
+    return file
+
+
+def import_pack(model: ModelSnapshot, file: str | Path) -> ImportResult:
+    """Add a structure from its pack, or put back the file of one that is missing or damaged.
+
+    Where the model knows the version already, active or kept, by the digest of its tensors, what it recorded of it
+    (origin, figures, proof) stays as it was, whatever the pack says.
+
+    Parameters
+    ----------
+    model
+        One with the same base, and with the same versions of the additions that the structure needs.
+    file
+        A pack; it is only read.
+
+    Returns
+    -------
+    Taken
+        The new entry, and in which sense its predictions were found to be those of the model that it comes from.
+
+    Raises
+    ------
+    ModelError
+        If the pack is damaged, of an unknown version, for another base, needs what is not here, has a name that is
+        taken, or does not compute what it states. The model is then as it was.
+    OSError
+        If a file cannot be read or written.
+    """
+    pack = read_pack(file)
+    registry, entry = Registry.read(model.path), pack.entry
+    if pack.base == model.base_digest and entry.name in registry.names:
+        active = registry.entry(entry.name)
+        if (
+            active.kind == "addition"
+            and active.digest == entry.digest
+            and not file_matches(model.path, active)
+        ):
+            found = examine(model, pack)
+            after = restore(model.path, Candidate(pack.path, found.entry))
+            return dataclasses.replace(found, entry=after.entry(entry.name), restored=True)
+        if active.kind == "base":
+            what = "as part of its base, and additions cannot take its name"
+        elif active.digest == entry.digest:
+            what = "exactly this version of it"
+        else:
+            what = "another version of it, which would have to be removed first"
+        raise ModelError(
+            f"{pack.path} is not taken: the model {model.path} has {entry.name!r} already, {what}"
+        )
+    return take(model, pack, action="import")
+
+
+def take(model: ModelSnapshot, pack: Pack, *, action: Action, replace: bool = False) -> ImportResult:
+    """Check a pack against a model in every way there is, and commit it.
+
+    Parameters
+    ----------
+    model
+        Its directory as it is on disk now counts, not as it was opened.
+    pack
+        What was read of the file.
+    action
+        What the history says.
+    replace
+        As of `commit`.
+
+    Returns
+    -------
+    Taken
+        As of `import_pack`.
+    """
+    check_place(model.path, Registry.read(model.path), pack.entry.name, pack.entry.needs, replace=replace)
+    found = examine(model, pack)
+    after = commit(model.path, Candidate(pack.path, found.entry), action=action, replace=replace)
+    return dataclasses.replace(found, entry=after.entry(pack.entry.name))
+
+
+def examine(model: ModelSnapshot, pack: Pack) -> ImportResult:
+    """Find out whether a pack is what it says, with this model's base; nothing is written.
+
+    Returns
+    -------
+    Taken
+        The entry with the file's SHA-256, and what was proved.
+
+    Raises
+    ------
+    ModelError
+        See `import_pack`.
+    """
+    # Others may have changed the model since it was opened.
+    model = ModelSnapshot.open(model.path)
+    if pack.base != model.base_digest:
+        raise ModelError(
+            f"{pack.path} is not taken: {pack.entry.name!r} was made for the base {pack.base[:8]}, and {model.path} "
+            f"has the base {model.base_digest[:8]}; a structure predicts with the base that it was trained on alone"
+        )
+    network = _network_for(model, pack)
+    contents = pack.load()
+    network.load_structure_state(pack.entry.name, contents.state)
+    status, detail = _compute(pack, contents, network)
+    return ImportResult(contents.entry, status, detail)
+
+
+def _network_for(model: ModelSnapshot, pack: Pack) -> RepModeUNet:
+    """Return the model's network with room for the pack's structure; refuse tensors that would not fit there.
+
+    The pack's data are not read for it, and no more memory is taken than the model and the pack have bytes.
+    """
+    name, spec = pack.entry.name, pack.spec
+    network = model.network(spec.needs)
+    given = pack.header.tensors
+    if spec.expert.startswith("lowrank:"):
+        # A rank is but a number in the metadata: before so large an expert is made, the file must hold one.
+        rank = spec.expert.removeprefix("lowrank:")
+        for block, mode_block in network.named_mode_blocks():
+            slot = given.get(f"{block}.expert.spatial")
+            if slot is None or [str(slot.shape[0]), *slot.shape[1:]] != [rank, mode_block.c_in, 3, 3, 3]:
+                refuse(pack.path, f"it holds no expert of rank {short(rank)} for the block {block}")
+    try:
+        network.add_structure(name, spec)
+    except RepmodeError:
+        raise
+    except ValueError as error:
+        raise ModelError(f"{pack.path} is refused: {error}") from error
+    expected = {
+        key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in network.structure_state(name).items()
+    }
+    prefix = f"{records.PROOF}{name}."
+    expected[f"{prefix}prediction"] = (torch.float64, probe_shape(network.architecture))
+    for block, mode_block in network.named_mode_blocks():
+        expected[f"{prefix}kernels.{block}"] = (torch.float64, (2, mode_block.c_out))
+    if missing := sorted(expected.keys() - given.keys()):
+        refuse(pack.path, f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra := sorted(given.keys() - expected.keys()):
+        refuse(pack.path, f"tensor {short(extra[0])} does not belong to the structure ({len(extra)} in all)")
+    for key, (dtype, shape) in expected.items():
+        if (given[key].dtype, given[key].shape) != (dtype, shape):
+            refuse(
+                pack.path,
+                f"tensor {key!r} is {given[key].dtype} {given[key].shape}, needed is {dtype} {shape}",
+            )
+    return network.eval()
+
+
+def _compute(pack: Pack, contents: Contents, network: RepModeUNet) -> tuple[Sense, str]:
+    """Prove the structure anew, and compare that with the proof in the pack."""
+    proof = pack.entry.proof
+    with with_threads(int(proof.environment["threads"])):
+        try:
+            here = prove(network, pack.entry.name)
+        except ModelError as error:
+            raise ModelError(f"{pack.path} is refused: {error}") from error
+    difference = describe_difference(proof.environment, here.environment)
+    worst = max(
+        relative_difference(value, contents.references[key]) for key, value in here.references.items()
+    )
+    if not worst <= FLOAT64_TOLERANCE or not here.float32_error <= FLOAT32_TOLERANCE:
+        refuse(
+            pack.path,
+            f"what it computes differs from the references in it by {worst:.1e} in float64 (allowed is "
+            f"{FLOAT64_TOLERANCE:.0e}) and by {here.float32_error:.1e} in float32 (allowed is {FLOAT32_TOLERANCE:.0e})"
+            + (f"; environment: {difference}" if difference else ""),
+        )
+    if here.folded != proof.folded:
+        refuse(
+            pack.path,
+            f"it says that it predicts with {_norms(proof)} norms, and here {_norms(here)} ones are needed (folding "
+            f"them makes a difference of {here.folding_error:.1e})",
+        )
+    if difference:
+        return (
+            "within tolerance",
+            f"float64 to {worst:.1e}, float32 to {here.float32_error:.1e}; other environment: {difference}",
+        )
+    if here.kernel_digest != proof.kernel_digest or here.prediction_digest != proof.prediction_digest:
+        refuse(
+            pack.path, "its kernels or its prediction are not those that it states, in the same environment"
+        )
+    return "bit-identical", "kernels and prediction, in the environment that it was made in"
+
+
+def _norms(proof: Proof) -> str:
+    return "folded" if proof.folded else "unfolded"

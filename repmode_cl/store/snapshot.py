@@ -1,0 +1,164 @@
+"""What a model directory holds: its structures, their entries and history, the network, and fused networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from repmode_cl.errors import UnknownStructureError
+from repmode_cl.nn import Architecture, FoldedUNet, PlainUNet, RepModeUNet, fold_structure
+from repmode_cl.store import record_files as records
+from repmode_cl.store.history import Change
+from repmode_cl.store.load_network import load_base, load_structure
+from repmode_cl.store.registry import Entry, Registry
+from repmode_cl.store.transaction import sweep_if_idle
+from repmode_cl.structures import check_structure_name
+
+__all__ = ["ModelSnapshot"]
+
+
+class ModelSnapshot:
+    """A model directory as it was when it was opened; reads it, and never writes.
+
+    Open one with `ModelSnapshot.open`. `repmode_cl.model.Model` adds predictions and changes.
+    """
+
+    def __init__(self, path: Path, document: Mapping[str, Any], registry: Registry) -> None:
+        self.path = path
+        self._document = dict(document)
+        self._registry = registry
+        self._fused: tuple[tuple[str, str], FoldedUNet | PlainUNet] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a model directory; its tensors are read, and checked, when they are asked for.
+
+        A structure whose file is missing or damaged keeps nobody from the others, nor from repairing it.
+
+        Raises
+        ------
+        ModelError
+            If it is no model, of an unknown version, or ``registry.json`` or ``model.json`` is missing or damaged.
+        """
+        path = Path(path)
+        registry = Registry.read(path)
+        document = records.read_model(path, registry)
+        sweep_if_idle(path)
+        gone = any(not (path / entry.file).is_file() for entry in registry.entries)
+        if gone and Registry.read(path) != registry:
+            # Another process changed the model since the registry was read, and deleted what it named.
+            return cls.open(path)
+        return cls(path, document, registry)
+
+    # -- what is here ---------------------------------------------------------------------------------
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Structures that it predicts, the base's first, then the additions in the order they came."""
+        return self._registry.names
+
+    @property
+    def base_structures(self) -> tuple[str, ...]:
+        """Structures that were trained jointly with the base."""
+        return tuple(self._document["base_structures"])
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What is recorded of each structure, in order."""
+        return {entry.name: entry for entry in self._registry.entries}
+
+    @property
+    def kept(self) -> tuple[Entry, ...]:
+        """Earlier versions that can be rolled back to, until `gc`."""
+        return self._registry.kept
+
+    @property
+    def history(self) -> tuple[Change, ...]:
+        """Every change of the model, from its creation on."""
+        return self._registry.history
+
+    def state_after(self, number: int) -> tuple[tuple[str, str], ...]:
+        """Return name and digest of each structure that was active after a change of the history."""
+        return self._registry.state_after(number)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Shape of the network."""
+        return Architecture.from_json(self._document["architecture"])
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float] | None:
+        """Voxel size in um (z, y, x) of the grid that it predicts on; None if images kept their own."""
+        size = self._document["voxel_size"]
+        return None if size is None else (size[0], size[1], size[2])
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images were prepared for training."""
+        return dict(self._document["preprocessing"])
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """``window`` in voxels (z, y, x), ``overlap`` and ``batch`` of predictions."""
+        return dict(self._document["inference"])
+
+    @property
+    def base_digest(self) -> str:
+        """Digest of the base: what additions were made for."""
+        return str(self._document["base"]["digest"])
+
+    def pending(self, name: str) -> Path:
+        """Return the folder for the training of an addition under way; not made here."""
+        return self.path / "pending" / check_structure_name(name)
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def network(self, structures: Sequence[str] | None = None) -> RepModeUNet:
+        """Load the network in evaluation mode, on the CPU.
+
+        Parameters
+        ----------
+        structures
+            Additions to load (those that they need come too); base structures are always there. None is all.
+
+        Raises
+        ------
+        UnknownStructureError
+            If one is not in the model.
+        ModelError
+            If a file that is needed for it is missing or cut short, or its tensors are not those that were stored.
+        """
+        names = self.structures if structures is None else tuple(structures)
+        for name in names:
+            self._check(name)
+        entries = self._registry.with_needs(names)
+        # All before the first is read: what is missing is told at once.
+        for entry in (self._registry.entries[0], *entries):
+            records.check_size(self.path, entry)
+        network = load_base(self.path, self._document)
+        for entry in entries:
+            if entry.kind == "addition":
+                load_structure(network, self.path, entry, self.base_digest)
+        return network.eval()
+
+    def fuse(self, structure: str) -> FoldedUNet | PlainUNet:
+        """Return the plain network that predicts `structure`, on the CPU; the last one asked for is kept.
+
+        Its batch norms are folded into its kernels (float32), unless that changes the probe's prediction by more
+        than `FOLDING_TOLERANCE`: then they are left as they are. Which, the structure's proof says.
+        """
+        self._check(structure)
+        entry = self.entries[structure]
+        key = (structure, entry.digest)
+        if self._fused is None or self._fused[0] != key:
+            network = self.network([structure])
+            fold = fold_structure if entry.proof.folded else RepModeUNet.fuse
+            self._fused = (key, fold(network, structure))
+        return self._fused[1]
+
+    fused = fuse
+
+    def _check(self, name: str) -> None:
+        if name not in self.structures:
+            raise UnknownStructureError(name, self.structures, f"the model {self.path}")

@@ -1,0 +1,59 @@
+"""Best-validation selection: the state with the lowest validation MSE is what an experience ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BestState", "changing_names"]
+
+
+def changing_names(network: nn.Module) -> tuple[str, ...]:
+    """Return the state-dict names that training may change: what takes gradients, and running statistics in use."""
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm3d) and module.weight.requires_grad:
+            names += [f"{name}.{buffer}" for buffer, _ in module.named_buffers()]
+    return tuple(names)
+
+
+class BestState:
+    """Holds a copy of the best state seen in an experience.
+
+    Parameters
+    ----------
+    names
+        State-dict names to hold; the rest does not change.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self.best = math.inf
+        self.step = 0
+        self.tensors: dict[str, Tensor] = {}
+
+    def offer(self, network: nn.Module, step: int, mse: float) -> bool:
+        """Keep the network's state if `mse` is the lowest so far (paper, section 4.1); tell whether it was.
+
+        A value that is not finite is never the best.
+        """
+        if not mse < self.best:
+            return False
+        state = network.state_dict()
+        self.best, self.step = mse, step
+        self.tensors = {name: state[name].detach().to("cpu", copy=True) for name in self.names}
+        return True
+
+    def restore(self, network: nn.Module) -> None:
+        """Give the network the best state; without any validated one it is left as it is."""
+        state = network.state_dict()
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                state[name].copy_(tensor)
+
+    def load(self, tensors: Mapping[str, Tensor], step: int, best: float) -> None:
+        """Take back what a checkpoint holds."""
+        self.tensors, self.step, self.best = dict(tensors), step, best

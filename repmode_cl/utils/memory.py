@@ -1,0 +1,181 @@
+"""Memory of a computation: of the process as the system sees it, and of tensors as torch counts them."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from repmode_cl.errors import RepmodeError
+
+__all__ = [
+    "available_memory",
+    "format_bytes",
+    "parameter_bytes",
+    "parse_memory",
+    "peak_memory",
+    "peak_resident",
+    "peak_tensor_bytes",
+    "quiet_profiler",
+    "reset_peak",
+    "resident",
+    "resident_memory",
+]
+
+_STATUS = Path("/proc/self/status")
+
+
+def reset_peak() -> None:
+    """Make the peak start from what is resident now, where the system can; elsewhere it counts from the start."""
+    try:
+        # Linux: 5 resets the high-water mark of the resident set (man 5 proc).
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def resident() -> int | None:
+    """Return the bytes resident now, or None where the system does not tell."""
+    return _status("VmRSS")
+
+
+def peak_resident() -> int | None:
+    """Return the most bytes that were resident since the last `reset_peak`, or None where the system does not tell."""
+    found = _status("VmHWM")
+    if found is not None:
+        return found
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status(key: str) -> int | None:
+    if not _STATUS.is_file():
+        return None
+    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def quiet_profiler() -> None:
+    """Keep torch's profiler from writing its own start and end on stderr; to be called before its first use."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+def peak_tensor_bytes(compute: Callable[[], object]) -> int | None:
+    """Return by how much the memory of CPU tensors grows at most while `compute` runs.
+
+    The same on every machine with the same torch, unlike the resident memory of a process.
+
+    Returns
+    -------
+    int or None
+        Bytes; ``None`` if this torch's profiler records no allocations.
+    """
+    quiet_profiler()
+    # The profiler beneath torch.profiler, which would spend seconds on summaries that nobody reads here.
+    with torch.autograd.profiler.profile(profile_memory=True) as profiler:
+        compute()
+    results = getattr(profiler, "kineto_results", None)
+    if results is None:
+        return None
+    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
+    if not changes:
+        return None
+    now = peak = 0
+    for _, change in sorted(changes):
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def parameter_bytes(network: torch.nn.Module, names: Sequence[str]) -> tuple[int, int]:
+    """Return scalars and bytes of the named state-dict entries; counters of batch norms do not count."""
+    state = network.state_dict()
+    chosen = [state[name] for name in names if state[name].is_floating_point()]
+    return sum(t.numel() for t in chosen), sum(t.numel() * t.element_size() for t in chosen)
+
+
+_UNITS = {
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+#: What a process holds where the system cannot be asked: torch with CUDA, roughly.
+_UNKNOWN_RESIDENT = 800_000_000
+
+
+def parse_memory(text: str | int) -> int:
+    """Read ``2GB``, ``500MB`` or ``1.5GiB`` as bytes; a whole number is bytes already.
+
+    Raises
+    ------
+    RepmodeError
+        If it is nothing of that kind.
+    """
+    if isinstance(text, int):
+        amount = float(text)
+    else:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+        if found is None or found[2] not in _UNITS:
+            raise RepmodeError(f"memory {text!r}: give a number with a unit, such as 2GB, 500MB or 1.5GiB")
+        amount = float(found[1]) * _UNITS[found[2]]
+    if not 1 <= amount < 1 << 60:
+        raise RepmodeError(f"memory {text!r}: an amount that a computer may have is needed, such as 2GB")
+    return int(amount)
+
+
+def format_bytes(count: float) -> str:
+    """Write a number of bytes for people: ``1.5 GB``."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.0f} {unit}" if value >= 100 or unit == "kB" else f"{value:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def resident_memory() -> int:
+    """Return the bytes of this process that are in memory now; a guess where the system does not say."""
+    return _status("VmRSS") or peak_memory()
+
+
+def peak_memory() -> int:
+    """Return the most bytes of this process that were in memory at once; a guess where the system does not say."""
+    found = _status("VmHWM")
+    if found is None and sys.platform != "win32":
+        import resource
+
+        # Kilobytes on Linux and the BSDs, bytes on macOS.
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found = most if sys.platform == "darwin" else most * 1024
+    return found or _UNKNOWN_RESIDENT
+
+
+def available_memory() -> int:
+    """Return the bytes that the system could give to this process besides what it holds."""
+    found: list[int] = []
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError):  # a container's limit, where there is one ("max": none)
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        # Files that the kernel keeps in memory count as used there, and are given back when memory is asked for.
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        found.append(max(0, limit - used))
+    if not found:
+        with suppress(AttributeError, OSError, ValueError):
+            # How much of it is free is not said: assume a half.
+            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    return min(found) if found else 4 * 10**9

@@ -1,0 +1,58 @@
+"""A-GEM: a step never goes against the gradient of what is remembered (Chaudhry et al., ICLR 2019)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repmode_cl.strategies.replay import RehearsalStrategy
+from repmode_cl.training import masked_mse
+
+__all__ = ["AGEM"]
+
+
+class AGEM(RehearsalStrategy):
+    """Fine-tuning whose gradient g, where it has an obtuse angle with that of remembered patches r, is projected.
+
+    ``g - (g . r) / (r . r) r`` is taken instead, over all parameters that the experience trains. Nothing is trained on
+    what is remembered, but that it takes part in the running statistics of the norms.
+    """
+
+    def adjust_gradients(self) -> None:
+        """Project the gradient, where there is something remembered that it would harm."""
+        if not self.buffer.kept:
+            return
+        trained = [p for p in self.optimized_param_id.values() if p.grad is not None]
+        reference = self._reference(trained)
+        pairs = [
+            (p.grad, r)
+            for p, r in zip(trained, reference, strict=True)
+            if p.grad is not None and r is not None
+        ]
+        product = _sum([(g * r).sum() for g, r in pairs])
+        if not product < 0:  # nor where a scaled gradient overflowed, which the scaler deals with
+            return
+        share = product / _sum([r.square().sum() for _, r in pairs])
+        for g, r in pairs:
+            g.sub_((share * r).to(g.dtype))
+
+    def _reference(self, trained: list[torch.nn.Parameter]) -> list[Tensor | None]:
+        """Return the gradient of the loss of this step's remembered patches, scaled as the others are."""
+        total: list[Tensor | None] = [None] * len(trained)
+        parts = self.training_config.accumulate
+        batches = [batch for part in range(parts) if (batch := self.remembered(part, parts))]
+        count = float(sum(len(batch[0]) for batch in batches))
+        for batch in batches:
+            x, y, labels = (tensor.to(self.device) for tensor in batch)
+            with self.precision.autocast():
+                output = self.model(x, self.stream.names(labels.tolist()))
+            loss = masked_mse(output, y) * (len(x) / count)
+            if self.scaler is not None:
+                loss = self.scaler.scale(loss)
+            found = torch.autograd.grad(loss, trained, allow_unused=True)
+            total = [g if t is None else t if g is None else t + g for t, g in zip(total, found, strict=True)]
+        return total
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return torch.stack([term.float() for term in terms]).sum()

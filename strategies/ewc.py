@@ -1,0 +1,28 @@
+"""repmode_cl.strategies.ewc."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from repmode_cl.strategies.regularization import GradientImportance
+from repmode_cl.training import masked_mse
+
+__all__ = ["EWC"]
+
+
+class EWC(GradientImportance):
+    """Elastic weight consolidation (Kirkpatrick et al., PNAS 2017): the diagonal of the empirical Fisher information.
+
+    That of a Gaussian of unit variance around the prediction, taken per patch: the mean square of the gradient of the
+    patch's mean squared error.
+    """
+
+    default_strength: ClassVar[float] = 1000.0
+
+    def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
+        return masked_mse(output, target)
+
+    def _of_gradient(self, gradient: Tensor) -> Tensor:
+        return gradient.square()

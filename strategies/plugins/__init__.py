@@ -1,0 +1,1 @@
+"""What strategies share besides the training loop: checkpoints, model export, memory, TensorBoard."""

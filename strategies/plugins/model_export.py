@@ -1,0 +1,57 @@
+"""repmode_cl.strategies.plugins.model_export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.data.voxel_size_check import voxel_record
+from repmode_cl.model import Model
+from repmode_cl.nn import RepModeUNet
+from repmode_cl.training import Precision
+
+__all__ = ["create_model", "provenance_of"]
+
+
+def provenance_of(
+    config: Config, options: StrategyConfig, seed: int, images: Sequence[Sample], precision: Precision
+) -> dict[str, Any]:
+    """Return what a model keeps of how a structure was learned; `add` takes its defaults from it."""
+    return {
+        "config": config.name,
+        "seed": seed,
+        "training": config.training.model_dump(mode="json"),
+        # What the settings, which may be "auto", came to.
+        "precision": precision.format,
+        "device": precision.device,
+        "patch": list(config.patch.size),
+        "flips": config.patch.model_dump(mode="json")["flips"],
+        **({"foreground": config.patch.foreground} if config.patch.foreground else {}),
+        "addition": options.model_dump(mode="json", include={"learning_rate"}),
+        "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
+        **voxel_record(sample.voxel_size for sample in images),
+    }
+
+
+def create_model(
+    path: Path, network: RepModeUNet, config: Config, provenance: dict[str, Any], metrics: dict[str, Any]
+) -> Model:
+    """Write the model directory of a network trained as `config` says."""
+    preprocessing = config.data.preprocessing
+    return Model.create(
+        path,
+        network,
+        voxel_size=preprocessing.voxel_size,
+        preprocessing=Recipe.of(preprocessing).to_json(),
+        inference={
+            "window": list(config.window),
+            "overlap": config.inference.overlap,
+            "batch": config.inference.batch_size,
+        },
+        provenance=provenance,
+        metrics=metrics,
+    )

@@ -1,0 +1,133 @@
+"""Penalties on moving what mattered: elastic weight consolidation and memory aware synapses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from repmode_cl.config import StrategyConfig
+from repmode_cl.data.patches.dataset import PatchDataset
+from repmode_cl.strategies.fine_tuning import FineTuning
+
+__all__ = ["GradientImportance", "RegularizationStrategy"]
+
+
+class RegularizationStrategy(FineTuning):
+    """Fine-tuning with ``strength / 2 * sum_i importance_i (theta_i - anchor_i)^2`` added to the loss.
+
+    The importances of all experiences are summed, and the anchor is where the last one ended: what the publications
+    of synaptic intelligence and memory aware synapses do, and for elastic weight consolidation the online form with
+    nothing forgotten (Schwarz et al., 2018; Huszar, 2018). Gate rows are no part of it: each is its structure's own.
+
+    Parameters
+    ----------
+    strength
+        0 is fine-tuning.
+    """
+
+    #: Where the configuration gives none.
+    default_strength: ClassVar[float] = 1.0
+
+    def __init__(self, *, strength: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.strength = self.default_strength if strength is None else strength
+        self.importance: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+
+    @classmethod
+    def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
+        """Return the strength of the penalty."""
+        return {"strength": options.strength}
+
+    def importance_of(self, number: int) -> Mapping[str, Tensor]:
+        """Return how much each shared parameter mattered to experience `number`, which was just learned."""
+        raise TypeError(f"{type(self).__name__} does not say what is important")
+
+    def shared(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that structures share, by name."""
+        return {name: p for name, p in self.model.named_parameters() if ".gates." not in name}
+
+    def adjust_gradients(self) -> None:
+        """Add the penalty's gradient."""
+        if not self.strength or not self.importance:
+            return
+        # Written out: the penalty is quadratic, and no part of the loss that micro-batches share.
+        factor = self.strength if self.scaler is None else self.strength * self.scaler.get_scale()
+        with torch.no_grad():
+            for name, parameter in self.shared().items():
+                if name not in self.importance or not parameter.requires_grad:
+                    continue
+                pull = factor * self.importance[name] * (parameter - self.anchor[name])
+                parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+
+    def after_experience(self, number: int) -> None:
+        """Add up the importances, and take the parameters as the new anchor."""
+        for name, found in self.importance_of(number).items():
+            before = self.importance.get(name)
+            self.importance[name] = found if before is None else before + found
+        self.anchor = {name: p.detach().clone() for name, p in self.shared().items()}
+
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return importances and anchor."""
+        tensors = {f"importance.{name}": tensor for name, tensor in self.importance.items()}
+        tensors |= {f"anchor.{name}": tensor for name, tensor in self.anchor.items()}
+        return tensors, {}
+
+    def costs(self) -> dict[str, float]:
+        """Return bytes of importances and anchor."""
+        kept = [*self.importance.values(), *self.anchor.values()]
+        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept)}
+
+    def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take back importances and anchor."""
+        self.importance = self._part(tensors, "importance.")
+        self.anchor = self._part(tensors, "anchor.")
+
+    def _part(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names begin with `prefix`, in the memory order of their parameters."""
+        shared, found = self.shared(), {}
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                parameter = shared[name.removeprefix(prefix)]
+                found[name.removeprefix(prefix)] = torch.empty_like(
+                    parameter, device=self.device, requires_grad=False
+                ).copy_(tensor)
+        return found
+
+
+class GradientImportance(RegularizationStrategy):
+    """What mattered is the mean over one patch of each image of the experience, norms as in evaluation, in float32."""
+
+    def importance_of(self, number: int) -> Mapping[str, Tensor]:
+        """Return the mean over patches of what `_of_gradient` makes of the gradient of `_quantity`."""
+        images = self.stream.images[number]
+        patches = self._one_of_each(number)
+        shared = {name: p for name, p in self.shared().items() if p.requires_grad}
+        total = {name: torch.zeros_like(p, requires_grad=False) for name, p in shared.items()}
+        training = self.model.training
+        self.model.to(self.device).eval()
+        for item in range(len(images)):
+            x, y = (tensor[None].to(self.device) for tensor in patches[item])
+            quantity = self._quantity(self.model(x, [patches.structure_of(item)]), y)
+            gradients = torch.autograd.grad(quantity, list(shared.values()), allow_unused=True)
+            for name, gradient in zip(shared, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += self._of_gradient(gradient) / len(images)
+        self.model.train(training)
+        return total
+
+    def _one_of_each(self, number: int) -> PatchDataset:
+        """Return one patch of each image, however the batches of the experience's own sequence are made up."""
+        images, own = self.stream.images[number], self.stream.patches[number]
+        return PatchDataset(images, patch=own.patch, seed=own.seed, length=len(images), flips=own.flips)
+
+    def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the number whose gradient tells what matters, from a patch's output and target."""
+        raise TypeError(f"{type(self).__name__} does not say what it takes the gradient of")
+
+    def _of_gradient(self, gradient: Tensor) -> Tensor:
+        """Return importances from the gradient of one patch's `_quantity`."""
+        raise TypeError(f"{type(self).__name__} does not say how a gradient becomes an importance")
