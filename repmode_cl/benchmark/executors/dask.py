@@ -84,7 +84,7 @@ class DaskCluster:
                 "workers first"
             )
         cores = self._client.run(workers_here)
-        return max(1, min(int(cores[name]) // tasks[name] for name in cores))
+        return int(max(1, min(cores[name] // tasks[name] for name in cores)))
 
     def __enter__(self) -> Self:
         """Return it."""

@@ -1,4 +1,4 @@
-"""What an import costs, and what has to be declared and listed. Who may import whom: the contracts in pyproject.toml."""
+"""What an import costs, and what is declared and listed; who may import whom say the contracts in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 import repmode_cl
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("repmode_cl", "strategies", "scenarios", "configs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 

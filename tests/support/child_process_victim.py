@@ -28,7 +28,7 @@ def main() -> None:
     elif order["do"] == "give":
         log = Path(order["file"]).with_name("inner.txt")
         inner = {"do": "wait", "file": order["file"]}
-        run_in_child("alone_victim", inner, log, group="inner", threads=1, folder=".")
+        run_in_child("child_process_victim", inner, log, group="inner", threads=1, folder=".")
 
 
 def _as_unit(run: Path, item: list[object]) -> None:

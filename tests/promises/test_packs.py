@@ -18,7 +18,7 @@ from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import read_pack
 from repmode_cl.utils.tensor_digests import same_bits
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture

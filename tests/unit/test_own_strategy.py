@@ -23,7 +23,7 @@ from repmode_cl.strategies import StructureStrategy
 from repmode_cl.strategies.registry import strategy_class, strategy_file_digest
 from repmode_cl.utils.atomic_files import sha256_file
 
-DOCS = Path(__file__).parent.parent / "docs" / "strategies.md"
+DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
 TWO = STREAM[:2]
 
 

@@ -268,7 +268,7 @@ def test_what_can_be_simulated_is_known() -> None:
 
 
 def test_the_examples_of_the_documentation() -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "streams.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
     examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     found = [
         list(
@@ -289,7 +289,7 @@ def test_the_examples_of_the_documentation() -> None:
 def test_the_documentation_makes_a_table_of_difficulty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "streams.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
     [example] = [
         code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if '"structure,r2"' in code
     ]

@@ -17,7 +17,7 @@ from repmode_cl.store import verify_model
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.tensor_digests import json_digest, tensor_digest
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 #: What both versions of the living model hold: the same structures, stored by different revisions.
 LIVE = {

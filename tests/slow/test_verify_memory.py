@@ -13,7 +13,7 @@ from stored_model import PARTS, liven
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 
-TINY = Path(__file__).parent / "fixtures" / "model-v2"
+TINY = Path(__file__).parents[1] / "fixtures" / "model-v2"
 
 #: A process of its own; a tiny model first, so that libraries which are loaded when they are used are not counted.
 VERIFY = """

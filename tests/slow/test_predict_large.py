@@ -1,7 +1,7 @@
 """Volumes larger than the memory asked for: peak memory, interruption, and time per window as volumes grow.
 
 Each test has a small case for every day and the real one marked slow, which takes minutes to most of an hour and
-wants the machine to itself: ``pytest -m slow tests/test_predict_large.py -s``.
+wants the machine to itself: ``pytest -m slow tests/slow/test_predict_large.py -s``.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from repmode_cl.errors import ImageError, ManifestError, RepmodeError, UnknownSt
 HALF = 2**-11 + 1e-6
 
 KEEP = PreprocessingConfig(voxel_size=None)
-REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "real"
+REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "real"
 
 
 def write(path, volume, voxel_size=None, names=None):

@@ -14,7 +14,7 @@ from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.structures import TWELVE_STRUCTURES
 
 MINIMAL = "name: tiny\ntraining:\n  steps: 10\n"
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
 
 def refusal(text: str = MINIMAL, *overrides: str) -> str:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.config import load_config, shipped_config_names
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 

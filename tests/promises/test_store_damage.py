@@ -20,7 +20,7 @@ from repmode_cl.store.proof import references
 from repmode_cl.utils.atomic_files import sha256_file, write_json
 from repmode_cl.utils.tensor_digests import json_digest
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def flip(path: Path, place: int) -> None:

@@ -1,6 +1,6 @@
 """Twelve structures, added one by one: after each, those before it are what they were, seen by a new process.
 
-``pytest -m slow tests/test_twelve.py -s`` prints the seconds and the bytes of each addition.
+``pytest -m slow tests/slow/test_twelve_additions.py -s`` prints the seconds and the bytes of each addition.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from repmode_cl.data.readers.location import as_location, is_url
 from repmode_cl.data.readers.tiff.axes import list_series, whole_axes
 from repmode_cl.errors import ImageError
 
-DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real images are not part of the repository")
 
 

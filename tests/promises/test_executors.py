@@ -21,7 +21,7 @@ from repmode_cl.results.trial_record import Trial, TrialOutcome, read_outcome, w
 from repmode_cl.strategies.plugins import peak_memory as memory_module
 from repmode_cl.strategies.plugins.peak_memory import PeakMemory
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 A, B, C = (Trial(title, "s", 0) for title in "abc")
 BASE = BaseTrial("repmode", "", 0, "a")
 
@@ -95,7 +95,7 @@ def test_a_failed_unit_ends_no_other_but_those_that_begin_with_it() -> None:
 
 @pytest.fixture
 def victims(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
@@ -110,7 +110,7 @@ def test_a_process_of_its_own_says_how_it_ended_and_what_it_said(tmp_path: Path)
     log = tmp_path / "log.txt"
 
     def give(**order: object) -> int:
-        return run_in_child("alone_victim", order, log, group="test", threads=3, folder=str(tmp_path))
+        return run_in_child("child_process_victim", order, log, group="test", threads=3, folder=str(tmp_path))
 
     assert give(do="exit", status=7) == 7
     assert "ended by itself, with exit status 7" in how_ended(7)
@@ -122,7 +122,7 @@ def test_a_process_of_its_own_says_how_it_ended_and_what_it_said(tmp_path: Path)
     if os.name != "nt":
         assert "killed (signal 9)" in how_ended(give(do="kill"))
     end_all("over")
-    assert run_in_child("alone_victim", {}, log, group="over", threads=1, folder=".") == ABANDONED
+    assert run_in_child("child_process_victim", {}, log, group="over", threads=1, folder=".") == ABANDONED
 
 
 @needs_signals
@@ -132,7 +132,7 @@ def test_a_process_ends_when_its_giver_is_killed(tmp_path: Path) -> None:
 
     file = tmp_path / "pid.txt"
     order = f'{{"do": "give", "file": {str(file)!r}}}\n'.replace("'", '"')
-    giver = subprocess.Popen([sys.executable, "-P", "-m", "alone_victim"], stdin=subprocess.PIPE)
+    giver = subprocess.Popen([sys.executable, "-P", "-m", "child_process_victim"], stdin=subprocess.PIPE)
     assert giver.stdin is not None
     giver.stdin.write(order.encode())
     giver.stdin.flush()
@@ -153,7 +153,7 @@ def test_local_processes_that_are_killed_are_begun_again(tmp_path: Path) -> None
     def fail(item: Trial | BaseTrial, why: str) -> None:
         write_outcome(tmp_path / item.folder, TrialOutcome(finished=False, message=why))
 
-    with LocalProcesses(tmp_path, jobs=2, threads=1, module="alone_victim") as processes:
+    with LocalProcesses(tmp_path, jobs=2, threads=1, module="child_process_victim") as processes:
         run_jobs(
             [ScheduledTrial(unit) for unit in units],
             processes,
@@ -175,7 +175,7 @@ def test_processes_at_work_end_with_their_executor(tmp_path: Path) -> None:
     order = {"do": "wait", "file": str(file)}
 
     def give() -> None:
-        ended.append(run_in_child("alone_victim", order, log, group="leave", threads=1, folder="."))
+        ended.append(run_in_child("child_process_victim", order, log, group="leave", threads=1, folder="."))
 
     thread = Thread(target=give)
     thread.start()
