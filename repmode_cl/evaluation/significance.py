@@ -3,6 +3,11 @@
 The seed is the unit of everything here. Structures learned with one seed share a base, weights and images, so
 they are one piece of evidence and not several: differences are averaged over structures first, and
 seeds are resampled, flipped and counted.
+
+SciPy gives the power of the t test. Its `bootstrap` and `permutation_test` were tried on the 433 sets of differences
+that the published results hold, and are not used. All p-values were the same, but 56 intervals differed in their last
+digit; sums that are equal but for rounding are not always counted as equal (10 of 3000 sets of tenths and thousandths);
+above 16 seeds other signs are drawn; and a table waits 0.6 s for ``scipy.stats``. SciPy has no correction by Holm.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import struct
+import io
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from repmode_cl.metrics import image_metrics
 from repmode_cl.report.tables.number_format import number
@@ -115,17 +116,6 @@ def _grey(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.uin
 
 def png_data_uri(image: NDArray[np.uint8]) -> str:
     """Encode an (Y, X) image of 8-bit grey levels as PNG in a data URI."""
-    height, width = image.shape
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    # Each row begins with the number of its filter: 0, none.
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), image], axis=1).tobytes()
-    png = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(rows, 9))
-        + chunk(b"IEND", b"")
-    )
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
