@@ -111,7 +111,6 @@ def test_every_library_that_is_imported_is_declared() -> None:
         "markupsafe": "jinja2",
         "pydantic_core": "pydantic",
         "PIL": "pillow",
-        "psutil": "avalanche-lib",
     }
     used = {name.split(".")[0] for path in python_files() for name in imports(path)}
     # The last are used where they are installed: a codec, a cluster's client, what prediction is compared with, the
