@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_units import FINE, MULTI, small
 from tiny_run import SEED, changed, make_manifest
+from tiny_trials import FINE, MULTI, small
 
 from repmode_cl.benchmark import TrialsFailedError, run_benchmark
 from repmode_cl.benchmark import run as benchmark_module

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tifffile
 from filelock import FileLock
-from tiny_run import BASE, MEASURED, SEED, Done, changed, make_manifest, tiny
+from tiny_run import BASE, MEASURED, SEED, Done, changed, make_manifest
+from tiny_trials import FINE, MULTI, OURS, small
 from typer.testing import CliRunner
 
 from repmode_cl.benchmark import TrialsFailedError, run_benchmark
@@ -26,16 +27,6 @@ from repmode_cl.model import Model
 from repmode_cl.results import ResultsTable
 from repmode_cl.results.trial_record import Trial
 from repmode_cl.strategies import StructureStrategy
-
-FINE, MULTI, OURS = (StrategyConfig(name=name) for name in ("fine_tuning", "multi_net", "experts_frozen"))
-
-
-def small(manifest: Path, output: Path, *strategies: StrategyConfig, **stream: Any) -> Config:
-    """Return a benchmark of two structures, one step each."""
-    config = tiny(manifest, output)
-    training = config.training.model_copy(update={"steps": 2, "base_steps": 2, "validate_every": 1})
-    order = StreamConfig(**(stream or {"order": ("dna", "nucleolus")}))
-    return changed(config, training=training, strategies=strategies, stream=order)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from tiny_strategies import BASE, STREAM, TRAINING, configured, differing, learn, state_of
 
-from repmode_cl.benchmark.dry_run import dry_run
+from repmode_cl.benchmark.dry_run import estimate_run
 from repmode_cl.config import Config, DataConfig, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
 from repmode_cl.config.strategy_schema import STRATEGY_NAMES
 from repmode_cl.data.sample import Sample
@@ -184,7 +184,7 @@ def test_a_dry_run_knows_what_every_strategy_costs() -> None:
             StrategyConfig(name="replay", replay_batch=20),
         ),
     )
-    plan = dry_run(config, {"order-1": StreamVariant(AGAIN), "images-2": StreamVariant(STREAM, 2)})
+    plan = estimate_run(config, {"order-1": StreamVariant(AGAIN), "images-2": StreamVariant(STREAM, 2)})
     assert (
         plan.lines[0]
         == "stream order-1: dna + cell_membrane, then nucleolus, then mitochondria, then nucleolus"
