@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from repmode_cl.utils.memory import total_memory
 from repmode_cl.utils.process_pool import workers_here
 from repmode_cl.version import __version__
 
@@ -27,7 +27,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu_bfloat16": torch.cpu._is_avx512_bf16_supported(),
         "cpu_amx": torch.cpu._is_amx_tile_supported(),
         "processors": workers_here(),
-        "memory_bytes": _memory(),
+        "memory_bytes": total_memory(),
         "threads": torch.get_num_threads(),
         "device": str(device),
     }
@@ -62,11 +62,3 @@ def cpu_name() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def _memory() -> int | None:
-    """Return the machine's memory, or None where the system does not tell it in this way."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None

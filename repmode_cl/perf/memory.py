@@ -19,7 +19,7 @@ from repmode_cl.perf.timing_rounds import out_of_memory
 from repmode_cl.perf.workloads import REFERENCE, Batch, Networks, Step, Variant, training_variants
 from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.precision import Precision
-from repmode_cl.utils.memory import peak_resident, peak_tensor_bytes, reset_peak, resident
+from repmode_cl.utils.memory import peak_memory, peak_tensor_bytes, reset_peak, resident_memory
 from repmode_cl.utils.progress import task
 
 __all__ = ["footprint_of", "measure_memory", "promise"]
@@ -128,7 +128,7 @@ def _measure(
     batch = Batch(settings, device)
     if fresh:
         _warm_up(precision)
-    before = resident() if fresh else None
+    before = resident_memory() if fresh else None
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -141,9 +141,8 @@ def _measure(
     if on_gpu:
         torch.cuda.synchronize(device)
         row["gpu"] = torch.cuda.max_memory_allocated(device) - allocated
-    highest = peak_resident()
-    if before is not None and highest is not None:
-        row["resident"] = highest - before
+    if before is not None:
+        row["resident"] = peak_memory() - before
     row |= step.state_bytes()
     if not on_gpu:
         step.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Memory of a computation: of the process as the system sees it, and of tensors as torch counts them."""
+"""Memory: of the process and the machine as the system sees them, and of tensors as torch counts them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from repmode_cl.errors import RepmodeError
@@ -19,51 +20,64 @@ __all__ = [
     "parameter_bytes",
     "parse_memory",
     "peak_memory",
-    "peak_resident",
     "peak_tensor_bytes",
     "quiet_profiler",
     "reset_peak",
-    "resident",
     "resident_memory",
+    "total_memory",
 ]
 
-_STATUS = Path("/proc/self/status")
+_UNITS = {
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+def resident_memory() -> int:
+    """Return the bytes of this process that are in memory now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def reset_peak() -> None:
-    """Make the peak start from what is resident now, where the system can; elsewhere it counts from the start."""
-    try:
-        # Linux: 5 resets the high-water mark of the resident set (man 5 proc).
+    """Make `peak_memory` start from what is resident now. Only Linux can: elsewhere it counts from the start."""
+    with suppress(OSError):
+        # 5 resets the high-water mark of the resident set (man 5 proc).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
 
 
-def resident() -> int | None:
-    """Return the bytes resident now, or None where the system does not tell."""
-    return _status("VmRSS")
+def peak_memory() -> int:
+    """Return the most bytes of this process that were in memory at once, since its start or the last `reset_peak`."""
+    # psutil has the peak of Windows only.
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    # On Linux, ru_maxrss cannot be reset and starts with the peak of the program that started this one.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    # Kilobytes on Linux and the BSDs, bytes on macOS.
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
-def peak_resident() -> int | None:
-    """Return the most bytes that were resident since the last `reset_peak`, or None where the system does not tell."""
-    found = _status("VmHWM")
-    if found is not None:
-        return found
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return peak if sys.platform == "darwin" else peak * 1024
+def available_memory() -> int:
+    """Return the bytes that the system could give to this process besides what it holds."""
+    available = int(psutil.virtual_memory().available)
+    # psutil does not know the limit of a container ("max" where there is none).
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        # Files that the kernel keeps in memory count as used there, and are given back when memory is asked for.
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
+        available = min(available, max(0, limit - used))
+    return available
 
 
-def _status(key: str) -> int | None:
-    if not _STATUS.is_file():
-        return None
-    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return None
+def total_memory() -> int:
+    """Return the bytes of memory that the machine has."""
+    return int(psutil.virtual_memory().total)
 
 
 def quiet_profiler() -> None:
@@ -105,15 +119,6 @@ def parameter_bytes(network: torch.nn.Module, names: Sequence[str]) -> tuple[int
     return sum(t.numel() for t in chosen), sum(t.numel() * t.element_size() for t in chosen)
 
 
-_UNITS = {
-    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-}  # fmt: skip
-
-
-#: What a process holds where the system cannot be asked: torch with CUDA, roughly.
-_UNKNOWN_RESIDENT = 800_000_000
-
-
 def parse_memory(text: str | int) -> int:
     """Read ``2GB``, ``500MB`` or ``1.5GiB`` as bytes; a whole number is bytes already.
 
@@ -141,41 +146,3 @@ def format_bytes(count: float) -> str:
             value = count / size
             return f"{value:.0f} {unit}" if value >= 100 or unit == "kB" else f"{value:.1f} {unit}"
     return f"{count:.0f} B"
-
-
-def resident_memory() -> int:
-    """Return the bytes of this process that are in memory now; a guess where the system does not say."""
-    return _status("VmRSS") or peak_memory()
-
-
-def peak_memory() -> int:
-    """Return the most bytes of this process that were in memory at once; a guess where the system does not say."""
-    found = _status("VmHWM")
-    if found is None and sys.platform != "win32":
-        import resource
-
-        # Kilobytes on Linux and the BSDs, bytes on macOS.
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found = most if sys.platform == "darwin" else most * 1024
-    return found or _UNKNOWN_RESIDENT
-
-
-def available_memory() -> int:
-    """Return the bytes that the system could give to this process besides what it holds."""
-    found: list[int] = []
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    with suppress(OSError, ValueError):  # a container's limit, where there is one ("max": none)
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        # Files that the kernel keeps in memory count as used there, and are given back when memory is asked for.
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
-        found.append(max(0, limit - used))
-    if not found:
-        with suppress(AttributeError, OSError, ValueError):
-            # How much of it is free is not said: assume a half.
-            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-    return min(found) if found else 4 * 10**9

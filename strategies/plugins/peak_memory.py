@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-import psutil
 import torch
+
+from repmode_cl.utils.memory import resident_memory
 
 __all__ = ["PeakMemory"]
 
@@ -48,7 +49,6 @@ class PeakMemory:
         self.device = device
         self.measures = device.type == "cuda" or not _trained_here
         self.highest: int | None = 0 if self.measures else None
-        self._process = psutil.Process()
         self._trim()
         self._before = self._now()
         self._watching = False
@@ -135,7 +135,7 @@ class PeakMemory:
     def _now(self) -> int:
         if self.device.type == "cuda":
             return int(torch.cuda.memory_allocated(self.device))
-        return int(self._process.memory_info().rss)
+        return resident_memory()
 
     def _watch(self) -> None:
         while not self._ended.wait(INTERVAL):

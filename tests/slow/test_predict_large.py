@@ -40,7 +40,7 @@ HOUR = [pytest.mark.slow, pytest.mark.timeout(2 * 3600)]
 #: A process of its own, so that its peak of memory is that of the prediction; said on the last line.
 PREDICT = """
 import json, sys
-from repmode_cl.inference.streaming.memory_plan import peak_memory
+from repmode_cl.utils.memory import peak_memory
 from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.inference.streaming.run import PredictionStopped
 settings = json.loads(sys.argv[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
