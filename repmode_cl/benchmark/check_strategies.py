@@ -1,4 +1,4 @@
-"""Mistakes in a configuration's strategies, found before anything is run or written."""
+"""Checks of a configuration's strategies, made before anything is run or written."""
 
 from __future__ import annotations
 
@@ -26,58 +26,58 @@ _IMAGES = 3
 
 
 def check_strategies(config: Config, streams: Mapping[str, StreamVariant]) -> None:
-    """Refuse strategies that cannot be loaded, made, or learn the streams.
+    """Refuse strategies that cannot be loaded, cannot be made, or cannot learn the streams.
 
     Parameters
     ----------
     config
         The whole configuration.
     streams
-        What arrives when, by name.
+        Streams by name.
 
     Raises
     ------
     ConfigError
-        If a user's own class or its file is not there or cannot be imported, if it cannot be made with its options
-        or would not know what is added, or if a strategy's `check` refuses a stream; or if patches are too small for
-        the networks.
+        If a user's own class or its file is missing or cannot be imported, if the class cannot be made with its
+        options or would not know added structures, or if a strategy's `check` refuses a stream; or if patches are too
+        small for the networks.
 
     Notes
     -----
-    A user's own strategy is made once for each stream, on the CPU, for images that are not there: one that reads
+    A user's own strategy is made once for each stream, on the CPU, for images that do not exist: one that reads
     images when it is made is not checked further.
     """
     _check_patches(config)
     for options in config.strategies:
         kind = strategy_class(options)
         for variant in streams.values():
-            with _named(options):
+            with _errors_named(options):
                 kind.check(config, options, variant.experiences)
                 if options.is_custom:
-                    _make(config, options, variant)
+                    _check_custom(config, options, variant)
 
 
 def _check_patches(config: Config) -> None:
-    """Refuse patches that the networks cannot compute, or of which batch norm is left with one value."""
+    """Refuse patches that the networks cannot compute, or that leave batch norm a single value."""
     size, depth = config.patch.size, config.network.depth
     least = smallest_size(depth)
     if min(size) < least:
         raise ConfigError(
             f"patch.size is {list(size)}, and a network of network.depth {depth} needs at least {least} voxels along "
-            "each axis: take larger patches or less depth"
+            "each axis: set larger patches or less depth"
         )
     patches = config.training.batch_size // config.training.accumulate
     if patches == 1 and all(voxels <= 1 << depth for voxels in size):
         raise ConfigError(
             f"patch.size {list(size)} at network.depth {depth} leaves one voxel on the lowest level, and training "
-            "computes one patch at a time (batch_size / accumulate): batch norm needs two values; take larger patches, "
+            "computes one patch at a time (batch_size / accumulate): batch norm needs two values; set larger patches, "
             "larger batches or less depth"
         )
 
 
 @contextmanager
-def _named(options: StrategyConfig) -> Iterator[None]:
-    """Make of whatever goes wrong in a user's own class an error that names it."""
+def _errors_named(options: StrategyConfig) -> Iterator[None]:
+    """Turn any error in a user's own class into a ConfigError that names the class."""
     try:
         yield
     except RepmodeError:
@@ -90,11 +90,12 @@ def _named(options: StrategyConfig) -> Iterator[None]:
         ) from error
 
 
-def _make(config: Config, options: StrategyConfig, variant: StreamVariant) -> None:
+def _check_custom(config: Config, options: StrategyConfig, variant: StreamVariant) -> None:
+    """Make a user's own strategy for images that do not exist, and check that it knows all structures."""
     kind, training = strategy_class(options), config.training
     times = Counter(name for names in variant.experiences for name in names)
     samples = [
-        _nowhere(name, split, number, config.patch.size)
+        _placeholder(name, split, number, config.patch.size)
         for name, count in times.items()
         for split, images in (("train", max(count, _IMAGES)), ("val", 1), ("test", 1))
         for number in range(images)
@@ -110,11 +111,11 @@ def _make(config: Config, options: StrategyConfig, variant: StreamVariant) -> No
     )
     device, before = torch.device("cpu"), random_state()
     try:
-        # Where it is only looked at, there may be no accelerator.
+        # The machine that checks a configuration may have no accelerator.
         precision = resolve_precision("float32", device)
         strategy = build_strategy(config, options, stream, 0, device=device, precision=precision)
     except ImageError:
-        return  # it reads images, which are not there yet
+        return  # it reads images, which do not exist yet
     finally:
         set_random_state(before)
     unknown = [name for name in times if name not in strategy.network.structures]
@@ -125,6 +126,6 @@ def _make(config: Config, options: StrategyConfig, variant: StreamVariant) -> No
         )
 
 
-def _nowhere(structure: str, split: str, number: int, shape: tuple[int, int, int]) -> Sample:
+def _placeholder(structure: str, split: str, number: int, shape: tuple[int, int, int]) -> Sample:
     name, path = f"{structure}-{split}-{number}", Path("there-is-no-such-image.npy")
     return Sample(structure, split, number, name, path, path, None, shape, name)

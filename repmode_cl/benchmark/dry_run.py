@@ -1,4 +1,4 @@
-"""What a benchmark would do and about how long it would take, from a few timed steps of the real networks."""
+"""Dry run of a benchmark: what would run and about how long, from a few timed steps of the real networks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["DryRun", "estimate_run"]
 
 @dataclass(frozen=True)
 class DryRun:
-    """What would run.
+    """Estimate of a benchmark that was not run.
 
     Attributes
     ----------
     lines
-        One per strategy: what it trains and about how long.
+        One per stream and strategy: what it trains and about how long.
     seconds
-        In all, training and evaluation.
+        Estimated seconds of all training and evaluation.
     """
 
     lines: tuple[str, ...]
@@ -46,9 +46,9 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
     Parameters
     ----------
     config
-        What would run.
+        The benchmark's configuration.
     streams
-        What arrives when, by name.
+        Streams by name.
     """
     windows = windows_of_image(config)
     timed: dict[tuple[str, int, str], tuple[float, float]] = {}
@@ -57,20 +57,22 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
     total = 0.0
     for options in config.strategies:
         # Networks of one kind are timed once.
-        kind = (options.name if options.is_custom else _network_of(options), options.kernel, options.head)
+        kind = (options.name if options.is_custom else _network_kind(options), options.kernel, options.head)
         if kind not in timed:
-            timed[kind] = _time(config, options)
+            timed[kind] = _time_network(config, options)
         step_time, window_time = timed[kind]
         seconds, counts = 0.0, []
         for variant in streams.values():
-            found = _one(config, options, variant, step_time, windows * window_time, bases)
-            seconds += found[0] * len(config.seeds)
-            counts.append(found[1])
+            trial_seconds, trial_steps = _estimate_trial(
+                config, options, variant, step_time, windows * window_time, bases
+            )
+            seconds += trial_seconds * len(config.seeds)
+            counts.append(trial_steps)
         steps = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
-        many = f" x {len(streams)} streams" if len(streams) > 1 else ""
+        times_streams = f" x {len(streams)} streams" if len(streams) > 1 else ""
         lines.append(
-            f"{options.title}: {len(config.seeds)} seed(s){many} x {steps} steps of {config.training.batch_size} "
-            f"patches, {step_time:.2f} s a step: about {minutes_text(seconds)}"
+            f"{options.title}: {len(config.seeds)} seed(s){times_streams} x {steps} steps of "
+            f"{config.training.batch_size} patches, {step_time:.2f} s a step: about {minutes_text(seconds)}"
         )
         total += seconds
     return DryRun(tuple(lines), total)
@@ -78,15 +80,15 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
 
 def _stream_line(name: str, variant: StreamVariant) -> str:
     order = ", then ".join(" + ".join(names) for names in variant.experiences)
-    few = "" if variant.images is None else f" ({variant.images} image(s) of each after the first)"
-    return f"stream{f' {name}' if name else ''}: {order}{few}"
+    limit = "" if variant.images is None else f" ({variant.images} image(s) of each after the first)"
+    return f"stream{f' {name}' if name else ''}: {order}{limit}"
 
 
-def _network_of(options: StrategyConfig) -> str:
+def _network_kind(options: StrategyConfig) -> str:
     return options.name if options.name in ("multi_net", "multi_head") else "repmode"
 
 
-def _one(
+def _estimate_trial(
     config: Config,
     options: StrategyConfig,
     variant: StreamVariant,
@@ -94,12 +96,12 @@ def _one(
     image_time: float,
     bases: set[tuple[str, tuple[str, ...]]],
 ) -> tuple[float, int]:
-    """Return seconds and steps of one strategy with one stream and seed; `bases` are those trained already."""
-    images = _images(config, variant)
+    """Return seconds and steps of one trial; `bases` are those trained already, and those of the trial are added."""
+    images = _image_counts(config, variant)
     kind = strategy_class(options)
     groups, done_after = kind.regroup(variant.experiences, options)
     seconds, count = 0.0, 0
-    known: dict[str, None] = {}
+    learned: dict[str, None] = {}
     for number, names in enumerate(groups):
         training = sum(images[name][0] for name in names)
         steps = kind.steps_of(config.training, options, variant.experiences, names, training)
@@ -107,38 +109,38 @@ def _one(
         base = (key, names) if number == 0 and (key := base_key_of(config, options)) is not None else None
         if base is None or base not in bases:
             validations = -(-budget.steps // budget.validate_every)
-            held = sum(images[name][1] for name in names)
-            seconds += budget.steps * step_time * kind.cost_of_step(options, config.training, len(known))
-            seconds += validations * held * image_time
+            validation_images = sum(images[name][1] for name in names)
+            seconds += budget.steps * step_time * kind.cost_of_step(options, config.training, len(learned))
+            seconds += validations * validation_images * image_time
         if base is not None:
             bases.add(base)
-        known |= dict.fromkeys(names)
+        learned |= dict.fromkeys(names)
         if number + 1 == len(groups) or done_after[number + 1] > done_after[number]:
-            seconds += sum(images[name][2] for name in known) * image_time
+            seconds += sum(images[name][2] for name in learned) * image_time
         count += budget.steps
     return seconds, count
 
 
-def _images(config: Config, variant: StreamVariant) -> dict[str, tuple[int, int, int]]:
-    """Return about how many images of each structure train (each time), validate and test."""
+def _image_counts(config: Config, variant: StreamVariant) -> dict[str, tuple[int, int, int]]:
+    """Return about how many images of each structure train (at each arrival), validate and test."""
     times = Counter(name for group in variant.experiences for name in group)
     if config.data.manifest is None:
         counts = dict.fromkeys(times, config.data.simulate.fields)
     else:
         manifest = read_manifest(Path(config.data.manifest))
         counts = {name: len(manifest.for_structure(name)) for name in times}
-    found = {}
+    split_counts = {}
     for name, count in counts.items():
         test = round(count * config.data.test_fraction)
         val = round((count - test) * config.data.val_fraction)
         train = -(-(count - test - val) // times[name])
         if variant.images is not None and name not in variant.experiences[0]:
             train = min(train, variant.images)
-        found[name] = (train, val, test)
-    return found
+        split_counts[name] = (train, val, test)
+    return split_counts
 
 
-def _time(config: Config, options: StrategyConfig) -> tuple[float, float]:
+def _time_network(config: Config, options: StrategyConfig) -> tuple[float, float]:
     """Return the median seconds of a step of `batch_size` patches and of predicting one window."""
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)

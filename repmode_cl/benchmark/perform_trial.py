@@ -1,9 +1,10 @@
-"""Doing one unit of a benchmark, or a base, in this process; and writing down how it ended, whatever happens."""
+"""Run of one trial, or of the training of one base, in this process; its outcome is always recorded."""
 
 from __future__ import annotations
 
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,61 +14,49 @@ from repmode_cl.benchmark.trials import BaseTrial, base_stream
 from repmode_cl.benchmark.worker_context import WorkerContext
 from repmode_cl.errors import RepmodeError
 from repmode_cl.results.results_table import ResultsTable
-from repmode_cl.results.trial_record import Trial, TrialOutcome, forget_outcome, read_outcome, write_outcome
+from repmode_cl.results.trial_record import (
+    LOG,
+    Trial,
+    TrialOutcome,
+    read_outcome,
+    remove_outcome,
+    write_outcome,
+)
 from repmode_cl.utils.atomic_files import sha256_file
 from repmode_cl.utils.environment import environment_fingerprint, with_threads
 
-__all__ = ["LOG", "make_run", "perform"]
-
-#: What a unit printed, and where it failed: in its folder.
-LOG = "log.txt"
+__all__ = ["perform_trial"]
 
 
-def make_run(work: WorkerContext, title: str, stream: str, seed: int) -> TrialRun:
-    """Make the run of one strategy with one stream and one seed."""
-    [options] = [one for one in work.config.strategies if one.title == title]
-    return TrialRun(
-        work.config,
-        options,
-        seed,
-        work.samples,
-        work.streams[stream],
-        work.folder,
-        work.precision,
-        name=stream,
-        base_name=base_stream(work.streams, stream),
-    )
+def perform_trial(context: WorkerContext, trial: Trial | BaseTrial) -> None:
+    """Run one trial, or train one base, from its last checkpoint; nothing is done if it is finished.
 
-
-def perform(work: WorkerContext, item: Trial | BaseTrial) -> None:
-    """Do one unit, or train one base, from its last checkpoint; what is finished is left alone.
-
-    Its figures and how it ended are in its folder then. An error is written down there too, and not raised: the
-    others go on.
+    Its figures and its outcome are in its folder then. An error is recorded there too, and not raised: the other
+    trials go on.
     """
-    folder = work.folder / item.folder
+    folder = context.folder / trial.folder
     folder.mkdir(parents=True, exist_ok=True)
-    # A process that lost its giver, and is not yet gone, may still be at work here.
+    # A process whose parent has gone may still be at work here.
     with FileLock(folder / ".lock"):
         before = read_outcome(folder)
         if before is not None and before.finished:
             return
-        forget_outcome(folder)
+        remove_outcome(folder)
         began = time.perf_counter()
         try:
-            with with_threads(work.threads):
-                outcome = _learn(work, item, folder)
-        except (Exception, SystemExit) as error:  # a strategy of a user's own may end itself
+            with with_threads(context.threads):
+                outcome = _learn(context, trial, folder)
+        except (Exception, SystemExit) as error:  # a strategy of a user's own may exit
             with (folder / LOG).open("a", encoding="utf-8") as log:
                 log.write(traceback.format_exc())
-            text = str(error) if isinstance(error, RepmodeError) else f"{type(error).__name__}: {error}"
-            outcome = TrialOutcome(finished=False, message=text)
-        write_outcome(folder, TrialOutcome(**{**vars(outcome), "seconds": time.perf_counter() - began}))
+            message = str(error) if isinstance(error, RepmodeError) else f"{type(error).__name__}: {error}"
+            outcome = TrialOutcome(finished=False, message=message)
+        write_outcome(folder, replace(outcome, seconds=time.perf_counter() - began))
 
 
-def _learn(work: WorkerContext, item: Trial | BaseTrial, folder: Path) -> TrialOutcome:
-    run = make_run(work, item.title, item.stream, item.seed)
-    if isinstance(item, BaseTrial):
+def _learn(context: WorkerContext, trial: Trial | BaseTrial, folder: Path) -> TrialOutcome:
+    run = _make_run(context, trial)
+    if isinstance(trial, BaseTrial):
         run.learn_base()
         return TrialOutcome(finished=True)
     rows = run.run()
@@ -77,6 +66,23 @@ def _learn(work: WorkerContext, item: Trial | BaseTrial, folder: Path) -> TrialO
         finished=True,
         bit_identical=run.bit_identical,
         environment=environment_fingerprint(
-            device=run.strategy.device, window=work.config.window, batch=work.config.inference.batch_size
+            device=run.strategy.device,
+            window=context.config.window,
+            batch=context.config.inference.batch_size,
         ),
+    )
+
+
+def _make_run(context: WorkerContext, trial: Trial | BaseTrial) -> TrialRun:
+    [options] = [one for one in context.config.strategies if one.title == trial.title]
+    return TrialRun(
+        context.config,
+        options,
+        trial.seed,
+        context.samples,
+        context.streams[trial.stream],
+        context.folder,
+        context.precision,
+        name=trial.stream,
+        base_name=base_stream(context.streams, trial.stream),
     )

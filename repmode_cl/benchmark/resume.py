@@ -1,4 +1,4 @@
-"""Beginning a benchmark, or going on with one: what may have been added since, and what must be the same."""
+"""Resume checks for a benchmark run: what may be added to it, and what must stay the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -19,8 +18,9 @@ from repmode_cl.config.diff import GROWS, NO_RESULT, first_difference
 from repmode_cl.config.load import dump_config
 from repmode_cl.data.sample import Sample, images_digests
 from repmode_cl.errors import ConfigError
-from repmode_cl.results.trial_record import Trial, TrialOutcome, read_outcome
-from repmode_cl.scenarios import StreamVariant, task_labels
+from repmode_cl.results.run_info import RUN_FILE, VERSION, RunInfo
+from repmode_cl.results.trial_record import read_outcome
+from repmode_cl.scenarios import StreamVariant
 from repmode_cl.strategies.registry import base_key_of, strategy_file_digest
 from repmode_cl.training import Precision, has_checkpoint, recall_precision, resolve_precision
 from repmode_cl.utils.atomic_files import read_json, write_json, write_text
@@ -29,49 +29,46 @@ from repmode_cl.utils.environment import environment_fingerprint, with_threads
 
 __all__ = [
     "ResumeState",
-    "start_run",
-    "check_images_are_the_same",
+    "check_not_started",
     "check_run",
-    "describe",
-    "precision_of",
-    "refuse_existing",
+    "check_images_are_the_same",
     "recorded_threads",
+    "precision_of",
+    "start_run",
 ]
 
-VERSION = 2
-
-#: What to do about an environment.json that cannot be read.
-_ENVIRONMENT = (
-    "restore it, or choose another name: threads and precision that the run was begun with are not known"
+#: Remedy for an environment.json that cannot be read.
+_ENVIRONMENT_REMEDY = (
+    "restore it, or choose another name: threads and precision that the run was started with are not known"
 )
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """What there is of a run that is begun or gone on with.
+    """State of a run's folder before it is started or resumed.
 
     Attributes
     ----------
     learned
-        Whether anything was: a unit finished, or came to its first checkpoint. Only then is the run bound to what it
-        was begun with.
-    remains
-        Folders, below the run's, of strategies that learned nothing to go on with and are others now. They begin anew.
+        Whether anything was learned: a trial finished, or came to its first checkpoint. Only then is the run bound to
+        the configuration that it was started with.
+    outdated
+        Folders of strategies that learned nothing to resume from and have changed since. They start again.
     """
 
     learned: bool = False
-    remains: tuple[Path, ...] = ()
+    outdated: tuple[Path, ...] = ()
 
 
-def refuse_existing(folder: Path, *, resume: bool) -> None:
-    """Refuse to begin where a run is.
+def check_not_started(folder: Path, *, resume: bool) -> None:
+    """Refuse to start a run where there is one.
 
     Raises
     ------
     ConfigError
         If the folder holds a run already and `resume` is not given.
     """
-    if (folder / "run.json").exists() and not resume:
+    if (folder / RUN_FILE).exists() and not resume:
         raise ConfigError(
             f"{folder} holds a run already: continue it with --resume, or choose another name or output "
             "(--set name=NAME), or remove the folder"
@@ -79,63 +76,62 @@ def refuse_existing(folder: Path, *, resume: bool) -> None:
 
 
 def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]) -> ResumeState:
-    """Check that the run in `folder`, if there is one, is one that `config` describes, perhaps with more units.
+    """Check that the run in `folder`, if there is one, is one that `config` describes, perhaps with more trials.
 
-    Strategies of which nothing was learned may be others, or gone: what kept them from it may be what the new
-    configuration, or the new file of a user's own, corrects. Nothing is written.
+    Strategies of which nothing was learned may have changed, or be gone: the new configuration, or the new file of a
+    user's own strategy, may correct the mistake that stopped them. Nothing is written.
 
     Raises
     ------
     ConfigError
-        If it is a run of another configuration, or a unit of what is to begin anew is still at work.
+        If it is a run of another configuration, or a process is still at work at a trial that would start again.
     """
-    if not (folder / "run.json").exists():
+    if not (folder / RUN_FILE).exists():
         return ResumeState()
-    info = _described(folder)
-    if "merged" in info:
+    info = _recorded_info(folder)
+    if info.merged:
         raise ConfigError(
-            f"{folder} was merged from other runs: go on with those ({', '.join(info['merged'])})"
+            f"{folder} was merged from other runs: resume those instead ({', '.join(info.merged)})"
         )
-    if info.get("version") != VERSION:
+    if info.version != VERSION:
         raise ConfigError(
-            f"{folder} was begun by another version of repmode-cl, whose runs this one can show but not go on with: "
+            f"{folder} was started by another version of repmode-cl, whose runs this one can show but not resume: "
             "choose another name"
         )
     before = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
-    units = trials_of(before, info["streams"])
-    bound = {unit.title for unit in units if _learned(folder / unit.folder)}
-    learned = bool(bound) or any(map(_learned, (folder / "base").glob("**/seed-*")))
-    difference = _difference(before, config, bound if learned else {one.title for one in before.strategies})
+    trials = trials_of(before, info.streams)
+    learned_titles = {trial.title for trial in trials if _learned(folder / trial.folder)}
+    learned = bool(learned_titles) or any(map(_learned, (folder / "base").glob("**/seed-*")))
+    compared = learned_titles if learned else {one.title for one in before.strategies}
+    difference = _difference(before, config, compared)
     if learned:
-        _check_same(before, config, folder, streams, info, bound, difference)
-    entries = {} if difference is not None else info["strategies"]
-    same = {one.title for one in config.strategies if _is_as_before(one, entries.get(one.title))}
-    renewed = [unit for unit in units if unit.title not in bound | same]
-    remains = [folder / unit.folder for unit in renewed]
-    if any(one.is_custom for one in before.strategies if one.title in {unit.title for unit in renewed}):
-        # It may have trained a base that it shared: what no other went on with is not trusted either.
-        kept = {base_key_of(config, one) for one in config.strategies if one.title in bound}
-        names = {base_folder(key, "", 0).parent.name for key in kept if key is not None}
-        remains += [path for path in (folder / "base").glob("*") if path.name not in names]
-    for path in remains:
+        _check_same(before, config, folder, streams, info, learned_titles, difference)
+    unchanged = {one.title for one in config.strategies if difference is None and _is_unchanged(one, info)}
+    outdated_trials = [trial for trial in trials if trial.title not in learned_titles | unchanged]
+    outdated = [folder / trial.folder for trial in outdated_trials]
+    titles = {trial.title for trial in outdated_trials}
+    if any(one.is_custom for one in before.strategies if one.title in titles):
+        # It may have trained a base that it shared: bases that no other strategy resumes from are not trusted either.
+        keys = {base_key_of(config, one) for one in config.strategies if one.title in learned_titles}
+        trusted = {base_folder(key, "", 0).parent.name for key in keys if key is not None}
+        outdated += [path for path in (folder / "base").glob("*") if path.name not in trusted]
+    for path in outdated:
         for lock in path.glob("**/.lock"):
             _refuse_at_work(lock)
-    return ResumeState(learned, tuple(path for path in remains if path.exists()))
+    return ResumeState(learned, tuple(path for path in outdated if path.exists()))
 
 
 def _learned(folder: Path) -> bool:
-    """Tell whether the unit, or the base, in `folder` is finished or has something to go on with."""
-    end = read_outcome(folder)
+    """Return whether the trial, or the base, in `folder` is finished or has a checkpoint to resume from."""
+    outcome = read_outcome(folder)
     checkpoints = (folder, folder / "checkpoint", folder / "training" / "checkpoint")
-    return (end is not None and end.finished) or any(map(has_checkpoint, checkpoints))
+    return (outcome is not None and outcome.finished) or any(map(has_checkpoint, checkpoints))
 
 
-def _is_as_before(options: StrategyConfig, entry: Mapping[str, Any] | None) -> bool:
-    return (
-        entry is not None
-        and entry.get("options") == options.model_dump(mode="json")
-        and entry.get("file_sha256") == strategy_file_digest(options)
-    )
+def _is_unchanged(options: StrategyConfig, info: RunInfo) -> bool:
+    return info.options.get(options.title) == options.model_dump(mode="json") and info.file_digests.get(
+        options.title
+    ) == strategy_file_digest(options)
 
 
 def _refuse_at_work(path: Path) -> None:
@@ -144,13 +140,13 @@ def _refuse_at_work(path: Path) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            f"{path.parent} is to begin anew, and a process is still at work there: wait until it ends"
+            f"{path.parent} would start again, and a process is still at work there: wait until it ends"
         ) from None
     lock.release()
 
 
 def _difference(before: Config, config: Config, titles: Collection[str]) -> str | None:
-    """Name the first key, of those that are bound, by which two configurations differ."""
+    """Name the first key by which two configurations differ, of all but the strategies that are not in `titles`."""
     bound = before.model_copy(
         update={"strategies": tuple(one for one in before.strategies if one.title in titles)}
     )
@@ -164,143 +160,90 @@ def _check_same(
     config: Config,
     folder: Path,
     streams: Mapping[str, StreamVariant],
-    info: Mapping[str, Any],
-    bound: Collection[str],
+    info: RunInfo,
+    learned_titles: Collection[str],
     difference: str | None,
 ) -> None:
-    begun = f"{folder} was begun with another configuration"
+    problem = f"{folder} was started with another configuration"
     if difference is not None:
-        raise ConfigError(f"{begun}: {difference}; resume with the same, or choose another name")
+        raise ConfigError(f"{problem}: {difference}; resume with the same, or choose another name")
     titles = [one.title for one in before.strategies]
     for key, old, new in (
         ("seeds", before.seeds, config.seeds),
         ("strategies", titles, [one.title for one in config.strategies]),
-        ("streams", list(info["streams"]), list(streams)),
+        ("streams", list(info.streams), list(streams)),
     ):
-        if gone := [one for one in old if one not in new and (key != "strategies" or one in bound)]:
+        removed = [one for one in old if one not in new and (key != "strategies" or one in learned_titles)]
+        if removed:
             raise ConfigError(
-                f"{begun}: {key} were {list(old)} and are {list(new)} now; more may be added, but "
-                f"{', '.join(map(repr, gone))} must stay: add to what there was, or choose another name"
+                f"{problem}: {key} were {list(old)} and are {list(new)} now; more may be added, but "
+                f"{', '.join(map(repr, removed))} must stay: add to what there was, or choose another name"
             )
-    for name, experiences in info["streams"].items():
-        if [list(names) for names in streams[name].experiences] != experiences:
+    for name, experiences in info.streams.items():
+        if tuple(map(tuple, streams[name].experiences)) != experiences:
             raise ConfigError(
-                f"{begun}: the stream {name!r} was {_order(experiences)} and is {_order(streams[name].experiences)} "
-                "now; bring back the file or manifest that it was made from, or choose another name"
+                f"{problem}: the stream {name!r} was {_order_text(experiences)} and is "
+                f"{_order_text(streams[name].experiences)} now; bring back the file or manifest that it was made "
+                "from, or choose another name"
             )
     for options in config.strategies:
-        entry = info["strategies"].get(options.title) if options.title in bound else None
-        if entry is not None and entry.get("file_sha256") != strategy_file_digest(options):
+        title = options.title
+        if title in learned_titles and info.file_digests.get(title) != strategy_file_digest(options):
             raise ConfigError(
-                f"{begun}: the file of the strategy {options.title} ({options.name}) has changed since; bring back "
-                f"what it was, remove {folder / options.title} to begin that strategy anew, or choose another name"
+                f"{problem}: the file of the strategy {title} ({options.name}) has changed since; bring back "
+                f"the earlier file, remove {folder / title} to start that strategy again, or choose another name"
             )
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    """Return what `describe` said of the run in `folder` when it was last worked at."""
-    return read_json(folder / "run.json", f"restore it, or remove {folder} to begin the run anew")
+def _recorded_info(folder: Path) -> RunInfo:
+    """Return run.json of the run in `folder`, as it was last written."""
+    path = folder / RUN_FILE
+    return RunInfo.from_json(
+        read_json(path, f"restore it, or remove {folder} to start the run again"), str(path)
+    )
 
 
-def _order(experiences: Sequence[Sequence[str]]) -> str:
+def _order_text(experiences: Sequence[Sequence[str]]) -> str:
     return ", then ".join(" + ".join(names) for names in experiences)
 
 
 def check_images_are_the_same(folder: Path, samples: Sequence[Sample]) -> None:
-    """Refuse to go on with a run whose images, or their split, changed since; new structures may have come.
+    """Refuse to resume a run whose images, or their split, have changed; structures may have been added.
 
     Raises
     ------
     ConfigError
         Naming the first structure.
     """
-    now = images_digests(samples)
-    for structure, images in _described(folder).get("images", {}).items():
-        if now.get(structure) != images:
+    digests = images_digests(samples)
+    for structure, digest in _recorded_info(folder).images.items():
+        if digests.get(structure) != digest:
             raise ConfigError(
-                f"{folder} was begun with other images: those of {structure}, or how they are split, have changed "
-                "since; bring back what there was, or choose another name"
+                f"{folder} was started with other images: those of {structure}, or how they are split, have changed "
+                "since; bring back the earlier images, or choose another name"
             )
 
 
-def describe(
-    config: Config,
-    streams: Mapping[str, StreamVariant],
-    units: Sequence[Trial],
-    outcomes: Mapping[Trial, TrialOutcome],
-    images: Mapping[str, str],
-    at_once: Collection[str],
-) -> dict[str, Any]:
-    """Return what run.json says: what the run consists of, and what has ended how.
-
-    `images` is what `images_digests` says of them; `at_once` are the titles of the strategies that learn as `joint`
-    does, which the names of a user's own do not tell.
-    """
-    found = {unit: outcomes[unit] for unit in units if unit in outcomes}
-    names = [group for variant in streams.values() for group in variant.experiences]
-    return {
-        "version": VERSION,
-        "streams": {
-            name: [list(group) for group in variant.experiences] for name, variant in streams.items()
-        },
-        "strategies": {
-            options.title: {
-                "name": options.name,
-                "bit_identical": _all_identical(
-                    [end.bit_identical for unit, end in found.items() if unit.title == options.title]
-                ),
-                "options": options.model_dump(mode="json"),
-                "file_sha256": strategy_file_digest(options),
-                "at_once": options.title in at_once,
-            }
-            for options in config.strategies
-        },
-        "seeds": list(config.seeds),
-        "steps": config.training.steps,
-        "images": dict(images),
-        "multi_net": _first(config, "multi_net"),
-        "joint": _first(config, "joint"),
-        "finished": [list(unit) for unit, end in found.items() if end.finished],
-        "failed": [[*unit, end.message] for unit, end in found.items() if not end.finished],
-        "task_labels": task_labels(names),
-    }
-
-
-def _all_identical(found: Sequence[bool | None]) -> bool | None:
-    """Return what holds of all: one that is not spoils it; None where nothing was checked."""
-    checked = [one for one in found if one is not None]
-    return all(checked) if checked else None
-
-
-def _first(config: Config, kind: str) -> str | None:
-    """Return the title of the first strategy of a kind that has all the steps; what others are measured against."""
-
-    def whole(options: StrategyConfig) -> bool:
-        return options.steps is None or options.steps == config.training.steps
-
-    return next((s.title for s in config.strategies if s.name == kind and whole(s)), None)
-
-
 def recorded_threads(folder: Path) -> int | None:
-    """Return the number of threads that the run was begun with, or None if it was not."""
+    """Return the number of threads that the run was started with, or None if it was not started."""
     path = folder / "environment.json"
-    return int(read_json(path, _ENVIRONMENT)["threads"]) if path.exists() else None
+    return int(read_json(path, _ENVIRONMENT_REMEDY)["threads"]) if path.exists() else None
 
 
-def precision_of(config: Config, folder: Path, before: ResumeState) -> Precision:
-    """Return the run's precision: that which it was begun with, so that all its strategies are trained alike."""
+def precision_of(config: Config, folder: Path, state: ResumeState) -> Precision:
+    """Return the run's precision: the one that it was started with, so that all its strategies are trained alike."""
     device = resolve_device(config.training.device)
     path = folder / "environment.json"
-    if before.learned and path.exists():
-        stored = read_json(path, _ENVIRONMENT)["precision"]
+    if state.learned and path.exists():
+        stored = read_json(path, _ENVIRONMENT_REMEDY)["precision"]
         return recall_precision(stored, device, f"the run {folder}")
     return resolve_precision(config.training.precision, device)
 
 
 def start_run(
-    config: Config, folder: Path, before: ResumeState, *, threads: int, precision: Precision
+    config: Config, folder: Path, state: ResumeState, *, threads: int, precision: Precision
 ) -> None:
-    """Write down what is run, and what its figures depend on besides; after all that could be refused was not."""
+    """Write the run's configuration and environment, and remove what is outdated; call it after all checks."""
     with with_threads(threads):
         fingerprint = environment_fingerprint(
             device=resolve_device(config.training.device),
@@ -314,7 +257,7 @@ def start_run(
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
     }
-    for path in before.remains:
+    for path in state.outdated:
         shutil.rmtree(path)
     write_json(folder / "environment.json", environment)
     write_text(folder / "config.yaml", dump_config(config))

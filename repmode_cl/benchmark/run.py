@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,14 +16,13 @@ from repmode_cl.benchmark.dry_run import DryRun, estimate_run
 from repmode_cl.benchmark.executors.dask import DaskCluster
 from repmode_cl.benchmark.executors.local import LocalProcesses
 from repmode_cl.benchmark.executors.scheduling import Executor, ScheduledTrial, run_jobs
-from repmode_cl.benchmark.perform_trial import LOG, perform
+from repmode_cl.benchmark.perform_trial import perform_trial
 from repmode_cl.benchmark.resume import (
     ResumeState,
+    check_not_started,
     check_run,
-    describe,
     precision_of,
     recorded_threads,
-    refuse_existing,
     start_run,
 )
 from repmode_cl.benchmark.run_images import run_images
@@ -36,35 +34,44 @@ from repmode_cl.data.pipeline import known_structures
 from repmode_cl.data.sample import Sample, images_digests
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.report import build_report
-from repmode_cl.results.trial_record import Trial, TrialOutcome, forget_outcome, read_outcome, write_outcome
-from repmode_cl.scenarios import StreamVariant, stream_variants
+from repmode_cl.results.run_info import RunInfo, write_run_info
+from repmode_cl.results.trial_record import (
+    LOG,
+    Trial,
+    TrialOutcome,
+    read_outcome,
+    remove_outcome,
+    write_outcome,
+)
+from repmode_cl.scenarios import StreamVariant, stream_variants, task_labels
 from repmode_cl.strategies.joint import Joint
-from repmode_cl.strategies.registry import base_key_of, strategy_class
+from repmode_cl.strategies.registry import base_key_of, strategy_class, strategy_file_digest
 from repmode_cl.training import refuse_several
-from repmode_cl.utils.atomic_files import write_text
 from repmode_cl.utils.process_pool import workers_here
 from repmode_cl.utils.progress import task
 
-__all__ = ["TrialsFailedError", "run_benchmark"]
+__all__ = ["run_benchmark", "TrialsFailedError"]
 
-
-#: The page is made anew while a run goes on, unless that would take more than this part of the time.
+#: The page is made again while a run goes on, unless that would take more than this part of the time.
 _PAGE_SHARE = 0.05
 
 
 class TrialsFailedError(RepmodeError):
-    """Some units of a benchmark failed; the others are finished, and in its report.
+    """Some trials of a benchmark failed; the others are finished and in its report.
 
     Parameters
     ----------
     folder
-        The run's.
+        The run's folder.
     failed
-        Unit -> why.
+        Trial -> message of its error.
     """
 
     def __init__(self, folder: Path, failed: Mapping[Trial, str]) -> None:
-        lines = [f"  {unit}: {why}\n    log: {folder / unit.folder / LOG}" for unit, why in failed.items()]
+        lines = [
+            f"  {trial}: {message}\n    log: {folder / trial.folder / LOG}"
+            for trial, message in failed.items()
+        ]
         super().__init__(
             "\n".join([f"{len(failed)} run(s) of {folder} failed:", *lines, "--resume tries them again"])
         )
@@ -83,28 +90,28 @@ def run_benchmark(
     threads: int | None = None,
     keep_going: bool = False,
 ) -> Path | DryRun:
-    """Run a benchmark, or say what it would do.
+    """Run a benchmark, or estimate what it would take.
 
     Parameters
     ----------
     config
-        What to run.
+        The benchmark's configuration.
     resume
-        Go on with a run of the same configuration that was interrupted: what is finished is kept, what was
-        interrupted goes on from its last checkpoint, what failed is tried again. Strategies, streams and seeds may
-        have been added.
+        Resume an interrupted run of the same configuration: finished trials stay, interrupted ones resume from their
+        last checkpoint, failed ones are tried again. Strategies, streams and seeds may have been added.
     dry_run
         Run nothing; return what would run and about how long.
     workers
         Processes that simulate and prepare images.
     jobs
-        Units (strategy, stream, seed) that are at work at once, each in a process of its own; 1 does one after the
-        other in this process.
+        Trials (strategy, stream, seed) that run at the same time, each in its own process; 1 runs one after the other
+        in this process.
     scheduler
-        Address of a Dask scheduler, or path of its file: units run on its workers, which see the run's folder at the
-        same path. `jobs` has no meaning then.
+        Address of a Dask scheduler, or path of its file: trials run on its workers, which see the run's folder at the
+        same path. `jobs` is ignored then.
     threads
-        Of each unit. By default torch's, divided among `jobs`; a resumed run keeps the number that it began with.
+        Threads of each trial. By default torch's, divided among `jobs`; a resumed run keeps the number that it was
+        started with.
     keep_going
         Leave out rows of the manifest whose images cannot be used, and list them in ``left_out.csv``.
 
@@ -116,10 +123,10 @@ def run_benchmark(
     Raises
     ------
     ConfigError
-        If the folder holds a run already and `resume` is not given, or one of another configuration, or another
+        If the folder holds a run already and `resume` is not given, or a run of another configuration, or another
         process is at work at it.
-    UnitsFailedError
-        If units failed; raised at the end.
+    TrialsFailedError
+        If trials failed; raised at the end.
     """
     streams = stream_variants(config.stream, known_structures(config))
     check_strategies(config, streams)
@@ -127,40 +134,40 @@ def run_benchmark(
         return estimate_run(config, streams)
     refuse_several("a benchmark")
     folder = Path(config.output) / config.name
-    refuse_existing(folder, resume=resume)
-    with _alone_at(folder):
-        # All that can be refused comes first, and writes nothing.
-        before = check_run(config, folder, streams)
-        images = run_images(config, folder, streams, before, workers=workers, keep_going=keep_going)
-        precision = precision_of(config, folder, before)
+    check_not_started(folder, resume=resume)
+    with _run_lock(folder):
+        # All checks come first, and write nothing.
+        state = check_run(config, folder, streams)
+        images = run_images(config, folder, streams, state, workers=workers, keep_going=keep_going)
+        precision = precision_of(config, folder, state)
         run = _Run(config, folder, streams, images.samples)
 
         def start(threads: int) -> WorkerContext:
-            start_run(config, folder, before, threads=threads, precision=precision)
+            start_run(config, folder, state, threads=threads, precision=precision)
             images.write_notes(folder)
-            work = WorkerContext(folder, config, streams, images.samples, precision, threads)
-            work.save()
+            context = WorkerContext(folder, config, streams, images.samples, precision, threads)
+            context.save()
             run.record()
-            return work
+            return context
 
         if scheduler is not None:
             with DaskCluster(scheduler, folder) as cluster:
-                cluster.threads = _threads(folder, before, threads, cluster.threads_each)
+                cluster.threads = _threads(folder, state, threads, cluster.threads_each)
                 start(cluster.threads)
-                run.many(cluster)
+                run.run_on(cluster)
         else:
-            each = _threads(
+            trial_threads = _threads(
                 folder,
-                before,
+                state,
                 threads,
                 lambda: torch.get_num_threads() if jobs == 1 else max(1, workers_here() // jobs),
             )
-            work = start(each)
+            context = start(trial_threads)
             if jobs == 1:
-                run.one_by_one(work)
+                run.run_here(context)
             else:
-                with LocalProcesses(folder, jobs, each) as processes:
-                    run.many(processes)
+                with LocalProcesses(folder, jobs, trial_threads) as processes:
+                    run.run_on(processes)
         failed = run.record(page=True)
     if failed:
         raise TrialsFailedError(folder, failed)
@@ -168,105 +175,117 @@ def run_benchmark(
 
 
 class _Run:
-    """What is to be done, and the files of the whole run, which this process alone writes."""
+    """A run's trials, and the files of the whole run, which only this process writes."""
 
     def __init__(
         self, config: Config, folder: Path, streams: Mapping[str, StreamVariant], samples: Sequence[Sample]
     ) -> None:
         self.config, self.folder, self.streams = config, folder, streams
         self.images = images_digests(samples)
-        self.units = trials_of(config, streams)
-        # Asked once: a user's own file may change while the run goes on.
-        self.at_once = {one.title for one in config.strategies if issubclass(strategy_class(one), Joint)}
+        self.trials = trials_of(config, streams)
+        # Determined once: a user's own file may change while the run goes on.
+        self.joint_titles = {one.title for one in config.strategies if issubclass(strategy_class(one), Joint)}
         self._page_seconds, self._page_at = 0.0, -float("inf")
 
-    def left(self) -> list[Trial]:
-        """Return the units that are not finished, and forget that some of them failed."""
-        left = []
-        for unit in self.units:
-            outcome = read_outcome(self.folder / unit.folder)
+    def remaining(self) -> list[Trial]:
+        """Return the trials that are not finished, and remove the outcomes of those that failed."""
+        remaining = []
+        for trial in self.trials:
+            outcome = read_outcome(self.folder / trial.folder)
             if outcome is None or not outcome.finished:
-                forget_outcome(self.folder / unit.folder)
-                left.append(unit)
-        return left
+                remove_outcome(self.folder / trial.folder)
+                remaining.append(trial)
+        return remaining
 
-    def one_by_one(self, work: WorkerContext) -> None:
-        """Do all units here, one after the other; the first of those that share a base trains it."""
-        for unit in self.left():
-            perform(work, unit)
+    def run_here(self, context: WorkerContext) -> None:
+        """Run all trials in this process, one after the other; the first of those that share a base trains it."""
+        for trial in self.remaining():
+            perform_trial(context, trial)
             self.record()
 
-    def many(self, executor: Executor) -> None:
-        """Do all units elsewhere; bases that several share come first."""
+    def run_on(self, executor: Executor) -> None:
+        """Run all trials in other processes; bases that several share come first."""
         jobs = self._jobs()
         with task(f"{self.config.name}: runs", total=len(jobs)) as bar:
 
-            def ended(item: Trial | BaseTrial) -> None:
+            def ended(trial: Trial | BaseTrial) -> None:
                 bar.advance()
                 self.record()
+
+            def fail(trial: Trial | BaseTrial, message: str) -> None:
+                write_outcome(self.folder / trial.folder, TrialOutcome(False, message=message))
 
             run_jobs(
                 jobs,
                 executor,
-                outcome=lambda item: read_outcome(self.folder / item.folder),
-                fail=lambda item, why: write_outcome(
-                    self.folder / item.folder, TrialOutcome(False, message=why)
-                ),
+                outcome=lambda trial: read_outcome(self.folder / trial.folder),
+                fail=fail,
                 ended=ended,
             )
 
     def _jobs(self) -> list[ScheduledTrial]:
         keys = {one.title: base_key_of(self.config, one) for one in self.config.strategies}
-        left = self.left()
-        needs: dict[Trial, BaseTrial] = {}
+        remaining = self.remaining()
+        base_of: dict[Trial, BaseTrial] = {}
         bases: dict[tuple[str, str, int], BaseTrial] = {}
-        for unit in left:
-            key = keys[unit.title]
+        for trial in remaining:
+            key = keys[trial.title]
             if key is not None:
-                stream = base_stream(self.streams, unit.stream)
-                needs[unit] = bases.setdefault(
-                    (key, stream, unit.seed), BaseTrial(key, stream, unit.seed, unit.title)
+                stream = base_stream(self.streams, trial.stream)
+                base_of[trial] = bases.setdefault(
+                    (key, stream, trial.seed), BaseTrial(key, stream, trial.seed, trial.title)
                 )
-        shared = Counter(needs.values())
+        users = Counter(base_of.values())
         jobs: list[ScheduledTrial] = []
-        for unit in left:
-            base = needs.get(unit)
-            # One that a single unit needs is trained by it; so is none that is there.
-            if base is None or shared[base] == 1 or SharedBase(self.folder / base.folder).trained:
-                jobs.append(ScheduledTrial(unit))
+        for trial in remaining:
+            base = base_of.get(trial)
+            # A base that only one trial needs is trained by that trial; one that is there is not trained again.
+            if base is None or users[base] == 1 or SharedBase(self.folder / base.folder).trained:
+                jobs.append(ScheduledTrial(trial))
                 continue
-            if all(job.item != base for job in jobs):
-                forget_outcome(self.folder / base.folder)
+            if all(job.trial != base for job in jobs):
+                remove_outcome(self.folder / base.folder)
                 jobs.append(ScheduledTrial(base))
-            jobs.append(ScheduledTrial(unit, base))
+            jobs.append(ScheduledTrial(trial, base))
         return jobs
 
     def record(self, *, page: bool = False) -> dict[Trial, str]:
-        """Make the run's tables of what is finished, and tell what failed and why."""
-        results, outcomes = collect_results(self.folder, self.units)
+        """Write results.csv and run.json of the trials that have ended, and return the messages of those that failed.
+
+        The page is made again too: always if `page`, else where that takes little of the time.
+        """
+        results, outcomes = collect_results(self.folder, self.trials)
         if len(results):
             results.write(self.folder / "results.csv")
-        info = describe(self.config, self.streams, self.units, outcomes, self.images, self.at_once)
-        # In the order of the configuration, which is that of tables.
-        write_text(self.folder / "run.json", json.dumps(info, indent=2, allow_nan=False) + "\n")
+        experiences = {name: variant.experiences for name, variant in self.streams.items()}
+        info = RunInfo.of_run(
+            self.config,
+            experiences,
+            outcomes,
+            images=self.images,
+            file_digests={one.title: strategy_file_digest(one) for one in self.config.strategies},
+            joint_titles=self.joint_titles,
+            task_labels=task_labels([names for groups in experiences.values() for names in groups]),
+        )
+        write_run_info(self.folder, info)
         if len(results) and (page or time.monotonic() - self._page_at > self._page_seconds / _PAGE_SHARE):
             began = time.monotonic()
             try:
                 build_report(self.folder)
             except Exception:
-                # A page that cannot be made costs no unit that is still to run: at the end it is tried again.
+                # A page that cannot be made stops no trial that is still to run: it is tried again at the end.
                 if page:
                     raise
                 self._page_at = float("inf")
             else:
                 self._page_at = time.monotonic()
                 self._page_seconds = self._page_at - began
-        return {unit: end.message for unit, end in outcomes.items() if not end.finished}
+        return {trial: outcome.message for trial, outcome in outcomes.items() if not outcome.finished}
 
 
 @contextmanager
-def _alone_at(folder: Path) -> Iterator[None]:
-    """Refuse to work at a run that another process is at work at."""
+def _run_lock(folder: Path) -> Iterator[None]:
+    """Hold the run's lock; refuse a run that another process is at work at."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -281,14 +300,14 @@ def _alone_at(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _threads(folder: Path, before: ResumeState, asked: int | None, default: Callable[[], int]) -> int:
-    """Return how many threads each unit has: as many as when the run began, for then its figures come to equal bits."""
-    kept = recorded_threads(folder) if before.learned else None
-    if kept is None:
-        return default() if asked is None else asked
-    if asked not in (None, kept):
+def _threads(folder: Path, state: ResumeState, requested: int | None, default: Callable[[], int]) -> int:
+    """Return how many threads each trial has: as many as when the run started, so that its bits stay the same."""
+    recorded = recorded_threads(folder) if state.learned else None
+    if recorded is None:
+        return default() if requested is None else requested
+    if requested not in (None, recorded):
         raise ConfigError(
-            f"{folder} was begun with {kept} thread(s) for each run, and --threads {asked} would change its figures' "
-            "last bits: leave it out, or choose another name"
+            f"{folder} was started with {recorded} thread(s) for each run, and --threads {requested} would change its "
+            "figures' last bits: leave it out, or choose another name"
         )
-    return kept
+    return recorded

@@ -1,4 +1,4 @@
-"""A trained base that strategies share: those that begin with identical networks and patches train it once."""
+"""A trained base that strategies share: those that start with identical networks and patches train it once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["SharedBase", "base_folder"]
 
 
 def base_folder(key: str, stream: str, seed: int) -> Path:
-    """Return where a shared base lies, below the folder of the whole run.
+    """Return the folder of a shared base, relative to the run's folder.
 
     Parameters
     ----------
     key
         `StructureStrategy.base_key`.
     stream
-        Name of the first stream that begins with these structures.
+        Name of the first stream that starts with these structures.
     seed
         Seed of weights and patches.
     """
@@ -37,12 +37,12 @@ def base_folder(key: str, stream: str, seed: int) -> Path:
 
 
 class SharedBase:
-    """One trained base.
+    """One trained base, stored in the format of a checkpoint.
 
     Parameters
     ----------
     folder
-        Where it is kept.
+        Its folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,46 +50,46 @@ class SharedBase:
 
     @property
     def trained(self) -> bool:
-        """Whether it is there."""
+        """Whether it is trained and stored."""
         return has_checkpoint(self.folder)
 
-    def give(self, strategy: StructureStrategy, memory: int | None) -> None:
-        """Keep the network of a strategy that has learned its first experience, for others.
+    def save(self, strategy: StructureStrategy, memory: int | None) -> None:
+        """Store the network of a strategy that has learned its first experience, for other strategies.
 
         Parameters
         ----------
         strategy
             Has just trained; its progress is that of the base.
         memory
-            Bytes that it took at most; None if they were not measured.
+            Peak bytes of that training; None if they were not measured.
         """
         state: dict[str, Any] = {
             "progress": asdict(strategy.progress),
             "memory": memory,
             "seen": [[*key, count] for key, count in strategy.seen.get(0, Counter()).items()],
-            "of": _made_of(strategy),
+            "of": _content_digest(strategy),
         }
         save_checkpoint(self.folder, tensors=strategy.network.state_dict(), state=state)
 
-    def take(self, strategy: StructureStrategy, memory: PeakMemory) -> bool:
-        """Give a strategy that is about to learn its first experience what another made of it.
+    def load(self, strategy: StructureStrategy, memory: PeakMemory) -> bool:
+        """Load the base into a strategy, in place of training its first experience.
 
         Parameters
         ----------
         strategy
             Its network and progress become those of the base.
         memory
-            Its highest becomes what training the base took.
+            Its peak becomes that of training the base.
 
         Returns
         -------
         bool
-            False if there is none that fits, and nothing was done.
+            False if there is none that fits; nothing is changed then.
         """
         if not self.trained:
             return False
         tensors, state = load_checkpoint(self.folder)
-        if state["of"] != _made_of(strategy):
+        if state["of"] != _content_digest(strategy):
             return False
         strategy.network.load_state_dict(tensors)
         strategy.progress = TrainingProgress(**state["progress"])
@@ -99,7 +99,7 @@ class SharedBase:
         return True
 
 
-def _made_of(strategy: StructureStrategy) -> str:
+def _content_digest(strategy: StructureStrategy) -> str:
     """Return a digest of what decides every bit of the base besides the run's configuration and seed."""
     stream = strategy.stream
     images = [part for sample in stream.images[0] for part in (sample.structure, *sample.content, sample.row)]

@@ -1,6 +1,6 @@
-"""One strategy learns one stream with one seed: train, evaluate, store, record; interrupted anywhere, it goes on.
+"""One trial: a strategy learns a stream with one seed (train, evaluate, store, record) and resumes after a stop.
 
-A run's state is its checkpoint, with every figure so far.
+The state of a trial is its checkpoint, which holds every figure so far.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from repmode_cl.benchmark.artifacts import write_gates, write_predictions
+from repmode_cl.benchmark.artifacts import write_gate_weights, write_predictions
 from repmode_cl.benchmark.shared_base import SharedBase, base_folder
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample, digest_of
@@ -24,7 +24,8 @@ from repmode_cl.errors import ModelError
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.results.learning_curves import write_curve
+from repmode_cl.results.gates import GATES
+from repmode_cl.results.learning_curves import CURVE, write_curve
 from repmode_cl.results.results_table import BASE, Result
 from repmode_cl.results.trial_record import Trial
 from repmode_cl.scenarios import StreamVariant, stream_of_samples, task_labels
@@ -45,7 +46,7 @@ __all__ = ["TrialRun"]
 
 
 class TrialRun:
-    """One strategy with one stream and one seed.
+    """Learning of one stream by one strategy with one seed.
 
     Parameters
     ----------
@@ -58,15 +59,15 @@ class TrialRun:
     samples
         Prepared images of all structures.
     stream
-        What arrives when.
+        The structures of each experience, in the order in which they arrive.
     folder
-        The run's folder; this one's is `TrialRun.folder` below it.
+        The run's folder; the trial's is `TrialRun.folder`.
     precision
-        What the run's precision was resolved to; ``None`` resolves it here.
+        The run's precision; ``None`` resolves it here.
     name
-        The stream's name; ``""`` where there is one alone.
+        The stream's name; ``""`` in a run of one stream.
     base_name
-        Name of the first stream that begins with the same structures, whose base is shared.
+        Name of the first stream that starts with the same structures, whose base is shared.
     """
 
     def __init__(
@@ -84,9 +85,9 @@ class TrialRun:
     ) -> None:
         self.config, self.options, self.seed = config, strategy, seed
         self.title = strategy.title
-        self.unit = Trial(self.title, name, seed)
+        self.trial = Trial(self.title, name, seed)
         self.run_folder = folder
-        self.folder = folder / self.unit.folder
+        self.folder = folder / self.trial.folder
         kind = strategy_class(strategy)
         training = config.training
         groups, self.done_after = kind.regroup(stream.experiences, strategy)
@@ -117,51 +118,51 @@ class TrialRun:
         self.rows: list[Result] = []
         self.bit_identical: bool | None = None
 
-    # -- the run ------------------------------------------------------------------------------------------------
+    # -- learning -----------------------------------------------------------------------------------------------
 
     def run(self) -> list[Result]:
         """Learn the whole stream, from the last checkpoint if there is one, and return every figure."""
-        with self._at_work(self.folder) as (events, checkpoint):
+        with self._resumed(self.folder) as (logger, checkpoint):
             for number in range(self.strategy.progress.experience, len(self.stream.experiences)):
-                self._learn(number, events, checkpoint)
+                self._learn(number, logger, checkpoint)
             self._finish()
-            parameters = hyper_parameters(self.config, self.options, self.seed, self.unit.stream)
-            events.finished(self.strategy, parameters, self.rows)
+            parameters = hyper_parameters(self.config, self.options, self.seed, self.trial.stream)
+            logger.finished(self.strategy, parameters, self.rows)
         return self.rows
 
     def learn_base(self) -> None:
-        """Learn the first experience alone, from the last checkpoint if there is one, and keep it for others."""
+        """Learn only the first experience, from the last checkpoint if there is one, and store it for others."""
         if self.base is None:
-            raise ValueError(f"{self.title} begins with a base of its own")
+            raise ValueError(f"{self.title} shares no base")
         if self.base.trained:
             return
-        with self._at_work(self.base.folder / "training"):
+        with self._resumed(self.base.folder / "training"):
             self._train(0)
-            self.base.give(self.strategy, self.memory.highest)
+            self.base.save(self.strategy, self.memory.highest)
 
     @contextmanager
-    def _at_work(self, folder: Path) -> Iterator[tuple[TensorBoardLogger, StrategyCheckpoint]]:
-        """Bring the strategy to its last checkpoint in `folder`, and leave the caller's random numbers alone."""
+    def _resumed(self, folder: Path) -> Iterator[tuple[TensorBoardLogger, StrategyCheckpoint]]:
+        """Resume the strategy from its checkpoint in `folder`; restore the caller's random state at the end."""
         folder.mkdir(parents=True, exist_ok=True)
         before = random_state()
-        events = TensorBoardLogger(folder / "tensorboard")
-        checkpoint = StrategyCheckpoint(folder / "checkpoint", self._kept)
+        logger = TensorBoardLogger(folder / "tensorboard")
+        checkpoint = StrategyCheckpoint(folder / "checkpoint", self._checkpoint_extra)
         try:
-            kept = checkpoint.resume(self.strategy)
-            if kept is not None:
-                self.rows = [Result(*row) for row in kept["rows"]]
-                self._go_on_measuring(kept["memory"])
+            extra = checkpoint.resume(self.strategy)
+            if extra is not None:
+                self.rows = [Result(*row) for row in extra["rows"]]
+                self._resume_memory(extra["memory"])
             self.strategy.aside = self.memory.paused
-            events.begin(self.strategy)
-            self.strategy.listeners += [events.after_step, checkpoint.after_step]
-            self.strategy.on_validation += [events.after_validation, checkpoint.save]
-            yield events, checkpoint
+            logger.begin(self.strategy)
+            self.strategy.listeners += [logger.after_step, checkpoint.after_step]
+            self.strategy.on_validation += [logger.after_validation, checkpoint.save]
+            yield logger, checkpoint
         finally:
-            events.close()
+            logger.close()
             set_random_state(before)
 
-    def _go_on_measuring(self, memory: int | None) -> None:
-        """Go on with the memory found before an interruption; if not all of it is measured, leave it out."""
+    def _resume_memory(self, memory: int | None) -> None:
+        """Continue from the peak memory before an interruption; leave it out if not all of it was measured."""
         if memory is None:
             self.memory.give_up()
         if self.memory.measures:
@@ -169,19 +170,19 @@ class TrialRun:
         else:
             self.rows = [row for row in self.rows if row.metric != "peak_memory_bytes"]
 
-    def _kept(self) -> dict[str, Any]:
+    def _checkpoint_extra(self) -> dict[str, Any]:
         return {"rows": [list(row) for row in self.rows], "memory": self.memory.look()}
 
-    def _learn(self, number: int, events: TensorBoardLogger, checkpoint: StrategyCheckpoint) -> None:
+    def _learn(self, number: int, logger: TensorBoardLogger, checkpoint: StrategyCheckpoint) -> None:
         strategy, step = self.strategy, self.done_after[number]
-        known = set(strategy.network.state_dict()) if number else set()
-        if not (number == 0 and not strategy.progress.step and self._take_base()):
+        before = set(strategy.network.state_dict()) if number else set()
+        if not (number == 0 and not strategy.progress.step and self._load_base()):
             self._train(number)
             if number == 0 and self.base is not None and not self.base.trained:
-                self.base.give(strategy, self.memory.highest)
-        # Alike whether the base was trained or taken.
+                self.base.save(strategy, self.memory.highest)
+        # The same whether the base was trained here or loaded.
         _seed(self.seed, number, "after")
-        # What a strategy makes of what it learned, such as importances, is part of learning it.
+        # Work after training, such as computing importances, is part of learning.
         with self.memory:
             began, began_cpu = time.perf_counter(), time.process_time()
             strategy.after_experience(number)
@@ -189,51 +190,51 @@ class TrialRun:
                 torch.cuda.synchronize(strategy.device)
             strategy.progress.seconds += time.perf_counter() - began
             strategy.progress.cpu_seconds += time.process_time() - began_cpu
-        self._cost(number, [name for name in strategy.network.state_dict() if name not in known])
+        self._add_costs(number, [name for name in strategy.network.state_dict() if name not in before])
         if number + 1 == len(self.stream.experiences) or self.done_after[number + 1] > step:
-            with task(f"{self.unit}: evaluating after step {step}"):
+            with task(f"{self.trial}: evaluating after step {step}"):
                 figures = strategy.evaluate(self.stream.known_after(number))
-            events.after_experience(strategy, figures)
+            logger.after_experience(strategy, figures)
             for structure, metrics in figures.items():
                 self.rows += [self._row(step, structure, metric, value) for metric, value in metrics.items()]
         self._store(number)
         strategy.progress = TrainingProgress(number + 1, curve=strategy.progress.curve)
         self.memory.restart()
-        # Before the checkpoint, which says that this experience is done.
-        write_curve(self.folder / "learning.csv", self._curve())
+        # Before the checkpoint, which records that this experience is done.
+        write_curve(self.folder / CURVE, self._curve())
         checkpoint.save(strategy)
 
     def _train(self, number: int) -> None:
         progress = self.strategy.progress
         if not progress.step:
-            # So that nothing depends on what this process did before, or on whether it is another's base.
+            # So that nothing depends on what this process did before, or on which strategy trains the base.
             _seed(self.seed, number)
-        what = f"{self.unit}: {' + '.join(self.stream.experiences[number])}"
-        with task(what, total=self.strategy.budget_for(number).steps) as bar, self.memory:
+        description = f"{self.trial}: {' + '.join(self.stream.experiences[number])}"
+        with task(description, total=self.strategy.budget_for(number).steps) as bar, self.memory:
             bar.update(completed=progress.step)
             self.strategy.bar = bar
             self.strategy.train(self.stream.train[number], eval_streams=[])
             self.strategy.bar = None
 
-    def _take_base(self) -> bool:
-        return self.base is not None and self.base.take(self.strategy, self.memory)
+    def _load_base(self) -> bool:
+        return self.base is not None and self.base.load(self.strategy, self.memory)
 
     def _finish(self) -> None:
-        write_predictions(self.folder / "predictions", self.strategy, self.stream)
+        write_predictions(self.folder, self.strategy, self.stream)
         network = self.strategy.network
         if isinstance(network, RepModeUNet):
-            write_gates(self.folder / "gates.json", network)
-        # There is none where the base diverged.
+            write_gate_weights(self.folder / GATES, network)
+        # There is no model where the base diverged.
         if self.strategy.stores_model and (self.folder / "model" / "registry.json").exists():
             report = Model.open(self.folder / "model").verify()
             if not report.ok:
                 raise ModelError(
                     f"{self.folder / 'model'}: a stored structure changed during the run: {report}"
                 )
-            self.bit_identical = report.bit_identical and not self._drift()
+            self.bit_identical = report.bit_identical and not self._figures_drifted()
 
-    def _drift(self) -> bool:
-        """Tell whether any figure of a structure changed but for its being learned again."""
+    def _figures_drifted(self) -> bool:
+        """Return whether any figure of a structure changed other than by learning that structure again."""
         learned = {
             (step, name)
             for step, names in zip(self.done_after, self.stream.experiences, strict=True)
@@ -253,9 +254,9 @@ class TrialRun:
     # -- figures ------------------------------------------------------------------------------------------------
 
     def _row(self, step: int, structure: str, metric: str, value: float) -> Result:
-        return Result(self.title, self.seed, step, structure, metric, float(value), self.unit.stream)
+        return Result(self.title, self.seed, step, structure, metric, float(value), self.trial.stream)
 
-    def _cost(self, number: int, added: list[str]) -> None:
+    def _add_costs(self, number: int, added: list[str]) -> None:
         names, progress = self.stream.experiences[number], self.strategy.progress
         parameters, size = parameter_bytes(self.strategy.network, added)
         structure = names[0] if len(names) == 1 else BASE
@@ -280,10 +281,10 @@ class TrialRun:
     # -- storing ------------------------------------------------------------------------------------------------
 
     def _store(self, number: int) -> None:
-        """Keep the model of our own strategy as users' models are kept; storing checks that nothing old changed."""
+        """Store the model of our own strategy as users' models are stored; that checks that nothing old changed."""
         network = self.strategy.network
-        # What diverged is no model: its figures say so, and neither it nor what comes after it is kept.
-        if not self.strategy.stores_model or not _finite(network):
+        # A network that diverged is no model: its figures show it, and neither it nor its successors are stored.
+        if not self.strategy.stores_model or not _is_finite(network):
             return
         path, names = self.folder / "model", self.stream.experiences[number]
         held_out = [s for s in self.samples if s.structure in names and s.split != "train"]
@@ -296,7 +297,7 @@ class TrialRun:
         )
         metrics: dict[str, dict[str, float]] = {name: {} for name in names}
         for row in self.rows:
-            # A figure that is not finite (the correlation of a constant prediction) says nothing of a model.
+            # A figure that is not finite (the correlation of a constant prediction) does not describe a model.
             if row.structure in names and row.metric in HIGHER_IS_BETTER and math.isfinite(row.value):
                 metrics[row.structure][row.metric] = row.value
         if not (path / "registry.json").exists():
@@ -306,17 +307,17 @@ class TrialRun:
         for name in names:
             times = sum(name in group for group in self.stream.experiences[: number + 1])
             versions = sum(change.structure == name for change in model.history)
-            # As many as it came: this is after an interruption between storing and the checkpoint.
+            # As many as its arrivals: the trial was interrupted between storing and the checkpoint.
             if name not in model.base_structures and versions < times:
                 model.add(name, network, provenance=provenance, metrics=metrics[name], replace=times > 1)
 
 
-def _finite(network: torch.nn.Module) -> bool:
+def _is_finite(network: torch.nn.Module) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
 
 
 def _seed(*parts: int | str) -> None:
-    """Set all random number generators to what `parts` alone decide."""
+    """Seed all random number generators from `parts`."""
     digest = digest_of("benchmark", *parts)
     random.seed(digest)
     np.random.seed(np.frombuffer(digest, "<u4"))

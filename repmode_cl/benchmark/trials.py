@@ -1,7 +1,7 @@
-"""What a benchmark consists of: one strategy learning one stream with one seed, and the bases that they share.
+"""Trials of a benchmark (one strategy, one stream, one seed), the bases that they share, and their results together.
 
-Each leaves its figures in its own folder, whole, and says last that it is finished: a benchmark's tables are made of
-what is finished, whichever process, machine or day it was.
+A trial writes its figures to its own folder, and last that it is finished. A benchmark's tables are made of the
+finished trials, whichever process, machine or day they ran in.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from repmode_cl.results.trial_record import OUTCOME, Trial, TrialOutcome, read_o
 from repmode_cl.scenarios import StreamVariant
 from repmode_cl.utils.atomic_files import sha256_file
 
-__all__ = ["BaseTrial", "base_stream", "collect_results", "trials_of"]
+__all__ = ["trials_of", "BaseTrial", "base_stream", "collect_results"]
 
 
 class BaseTrial(NamedTuple):
-    """A base that several strategies begin with, trained before them."""
+    """A base that several strategies start from, trained before them."""
 
     key: str
     """`StructureStrategy.base_key`."""
@@ -33,7 +33,7 @@ class BaseTrial(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Its folder below that of the whole run."""
+        """Its folder, relative to the run's folder."""
         return base_folder(self.key, self.stream, self.seed)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class BaseTrial(NamedTuple):
 
 
 def trials_of(config: Config, streams: Iterable[str]) -> list[Trial]:
-    """Return all units in the order in which they run where they run one after another, and stand in tables."""
+    """Return all trials in the order in which they run one after another, which is that of the tables."""
     streams = list(streams)
     return [
         Trial(options.title, stream, seed)
@@ -52,40 +52,45 @@ def trials_of(config: Config, streams: Iterable[str]) -> list[Trial]:
 
 
 def base_stream(streams: Mapping[str, StreamVariant], name: str) -> str:
-    """Return the first stream that begins with the same structures: strategies share bases over streams too."""
+    """Return the first stream that starts with the same structures: strategies share bases over streams too."""
     first = streams[name].experiences[0]
     return next(other for other, variant in streams.items() if variant.experiences[0] == first)
 
 
-def collect_results(folder: Path, units: Iterable[Trial]) -> tuple[ResultsTable, dict[Trial, TrialOutcome]]:
-    """Read what the units of a run have come to.
+def collect_results(folder: Path, trials: Iterable[Trial]) -> tuple[ResultsTable, dict[Trial, TrialOutcome]]:
+    """Read the outcomes of a run's trials, and the figures of those that are finished.
 
     Parameters
     ----------
     folder
-        The run's.
-    units
-        In the order in which their figures are to stand.
+        The run's folder.
+    trials
+        Trials, in the order of their figures in the table.
 
     Returns
     -------
     ResultsTable
-        Figures of the finished ones.
+        Figures of the finished trials.
     dict
-        How each ended that did.
+        Outcome of each trial that has ended.
+
+    Raises
+    ------
+    RepmodeError
+        If the figures of a finished trial are not those that it wrote.
     """
     results, outcomes = ResultsTable(), {}
-    for unit in units:
-        outcome = read_outcome(folder / unit.folder)
+    for trial in trials:
+        outcome = read_outcome(folder / trial.folder)
         if outcome is None:
             continue
-        outcomes[unit] = outcome
+        outcomes[trial] = outcome
         if outcome.finished:
-            path = folder / unit.folder / "results.csv"
+            path = folder / trial.folder / "results.csv"
             if outcome.results is not None and sha256_file(path) != outcome.results:
                 raise RepmodeError(
                     f"{path}: is not what was measured, but cut off or changed: remove {path.with_name(OUTCOME)}, and "
-                    "--resume does the unit again from its last checkpoint"
+                    "--resume runs the trial again from its last checkpoint"
                 )
             for row in ResultsTable.read(path):
                 results.append(*Result(*row))

@@ -1,4 +1,4 @@
-"""What every process that works at a benchmark must know, in one file of the run's folder."""
+"""Facts that every process of a benchmark needs, in one file of the run's folder."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from repmode_cl.utils.devices import resolve_device
 
 __all__ = ["WorkerContext"]
 
+#: Name of the file in the run's folder.
 FILE = "work.json"
+
+#: Fields of a sample that are paths.
 _PATHS = ("signal", "target", "mask")
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """A benchmark that is being worked at.
+    """A benchmark, as its processes see it.
 
     Attributes
     ----------
     folder
-        The run's.
+        The run's folder.
     config
         The whole configuration.
     streams
-        What arrives when, by name.
+        Streams by name.
     samples
         Prepared images of all structures.
     precision
-        What the setting, which may be "auto", came to.
+        The precision that the setting, which may be "auto", was resolved to.
     threads
-        Of torch: sums are taken in another order with another number.
+        Threads of torch; another number would sum in another order.
     """
 
     folder: Path
@@ -50,7 +53,7 @@ class WorkerContext:
     threads: int
 
     def save(self) -> None:
-        """Write it for other processes."""
+        """Write it to the run's folder, for other processes."""
         value = {
             "config": dump_config(self.config),
             "streams": {
@@ -92,8 +95,8 @@ def _sample_values(sample: Sample) -> dict[str, Any]:
 
 def _sample(values: Mapping[str, Any]) -> Sample:
     # JSON has no tuples, and a sample no lists: those could not be hashed.
-    held: dict[str, Any] = {
+    fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
-    held |= {key: None if held[key] is None else Path(held[key]) for key in _PATHS}
-    return Sample(**held)
+    fields |= {key: None if fields[key] is None else Path(fields[key]) for key in _PATHS}
+    return Sample(**fields)

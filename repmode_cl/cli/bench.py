@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,6 @@ from repmode_cl.cli.report import show_results
 
 __all__ = ["bench"]
 
-#: Where a run lists the rows it does without: `repmode_cl.benchmark.run.LEFT_OUT`.
-LEFT_OUT = "left_out.csv"
 #: Left-out rows printed at most.
 _LISTED = 50
 
@@ -106,13 +103,14 @@ def bench(
 
 def _tell_left(folder: Path) -> None:
     """Print which rows of the manifest the run does without."""
-    path = folder / LEFT_OUT
-    if not path.exists():
+    from repmode_cl.results.left_out import LEFT_OUT, read_left_out
+
+    rows = read_left_out(folder)
+    if not rows:
         return
-    with path.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    path = folder / LEFT_OUT
     typer.echo(f"left out {len(rows)} row{'' if len(rows) == 1 else 's'} of the manifest ({path}):", err=True)
-    for row in rows[:_LISTED]:
-        typer.echo(f"  line {row['line']}: {row['reason']}", err=True)
+    for line, reason in rows[:_LISTED]:
+        typer.echo(f"  line {line}: {reason}", err=True)
     if len(rows) > _LISTED:
         typer.echo(f"  and {len(rows) - _LISTED} more", err=True)

@@ -1,17 +1,21 @@
-"""How fast a structure was learned: the area under its validation curve."""
+"""Area under a validation curve: a measure of how fast a structure was learned."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.results.run_info import RunInfo, Unit, unit_folder
+from repmode_cl.results.learning_curves import CURVE, read_curve
+from repmode_cl.results.run_info import RunInfo
+from repmode_cl.results.trial_record import Trial
 
-__all__ = ["Areas", "area_under_curve", "learning_areas", "read_areas"]
+__all__ = ["area_under_curve", "learning_areas", "read_areas", "Areas"]
+
+#: Trial -> (experience, structure) -> area under the validation curve.
+Areas = dict[Trial, dict[tuple[int, str], float]]
 
 
 def area_under_curve(points: Iterable[tuple[float, float]], budget: float | None = None) -> float:
@@ -64,7 +68,7 @@ def area_under_curve(points: Iterable[tuple[float, float]], budget: float | None
 def learning_areas(
     curve: Iterable[Mapping[str, Any]], metric: str = "r2", budgets: Mapping[int, float] | None = None
 ) -> dict[tuple[int, str], float]:
-    """Return the area under each validation curve of one run.
+    """Return the area under each validation curve of one trial.
 
     Parameters
     ----------
@@ -85,18 +89,14 @@ def learning_areas(
         if row["metric"] == metric:
             key = (int(row["experience"]), str(row["structure"]))
             points.setdefault(key, []).append((float(row["train_step"]), float(row["value"])))
-    return {key: area_under_curve(found, (budgets or {}).get(key[0])) for key, found in points.items()}
-
-
-#: (title, stream, seed) -> (experience, structure) -> area under the validation curve.
-Areas = dict[Unit, dict[tuple[int, str], float]]
+    return {key: area_under_curve(one, (budgets or {}).get(key[0])) for key, one in points.items()}
 
 
 def read_areas(run_dir: str | Path, info: RunInfo, metric: str = "r2") -> Areas:
-    """Read the validation curves of all finished runs and return the areas under them.
+    """Read the validation curves of all finished trials and return the areas under them.
 
-    Each over the whole budget of its experience, also where training stopped before that: what was reached then
-    stands for the rest. Runs without a curve are left out.
+    Each is taken over the whole budget of its experience. Where training stopped before that, the last value stands
+    for the rest. Trials without a curve are left out.
 
     Raises
     ------
@@ -104,15 +104,14 @@ def read_areas(run_dir: str | Path, info: RunInfo, metric: str = "r2") -> Areas:
         If a learning.csv has another form; the message names it.
     """
     areas: Areas = {}
-    for unit in sorted(info.finished):
-        path = Path(run_dir) / unit_folder(*unit) / "learning.csv"
+    for trial in sorted(info.finished):
+        path = Path(run_dir) / trial.folder / CURVE
         if not path.exists():
             continue
         try:
-            with path.open(encoding="utf-8", newline="") as handle:
-                rows = list(csv.DictReader(handle))
-            areas[unit] = learning_areas(rows, metric, _budgets(rows, unit, info))
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            rows = read_curve(path)
+            areas[trial] = learning_areas(rows, metric, _budgets(rows, trial, info))
+        except (OSError, KeyError, ValueError) as error:
             raise RepmodeError(
                 f"{path}: is no table of experience, structure, train_step, metric, value "
                 f"({type(error).__name__}: {error}); `repmode-cl bench` writes it: remove it to do without this curve"
@@ -120,15 +119,14 @@ def read_areas(run_dir: str | Path, info: RunInfo, metric: str = "r2") -> Areas:
     return areas
 
 
-def _budgets(rows: Sequence[Mapping[str, str]], unit: Unit, info: RunInfo) -> dict[int, float]:
+def _budgets(rows: Sequence[Mapping[str, Any]], trial: Trial, info: RunInfo) -> dict[int, float]:
     """Return the steps of each experience: of one structure those of the configuration, else those trained."""
-    title, stream, _ = unit
-    options = info.options.get(title) or {}
+    options = info.options.get(trial.title) or {}
     budgets: dict[int, float] = {}
     for row in rows:
-        step = int(row["experience"])
+        step = row["experience"]
         budgets[step] = max(budgets.get(step, 0.0), float(row["train_step"]))
-    for step, names in enumerate(info.streams[stream]):
+    for step, names in enumerate(info.streams[trial.stream]):
         own = options.get("steps") if step else None
         # Without options, in files of the first form, a strategy's own number of steps is not known.
         given = own or (info.steps if options and len(names) == 1 else None)

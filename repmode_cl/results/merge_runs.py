@@ -1,12 +1,12 @@
-"""Several runs of one configuration, made at different times or places, become one to report on."""
+"""Merging of several runs of one configuration, made at different times or places, into one to report on."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,36 @@ from repmode_cl.config.diff import GROWS, NO_RESULT, first_difference
 from repmode_cl.config.load import dump_config
 from repmode_cl.errors import RepmodeError
 from repmode_cl.metrics import HIGHER_IS_BETTER
+from repmode_cl.results.gates import GATES
+from repmode_cl.results.learning_curves import CURVE
 from repmode_cl.results.results_table import Result, ResultsTable
-from repmode_cl.results.run_info import RunInfo, Unit, read_run_info, unit_folder
+from repmode_cl.results.run_info import RUN_FILE, RunInfo, read_run_info, write_run_info
+from repmode_cl.results.trial_record import OUTCOME, Trial
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK, read_json, write_text
 
 __all__ = ["merge_runs"]
 
-#: What is copied of a unit: all that tables and page are made of, and how it ended.
-_FILES = ("results.csv", "unit.json", "learning.csv", "gates.json")
+#: Files of a trial that are copied: all that tables and page are made of, and how it ended.
+_FILES = ("results.csv", OUTCOME, CURVE, GATES)
 
 #: A run's only stream: what arrives, and the images that each arrival is limited to.
-_Only = tuple[tuple[tuple[str, ...], ...], int | None]
+_OnlyStream = tuple[tuple[tuple[str, ...], ...], int | None]
 
 
 @dataclass(frozen=True)
 class _Source:
+    """A run to merge."""
+
     folder: Path
     info: RunInfo
-    document: Mapping[str, Any]
-    """run.json as it is."""
     config: Config
     results: ResultsTable
-    names: Mapping[str, str]
-    """Streams' names in it -> in what becomes of it."""
+    stream_names: Mapping[str, str]
+    """Name of a stream in it -> name in the merged run."""
+
+    def renamed(self, trial: Trial) -> Trial:
+        """Return one of its trials as the merged run names it."""
+        return trial._replace(stream=self.stream_names[trial.stream])
 
 
 def merge_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -47,10 +54,10 @@ def merge_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
     Parameters
     ----------
     folders
-        Runs whose configurations differ in nothing that counts: seeds, strategies, streams, name and output may be
-        others in each.
+        Runs whose configurations differ in nothing that counts: seeds, strategies, streams, name and output may
+        differ.
     out
-        A folder that does not exist, is empty, or was merged before and is made anew.
+        A folder that does not exist, is empty, or was merged before; one that was merged before is replaced.
 
     Returns
     -------
@@ -61,42 +68,42 @@ def merge_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
     Raises
     ------
     RepmodeError
-        If a folder is no run, two differ in what counts (the message names the key), the same unit (strategy, stream,
-        seed) has other figures in two of them, or `out` holds something else. Of a unit that is in several runs with
-        the same figures the first is taken: seconds and memory may differ.
+        If a folder is no run, two differ in what counts (the message names the key), the same trial (strategy, stream,
+        seed) has other figures in two of them, or `out` holds something else. Of a trial that is in several runs with
+        the same figures the first is copied: seconds and memory may differ.
     """
     out = Path(out)
     _check_out(out, [Path(folder) for folder in folders])
-    sources = _named([_read(Path(folder)) for folder in folders])
+    sources = _with_stream_names([_read(Path(folder)) for folder in folders])
     for first, other in combinations(sources, 2):
-        _check_alike(first, other)
-    # Beside, so that what was there stays whole until the new is.
-    beside = out.with_name(f"{out.name}{TEMPORARY_MARK}merged")
-    if beside.exists():
-        shutil.rmtree(beside)
-    beside.mkdir(parents=True)
+        _check_compatible(first, other)
+    # In a temporary folder, so that what was there stays whole until the new run is.
+    temporary = out.with_name(f"{out.name}{TEMPORARY_MARK}merged")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
     results = ResultsTable()
-    finished: dict[Unit, _Source] = {}
+    merged: dict[Trial, _Source] = {}
     for source in sources:
-        for unit in _units(source):
-            renamed = (unit[0], source.names[unit[1]], unit[2])
-            rows = [row._replace(stream=renamed[1]) for row in _rows(source.results, unit)]
-            if renamed in finished:
-                _check_equal(renamed, rows, _rows(results, renamed), source, finished[renamed])
+        for trial in _finished_trials(source):
+            renamed = source.renamed(trial)
+            rows = [row._replace(stream=renamed.stream) for row in _rows(source.results, trial)]
+            if renamed in merged:
+                _check_equal(renamed, rows, _rows(results, renamed), source, merged[renamed])
                 continue
-            finished[renamed] = source
+            merged[renamed] = source
             for row in rows:
                 results.append(*row)
-            _copy(source.folder / unit_folder(*unit), beside / unit_folder(*renamed), rows)
-    results.write(beside / "results.csv")
-    write_text(beside / "run.json", json.dumps(_describe(sources, finished), indent=2) + "\n")
-    write_text(beside / "config.yaml", dump_config(_config(sources, out)))
+            _copy(source.folder / trial.folder, temporary / renamed.folder, rows)
+    results.write(temporary / "results.csv")
+    write_run_info(temporary, _merged_info(sources, merged))
+    write_text(temporary / "config.yaml", dump_config(_merged_config(sources, out)))
     environment = sources[0].folder / "environment.json"
     if environment.exists():
-        shutil.copy2(environment, beside / "environment.json")
+        shutil.copy2(environment, temporary / "environment.json")
     if out.exists():
         shutil.rmtree(out)
-    beside.replace(out)
+    temporary.replace(out)
     return out
 
 
@@ -105,7 +112,7 @@ def _check_out(out: Path, folders: Sequence[Path]) -> None:
         raise RepmodeError(f"{out} is one of the runs to merge: name another folder with --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    path = out / "run.json"
+    path = out / RUN_FILE
     if not path.is_file() or "merged" not in json.loads(path.read_text(encoding="utf-8")):
         raise RepmodeError(f"{out} holds something that was not merged: name a folder that is not there yet")
 
@@ -119,33 +126,31 @@ def _read(folder: Path) -> _Source:
         raise RepmodeError(
             f"{path}: cannot be read ({error.strerror}), so what the run did is not known"
         ) from error
-    document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    config = parse_config(text, str(path))
-    return _Source(folder, info, document, config, ResultsTable.read(folder / "results.csv"), {})
+    return _Source(folder, info, parse_config(text, str(path)), ResultsTable.read(folder / "results.csv"), {})
 
 
-def _named(sources: list[_Source]) -> list[_Source]:
+def _with_stream_names(sources: list[_Source]) -> list[_Source]:
     """Name the runs' only streams after their folders where they differ: a name stands for one stream."""
-    first: dict[_Only, Path] = {}
+    first: dict[_OnlyStream, Path] = {}
     for source in sources:
         if "" in source.info.streams:
-            first.setdefault(_only(source), source.folder.resolve())
-    titles = dict(zip(first, _distinct(list(first.values())), strict=True))
+            first.setdefault(_only_stream(source), source.folder.resolve())
+    titles = dict(zip(first, _distinct_names(list(first.values())), strict=True))
     differ = len(first) > 1 or any("" not in source.info.streams for source in sources)
-    named = []
+    renamed = []
     for source in sources:
         names = {name: name for name in source.info.streams}
         if "" in names and differ:
-            names[""] = titles[_only(source)]
-        named.append(_Source(**{**vars(source), "names": names}))
-    return named
+            names[""] = titles[_only_stream(source)]
+        renamed.append(replace(source, stream_names=names))
+    return renamed
 
 
-def _only(source: _Source) -> _Only:
-    return source.info.streams[""], _images(source)
+def _only_stream(source: _Source) -> _OnlyStream:
+    return source.info.streams[""], _image_limit(source)
 
 
-def _distinct(folders: Sequence[Path]) -> list[str]:
+def _distinct_names(folders: Sequence[Path]) -> list[str]:
     """Name folders by as many of their last parts as tell them apart."""
     most = max((len(folder.parts) for folder in folders), default=0)
     names: list[str] = []
@@ -157,74 +162,68 @@ def _distinct(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _check_alike(first: _Source, other: _Source) -> None:
-    # Which streams they have is compared by what arrives, not by how that was said.
+def _check_compatible(first: _Source, other: _Source) -> None:
+    refusal = f"{first.folder} and {other.folder} cannot be merged"
+    # Which streams they have is compared by what arrives, not by how the configuration names it.
     difference = first_difference(first.config, other.config, NO_RESULT | GROWS | {"stream"})
     if difference is not None:
-        raise RepmodeError(f"{first.folder} and {other.folder} cannot be merged: {difference}")
-    mine = {first.names[name]: (found, _images(first)) for name, found in first.info.streams.items()}
+        raise RepmodeError(f"{refusal}: {difference}")
+    streams = {
+        first.stream_names[name]: (experiences, _image_limit(first))
+        for name, experiences in first.info.streams.items()
+    }
     for name, experiences in other.info.streams.items():
-        theirs = (experiences, _images(other))
-        if mine.get(other.names[name], theirs) != theirs:
+        stream = (experiences, _image_limit(other))
+        if streams.get(other.stream_names[name], stream) != stream:
+            raise RepmodeError(f"{refusal}: the stream {name!r} is not the same in both")
+    for structure in first.info.images.keys() & other.info.images.keys():
+        if first.info.images[structure] != other.info.images[structure]:
             raise RepmodeError(
-                f"{first.folder} and {other.folder} cannot be merged: the stream {name!r} is not the same in both"
-            )
-    before, now = (one.document.get("images", {}) for one in (first, other))
-    for structure in before.keys() & now.keys():
-        if before[structure] != now[structure]:
-            raise RepmodeError(
-                f"{first.folder} and {other.folder} cannot be merged: the images of {structure}, or their split, are "
-                "not the same in both"
+                f"{refusal}: the images of {structure}, or their split, are not the same in both"
             )
     formats = [_precision(one.folder) for one in (first, other)]
     if None not in formats and formats[0] != formats[1]:
-        raise RepmodeError(
-            f"{first.folder} and {other.folder} cannot be merged: training was in {formats[0]} and in {formats[1]}"
-        )
-    for title, entry in other.document["strategies"].items():
-        same = first.document["strategies"].get(title, entry)
-        if same.get("file_sha256") != entry.get("file_sha256"):
-            raise RepmodeError(
-                f"{first.folder} and {other.folder} cannot be merged: the file of the strategy {title} is not the "
-                "same in both"
-            )
+        raise RepmodeError(f"{refusal}: training was in {formats[0]} and in {formats[1]}")
+    for title, digest in other.info.file_digests.items():
+        if first.info.file_digests.get(title, digest) != digest:
+            raise RepmodeError(f"{refusal}: the file of the strategy {title} is not the same in both")
 
 
 def _precision(folder: Path) -> str | None:
-    """Return what training.precision, which may be auto, came to."""
+    """Return the format that training.precision, which may be auto, was resolved to."""
     path = folder / "environment.json"
     return read_json(path, "restore it").get("precision") if path.exists() else None
 
 
-def _images(source: _Source) -> int | None:
+def _image_limit(source: _Source) -> int | None:
     """Return how many images all streams of a run are limited to; where they differ in it, their names say so."""
     images = source.config.stream.images
     return None if isinstance(images, tuple) else images
 
 
-def _units(source: _Source) -> list[Unit]:
-    """Return what is finished, in the order of its figures."""
-    units = dict.fromkeys((row.strategy, row.stream, row.seed) for row in source.results)
-    return [unit for unit in units if unit in source.info.finished]
+def _finished_trials(source: _Source) -> list[Trial]:
+    """Return the finished trials, in the order of their figures."""
+    trials = dict.fromkeys(Trial(row.strategy, row.stream, row.seed) for row in source.results)
+    return [trial for trial in trials if trial in source.info.finished]
 
 
-def _rows(results: ResultsTable, unit: Unit) -> list[Result]:
-    return results.select(strategy=unit[0], stream=unit[1], seed=unit[2])
+def _rows(results: ResultsTable, trial: Trial) -> list[Result]:
+    return results.select(strategy=trial.title, stream=trial.stream, seed=trial.seed)
 
 
 def _check_equal(
-    unit: Unit, rows: Sequence[Result], before: Sequence[Result], source: _Source, other: _Source
+    trial: Trial, rows: Sequence[Result], before: Sequence[Result], source: _Source, other: _Source
 ) -> None:
-    def quality(found: Sequence[Result]) -> dict[Any, str]:
+    def quality(results: Sequence[Result]) -> dict[Any, str]:
         # As text, because NaN is not equal to itself.
-        return {row.key: repr(row.value) for row in found if row.metric in HIGHER_IS_BETTER}
+        return {row.key: repr(row.value) for row in results if row.metric in HIGHER_IS_BETTER}
 
     old, new = quality(before), quality(rows)
     for key in {**old, **new}:
         if old.get(key) != new.get(key):
-            title, stream, seed = unit
+            stream = f", {trial.stream}" if trial.stream else ""
             raise RepmodeError(
-                f"{title}{f', {stream}' if stream else ''}, seed {seed} is in {other.folder} and in {source.folder}, "
+                f"{trial.title}{stream}, seed {trial.seed} is in {other.folder} and in {source.folder}, "
                 f"with other figures ({key[-2]}, {key[-1]}: {old.get(key)} and {new.get(key)}): leave one of the two "
                 "out"
             )
@@ -236,14 +235,14 @@ def _copy(source: Path, target: Path, rows: Sequence[Result]) -> None:
         if (source / name).is_file():
             shutil.copy2(source / name, target / name)
     if (source / "predictions").is_dir():
-        # A file that a killed process left half-written is none of them.
+        # Without the files that a killed process left half-written.
         ignore = shutil.ignore_patterns(f"*{TEMPORARY_MARK}*")
         shutil.copytree(source / "predictions", target / "predictions", ignore=ignore)
     ResultsTable(rows).write(target / "results.csv")
 
 
-def _config(sources: Sequence[_Source], out: Path) -> Config:
-    """Return the first configuration with all strategies and seeds; its streams say what the first had."""
+def _merged_config(sources: Sequence[_Source], out: Path) -> Config:
+    """Return the first configuration with all strategies and seeds; its streams are those of the first."""
     strategies = {one.title: one for source in sources for one in source.config.strategies}
     seeds = dict.fromkeys(seed for source in sources for seed in source.config.seeds)
     return sources[0].config.model_copy(
@@ -256,40 +255,42 @@ def _config(sources: Sequence[_Source], out: Path) -> Config:
     )
 
 
-def _describe(sources: Sequence[_Source], finished: Mapping[Unit, _Source]) -> dict[str, Any]:
-    streams: dict[str, Any] = {}
-    strategies: dict[str, dict[str, Any]] = {}
+def _merged_info(sources: Sequence[_Source], finished: Collection[Trial]) -> RunInfo:
+    streams: dict[str, tuple[tuple[str, ...], ...]] = {}
+    failed: dict[Trial, str] = {}
     labels: dict[str, int] = {}
-    failed = []
     for source in sources:
         for name, experiences in source.info.streams.items():
-            streams.setdefault(source.names[name], [list(names) for names in experiences])
+            streams.setdefault(source.stream_names[name], experiences)
             for structure in (structure for names in experiences for structure in names):
                 labels.setdefault(structure, len(labels))
-        for title, entry in source.document["strategies"].items():
-            before = strategies.setdefault(title, dict(entry))
-            found = [
-                one for one in (before.get("bit_identical"), entry.get("bit_identical")) if one is not None
-            ]
-            before["bit_identical"] = all(found) if found else None
-        for (title, stream, seed), message in source.info.failed.items():
-            unit = (title, source.names[stream], seed)
-            if unit not in finished:
-                failed.append([*unit, message])
+        for trial, message in source.info.failed.items():
+            if source.renamed(trial) not in finished:
+                failed[source.renamed(trial)] = message
     infos = [source.info for source in sources]
-    return {
-        "version": 2,
-        "merged": [str(source.folder) for source in sources],
-        "streams": streams,
-        "strategies": strategies,
-        "seeds": list(dict.fromkeys(seed for info in infos for seed in info.seeds)),
-        "steps": sources[0].config.training.steps,
-        "images": {
-            name: images for source in sources for name, images in source.document.get("images", {}).items()
-        },
-        "multi_net": next((info.multi_net for info in infos if info.multi_net is not None), None),
-        "joint": next((info.joint for info in infos if info.joint is not None), None),
-        "finished": [list(unit) for unit in finished],
-        "failed": failed,
-        "task_labels": labels,
-    }
+    titles = dict.fromkeys(title for info in infos for title in info.strategies)
+    # Of a strategy in several runs, the first says what it is.
+    first = {title: next(info for info in infos if title in info.strategies) for title in titles}
+    return RunInfo(
+        streams=streams,
+        strategies={title: info.strategies[title] for title, info in first.items()},
+        bit_identical={title: _all_identical(infos, title) for title in titles},
+        seeds=tuple(dict.fromkeys(seed for info in infos for seed in info.seeds)),
+        multi_net=next((info.multi_net for info in infos if info.multi_net is not None), None),
+        finished=frozenset(finished),
+        options={title: info.options[title] for title, info in first.items()},
+        joint=next((info.joint for info in infos if info.joint is not None), None),
+        failed=failed,
+        steps=sources[0].config.training.steps,
+        joint_titles=frozenset(title for title, info in first.items() if title in info.joint_titles),
+        file_digests={title: info.file_digests.get(title) for title, info in first.items()},
+        images={structure: digest for info in infos for structure, digest in info.images.items()},
+        task_labels=labels,
+        merged=tuple(str(source.folder) for source in sources),
+    )
+
+
+def _all_identical(infos: Sequence[RunInfo], title: str) -> bool | None:
+    """Return whether nothing changed in any run that checked the strategy; None where none did."""
+    checked = [flag for info in infos if (flag := info.bit_identical.get(title)) is not None]
+    return all(checked) if checked else None

@@ -1,4 +1,4 @@
-"""repmode_cl.results.predictions."""
+"""``predictions/<structure>.npz``: the volumes of one test image, as a trial or a comparison predicted it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.errors import RepmodeError
+from repmode_cl.utils.atomic_files import replacing
 
-__all__ = ["Prediction", "contrast", "read_prediction"]
+__all__ = ["Prediction", "contrast", "prediction_path", "read_prediction", "write_prediction"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,24 @@ class Prediction:
     prediction: NDArray[np.float32]
 
 
+def prediction_path(trial_folder: Path, structure: str) -> Path:
+    """Return the file of a structure's prediction in a trial's folder."""
+    return trial_folder / "predictions" / f"{structure}.npz"
+
+
+def write_prediction(path: Path, volumes: Prediction) -> None:
+    """Write the volumes as compressed float16."""
+    with replacing(path) as temporary, temporary.open("wb") as handle:
+        np.savez_compressed(
+            handle,
+            signal=volumes.signal.astype(np.float16),
+            target=volumes.target.astype(np.float16),
+            prediction=np.asarray(volumes.prediction, np.float16),
+        )
+
+
 def read_prediction(path: str | Path) -> Prediction:
-    """Read the volumes that a benchmark kept of one test image.
+    """Read the volumes that `write_prediction` wrote.
 
     Raises
     ------

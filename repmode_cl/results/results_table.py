@@ -1,6 +1,6 @@
-"""results.csv: the one file that every figure of a run is computed from.
+"""``results.csv``: the one file that every figure of a run is computed from.
 
-Long form, one number a line, so that it can be read by anything and grows while a run goes on. A value is
+It has the long form, one number a line: any program can read it, and it grows while a run goes on. A value is
 written so that it reads back as the very same float: a forgetting of exactly 0.0 stays exactly 0.0.
 """
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from repmode_cl.errors import RepmodeError
 from repmode_cl.utils.atomic_files import write_text
 
-__all__ = ["Result", "ResultsTable", "BASE", "COLUMNS", "COSTS"]
+__all__ = ["ResultsTable", "Result", "BASE", "COSTS", "COLUMNS"]
 
 #: Columns of results.csv, in order.
 COLUMNS = ("strategy", "stream", "seed", "step", "structure", "metric", "value")
@@ -28,7 +28,7 @@ OLD_COLUMNS = ("strategy", "seed", "step", "structure", "metric", "value")
 #: In cost rows, the "structure" of a base experience that learned several jointly.
 BASE = "base"
 
-#: Metrics that say what learning cost, with what they count. Processor seconds stay comparable where several runs
+#: Metrics of the cost of learning, with their meaning. Processor seconds stay comparable where several runs
 #: share a machine; wall-clock seconds do not.
 COSTS: Mapping[str, str] = MappingProxyType(
     {
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
     `step` is the number of the experience after which the model was evaluated (0 is the base). In rows of
     cost, `structure` is the one learned in that step (`BASE` for a joint base). `stream` is the name of the
-    stream, empty where a run has one alone.
+    stream, empty in a run of one stream.
     """
 
     strategy: str
@@ -77,15 +77,15 @@ class ResultsTable:
     Parameters
     ----------
     rows
-        Rows to begin with.
+        Its first rows.
     """
 
     def __init__(self, rows: Iterable[Result] = ()) -> None:
         self._rows: dict[Key, Result] = {}
-        # The same rows by (strategy, stream, seed), and by metric too: a report of hundreds of runs asks for one
+        # The same rows by (strategy, stream, seed), and by metric too: a report of hundreds of trials selects one
         # after the other.
-        self._units: dict[tuple[str, str, int], list[Result]] = {}
-        self._figures: dict[tuple[str, str, int, str], list[Result]] = {}
+        self._by_trial: dict[tuple[str, str, int], list[Result]] = {}
+        self._by_metric: dict[tuple[str, str, int, str], list[Result]] = {}
         for row in rows:
             self.append(*row)
 
@@ -108,11 +108,11 @@ class ResultsTable:
     @property
     def streams(self) -> tuple[str, ...]:
         """Names of the streams, in order of appearance; ``("",)`` for a run of one stream."""
-        return tuple(dict.fromkeys(stream for _, stream, _ in self._units))
+        return tuple(dict.fromkeys(stream for _, stream, _ in self._by_trial))
 
     def seeds(self, strategy: str, stream: str = "") -> tuple[int, ...]:
-        """Return the seeds that `strategy` has rows of in `stream`, in order of appearance."""
-        return tuple(seed for title, name, seed in self._units if (title, name) == (strategy, stream))
+        """Return the seeds of `strategy` in `stream`, in order of appearance."""
+        return tuple(seed for title, name, seed in self._by_trial if (title, name) == (strategy, stream))
 
     def append(
         self,
@@ -139,19 +139,19 @@ class ResultsTable:
 
     def _put(self, row: Result) -> None:
         self._rows[row.key] = row
-        unit = (row.strategy, row.stream, row.seed)
-        self._units.setdefault(unit, []).append(row)
-        self._figures.setdefault((*unit, row.metric), []).append(row)
+        trial = (row.strategy, row.stream, row.seed)
+        self._by_trial.setdefault(trial, []).append(row)
+        self._by_metric.setdefault((*trial, row.metric), []).append(row)
 
     def drop(self, strategy: str, seed: int, stream: str = "", *, from_step: int = 0) -> None:
-        """Remove what was measured of one run at `from_step` and later, to measure it again."""
-        kept = [
+        """Remove the rows of one trial at `from_step` and later, to measure them again."""
+        remaining = [
             row
             for row in self
             if (row.strategy, row.stream, row.seed) != (strategy, stream, seed) or row.step < from_step
         ]
-        self._rows, self._units, self._figures = {}, {}, {}
-        for row in kept:
+        self._rows, self._by_trial, self._by_metric = {}, {}, {}
+        for row in remaining:
             self._put(row)
 
     def merge(self, other: ResultsTable) -> None:
@@ -160,18 +160,18 @@ class ResultsTable:
         Raises
         ------
         RepmodeError
-            If a number is in both with different values; nothing was added then.
+            If a number is in both with different values; nothing is added then.
         """
         for row in other:
             # As text, because NaN (a constant prediction's correlation) is not equal to itself.
             if row.key in self._rows and repr(self._rows[row.key].value) != repr(row.value):
-                named = ", ".join(
+                number = ", ".join(
                     f"{column} {value!r}"
                     for column, value in zip(COLUMNS, row.key, strict=False)
                     if value != ""
                 )
                 raise RepmodeError(
-                    f"two tables hold another value of {named}: {self._rows[row.key].value!r} and {row.value!r}; "
+                    f"two tables hold different values of {number}: {self._rows[row.key].value!r} and {row.value!r}; "
                     "merge runs whose strategies, streams or seeds differ, or leave one of the two out"
                 )
         for row in other:
@@ -190,19 +190,19 @@ class ResultsTable:
     ) -> list[Result]:
         """Return the rows that agree with every argument given."""
         rows: Iterable[Result] = self
-        wanted = {"step": step, "structure": structure, "metric": metric}
+        values = {"step": step, "structure": structure, "metric": metric}
         if strategy is not None and stream is not None and seed is not None:
-            unit = (strategy, stream, seed)
-            rows = self._units.get(unit, ()) if metric is None else self._figures.get((*unit, metric), ())
-            del wanted["metric"]
+            trial = (strategy, stream, seed)
+            rows = (
+                self._by_trial.get(trial, ()) if metric is None else self._by_metric.get((*trial, metric), ())
+            )
+            del values["metric"]
         else:
-            wanted |= {"strategy": strategy, "stream": stream, "seed": seed}
-        asked = [(COLUMNS.index(column), want) for column, want in wanted.items() if want is not None]
-        return (
-            [row for row in rows if all(row.key[place] == want for place, want in asked)]
-            if asked
-            else [*rows]
-        )
+            values |= {"strategy": strategy, "stream": stream, "seed": seed}
+        filters = [(COLUMNS.index(column), value) for column, value in values.items() if value is not None]
+        if not filters:
+            return [*rows]
+        return [row for row in rows if all(row.key[column] == value for column, value in filters)]
 
     def write(self, path: str | Path) -> None:
         """Write all rows as CSV, whole or not at all."""

@@ -1,8 +1,7 @@
-"""Reading what a run's folder holds for the page, and saying what is not there instead of failing on it."""
+"""A run's folder read as a whole, with a note on everything that is missing instead of an error."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,32 +10,46 @@ from typing import Any
 
 import yaml
 
+from repmode_cl.results.gates import GATES, GateWeights, read_gates
+from repmode_cl.results.learning_curves import CURVE, read_curve
+from repmode_cl.results.predictions import prediction_path
 from repmode_cl.results.results_table import ResultsTable
-from repmode_cl.results.run_info import RunInfo, Unit, read_run_info, unit_folder
+from repmode_cl.results.run_info import RunInfo, read_run_info
+from repmode_cl.results.trial_record import Trial
 
-__all__ = ["LEFT_OUT", "Curve", "Run", "read_run"]
+__all__ = ["Run", "read_run", "Curve"]
 
 #: (metric, structure) -> (train step, value), ascending.
 Curve = Mapping[tuple[str, str], list[tuple[int, float]]]
 
-#: How many runs a note names one by one; more are counted.
+#: How many trials a note names one by one; more are counted.
 _NAMED = 6
 
 
 @dataclass
 class Run:
-    """Everything that the page is made of.
+    """Contents of a run's folder.
 
     Attributes
     ----------
+    folder
+        The folder.
+    info
+        Its run.json.
+    results
+        Its results.csv.
+    config, config_text
+        Its config.yaml, as values and as text.
+    environment
+        Its environment.json.
     curves
-        (strategy, stream, seed) -> validation curves.
+        Trial -> validation curves.
     gates
-        strategy -> structure -> block -> expert -> mean gate weight, of the first run that has them.
+        Title of the strategy -> gate weights, of its first trial that has them.
     predictions
-        structure -> strategy -> file of its volumes, of the first run that has one.
+        Structure -> title of the strategy -> file of its volumes, of the first trial that has one.
     notes
-        What was missing or could not be read.
+        Everything that was missing or could not be read.
     """
 
     folder: Path
@@ -45,8 +58,8 @@ class Run:
     config: dict[str, Any]
     config_text: str
     environment: dict[str, Any]
-    curves: dict[Unit, Curve] = field(default_factory=dict)
-    gates: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
+    curves: dict[Trial, Curve] = field(default_factory=dict)
+    gates: dict[str, GateWeights] = field(default_factory=dict)
     predictions: dict[str, dict[str, Path]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -80,61 +93,56 @@ def read_run(folder: str | Path) -> Run:
         environment if isinstance(environment, dict) else {},
         notes=notes,
     )
-    for title in info.strategies:
-        for stream in info.streams:
-            for seed in info.seeds:
-                _read_unit(run, (title, stream, seed))
+    for trial in _by_strategy(info):
+        _read_trial(run, trial)
     notes += _unfinished(info)
     return run
 
 
-def unit_text(unit: Unit) -> str:
-    """Return how a note names one run."""
-    title, stream, seed = unit
-    return f"{title}{f' on {stream}' if stream else ''} with seed {seed}"
+def _by_strategy(info: RunInfo) -> list[Trial]:
+    """Return all trials, those of one strategy together."""
+    return [
+        Trial(title, stream, seed)
+        for title in info.strategies
+        for stream in info.streams
+        for seed in info.seeds
+    ]
 
 
 def _unfinished(info: RunInfo) -> list[str]:
-    every = [
-        (title, stream, seed) for title in info.strategies for stream in info.streams for seed in info.seeds
-    ]
-    missing = [unit for unit in every if unit not in info.finished and unit not in info.failed]
-    notes = [f"failed: {unit_text(unit)}: {message}" for unit, message in [*info.failed.items()][:_NAMED]]
+    """Return notes on the trials that failed, and on those that have not ended."""
+    notes = [f"failed: {_trial_text(trial)}: {message}" for trial, message in [*info.failed.items()][:_NAMED]]
     if len(info.failed) > _NAMED:
         notes.append(f"failed besides: {len(info.failed) - _NAMED} more runs")
+    every = _by_strategy(info)
+    missing = [trial for trial in every if trial not in info.finished and trial not in info.failed]
     if len(missing) > _NAMED:
-        first = ", ".join(unit_text(unit) for unit in missing[:_NAMED])
+        first = ", ".join(map(_trial_text, missing[:_NAMED]))
         notes.append(
             f"not run or not finished, so not in the tables: {len(missing)} of {len(every)} runs, such as {first}"
         )
     elif missing:
-        named = ", ".join(unit_text(unit) for unit in missing)
+        named = ", ".join(map(_trial_text, missing))
         notes.append(f"not run or not finished, so not in the tables: {named}")
     return notes
 
 
-def _read_unit(run: Run, unit: Unit) -> None:
-    title, stream, _ = unit
-    below = unit_folder(*unit)
-    folder = run.folder / below
+def _trial_text(trial: Trial) -> str:
+    return f"{trial.title}{f' on {trial.stream}' if trial.stream else ''} with seed {trial.seed}"
+
+
+def _read_trial(run: Run, trial: Trial) -> None:
+    folder, title = run.folder / trial.folder, trial.title
     # Joint training shares its steps among all structures: they are no steps of the one that came last.
-    if title not in run.info.at_once and (folder / "learning.csv").exists():
-        run.curves[unit] = _curves(folder / "learning.csv", run, stream)
-    if title not in run.gates and (folder / "gates.json").exists():
-        gates = _json(folder / "gates.json", run.notes)
+    if title not in run.info.joint_titles and (folder / CURVE).exists():
+        run.curves[trial] = _curves(folder / CURVE, run, trial.stream)
+    if title not in run.gates and (folder / GATES).exists():
         try:
-            run.gates[title] = {
-                structure: {
-                    block: {expert: float(weight) for expert, weight in weights.items()}
-                    for block, weights in blocks.items()
-                    if None not in weights.values()  # of a training that diverged
-                }
-                for structure, blocks in gates.items()
-            }
-        except (AttributeError, TypeError, ValueError) as error:
-            run.notes.append(f"{below.as_posix()}/gates.json is of another form: {error}")
+            run.gates[title] = read_gates(folder / GATES)
+        except (OSError, ValueError) as error:
+            run.notes.append(f"{(trial.folder / GATES).as_posix()} cannot be read: {error}")
     for structure in run.info.structures:
-        path = folder / "predictions" / f"{structure}.npz"
+        path = prediction_path(folder, structure)
         if title not in run.predictions.get(structure, {}) and path.exists():
             run.predictions.setdefault(structure, {})[title] = path
 
@@ -147,15 +155,13 @@ def _curves(path: Path, run: Run, stream: str) -> Curve:
     experiences = run.info.streams[stream]
     curves: dict[tuple[str, str], dict[int, list[tuple[int, float]]]] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            for row in csv.DictReader(handle):
-                number = int(row["experience"])
-                if row["structure"] in experiences[number]:
-                    point = (int(row["train_step"]), float(row["value"]))
-                    parts = curves.setdefault((row["metric"], row["structure"]), {})
-                    parts.setdefault(number, []).append(point)
-    except (OSError, IndexError, KeyError, TypeError, ValueError) as error:
-        run.notes.append(f"{path.relative_to(run.folder).as_posix()} cannot be read: {error!r}")
+        for row in read_curve(path):
+            number = row["experience"]
+            if row["structure"] in experiences[number]:
+                parts = curves.setdefault((row["metric"], row["structure"]), {})
+                parts.setdefault(number, []).append((row["train_step"], row["value"]))
+    except (OSError, IndexError, ValueError) as error:
+        run.notes.append(f"{path.relative_to(run.folder).as_posix()} cannot be read: {error}")
     return {key: _joined(parts) for key, parts in curves.items()}
 
 
@@ -181,7 +187,3 @@ def _json(path: Path, notes: list[str]) -> Any:
     except (OSError, ValueError) as error:
         notes.append(f"{path.name} cannot be read: {error}")
         return {}
-
-
-#: File of a run that lists the rows of the manifest which it does without.
-LEFT_OUT = "left_out.csv"

@@ -1,4 +1,4 @@
-"""repmode_cl.results.trial_record."""
+"""Trials of a benchmark, and ``unit.json``: the record of how a trial ended."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repmode_cl.results.run_info import unit_folder
 from repmode_cl.utils.atomic_files import read_json, write_json
 
-__all__ = ["OUTCOME", "Trial", "TrialOutcome", "forget_outcome", "read_outcome", "write_outcome"]
+__all__ = ["Trial", "TrialOutcome", "read_outcome", "write_outcome", "remove_outcome", "OUTCOME", "LOG"]
 
-
-#: Written last into a unit's folder: how it ended.
+#: Written last into a trial's folder: how it ended.
 OUTCOME = "unit.json"
+
+#: In a trial's folder: its output, and the traceback of an error.
+LOG = "log.txt"
 
 
 class Trial(NamedTuple):
-    """One strategy with one stream and one seed."""
+    """One strategy that learns one stream with one seed."""
 
     title: str
+    """Title of the strategy."""
     stream: str
+    """Name of the stream; ``""`` in a run of one stream."""
     seed: int
 
     @property
     def folder(self) -> Path:
-        """Its folder below that of the whole run."""
-        return unit_folder(*self)
+        """Its folder, relative to the run's folder."""
+        return Path(self.title, self.stream, f"seed-{self.seed}")
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.title, self.stream, f"seed {self.seed}") if part)
@@ -35,14 +38,14 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How a unit ended.
+    """How a trial ended.
 
     Attributes
     ----------
     finished
         Whether it ran to its end.
     bit_identical
-        Whether what it stored was found unchanged, bit for bit; None where that was not checked.
+        Whether all that it stored stayed unchanged, bit for bit; None where that was not checked.
     message
         Why it failed; empty if it did not.
     seconds
@@ -50,7 +53,7 @@ class TrialOutcome:
     environment
         What its figures depend on besides the configuration, where it ran.
     results
-        SHA-256 of its results.csv, which nothing else would tell from one that was cut off; None of what has none.
+        SHA-256 of its results.csv, which tells a complete file from one that was cut off; None where it has none.
     """
 
     finished: bool
@@ -62,7 +65,7 @@ class TrialOutcome:
 
 
 def write_outcome(folder: Path, outcome: TrialOutcome) -> None:
-    """Write down how the unit in `folder` ended; after all else."""
+    """Write how the trial in `folder` ended; call it after everything else is written."""
     write_json(
         folder / OUTCOME,
         {
@@ -77,14 +80,14 @@ def write_outcome(folder: Path, outcome: TrialOutcome) -> None:
 
 
 def read_outcome(folder: Path) -> TrialOutcome | None:
-    """Return how the unit in `folder` ended, or None if it has not."""
-    again = "remove it, and --resume does the unit again from its last checkpoint"
+    """Return how the trial in `folder` ended, or None if it has not ended."""
+    remedy = "remove it, and --resume runs the trial again from its last checkpoint"
     try:
-        return TrialOutcome(**read_json(folder / OUTCOME, again))
+        return TrialOutcome(**read_json(folder / OUTCOME, remedy))
     except FileNotFoundError:
         return None
 
 
-def forget_outcome(folder: Path) -> None:
-    """Make as if the unit in `folder` had not ended."""
+def remove_outcome(folder: Path) -> None:
+    """Remove the outcome of the trial in `folder`, so that the trial counts as not ended."""
     (folder / OUTCOME).unlink(missing_ok=True)

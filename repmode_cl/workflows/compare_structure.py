@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from repmode_cl.config import StrategyConfig
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.patches.dataset import VolumeDataset
@@ -36,13 +34,13 @@ from repmode_cl.results.comparison import (
     read_comparison,
     write_comparison,
 )
-from repmode_cl.results.predictions import Prediction
+from repmode_cl.results.predictions import Prediction, write_prediction
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.plugins.model_export import provenance_of
 from repmode_cl.structures import check_structure_name
 from repmode_cl.training import Precision, has_checkpoint, inherit_precision, refuse_several
-from repmode_cl.utils.atomic_files import replacing, write_json
+from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
 from repmode_cl.workflows.comparison_folder import exclusive_comparison
@@ -413,9 +411,11 @@ class ComparisonRun:
             )
         signal, target = VolumeDataset([shown])[0]
         prediction = strategy.predict(signal[0], structure)
-        _save(folder / "prediction.npz", Prediction(signal[0].numpy(), target[0].numpy(), prediction))
+        write_prediction(
+            folder / "prediction.npz", Prediction(signal[0].numpy(), target[0].numpy(), prediction)
+        )
         if worst is not None:
-            _save(folder / f"worst-{worst[0]}.npz", worst[1])
+            write_prediction(folder / f"worst-{worst[0]}.npz", worst[1])
         metrics = figures.get(structure, {})
         curve = [
             (int(row["train_step"]), float(row["value"]))
@@ -492,13 +492,3 @@ def _held_out(samples: Sequence[Sample]) -> tuple[str, list[Sample]]:
         if found := [sample for sample in samples if sample.split == split]:
             return split, found
     return "none", []
-
-
-def _save(path: Path, volumes: Prediction) -> None:
-    with replacing(path) as beside, beside.open("wb") as handle:
-        np.savez_compressed(
-            handle,
-            signal=volumes.signal.astype(np.float16),
-            target=volumes.target.astype(np.float16),
-            prediction=volumes.prediction.astype(np.float16),
-        )

@@ -9,7 +9,7 @@ from repmode_cl.data.pipeline import known_structures, prepared_samples
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
-from repmode_cl.results.learning_curves import write_curve
+from repmode_cl.results.learning_curves import CURVE, write_curve
 from repmode_cl.scenarios import base_structures
 from repmode_cl.strategies.plugins.model_export import create_model, provenance_of
 from repmode_cl.strategies.registry import build_strategy
@@ -96,7 +96,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
             create_model(
                 out, strategy.network, config, {**origin, "held_out": images, "notes": notes}, metrics
             )
-            write_curve(work / "learning.csv", strategy.progress.curve)
+            write_curve(work / CURVE, strategy.progress.curve)
 
         ranks.from_first(write)
     return Model.open(out)

@@ -10,12 +10,12 @@ import pytest
 from tiny_run import STRUCTURES, make_manifest
 from typer.testing import CliRunner
 
-from repmode_cl.cli import bench
 from repmode_cl.cli.app import app
 from repmode_cl.config import DataConfig, parse_config
 from repmode_cl.data.manifest import read_manifest
 from repmode_cl.data.pipeline import prepared_samples
 from repmode_cl.errors import ManifestError
+from repmode_cl.results.left_out import read_left_out, write_left_out
 
 
 @pytest.fixture
@@ -114,7 +114,10 @@ def test_one_row_that_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.notes[0].startswith("1 row of the manifest was left out")
 
 
-def test_the_file_has_one_name() -> None:
-    from repmode_cl.benchmark import run as benchmark
-
-    assert bench.LEFT_OUT == benchmark.LEFT_OUT  # the command does not import strategies to say its help
+def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_left_out(tmp_path, [(7, "b, c"), (3, "a")])
+    assert (tmp_path / "left_out.csv").read_bytes() == b'line,reason\n3,a\n7,"b, c"\n'
+    assert read_left_out(tmp_path) == [(3, "a"), (7, "b, c")]
+    write_left_out(tmp_path, [])
+    assert not (tmp_path / "left_out.csv").exists()
+    assert read_left_out(tmp_path) == []

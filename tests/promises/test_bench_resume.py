@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_run import ADDED, BASE, MEASURED, SEED, STRUCTURES, TITLES, Done, changed, tiny
 
-from repmode_cl.benchmark import perform_trial as performing_module
+from repmode_cl.benchmark import perform_trial as perform_module
 from repmode_cl.benchmark import run_benchmark
 from repmode_cl.benchmark import trial_run as run_module
 from repmode_cl.config import Config, StrategyConfig, StreamConfig
@@ -77,7 +77,7 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, str]]:
         save(self, strategy)
         reached(name, progress.experience, progress.step, "checkpoint")
 
-    finish = performing_module.write_outcome
+    finish = perform_module.write_outcome
 
     def finishing(folder: Path, *args: Any) -> None:
         reached(names[Path(folder.parts[-2])], 3, 0, "finished")
@@ -85,7 +85,7 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, str]]:
 
     monkeypatch.setattr(run_module, "build_strategy", building)
     monkeypatch.setattr(StrategyCheckpoint, "save", saving)
-    monkeypatch.setattr(performing_module, "write_outcome", finishing)
+    monkeypatch.setattr(perform_module, "write_outcome", finishing)
     return waiting
 
 
@@ -121,7 +121,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 def test_a_finished_run_is_left_alone(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(shutil.copytree(done.folder, tmp_path / "tiny"))
     config = changed(done.config, output=str(tmp_path))
-    monkeypatch.setattr(performing_module, "StrategyRun", None)
+    monkeypatch.setattr(perform_module, "TrialRun", None)
     assert run_benchmark(config, resume=True) == folder
     assert (folder / "results.csv").read_bytes() == (done.folder / "results.csv").read_bytes()
 
@@ -135,17 +135,17 @@ def test_all_of_a_run_is_trained_in_the_precision_that_it_began_with(
     names = ("experts_frozen", "fine_tuning")
     strategies = tuple(StrategyConfig(name=name) for name in names)  # type: ignore[arg-type]
     config = changed(config, training=training, strategies=strategies, stream=StreamConfig(base=BASE))
-    run = run_module.StrategyRun.run
+    run = run_module.TrialRun.run
     trained: list[tuple[str, str]] = []
 
-    def running(self: run_module.StrategyRun) -> Any:
+    def running(self: run_module.TrialRun) -> Any:
         if self.title == "fine_tuning" and not trained[1:]:
             trained.append(("interruption", ""))
             raise Interruption
         trained.append((self.title, self.strategy.precision.format))
         return run(self)
 
-    monkeypatch.setattr(run_module.StrategyRun, "run", running)
+    monkeypatch.setattr(run_module.TrialRun, "run", running)
     for tiles in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
         if tiles:
@@ -196,7 +196,7 @@ def test_an_empty_list_is_not_the_same_as_none(manifest: Path, tmp_path: Path) -
     """Such a change has no key below it, and must be named all the same."""
     config = changed(tiny(manifest, tmp_path), stream=StreamConfig(base=STRUCTURES))
     write_outcome(tmp_path / "tiny" / "experts_frozen" / f"seed-{SEED}", TrialOutcome(finished=True))
-    info = {"version": 2, "streams": {"": [STRUCTURES]}}
+    info = {"version": 2, "streams": {"": [STRUCTURES]}, "strategies": {}, "seeds": [SEED]}
     (tmp_path / "tiny" / "run.json").write_text(json.dumps(info), encoding="utf-8")
     (tmp_path / "tiny" / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     now = changed(config, stream=StreamConfig(base=STRUCTURES, order=()))

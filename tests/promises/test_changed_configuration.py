@@ -50,7 +50,9 @@ def test_a_failed_strategy_of_a_users_own_is_repaired(manifest: Path, tmp_path: 
     assert ResultsTable.read(folder / "results.csv").strategies == ("multi_net_k3", "Mine")
     # What has learned is bound to its file, its options and its place.
     own(file, "return")
-    with pytest.raises(ConfigError, match=rf"has changed since; .* remove {folder / 'Mine'} to begin"):
+    with pytest.raises(
+        ConfigError, match=rf"has changed since; .* remove {folder / 'Mine'} to start that strategy again"
+    ):
         run_benchmark(repaired, resume=True)
     with pytest.raises(ConfigError, match="'Mine' must stay"):
         run_benchmark(changed(config, strategies=(MULTI,)), resume=True)
@@ -61,11 +63,11 @@ def test_a_run_that_learned_nothing_binds_to_nothing(
 ) -> None:
     config = small(manifest, tmp_path, FINE, MULTI, order=("dna",))
 
-    def broken(self: run_module.StrategyRun) -> Any:
+    def broken(self: run_module.TrialRun) -> Any:
         raise OSError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.StrategyRun, "run", broken)
+        patch.setattr(run_module.TrialRun, "run", broken)
         with pytest.raises(TrialsFailedError):
             run_benchmark(config, threads=2)
     folder = tmp_path / "tiny"

@@ -34,7 +34,7 @@ def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def long(manifest: Path) -> Config:
-    """Return a benchmark whose units take long enough to be killed in the middle."""
+    """Return a benchmark whose trials take long enough to be killed in the middle."""
     config = tiny(manifest, Path())
     training = config.training.model_copy(update={"steps": 60, "base_steps": 60, "validate_every": 5})
     names = ("experts_frozen", "fine_tuning", "multi_net")
@@ -58,26 +58,26 @@ def figures(folder: Path) -> list[tuple[Any, ...]]:
 
 
 def half_done(run: Path) -> Path | None:
-    """Return a unit that has a checkpoint in the middle of an experience, and is at work."""
+    """Return a trial that has a checkpoint in the middle of an experience, and runs."""
     for pointer in sorted(run.glob("*/seed-*/checkpoint/latest.json")):
-        unit = pointer.parents[1]
-        if not (unit / "unit.json").exists():
-            return unit
+        trial = pointer.parents[1]
+        if not (trial / "unit.json").exists():
+            return trial
     return None
 
 
 @contextmanager
 def killing(run: Path, victim: Callable[[], int | None]) -> Iterator[list[Path]]:
-    """Kill, once, the process that `victim` names, when a unit is half done; yield the list of such units."""
+    """Kill, once, the process that `victim` names, when a trial is half done; yield the list of such trials."""
     killed: list[Path] = []
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.02) and not killed:
-            unit, pid = half_done(run), victim()
-            if unit is not None and pid is not None:
+            trial, pid = half_done(run), victim()
+            if trial is not None and pid is not None:
                 os.kill(pid, signal.SIGKILL)
-                killed.append(unit)
+                killed.append(trial)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -89,7 +89,7 @@ def killing(run: Path, victim: Callable[[], int | None]) -> Iterator[list[Path]]
 
 
 def at_work(parent: int) -> int | None:
-    """Return a process that `parent` has at work at a unit."""
+    """Return a process of `parent` that runs a trial."""
     for child in psutil.Process(parent).children(recursive=True):
         try:
             if "repmode_cl.benchmark.executors.worker_main" in child.cmdline():
@@ -99,11 +99,11 @@ def at_work(parent: int) -> int | None:
     return None
 
 
-def begun(unit: Path) -> int:
-    return (unit / "log.txt").read_text().count("---- ")
+def starts(trial: Path) -> int:
+    return (trial / "log.txt").read_text().count("---- ")
 
 
-def test_a_killed_process_of_several_is_begun_again(
+def test_a_killed_process_of_several_is_started_again(
     long: Config, alone: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     config = changed(long, output=str(tmp_path))
@@ -116,13 +116,13 @@ def test_a_killed_process_of_several_is_begun_again(
     assert isinstance(folder, Path)
     assert killed
     assert (
-        sum(begun(log.parent) for log in folder.rglob("log.txt")) == 5
-    )  # a base, three units, and one again
+        sum(starts(log.parent) for log in folder.rglob("log.txt")) == 5
+    )  # a base, three trials, and one again
     assert figures(folder) == alone
     assert not list(folder.rglob("*.writing-*"))
 
 
-def test_a_killed_parent_leaves_nothing_at_work_and_the_run_goes_on(
+def test_a_killed_parent_leaves_nothing_at_work_and_the_run_resumes(
     long: Config, alone: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     import subprocess
@@ -148,7 +148,7 @@ def test_a_killed_parent_leaves_nothing_at_work_and_the_run_goes_on(
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
-    folder = run_benchmark(config, resume=True)  # with the threads that it began with
+    folder = run_benchmark(config, resume=True)  # with the threads that it started with
     assert isinstance(folder, Path)
     assert figures(folder) == alone
     assert torch.get_num_threads() >= 1
@@ -175,5 +175,5 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(
             folder = run_benchmark(config, scheduler=cluster.scheduler_address, threads=1)
     assert isinstance(folder, Path)
     assert killed
-    assert sum(begun(log.parent) for log in folder.rglob("log.txt")) >= 5
+    assert sum(starts(log.parent) for log in folder.rglob("log.txt")) >= 5
     assert figures(folder) == alone

@@ -1,4 +1,4 @@
-"""A benchmark of several units: streams of their own, bases they share, units that fail, what may be added later."""
+"""A benchmark of several trials: several streams, shared bases, trials that fail, and later additions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tiny_run import BASE, MEASURED, SEED, Done, changed, make_manifest
 from tiny_trials import FINE, MULTI, OURS, small
 from typer.testing import CliRunner
 
+from repmode_cl import benchmark
 from repmode_cl.benchmark import TrialsFailedError, run_benchmark
 from repmode_cl.benchmark import run as benchmark_module
 from repmode_cl.benchmark import trial_run as run_module
@@ -25,6 +26,7 @@ from repmode_cl.config import Config, StrategyConfig, StreamConfig
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.model import Model
 from repmode_cl.results import ResultsTable
+from repmode_cl.results.run_info import read_run_info, write_run_info
 from repmode_cl.results.trial_record import Trial
 from repmode_cl.strategies import StructureStrategy
 
@@ -93,7 +95,7 @@ def test_streams_and_seeds_are_added_to_a_run(
         (t, s, seed) for t, s, seed in map(tuple, info["finished"])
     }
 
-    # Made at once, it is the same run: neither the order of units nor a taken base is in its figures.
+    # Made at once, it is the same run: neither the order of trials nor a shared base changes its figures.
     at_once = run_benchmark(changed(more, output=str(tmp_path / "b")))
     assert isinstance(at_once, Path)
     assert figures(at_once) == after
@@ -146,19 +148,19 @@ def test_a_structure_that_comes_again_gets_a_new_version(
 # -- what fails -----------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_unit_is_noted_and_the_others_go_on(
+def test_a_failed_trial_is_recorded_and_the_others_go_on(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark_module, "build_report", lambda folder: None)
     config = small(manifest, tmp_path, FINE, MULTI)
-    run = run_module.StrategyRun.run
+    run = run_module.TrialRun.run
 
-    def broken(self: run_module.StrategyRun) -> Any:
+    def broken(self: run_module.TrialRun) -> Any:
         if self.title == "fine_tuning":
             raise OSError("the disk went away")
         return run(self)
 
-    monkeypatch.setattr(run_module.StrategyRun, "run", broken)
+    monkeypatch.setattr(run_module.TrialRun, "run", broken)
     with pytest.raises(TrialsFailedError, match=r"fine_tuning seed 3: OSError: the disk went away") as caught:
         run_benchmark(config)
     folder = tmp_path / "tiny"
@@ -171,7 +173,7 @@ def test_a_failed_unit_is_noted_and_the_others_go_on(
     assert info["failed"] == [["fine_tuning", "", SEED, "OSError: the disk went away"]]
     assert ResultsTable.read(folder / "results.csv").strategies == ("multi_net_k3",)
 
-    monkeypatch.setattr(run_module.StrategyRun, "run", run)
+    monkeypatch.setattr(run_module.TrialRun, "run", run)
     # Tried again, together with a strategy that was added, before those that there were.
     plain = StrategyConfig(name="multi_net", kernel=5)
     assert run_benchmark(changed(config, strategies=(plain, FINE, MULTI)), resume=True) == folder
@@ -182,7 +184,7 @@ def test_a_failed_unit_is_noted_and_the_others_go_on(
 
 
 @pytest.mark.usefixtures("no_page")
-def test_a_strategy_that_ends_itself_ends_no_other(manifest: Path, tmp_path: Path) -> None:
+def test_a_strategy_that_exits_stops_no_other(manifest: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "import sys\nfrom repmode_cl.strategies import FineTuning\n\nclass Mine(FineTuning):\n"
@@ -197,10 +199,10 @@ def test_a_strategy_that_ends_itself_ends_no_other(manifest: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("run.json", "restore it, or remove .* to begin the run anew"),
+        ("run.json", "restore it, or remove .* to start the run again"),
         ("environment.json", "restore it, or choose another name"),
-        (f"multi_net_k3/seed-{SEED}/unit.json", "remove it, and --resume does the unit again"),
-        (f"multi_net_k3/seed-{SEED}/results.csv", "remove .*unit.json, and --resume does the unit again"),
+        (f"multi_net_k3/seed-{SEED}/unit.json", "remove it, and --resume runs the trial again"),
+        (f"multi_net_k3/seed-{SEED}/results.csv", "remove .*unit.json, and --resume runs the trial again"),
     ],
 )
 def test_a_file_that_is_cut_off_is_named(done: Done, tmp_path: Path, name: str, remedy: str) -> None:
@@ -214,14 +216,24 @@ def test_a_file_that_is_cut_off_is_named(done: Done, tmp_path: Path, name: str, 
             run_benchmark(config, resume=True)
 
 
-def test_a_unit_is_done_again_where_its_figures_were_lost(done: Done, tmp_path: Path) -> None:
+def test_run_json_is_read_and_written_by_one_class(done: Done, tmp_path: Path) -> None:
+    write_run_info(tmp_path, read_run_info(done.folder))
+    assert (tmp_path / "run.json").read_bytes() == (done.folder / "run.json").read_bytes()
+
+
+def test_a_trial_runs_again_where_its_figures_were_lost(done: Done, tmp_path: Path) -> None:
     shutil.copytree(done.folder, tmp_path / "tiny")
-    unit = tmp_path / "tiny" / "multi_net_k3" / f"seed-{SEED}"
-    (unit / "results.csv").write_bytes((unit / "results.csv").read_bytes()[:-2])
-    (unit / "unit.json").unlink()
+    trial = tmp_path / "tiny" / "multi_net_k3" / f"seed-{SEED}"
+    (trial / "results.csv").write_bytes((trial / "results.csv").read_bytes()[:-2])
+    (trial / "unit.json").unlink()
     assert figures(run_benchmark(changed(done.config, output=str(tmp_path)), resume=True)) == figures(
         done.folder
     )
+
+
+def test_the_error_of_failed_trials_has_its_earlier_name_too() -> None:
+    with pytest.warns(DeprecationWarning, match="UnitsFailedError is deprecated: use TrialsFailedError"):
+        assert benchmark.UnitsFailedError is TrialsFailedError
 
 
 def test_the_command_ends_with_1_and_says_which_failed(
@@ -235,7 +247,7 @@ def test_the_command_ends_with_1_and_says_which_failed(
         asked.update(options)
         raise TrialsFailedError(done.folder, {Trial("fine_tuning", "", SEED): "it broke"})
 
-    monkeypatch.setattr("repmode_cl.strategies.run_benchmark", failing)
+    monkeypatch.setattr("repmode_cl.benchmark.run_benchmark", failing)
     found = CliRunner().invoke(app, ["bench", str(file), "--jobs", "3", "--threads", "2", "--resume"])
     assert found.exit_code == 1
     assert "fine_tuning seed 3: it broke" in found.output
@@ -248,7 +260,7 @@ def test_the_command_ends_with_1_and_says_which_failed(
 # -- what comes when ------------------------------------------------------------------------------------------------
 
 
-def test_bases_that_several_units_share_are_units_of_their_own(manifest: Path, tmp_path: Path) -> None:
+def test_bases_that_several_trials_share_are_trained_first(manifest: Path, tmp_path: Path) -> None:
     config = small(manifest, tmp_path, OURS, MULTI, FINE, base=BASE, order=("nucleolus",))
     run = benchmark_module._Run(
         config, tmp_path, benchmark_module.stream_variants(config.stream, (*BASE, "nucleolus")), []
@@ -279,20 +291,23 @@ def test_two_processes_do_not_work_at_one_run(done: Done) -> None:
 
 def test_a_run_keeps_its_threads(done: Done) -> None:
     with pytest.raises(
-        ConfigError, match=r"was begun with \d+ thread\(s\) for each run, and --threads 63 would"
+        ConfigError, match=r"was started with \d+ thread\(s\) for each run, and --threads 63 would"
     ):
         run_benchmark(done.config, resume=True, threads=63)
 
 
-def test_a_run_of_another_version_or_of_merged_ones_is_not_gone_on_with(done: Done, tmp_path: Path) -> None:
+def test_a_run_of_another_version_or_a_merged_one_is_not_resumed(done: Done, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     folder.mkdir()
     config = changed(done.config, output=str(tmp_path))
     for content, message in (
-        ({"experiences": []}, "begun by another version"),
-        ({"version": 2, "merged": ["x", "y"]}, r"merged from other runs: go on with those \(x, y\)"),
+        ({"experiences": [["dna"]]}, "started by another version"),
+        (
+            {"version": 2, "streams": {"": [["dna"]]}, "merged": ["x", "y"]},
+            r"merged from other runs: resume those instead \(x, y\)",
+        ),
     ):
-        (folder / "run.json").write_text(json.dumps(content))
+        (folder / "run.json").write_text(json.dumps({"strategies": {}, "seeds": [], **content}))
         with pytest.raises(ConfigError, match=message):
             run_benchmark(config, resume=True)
 

@@ -15,7 +15,7 @@ from repmode_cl.benchmark.executors.child_process import read_order, run_in_chil
 def main() -> None:
     order = read_order()
     if "run" in order:
-        _as_unit(Path(order["run"]), order["item"])
+        _run_trial(Path(order["run"]), order["item"])
     elif order["do"] == "exit":
         print("a word", flush=True)
         print(os.environ["OMP_NUM_THREADS"], Path.cwd(), file=sys.stderr, flush=True)
@@ -31,8 +31,8 @@ def main() -> None:
         run_in_child("child_process_victim", inner, log, group="inner", threads=1, folder=".")
 
 
-def _as_unit(run: Path, item: list[object]) -> None:
-    """Do a unit: it is killed until its number of tries is what its seed says; below zero it fails."""
+def _run_trial(run: Path, item: list[object]) -> None:
+    """Run a trial: it is killed until its number of tries is its seed; below zero it fails."""
     title, stream, seed = item[:3]
     folder = run / str(title) / str(stream) / f"seed-{seed}"
     tried = folder / "tries.txt"

@@ -11,7 +11,7 @@ import yaml
 from scipy.ndimage import gaussian_filter
 
 from repmode_cl.results import ResultsTable
-from repmode_cl.results.run_info import unit_folder
+from repmode_cl.results.trial_record import Trial
 
 __all__ = ["FOUR", "KINDS", "make_run"]
 
@@ -41,7 +41,7 @@ def make_run(
     units = [(title, stream, seed) for title in kinds for stream in streams or [""] for seed in seeds]
     for title, stream, seed in units:
         steps = (streams or {"": experiences})[stream]
-        place = folder / unit_folder(title, stream, seed)
+        place = folder / Trial(title, stream, seed).folder
         (place / "predictions").mkdir(parents=True)
         _results(results, rng, (title, stream, seed), kinds[title], steps, level)
         _curves(place / "learning.csv", rng, kinds[title], steps, level)

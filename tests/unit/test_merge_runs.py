@@ -67,10 +67,10 @@ def test_runs_of_other_seeds_become_one(done: Done, tmp_path: Path) -> None:
     for title in TITLES:
         assert results.seeds(title) == (SEED, 7)
         for seed in (SEED, 7):
-            unit = out / title / f"seed-{seed}"
-            assert {path.stem for path in (unit / "predictions").iterdir()} == set(STRUCTURES)
-            assert (unit / "learning.csv").is_file()
-            rows = ResultsTable.read(unit / "results.csv")
+            trial = out / title / f"seed-{seed}"
+            assert {path.stem for path in (trial / "predictions").iterdir()} == set(STRUCTURES)
+            assert (trial / "learning.csv").is_file()
+            rows = ResultsTable.read(trial / "results.csv")
             assert {(row.strategy, row.seed) for row in rows} == {(title, seed)}
     config = load_config(out / "config.yaml")
     assert config.seeds == (SEED, 7)
@@ -112,7 +112,7 @@ def test_folders_of_one_name_stand_for_streams_of_two(done: Done, tmp_path: Path
     other = copy_of(done, tmp_path / "two" / "run", order=STRUCTURES[:1:-1])
     info = read_run_info(merge_runs([one, same, other], tmp_path / "both"))
     assert list(info.streams) == ["one-run", "two-run"]
-    assert {unit[1:] for unit in info.finished} == {("one-run", SEED), ("one-run", 7), ("two-run", SEED)}
+    assert {trial[1:] for trial in info.finished} == {("one-run", SEED), ("one-run", 7), ("two-run", SEED)}
 
 
 def _steps(done: Done, folder: Path) -> Path:

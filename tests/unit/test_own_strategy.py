@@ -79,7 +79,7 @@ def test_what_inherits_from_joint_training_adds_nothing_in_tables(tmp_path: Path
     assert {title for title, *_ in run.curves} == {"multi_net_k3"}
     assert {row["family"] for row in tables.budgets} == {"multi_net_k3"}
     merged = merge_runs([folder], tmp_path / "merged")
-    assert read_run_info(merged).at_once == run.info.at_once == {"joint", "Mine"}
+    assert read_run_info(merged).joint_titles == run.info.joint_titles == {"joint", "Mine"}
 
 
 def test_a_configuration_names_it_beside_itself(

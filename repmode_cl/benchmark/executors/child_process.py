@@ -1,7 +1,7 @@
-"""Running a module in a process of its own, which gets an order on its standard input and ends with who gave it.
+"""A module run in a child process, which reads an order from its standard input and ends with its parent.
 
-For work that may be killed, and whose threads, random numbers and memory are to be its own. Such a process can be
-started from anywhere, also from one that may have no children of multiprocessing's kind, such as a worker of Dask.
+It serves work that may be killed, and that needs its own threads, random numbers and memory. Any process can start such
+a child, also one that may have no children of multiprocessing's kind, such as a worker of Dask.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ABANDONED", "end_all", "read_order", "run_in_child"]
+__all__ = ["run_in_child", "kill_group", "read_order", "ABANDONED"]
 
-#: Exit status of a process whose giver is gone.
+#: Exit status of a process whose parent is gone.
 ABANDONED = 75
 
 _running: dict[str, set[subprocess.Popen[bytes]]] = {}
-_ended: set[str] = set()
+_killed_groups: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -33,15 +33,15 @@ def run_in_child(module: str, order: Any, log: str | Path, *, group: str, thread
     Parameters
     ----------
     module
-        Takes its order with `read_order`.
+        Reads its order with `read_order`.
     order
         JSON.
     log
-        File that its standard output and error are added to.
+        File that its standard output and error are appended to.
     group
-        By which `end_all` finds it.
+        Name by which `kill_group` finds it.
     threads
-        Of numerical libraries, as far as they go by the environment.
+        Threads of numerical libraries that follow the environment's variables.
     folder
         Its working directory; where there is no such folder, that of this process.
 
@@ -56,10 +56,10 @@ def run_in_child(module: str, order: Any, log: str | Path, *, group: str, thread
         handle.write(time.strftime("---- %Y-%m-%d %H:%M:%S\n").encode("ascii"))
         handle.flush()
         with _lock:
-            if group in _ended:
+            if group in _killed_groups:
                 return ABANDONED
             process = subprocess.Popen(
-                # -P: a file of the working directory is not to be taken for a library.
+                # -P: a file of the working directory must not be imported in place of a library.
                 [sys.executable, "-P", "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=handle,
@@ -70,9 +70,9 @@ def run_in_child(module: str, order: Any, log: str | Path, *, group: str, thread
             _running.setdefault(group, set()).add(process)
     assert process.stdin is not None
     try:
-        with suppress(OSError):  # it died before it read: its status says so
+        with suppress(OSError):  # it died before it read: its exit status shows it
             process.stdin.write(line)
-            process.stdin.flush()  # and left open: its end is the sign that this process is gone
+            process.stdin.flush()  # and left open: its end tells the child that this process is gone
         return process.wait()
     finally:
         with suppress(OSError):
@@ -81,18 +81,18 @@ def run_in_child(module: str, order: Any, log: str | Path, *, group: str, thread
             _running[group].discard(process)
 
 
-def end_all(group: str) -> None:
-    """End all processes of `group` that this process started, and start no more of them."""
+def kill_group(group: str) -> None:
+    """Kill all processes of `group` that this process started, and start no more of them."""
     with _lock:
-        _ended.add(group)
+        _killed_groups.add(group)
         for process in _running.get(group, ()):
             process.kill()
 
 
 def read_order() -> Any:
-    """Return the order that this process was started with; from now on, end when its giver does.
+    """Return the order that this process was started with; from now on, end when its parent does.
 
-    Ctrl-C is not heard any more: it is the giver who ends this process then.
+    Ctrl-C is ignored from now on: the parent ends this process then.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not through sys.stdin, whose lock a waiting thread would hold when the interpreter ends.
@@ -102,11 +102,11 @@ def read_order() -> Any:
         if not piece:
             os._exit(ABANDONED)
         text += piece
-    threading.Thread(target=_end_with_giver, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     return json.loads(text)
 
 
-def _end_with_giver() -> None:
+def _end_with_parent() -> None:
     while os.read(0, 1 << 10):
         pass
     os._exit(ABANDONED)

@@ -1,8 +1,8 @@
-"""Units of a benchmark on a Dask cluster whose workers see the same folders as this machine.
+"""Executor that runs the trials of a benchmark on a Dask cluster whose workers see the same folders as this machine.
 
-A task starts a process of its own for its unit, as on one machine: what a worker is made of (threads, other tasks,
-libraries that are loaded) touches no figure. When a worker dies its process ends too, and Dask gives the task to
-another, which goes on from the last checkpoint.
+A task starts a new process for its trial, as on one machine: nothing of a worker (threads, other tasks, loaded
+libraries) changes a figure. When a worker dies its process ends too, and Dask gives the task to another worker, which
+resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from repmode_cl.benchmark.executors.child_process import end_all, run_in_child
-from repmode_cl.benchmark.executors.local import MODULE, how_ended, order_for
+from repmode_cl.benchmark.executors.child_process import kill_group, run_in_child
+from repmode_cl.benchmark.executors.local import MODULE, exit_text, order_for
 from repmode_cl.benchmark.executors.scheduling import TrialEnded
 from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.errors import RepmodeError
-from repmode_cl.results.trial_record import Trial
+from repmode_cl.results.trial_record import LOG, Trial
 from repmode_cl.utils.process_pool import workers_here
 
 __all__ = ["DaskCluster"]
 
-#: More than any cluster has; Dask keeps what waits.
+#: More than any cluster has; Dask queues the tasks that wait.
 _SLOTS = 100_000
 
 
 class DaskCluster:
-    """A cluster that is there already.
+    """An existing cluster.
 
     Parameters
     ----------
     address
-        Of its scheduler: ``tcp://host:8786``, or the path of a scheduler file.
+        Address of its scheduler, such as ``tcp://host:8786``, or the path of a scheduler file.
     folder
-        The run's; at the same path on every worker.
+        The run's folder; at the same path on every worker.
     module
-        What takes the orders.
+        Module of the processes, which read an order.
 
     Raises
     ------
@@ -67,12 +67,12 @@ class DaskCluster:
         self._ended = as_completed(loop=self._client.loop)
 
     def threads_each(self) -> int:
-        """Return how many threads a unit may use: the fewest processors that a worker has for each of its tasks.
+        """Return how many threads a trial may use: the fewest processors that a worker has for each of its tasks.
 
         Raises
         ------
         RepmodeError
-            If no worker is there yet.
+            If the cluster has no worker yet.
         """
         tasks = {
             name: worker["nthreads"]
@@ -87,50 +87,50 @@ class DaskCluster:
         return int(max(1, min(cores[name] // tasks[name] for name in cores)))
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return this executor."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take back what waits, end what is at work, and leave the cluster."""
+        """Cancel the tasks that wait, kill the processes that are at work, and leave the cluster."""
         try:
             if self._futures:
                 self._client.cancel(list(self._futures))
-                self._client.run(end_all, self._group)
+                self._client.run(kill_group, self._group)
         finally:
             self._client.close()
 
-    def start(self, item: Trial | BaseTrial) -> None:
-        """Begin a unit; return at once."""
-        folder = (self.folder / item.folder).absolute()
+    def start(self, trial: Trial | BaseTrial) -> None:
+        """Start a trial; return at once."""
+        folder = (self.folder / trial.folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         future = self._client.submit(
             run_in_child,
             self.module,
-            order_for(self.folder, item),
-            str(folder / "log.txt"),
+            order_for(self.folder, trial),
+            str(folder / LOG),
             group=self._group,
             threads=self.threads,
             folder=str(Path.cwd()),
-            key=f"{self._group}-{secrets.token_hex(4)}-{item}",
+            key=f"{self._group}-{secrets.token_hex(4)}-{trial}",
             pure=False,
         )
-        self._futures[future] = item
+        self._futures[future] = trial
         self._ended.add(future)
 
     def next_ended(self) -> TrialEnded:
-        """Wait until one of those begun ends."""
-        from distributed import KilledWorker
+        """Wait until a started trial ends."""
+        from distributed import KilledWorker  # an optional library: `__init__` says so where it is missing
 
         future = next(self._ended)
-        item = self._futures.pop(future)
+        trial = self._futures.pop(future)
         if future.status == "finished":
-            return TrialEnded(item, how_ended(future.result()))
+            return TrialEnded(trial, exit_text(future.result()))
         error = future.exception()
         if isinstance(error, KilledWorker):
-            # Dask has begun it again on other workers already.
+            # Dask has already started it again on other workers.
             return TrialEnded(
-                item, "its process was killed, and so was each worker that it was given to", again=False
+                trial, "its process was killed, and so was each worker that ran it", retry=False
             )
-        raise RepmodeError(f"a worker could not begin {item}: {error!r}") from error
+        raise RepmodeError(f"a worker could not start {trial}: {error!r}") from error

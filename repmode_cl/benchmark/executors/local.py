@@ -1,4 +1,4 @@
-"""Units of a benchmark in processes on this machine, each in one of its own."""
+"""Executor that runs each trial of a benchmark in its own process on this machine."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from repmode_cl.benchmark.executors.child_process import end_all, run_in_child
+from repmode_cl.benchmark.executors.child_process import kill_group, run_in_child
 from repmode_cl.benchmark.executors.scheduling import TrialEnded
 from repmode_cl.benchmark.trials import BaseTrial
-from repmode_cl.results.trial_record import Trial
+from repmode_cl.results.trial_record import LOG, Trial
 
-__all__ = ["MODULE", "LocalProcesses", "how_ended", "order_for"]
+__all__ = ["LocalProcesses", "order_for", "exit_text", "MODULE"]
 
-#: What takes the orders.
+#: Module of the child processes, which read an order.
 MODULE = "repmode_cl.benchmark.executors.worker_main"
 
 
-def order_for(folder: Path, item: Trial | BaseTrial) -> dict[str, Any]:
-    """Return the order to do `item` of the run in `folder`."""
-    return {"run": str(folder.absolute()), "kind": type(item).__name__.lower(), "item": list(item)}
+def order_for(folder: Path, trial: Trial | BaseTrial) -> dict[str, Any]:
+    """Return the order to run a trial of the run in `folder`."""
+    kind = "base" if isinstance(trial, BaseTrial) else "trial"
+    return {"run": str(folder.absolute()), "kind": kind, "item": list(trial)}
 
 
-def how_ended(status: int) -> str:
-    """Say how a process ended that left no word."""
+def exit_text(status: int) -> str:
+    """Return the message on a process that ended without an outcome of its trial."""
     if status < 0:
         return f"its process was killed (signal {-status}); memory may have run out"
-    return f"its process ended by itself, with exit status {status}, and left no word of its unit"
+    return f"its process ended by itself, with exit status {status}, and recorded no outcome of its trial"
 
 
 class LocalProcesses:
-    """Processes here.
+    """Processes on this machine.
 
     Parameters
     ----------
     folder
-        The run's.
+        The run's folder.
     jobs
-        How many at once.
+        Most processes that run at the same time.
     threads
-        Of each.
+        Threads of each.
     module
-        What takes the orders.
+        Module of the processes, which read an order.
 
     Notes
     -----
-    A unit is given a process, and not a process many units: its memory can be measured then, and whatever becomes of
-    it concerns no other. Starting one takes some seconds, most of them Avalanche's import.
+    Each trial has its own process, so that its memory can be measured, and nothing that happens to it affects another
+    trial. Starting a process takes some seconds, most of them for Avalanche's import.
     """
 
     def __init__(self, folder: Path, jobs: int, threads: int, module: str = MODULE) -> None:
@@ -59,39 +60,39 @@ class LocalProcesses:
         self._ended: SimpleQueue[TrialEnded | BaseException] = SimpleQueue()
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return this executor."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End what is still at work: it goes on from its last checkpoint."""
-        end_all(self._group)
+        """Kill the processes that are still at work; their trials can be resumed from their last checkpoints."""
+        kill_group(self._group)
         self._pool.shutdown()
 
-    def start(self, item: Trial | BaseTrial) -> None:
-        """Begin a unit; return at once."""
-        self._pool.submit(self._run, item)
+    def start(self, trial: Trial | BaseTrial) -> None:
+        """Start a trial; return at once."""
+        self._pool.submit(self._run, trial)
 
     def next_ended(self) -> TrialEnded:
-        """Wait until one of those begun ends."""
+        """Wait until a started trial ends."""
         ended = self._ended.get()
         if isinstance(ended, BaseException):
             raise ended
         return ended
 
-    def _run(self, item: Trial | BaseTrial) -> None:
-        folder = self.folder / item.folder
+    def _run(self, trial: Trial | BaseTrial) -> None:
+        folder = self.folder / trial.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             status = run_in_child(
                 self.module,
-                order_for(self.folder, item),
-                folder / "log.txt",
+                order_for(self.folder, trial),
+                folder / LOG,
                 group=self._group,
                 threads=self.threads,
                 folder=str(Path.cwd()),
             )
-            self._ended.put(TrialEnded(item, how_ended(status)))
+            self._ended.put(TrialEnded(trial, exit_text(status)))
         except BaseException as error:
             self._ended.put(error)

@@ -1,4 +1,7 @@
-"""Which unit comes when, where several are at work: bases first, a killed one again, a failed one alone."""
+"""Order in which trials run where several run at the same time.
+
+Bases come first, a trial whose process was killed is started again, and one that fails stops no other.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +13,42 @@ from typing import Any, NamedTuple, Protocol
 from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.results.trial_record import Trial, TrialOutcome
 
-__all__ = ["TrialEnded", "Executor", "ScheduledTrial", "RETRIES", "run_jobs"]
+__all__ = ["run_jobs", "ScheduledTrial", "Executor", "TrialEnded", "RETRIES"]
 
-#: Times that a unit is begun again whose process was killed.
+#: Times that a trial is started again whose process was killed.
 RETRIES = 3
 
 
 @dataclass(frozen=True)
 class ScheduledTrial:
-    """A unit, or a base, and the base that must be there first."""
+    """A trial, or the training of a base, and the base that must be trained first."""
 
-    item: Trial | BaseTrial
+    trial: Trial | BaseTrial
     needs: BaseTrial | None = None
 
 
 class TrialEnded(NamedTuple):
-    """What an executor knows of a process that ended."""
+    """A trial whose process has ended, as the executor sees it."""
 
-    item: Trial | BaseTrial
-    how: str
-    """For people, where it left no word: ``its process was killed (signal 9)``."""
-    again: bool = True
+    trial: Trial | BaseTrial
+    message: str
+    """Reason, for people, where the process recorded no outcome: ``its process was killed (signal 9)``."""
+    retry: bool = True
     """Whether it may be tried again."""
 
 
 class Executor(Protocol):
-    """Where units are at work: processes here, or a cluster."""
+    """Runs trials: in processes here, or on a cluster."""
 
     @property
     def slots(self) -> int:
-        """Most units that it takes at once."""
+        """Most trials that it runs at the same time."""
 
-    def start(self, item: Trial | BaseTrial) -> None:
-        """Begin a unit; return at once."""
+    def start(self, trial: Trial | BaseTrial) -> None:
+        """Start a trial; return at once."""
 
     def next_ended(self) -> TrialEnded:
-        """Wait until one of those begun ends."""
+        """Wait until a started trial ends."""
 
 
 def run_jobs(
@@ -54,58 +57,58 @@ def run_jobs(
     *,
     outcome: Callable[[Trial | BaseTrial], TrialOutcome | None],
     fail: Callable[[Trial | BaseTrial, str], None],
-    ended: Callable[[Trial | BaseTrial], Any] = lambda item: None,
+    ended: Callable[[Trial | BaseTrial], Any] = lambda trial: None,
     retries: int = RETRIES,
 ) -> None:
-    """Do all jobs, in their order as far as what they need is there.
+    """Run all jobs, in their order, except that a job waits for the base that it needs.
 
     Parameters
     ----------
     jobs
-        What is to be done.
+        Trials and bases to run.
     executor
-        Where.
+        Runs them.
     outcome
-        Reads how an item ended; None where it said nothing, because its process was killed or broke off.
+        Reads how a trial ended; None where it recorded nothing, because its process was killed or broke off.
     fail
-        Writes down that an item will not be done, and why.
+        Records that a trial failed, and why.
     ended
-        Called after each that was done or failed.
+        Called after each that finished or failed.
     retries
-        Times that one is begun again that said nothing.
+        Times that a trial is started again that recorded nothing.
     """
     waiting = list(jobs)
     running: set[Trial | BaseTrial] = set()
-    by_item = {job.item: job for job in jobs}
+    job_of = {job.trial: job for job in jobs}
     tries: Counter[Trial | BaseTrial] = Counter()
-    states: dict[Trial | BaseTrial, bool] = {}  # of what came to an end: whether it is done
+    finished: dict[Trial | BaseTrial, bool] = {}  # of those that ended: whether they finished or failed
 
-    def end(item: Trial | BaseTrial, done: bool) -> None:
-        states[item] = done
-        ended(item)
+    def end(trial: Trial | BaseTrial, success: bool) -> None:
+        finished[trial] = success
+        ended(trial)
 
     while waiting or running:
         for job in list(waiting):
-            needed = True if job.needs is None else states.get(job.needs)
-            if needed is False:
+            base_ready = True if job.needs is None else finished.get(job.needs)
+            if base_ready is False:
                 waiting.remove(job)
-                fail(job.item, f"the base that it begins with failed ({job.needs})")
-                end(job.item, done=False)
-            elif needed and len(running) < executor.slots:
+                fail(job.trial, f"the base that it starts from failed ({job.needs})")
+                end(job.trial, success=False)
+            elif base_ready and len(running) < executor.slots:
                 waiting.remove(job)
-                running.add(job.item)
-                executor.start(job.item)
+                running.add(job.trial)
+                executor.start(job.trial)
         if not running:
             continue
-        item, how, again = executor.next_ended()
-        running.discard(item)
-        found = outcome(item)
-        if found is not None:
-            end(item, found.finished)
+        trial, message, retry = executor.next_ended()
+        running.discard(trial)
+        result = outcome(trial)
+        if result is not None:
+            end(trial, result.finished)
             continue
-        tries[item] += 1
-        if again and tries[item] <= retries:
-            waiting.insert(0, by_item[item])
+        tries[trial] += 1
+        if retry and tries[trial] <= retries:
+            waiting.insert(0, job_of[trial])
             continue
-        fail(item, f"tried {tries[item]} times: {how}" if tries[item] > 1 else how)
-        end(item, done=False)
+        fail(trial, f"tried {tries[trial]} times: {message}" if tries[trial] > 1 else message)
+        end(trial, success=False)

@@ -19,6 +19,7 @@ from repmode_cl.evaluation.performance_matrix import (
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.report.tables.number_format import number
 from repmode_cl.results.run_folder import Run
+from repmode_cl.results.trial_record import Trial
 
 __all__ = [
     "METRIC_NAMES",
@@ -171,7 +172,7 @@ def learning(run: Run, stream: str, metric: str) -> dict[str, dict[str, list[Spr
         for title in run.info.strategies:
             at: dict[float, list[float]] = {}
             for seed in run.info.seeds:
-                for x, y in run.curves.get((title, stream, seed), {}).get((metric, structure), ()):
+                for x, y in run.curves.get(Trial(title, stream, seed), {}).get((metric, structure), ()):
                     if math.isfinite(y):
                         at.setdefault(float(x), []).append(y)
             if at:

@@ -33,7 +33,7 @@ def budget_families(info: RunInfo) -> dict[str, tuple[str, ...]]:
     members: dict[str, list[str]] = {}
     for title, kind in info.strategies.items():
         options = info.options.get(title)
-        if title not in info.at_once:
+        if title not in info.joint_titles:
             rest = {key: value for key, value in (options or {}).items() if key not in _FREE}
             same = json.dumps([kind, rest], sort_keys=True) if options else title
             members.setdefault(same, []).append(title)

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from repmode_cl.errors import RepmodeError
 from repmode_cl.results.results_table import ResultsTable
 from repmode_cl.results.run_info import RunInfo
+from repmode_cl.results.trial_record import Trial
 
 __all__ = ["chosen_streams", "seeds_with_results"]
 
@@ -43,7 +44,7 @@ def seeds_with_results(
         for seed in info.seeds
         if chosen
         and all(
-            seed in found and (title, stream, seed) in info.finished
+            seed in found and Trial(title, stream, seed) in info.finished
             for stream, found in zip(chosen, have, strict=True)
         )
     )

@@ -26,7 +26,8 @@ from repmode_cl.report.tables.csv_latex import to_csv
 from repmode_cl.report.tables.multi_net_reference import References, references
 from repmode_cl.report.tables.selection import chosen_streams, seeds_with_results
 from repmode_cl.results.results_table import Result, ResultsTable
-from repmode_cl.results.run_info import RunInfo, Unit
+from repmode_cl.results.run_info import RunInfo
+from repmode_cl.results.trial_record import Trial
 from repmode_cl.utils.atomic_files import write_text
 
 __all__ = ["strategy_table", "write_table_csv", "QUANTITIES", "csv_keys"]
@@ -80,7 +81,7 @@ def strategy_table(
     run_info: RunInfo | Mapping[str, Any],
     *,
     streams: Collection[str] | None = None,
-    areas: Mapping[Unit, Mapping[tuple[int, str], float]] | None = None,
+    areas: Mapping[Trial, Mapping[tuple[int, str], float]] | None = None,
     multi_net: str | None = None,
 ) -> list[dict[str, Any]]:
     """Compute the table of a run.
@@ -95,7 +96,7 @@ def strategy_table(
         Streams to average over, within each seed; None takes those of `chosen_streams`. A seed counts where all
         of them are finished.
     areas
-        Areas under learning curves (`repmode_cl.results.learning_curves.read_areas`).
+        Areas under learning curves (`repmode_cl.evaluation.learning_curve_area.read_areas`).
     multi_net
         Title of the Multi-Net that improvement and forward transfer refer to; None takes the best one by R2
         (`references`).
@@ -158,7 +159,7 @@ class _Units:
         self,
         results: ResultsTable,
         info: RunInfo,
-        areas: Mapping[Unit, Mapping[tuple[int, str], float]],
+        areas: Mapping[Trial, Mapping[tuple[int, str], float]],
         against: References,
     ) -> None:
         self.results, self.info, self.areas, self.against = results, info, areas, against
@@ -166,7 +167,7 @@ class _Units:
 
     def matrix(self, metric: str, title: str | None, stream: str, seed: int) -> PerformanceMatrix | None:
         """Return the matrix of a finished run that has the metric, else None."""
-        if title is None or (title, stream, seed) not in self.info.finished:
+        if title is None or Trial(title, stream, seed) not in self.info.finished:
             return None
         key = (metric, title, stream, seed)
         if key not in self._matrices:
@@ -205,7 +206,7 @@ class _Units:
                     self._put_learning(numbers, matrix, title, stream, seed, added)
         rows = self.results.select(strategy=title, stream=stream, seed=seed)
         # Joint training adds nothing: what it learned in its one step is the whole stream.
-        _put_costs(numbers, rows, 0 if title in self.info.at_once else len(added))
+        _put_costs(numbers, rows, 0 if title in self.info.joint_titles else len(added))
         return numbers
 
     def _put_learning(
@@ -225,10 +226,10 @@ class _Units:
         if joint is not None:
             _put_mean(numbers, "intransigence_r2", intransigence(matrix, joint), added)
         experiences = self.info.streams[stream]
-        if title not in self.info.at_once:  # its curve is that of another, longer training
+        if title not in self.info.joint_titles:  # its curve is that of another, longer training
             under = {
                 f"{step} {name}": area
-                for (step, name), area in self.areas.get((title, stream, seed), {}).items()
+                for (step, name), area in self.areas.get(Trial(title, stream, seed), {}).items()
                 if 0 < step < len(experiences) and name in experiences[step]
             }
             _put_mean(numbers, "area_r2", under)

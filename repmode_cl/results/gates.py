@@ -1,0 +1,46 @@
+"""``gates.json``: how a trained network weighs its experts for each structure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from repmode_cl.utils.atomic_files import write_json
+
+__all__ = ["GATES", "GateWeights", "read_gates", "write_gates"]
+
+#: Name of the file in a trial's folder.
+GATES = "gates.json"
+
+#: Structure -> block -> expert -> gate weight, mean over channels (paper, Fig. 6).
+GateWeights = dict[str, dict[str, dict[str, float]]]
+
+
+def write_gates(path: Path, gates: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
+    """Write the gate weights; None (null) stands for a weight that is not finite, as after training diverged."""
+    write_json(path, gates)
+
+
+def read_gates(path: Path) -> GateWeights:
+    """Read what `write_gates` wrote; blocks with a weight that is not finite are left out.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is no JSON, or JSON of another form.
+    """
+    gates = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return {
+            structure: {
+                block: {expert: float(weight) for expert, weight in weights.items()}
+                for block, weights in blocks.items()
+                if None not in weights.values()
+            }
+            for structure, blocks in gates.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"it holds no gate weights of structures and blocks ({error})") from error
