@@ -151,7 +151,7 @@ def _serve() -> None:
     from store_operations import OPERATIONS
     from stored_model import make_model
 
-    import repmode_cl.cli.common  # noqa: F401 - see below
+    import repmode_cl.cli.options  # noqa: F401 - see below
 
     torch.set_num_threads(1)
     # Whatever is loaded at first use is loaded here, once, and before anyone loses the right to read it.

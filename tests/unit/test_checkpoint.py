@@ -157,7 +157,7 @@ def test_a_process_killed_while_writing_leaves_the_checkpoint_before(
 ) -> None:
     _save(tmp_path, 1)
     _save(tmp_path, 2)
-    import repmode_cl.files as files
+    import repmode_cl.utils.atomic_files as files
 
     replaced = 0
     replace = files.os.replace
