@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from repmode_cl.benchmark import run_benchmark
     from repmode_cl.model import Model
     from repmode_cl.scenarios import structure_stream
-    from repmode_cl.workflows import add_structure, compare_structure
+    from repmode_cl.workflows.add_structure import add_structure
+    from repmode_cl.workflows.compare_structure import compare_structure
 
 __all__ = ["Model", "add_structure", "compare_structure", "run_benchmark", "structure_stream", "__version__"]
 
 _HOME = {
     "Model": "repmode_cl.model",
-    "add_structure": "repmode_cl.workflows",
-    "compare_structure": "repmode_cl.workflows",
+    "add_structure": "repmode_cl.workflows.add_structure",
+    "compare_structure": "repmode_cl.workflows.compare_structure",
     "run_benchmark": "repmode_cl.benchmark",
     "structure_stream": "repmode_cl.scenarios",
 }

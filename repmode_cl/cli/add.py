@@ -23,7 +23,8 @@ from repmode_cl.cli.options import (
 from repmode_cl.errors import RepmodeError
 
 if TYPE_CHECKING:
-    from repmode_cl.workflows import AddResult, Initialisation
+    from repmode_cl.workflows.add_structure import AddResult
+    from repmode_cl.workflows.initialisation import Initialisation
 
 __all__ = ["AS_BASE", "Copy", "Precision", "Sees", "add", "replace"]
 
@@ -205,7 +206,7 @@ def _add(
             fail(f"{data}: {count} problem{'s' * (count > 1)} in the images of {structure}")
         return
     from repmode_cl.utils.process_pool import workers_here
-    from repmode_cl.workflows import add_structure
+    from repmode_cl.workflows.add_structure import add_structure
 
     result = add_structure(
         model, structure, data, min_r2=min_r2, stage=stage, workers=workers or workers_here(), **options

@@ -127,7 +127,7 @@ def compare(
             raise RepmodeError(f"--expert {error}, or none") from error
     continue_with(ctx, without=("--restart",))
     from repmode_cl.nn import AdditionSpec
-    from repmode_cl.workflows import compare_structure
+    from repmode_cl.workflows.compare_structure import compare_structure
 
     comparison = compare_structure(
         model,

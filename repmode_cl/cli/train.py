@@ -41,7 +41,7 @@ def train(
     # Asked for before hours of training, not after.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
-    from repmode_cl.workflows import train_base
+    from repmode_cl.workflows.train_base import train_base
 
     # From its last checkpoint.
     continue_with(ctx)

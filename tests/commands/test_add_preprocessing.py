@@ -30,8 +30,10 @@ from repmode_cl.data.preprocessing.prepare import prepare
 from repmode_cl.data.voxel_size_check import trained_voxels
 from repmode_cl.errors import ManifestError
 from repmode_cl.model import Model
-from repmode_cl.workflows import add_structure, compare_structure, train_base
+from repmode_cl.workflows.add_structure import add_structure
 from repmode_cl.workflows.addition_dry_run import dry_run_add
+from repmode_cl.workflows.compare_structure import compare_structure
+from repmode_cl.workflows.train_base import train_base
 from repmode_cl.workflows.training_settings import configuration_for, manifest_of, origin_of, training_for
 
 OWN = (0.4, 0.2, 0.2)

@@ -21,7 +21,8 @@ from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.results.comparison import METHODS, Comparison, read_comparison
 from repmode_cl.strategies import StructureStrategy
-from repmode_cl.workflows import add_structure, compare_structure
+from repmode_cl.workflows.add_structure import add_structure
+from repmode_cl.workflows.compare_structure import compare_structure
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:

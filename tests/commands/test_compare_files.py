@@ -17,7 +17,7 @@ from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.strategies import PlainNetworks
-from repmode_cl.workflows import compare_structure
+from repmode_cl.workflows.compare_structure import compare_structure
 from repmode_cl.workflows.comparison_methods import addition_bytes, network_bytes
 from repmode_cl.workflows.pending_training import OUTCOME, REQUEST
 

@@ -57,7 +57,7 @@ LOOK = """
 import json, sys
 import numpy as np
 import torch
-from repmode_cl.store import Model
+from repmode_cl.model import Model
 from repmode_cl.utils.tensor_digests import tensor_digest
 from repmode_cl.store.proof import kernel_digest, prediction_digest
 

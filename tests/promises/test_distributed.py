@@ -20,7 +20,8 @@ from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
 from repmode_cl.training import Ranks, joined, refuse_several
 from repmode_cl.training.distributed import started_together
-from repmode_cl.workflows import add_structure, train_base
+from repmode_cl.workflows.add_structure import add_structure
+from repmode_cl.workflows.train_base import train_base
 
 #: What a launcher tells each process.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -172,7 +173,8 @@ INTERRUPTED = """
 import sys
 from repmode_cl.cli.app import main
 from repmode_cl.config import load_config
-from repmode_cl.strategies import StructureStrategy, train_base
+from repmode_cl.strategies import StructureStrategy
+from repmode_cl.workflows.train_base import train_base
 
 config, out = sys.argv[1:]
 step = StructureStrategy._train_step

@@ -23,7 +23,7 @@ from repmode_cl.results import ResultsTable
 from repmode_cl.results.run_folder import read_run
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.utils.environment import environment_fingerprint
-from repmode_cl.workflows import train_base
+from repmode_cl.workflows.train_base import train_base
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MANIFEST = "images-v1/manifest.csv"

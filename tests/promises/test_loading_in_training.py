@@ -11,7 +11,7 @@ from tiny_run import Done, changed
 from tiny_strategies import PATCH, TRAINING, differing, experts_frozen, learn, state_of
 from typer.testing import CliRunner
 
-from repmode_cl import strategies
+from repmode_cl import benchmark
 from repmode_cl.cli.app import app
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
@@ -59,18 +59,21 @@ def test_a_run_goes_on_with_another_number_of_workers(done: Done, tmp_path: Path
             done.config, output=str(tmp_path), training=done.config.training.model_copy(update=training)
         )
 
-    assert strategies.run_benchmark(config(loader_workers=3), resume=True) == folder
+    assert benchmark.run_benchmark(config(loader_workers=3), resume=True) == folder
     assert (folder / "results.csv").read_bytes() == before
     with pytest.raises(ConfigError, match=r"training\.steps was 4 and is 5"):
-        strategies.run_benchmark(config(loader_workers=3, steps=5), resume=True)
+        benchmark.run_benchmark(config(loader_workers=3, steps=5), resume=True)
 
 
 @pytest.mark.parametrize(
     ("command", "function"),
     [
-        ("bench quickstart", "run_benchmark"),
-        ("train quickstart --out {folder}/new", "train_base"),
-        ("add {folder} --structure dna --data {folder}/m.csv", "add_structure"),
+        ("bench quickstart", "repmode_cl.benchmark.run_benchmark"),
+        ("train quickstart --out {folder}/new", "repmode_cl.workflows.train_base.train_base"),
+        (
+            "add {folder} --structure dna --data {folder}/m.csv",
+            "repmode_cl.workflows.add_structure.add_structure",
+        ),
     ],
 )
 def test_commands_take_a_number_of_processes(
@@ -85,13 +88,13 @@ def test_commands_take_a_number_of_processes(
         given.update(options)
         raise Called
 
-    monkeypatch.setattr(strategies, function, spy)
+    monkeypatch.setattr(function, spy)
     words = command.format(folder=tmp_path).split()
     for more, workers in (([], workers_here()), (["--workers", "3"], 3)):
         result = CliRunner().invoke(app, [*words, *more])
         assert isinstance(result.exception, Called), result.output
         assert given["workers"] == workers
-    if function == "add_structure":
+    if function.endswith("add_structure"):
         CliRunner().invoke(app, [*words, "--loader-workers", "2"])
         assert given["loader_workers"] == 2
     assert CliRunner().invoke(app, [*words, "--workers", "0"]).exit_code == 2

@@ -127,7 +127,7 @@ def test_adding_changes_no_stored_file_and_no_prediction(model_path: Path, image
 def test_a_new_process_predicts_the_same_bits(stored: Path, tmp_path: Path, image: np.ndarray) -> None:
     np.save(tmp_path / "image.npy", image)
     code = (
-        "import sys, numpy as np, torch; from repmode_cl.store import Model\n"
+        "import sys, numpy as np, torch; from repmode_cl.model import Model\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "model = Model.open(sys.argv[1])\n"
         "np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), 'nucleolus'))\n"

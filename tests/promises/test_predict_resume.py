@@ -79,13 +79,13 @@ def test_a_death_just_before_or_after_any_word_of_the_journal(model, image, tmp_
     out, copies = tmp_path / "out", tmp_path / "copies"
     states = []
 
-    def save(self, _real=module.Scratch.save, **changes):
+    def save(self, _real=module.PredictionJournal.save, **changes):
         for then in (lambda: _real(self, **changes), lambda: None):
             states.append(copies / f"{len(states)}")
             shutil.copytree(self.folder.parent, states[-1], ignore=shutil.ignore_patterns("lock"))
             then()
 
-    monkeypatch.setattr(module.Scratch, "save", save)
+    monkeypatch.setattr(module.PredictionJournal, "save", save)
     assert attempt(model, image, out, voxel=voxel) is not None
     monkeypatch.undo()
     want = content(out)

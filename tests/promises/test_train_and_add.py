@@ -16,7 +16,8 @@ from repmode_cl.config import Config, StreamConfig
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
 from repmode_cl.strategies import StructureStrategy
-from repmode_cl.workflows import add_structure, train_base
+from repmode_cl.workflows.add_structure import add_structure
+from repmode_cl.workflows.train_base import train_base
 
 
 class Interruption(Exception):  # noqa: N818 - it stands for a power cut
@@ -152,7 +153,7 @@ def test_an_interrupted_base_is_continued_by_the_same_command(
     def stopped(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("repmode_cl.strategies.train_base", stopped)
+    monkeypatch.setattr("repmode_cl.workflows.train_base.train_base", stopped)
     words = ["train", "quickstart", "--out", str(tmp_path / "model")]
     monkeypatch.setattr(sys, "argv", ["repmode-cl", *words])
     done = CliRunner().invoke(app, words)

@@ -31,7 +31,7 @@ LOOK = """
 import hashlib, json, sys
 import numpy as np
 import torch
-from repmode_cl.store import Model
+from repmode_cl.model import Model
 from repmode_cl.utils.tensor_digests import tensor_digest
 path, volume, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))

@@ -14,7 +14,7 @@ from repmode_cl.config import TrainingConfig
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.strategies import StructureStrategy
-from repmode_cl.workflows import AddResult, add_structure
+from repmode_cl.workflows.add_structure import AddResult, add_structure
 
 TRAINING = TrainingConfig(
     batch_size=2,

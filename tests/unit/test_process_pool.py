@@ -78,11 +78,11 @@ def test_a_process_that_dies_is_told_with_its_work(work: ModuleType) -> None:
 SCRIPT = """
 import sys, pathlib
 sys.path.insert(0, sys.argv[1])
-from repmode_cl.utils.process_pool import as_done
+from repmode_cl.utils.process_pool import run_jobs
 import os, work_of_workers
 pathlib.Path(sys.argv[1], "pids").write_text("")
 jobs = [f"{sys.argv[1]}/{k}.done" for k in range(200)]
-for _ in as_done(work_of_workers.mark, jobs, 2, name=str):
+for _ in run_jobs(work_of_workers.mark, jobs, 2, name=str):
     print("done", flush=True)
 """
 
