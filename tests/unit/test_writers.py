@@ -237,7 +237,7 @@ def image(tmp_path: Path) -> Path:
     values = np.random.default_rng(0).integers(100, 3000, (2, 7, 18, 22)).astype(np.uint16)
     metadata = {
         "axes": "CZYX",
-        "ChannelMetadata": {"Name": ["bright field", "dye"]},
+        "Channel": {"Name": ["bright field", "dye"]},
         **{f"PhysicalSize{axis}": size for axis, size in zip("ZYX", (0.6, 0.3, 0.25), strict=True)},
         **{f"PhysicalSize{axis}Unit": "µm" for axis in "ZYX"},
     }
