@@ -16,13 +16,14 @@ RUN := runs/quickstart
 SOURCES := repmode_cl strategies scenarios configs tests
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint typed types contracts report install install-test install-dev clean distclean
+.PHONY: help quickstart test test-slow lint typed types contracts docs report install install-test install-dev install-docs clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo 'make lint         check style'
 	@echo 'make types        check types'
 	@echo 'make contracts    check who imports whom'
+	@echo 'make docs         build the documentation as a site, in site/'
 	@echo 'make report       build the report of the quickstart again'
 	@echo 'make clean        remove what was built and cached (distclean: .venv and runs too)'
 
@@ -31,6 +32,7 @@ help:
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
 install-dev: $(VENV)/.installed-dev
+install-docs: $(VENV)/.installed-docs
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -51,6 +53,10 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install -e '.[docs]'
+	@touch $@ $(VENV)/.installed
 
 # A run that stands there already is gone on with, or shown again if it is finished.
 quickstart: $(VENV)/.installed
@@ -83,8 +89,12 @@ types: typed
 contracts: typed
 	cd "$(TYPED)" && PYTHONPATH="$(abspath $(TYPED))" "$(abspath $(BIN))/lint-imports" "$(CURDIR)/pyproject.toml" --no-cache --no-logo
 
+# A broken link or a name that is not documented fails.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

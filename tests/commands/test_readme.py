@@ -18,12 +18,44 @@ from repmode_cl.config import load_config, shipped_config_names
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
+#: Pages whose marked blocks are run, each list in a folder of its own: those of one list follow one another.
+COURSES = {
+    "readme": ["README.md"],
+    "adding, then a benchmark": ["docs/adding.md", "docs/benchmark.md"],
+    "microscopist": ["docs/guides/microscopist.md"],
+    "researcher": ["docs/guides/researcher.md"],
+    "deployer": ["docs/guides/deployer.md"],
+}
+#: What each list of pages must have run, and the files that it must have left.
+LEAVES = {
+    "readme": (
+        {"data simulate", "data check", "config", "train", "add", "verify", "show", "predict"},
+        {"nucleolus.ome.tif", "predictions"},
+    ),
+    "adding, then a benchmark": (
+        {
+            *("data simulate", "data check", "config", "train", "add", "verify", "predict", "bench"),
+            *("compare", "replace", "accept", "pack export", "pack import", "rollback", "gc"),
+        },
+        {"compared/report.html", "nucleolus.ome.tif", "runs/mine/report.html", "tables"},
+    ),
+    "microscopist": (
+        {"data check", "train", "add", "predict"},
+        {"look.html", "predicted_dna.ome.tif", "stack.ome.tif"},
+    ),
+    "researcher": ({"config", "bench", "report"}, {"runs/first/report.html", "tables"}),
+    "deployer": ({"verify", "accept", "history", "rollback", "pack import"}, {"nucleolus.safetensors"}),
+}
 
 _SMALL_TRAINING = (
     "network.width=4", "network.depth=2", "patch.size=[8, 16, 16]", "training.batch_size=2", "training.steps=2",
     "training.base_steps=null",
     "training.validate_every=2",
+    "data.simulate.fields=4", "data.simulate.shape=[12, 32, 32]",
 )  # fmt: skip
 #: What is added to a command of the README to have it done in a second; a later option wins.
 TINY = {
@@ -74,11 +106,17 @@ def check_command(words: list[str]) -> None:
     command.make_context(name, words)
 
 
-SHELL = [line for block in blocks(README) if block.language == "sh" for line in lines(block)]
+SHELL = [
+    (page.relative_to(ROOT).as_posix(), line)
+    for page in PAGES
+    for block in blocks(page.read_text(encoding="utf-8"))
+    if block.language == "sh"
+    for line in lines(block)
+]
 
 
-@pytest.mark.parametrize("line", SHELL)
-def test_every_shell_line_of_the_readme_is_valid(line: str) -> None:
+@pytest.mark.parametrize(("page", "line"), SHELL)
+def test_every_shell_line_is_valid(page: str, line: str) -> None:
     program, *rest = shlex.split(line)
     name = program.removeprefix(".venv/bin/")
     if name == "make":
@@ -121,17 +159,24 @@ def test_every_command_within_the_text_is_valid(page: str, line: str) -> None:
 def test_there_are_commands_to_check() -> None:
     assert len(SHELL) > 15
     assert len(inline_commands()) > 5
-    assert "make quickstart" in SHELL[:1]
+    assert SHELL[0] == ("README.md", "make quickstart")
 
 
-def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("course", COURSES)
+def test_the_marked_commands_run_in_order(
+    course: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = []
-    for block in blocks(README):
-        if not block.run:
-            continue
+    marked = [
+        (page, block)
+        for page in COURSES[course]
+        for block in blocks((ROOT / page).read_text(encoding="utf-8"))
+        if block.run
+    ]
+    for page, block in marked:
         if block.language == "python":
-            exec(compile(block.text.replace("steps=300", "steps=2"), "README.md", "exec"), {})
+            exec(compile(block.text.replace("steps=300", "steps=2"), page, "exec"), {})
             continue
         for line in lines(block):
             words, target = arguments_of(line)
@@ -139,53 +184,67 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path, monkeypatch: py
             result = CliRunner().invoke(app, [*words, *TINY.get(key, [])])
             if result.exception is not None and not isinstance(result.exception, SystemExit):
                 raise result.exception
-            assert result.exit_code == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+            assert result.exit_code == 0, f"{page}: {line}\n{result.stdout}\n{result.stderr}"
             if target is not None:
                 Path(target).write_text(result.stdout, encoding="utf-8")
             done.append(key)
-    assert set(done) >= {
-        "data simulate",
-        "data check",
-        "config",
-        "train",
-        "add",
-        "verify",
-        "predict",
-        "bench",
-    }
-    assert set(done) >= {"compare", "replace", "accept", "pack export", "pack import", "rollback", "gc"}
-    assert Path("compared/report.html").is_file()
-    assert Path("nucleolus.ome.tif").is_file()
-    assert Path("runs/mine/report.html").is_file()
+    commands, files = LEAVES[course]
+    assert set(done) >= commands
+    for name in files:
+        assert Path(name).exists(), name
 
 
-def test_the_readme_lists_every_shipped_configuration() -> None:
+def test_no_marked_block_is_left_out() -> None:
+    run = {page for pages in COURSES.values() for page in pages}
+    for page in PAGES:
+        marked = any(block.run for block in blocks(page.read_text(encoding="utf-8")))
+        assert marked == (page.relative_to(ROOT).as_posix() in run), page
+
+
+def test_the_documentation_lists_every_shipped_configuration() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     listed = re.findall(
-        r"^\| `([a-z0-9_]+)` \|.*\|.*\|$", README.split("The shipped configurations:")[1].split("##")[0], re.M
+        r"^\| `([a-z0-9_]+)` \|.*\|.*\|$", page.split("## Shipped configurations")[1].split("\n## ")[0], re.M
     )
     assert sorted(listed) == sorted(shipped_config_names())
     for name in listed:
         load_config(name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    headings = {
+def prose_of(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return what a link to a heading of a page may name; those of the commands are made with the site."""
+    if page.name == "commands.md":
+        return {"repmode-cl-" + name for name in typer.main.get_command(app).commands}
+    return {
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)
     }
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
         if link.startswith(("https://", "http://")):
             continue
         path, _, anchor = link.partition("#")
-        if path:
-            assert (page.parent / path).exists(), f"{page.name} links to {link}, which is not there"
-        else:
-            assert anchor in headings, f"{page.name} has no heading for #{anchor}"
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {link}, which is not there"
+        if anchor:
+            assert anchor in anchors_of(target), f"{page.name} links to {link}: there is no such heading"
 
 
-def test_files_that_the_readme_names_are_there() -> None:
-    for name in re.findall(r"`((?:tests|docs|\.ci)/[\w./-]+)`", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:tests|docs|repmode_cl|strategies|scenarios|configs|\.ci)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_front_page_stays_short() -> None:
+    assert len(README.encode()) <= 10_000
+    for line in README.splitlines():
+        assert len(line) <= 110 or line.startswith(("|", "!", "repmode-cl ")), line
