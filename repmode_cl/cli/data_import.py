@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.options import sizes_in_um
+from repmode_cl.cli.options import voxel_size_in_um
 from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def allen(
     train, val, test = (int(part) for part in counts)
     from repmode_cl.data.importers.allen import import_allen
 
-    found = import_allen(csv_dir, root, seed=seed, dna=(train, val, test), voxel_size=_voxel(voxel_size))
+    size = voxel_size_in_um(voxel_size)
+    found = import_allen(csv_dir, root, seed=seed, dna=(train, val, test), voxel_size=size)
     _write(out, found, keep_going, overwrite)
 
 
@@ -98,7 +99,8 @@ def folder(
     from repmode_cl.data.importers.folder import import_folder
 
     targets = _targets(target)
-    found = import_folder(directory, pattern, signal=signal, targets=targets, voxel_size=_voxel(voxel_size))
+    size = voxel_size_in_um(voxel_size)
+    found = import_folder(directory, pattern, signal=signal, targets=targets, voxel_size=size)
     _write(out, found, keep_going, overwrite)
 
 
@@ -137,7 +139,7 @@ def channels(
         targets=_targets(target),
         scenes=scene,
         times=t,
-        voxel_size=_voxel(voxel_size),
+        voxel_size=voxel_size_in_um(voxel_size),
     )
     _write(out, found, keep_going, overwrite)
 
@@ -154,19 +156,6 @@ def _targets(given: list[str] | None) -> dict[str, str] | None:
             raise RepmodeError(f"--target: {structure} stands twice")
         targets[structure] = channel
     return targets
-
-
-def _voxel(text: str | None) -> tuple[float, float, float] | None:
-    sizes = sizes_in_um(text, "--voxel-size")
-    if sizes is None:
-        return None
-    # A NaN is no number above 0 either.
-    if len(sizes) != 3 or not all(0 < size < float("inf") for size in sizes):
-        raise RepmodeError(
-            f"--voxel-size {text!r}: give three positive numbers z,y,x in um such as 0.29,0.1,0.1"
-        )
-    z, y, x = sizes
-    return z, y, x
 
 
 def _write(out: Path, found: ImportedRows, keep_going: bool, overwrite: bool) -> None:

@@ -32,7 +32,7 @@ __all__ = [
     "fail",
     "names",
     "size",
-    "sizes_in_um",
+    "voxel_size_in_um",
     "spec_text",
 ]
 
@@ -142,22 +142,26 @@ def size(text: str | None, option: str) -> tuple[int, int, int] | None:
     return z, y, x
 
 
-def sizes_in_um(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Read ``0.29,0.1,0.1`` as numbers; what they may be is checked where they are used.
+def voxel_size_in_um(text: str | None) -> tuple[float, float, float] | None:
+    """Read ``0.29,0.1,0.1``, the value of --voxel-size, as um (z, y, x).
 
     Raises
     ------
     RepmodeError
-        If these are not numbers.
+        If these are not three positive numbers.
     """
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        z, y, x = (float(part) for part in text.split(","))
     except ValueError:
+        z = y = x = 0.0
+    # A NaN is no number above 0 either.
+    if not all(0 < size < float("inf") for size in (z, y, x)):
         raise RepmodeError(
-            f"{option} {text!r}: give three numbers z,y,x in um such as 0.29,0.1,0.1"
-        ) from None
+            f"--voxel-size {text!r}: give three positive numbers z,y,x in um such as 0.29,0.1,0.1"
+        )
+    return z, y, x
 
 
 def names(text: str, option: str) -> tuple[str, ...]:

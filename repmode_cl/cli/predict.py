@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +16,11 @@ from repmode_cl.cli.options import (
     continue_with,
     fail,
     size,
-    sizes_in_um,
+    voxel_size_in_um,
 )
 from repmode_cl.errors import RepmodeError, counted
 
+# Imported in functions, as in every command, for a fast start: torch alone takes seconds.
 if TYPE_CHECKING:
     from repmode_cl.inference.options import PredictedFile
     from repmode_cl.inference.predict_files import ImageOutcome
@@ -129,17 +131,39 @@ def predict(
     if every == bool(structure):
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
     window_size = size(window, "--window")
-    micrometres = sizes_in_um(voxel_size, "--voxel-size")
+    voxel_size_um = voxel_size_in_um(voxel_size)
+    from repmode_cl.inference.options import PredictionOptions
     from repmode_cl.inference.output_paths import output_paths, refuse_inputs
-    from repmode_cl.inference.predict_files import check_table, expand_inputs, output_names, predict_many
+    from repmode_cl.inference.predict_files import (
+        check_prediction_table,
+        expand_inputs,
+        output_names,
+        predict_files,
+    )
     from repmode_cl.inference.rescale import Rescale
     from repmode_cl.model import Model
+    from repmode_cl.utils.memory import parse_memory
     from repmode_cl.utils.progress import task
 
-    scale = None if rescale is None else Rescale.parse(rescale)
     opened = Model.open(model) if every else None
     names = list(opened.structures) if opened is not None else list(structure or [])
     several = every or len(names) > 1
+    options = PredictionOptions(
+        channel=_number_or_name(channel),
+        window=window_size,
+        overlap=overlap,
+        device=device,
+        scene=_number_or_name(scene),
+        t=t,
+        voxel_size=voxel_size_um,
+        force=force,
+        rescale=None if rescale is None else Rescale.parse(rescale),
+        stack=stack,
+        targets=_targets(target, names),
+        memory=None if memory is None else parse_memory(memory),
+        restart=restart,
+        keep=out is not None,
+    )
     if out is None:
         inputs, outputs = expand_inputs(paths[:1]), [paths[1]]
         if len(inputs) > 1:
@@ -157,78 +181,62 @@ def predict(
     ]
     refuse_inputs(written, inputs)
     if csv is not None:
-        check_table(csv)
+        check_prediction_table(csv)
     continue_with(ctx, without=["--restart"])
     opened = Model.open(model) if opened is None else opened
-    told: set[str] = set()
+    reported: set[str] = set()
+    with task(_task_title(names, inputs, every)) as bar:
+        finished = 0
 
-    def tell(outcome: ImageOutcome) -> None:
-        if outcome.error is not None:
-            typer.echo(f"error: {outcome.error}", err=True)
-        for file in outcome.files:
-            for note in file.notes:
-                if note not in told:
-                    told.add(note)
-                    typer.echo(f"note: {note}", err=True)
-            typer.echo(_line(file))
+        def show_stage(stage: str) -> None:
+            position = f" ({finished + 1} of {len(inputs)})" if len(inputs) > 1 else ""
+            bar.update(description=f"{stage} {Path(str(inputs[finished])).name}{position}")
 
-    with task(_what(names, inputs, every)) as bar:
-        place = 0
+        def report(outcome: ImageOutcome) -> None:
+            nonlocal finished
+            finished += 1
+            if outcome.error is not None:
+                typer.echo(f"error: {outcome.error}", err=True)
+            for file in outcome.files:
+                for note in file.notes:
+                    if note not in reported:
+                        reported.add(note)
+                        typer.echo(f"note: {note}", err=True)
+                typer.echo(_result_line(file))
 
-        def status(stage: str) -> None:
-            at = f" ({place + 1} of {len(inputs)})" if len(inputs) > 1 else ""
-            bar.update(description=f"{stage} {Path(str(inputs[place])).name}{at}")
-
-        def done(outcome: ImageOutcome) -> None:
-            nonlocal place
-            place += 1
-            tell(outcome)
-
-        found = predict_many(
+        outcomes = predict_files(
             opened,
-            names,
+            names if several else names[0],
             inputs,
             outputs,
-            several=several,
+            dataclasses.replace(
+                options,
+                progress=lambda count, total: bar.update(completed=count, total=total),
+                status=show_stage,
+            ),
             keep_going=keep_going,
             table=csv,
-            done=done,
-            channel=_number_or_name(channel),
-            window=window_size,
-            overlap=overlap,
-            device=device,
-            scene=_number_or_name(scene),
-            t=t,
-            voxel_size=micrometres,
-            force=force,
-            rescale=scale,
-            stack=stack,
-            targets=_targets(target, names),
-            memory=memory,
-            restart=restart,
-            keep=out is not None,
-            progress=lambda count, total: bar.update(completed=count, total=total),
-            status=status,
+            done=report,
         )
-    failed = [str(outcome.source) for outcome in found if outcome.error is not None]
+    failed = [str(outcome.source) for outcome in outcomes if outcome.error is not None]
     if failed:
-        fail(f"{len(failed)} of {counted(len(found), 'image')} left out: {', '.join(failed)}")
+        fail(f"{len(failed)} of {counted(len(outcomes), 'image')} left out: {', '.join(failed)}")
 
 
-def _what(names: Sequence[str], inputs: Sequence[object], every: bool) -> str:
-    what = names[0] if len(names) == 1 and not every else counted(len(names), "structure")
-    return f"Predicting {what}" + (f" of {counted(len(inputs), 'image')}" if len(inputs) > 1 else "")
+def _task_title(names: Sequence[str], inputs: Sequence[object], every: bool) -> str:
+    subject = names[0] if len(names) == 1 and not every else counted(len(names), "structure")
+    return f"Predicting {subject}" + (f" of {counted(len(inputs), 'image')}" if len(inputs) > 1 else "")
 
 
-def _line(file: PredictedFile) -> str:
-    """Say what was written."""
+def _result_line(file: PredictedFile) -> str:
+    """Describe a file that was predicted, or was there already."""
     if file.existed:
         return f"{file.path}: {file.structure}, already there (--restart predicts it again)"
     voxels = " x ".join(str(extent) for extent in file.shape)
-    said = f"{file.path}: {file.structure}, {voxels} voxels (z, y, x), {file.values}, in {file.seconds:.1f} s"
+    line = f"{file.path}: {file.structure}, {voxels} voxels (z, y, x), {file.values}, in {file.seconds:.1f} s"
     if file.metrics is not None:
-        said += f"; R2 {file.metrics['r2']:.3f}, Pearson {file.metrics['pearson']:.3f}"
-    return said
+        line += f"; R2 {file.metrics['r2']:.3f}, Pearson {file.metrics['pearson']:.3f}"
+    return line
 
 
 def _number_or_name(text: str | None) -> str | int | None:
@@ -237,7 +245,7 @@ def _number_or_name(text: str | None) -> str | int | None:
 
 def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str | int]:
     """Read ``dna=1`` or, of one structure, ``1``."""
-    found: dict[str, str | int] = {}
+    targets: dict[str, str | int] = {}
     for text in texts or ():
         name, equals, channel = text.partition("=")
         if not (equals and name in names):
@@ -246,9 +254,7 @@ def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str
                     f"--target {text!r}: say whose truth it is, STRUCTURE=CHANNEL with one of {', '.join(names)}"
                 )
             name, channel = names[0], text
-        if name in found or not channel:
+        if name in targets or not channel:
             raise RepmodeError(f"--target {text!r}: one channel for each structure is needed")
-        named = _number_or_name(channel)
-        assert named is not None
-        found[name] = named
-    return found
+        targets[name] = int(channel) if channel.isdecimal() else channel
+    return targets

@@ -1,4 +1,4 @@
-"""The colour in which each structure is shown, the same in every file and viewer."""
+"""Display colours of the structures, the same in every file and viewer."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import colorsys
 import hashlib
 from types import MappingProxyType
 
-__all__ = ["LIGHT", "STRUCTURE_COLOURS", "colour_of", "hexadecimal"]
+__all__ = ["STRUCTURE_COLOURS", "TRANSMITTED_LIGHT_COLOUR", "colour_of", "hexadecimal"]
 
 Colour = tuple[int, int, int]
 
-#: Transmitted light is grey.
-LIGHT: Colour = (255, 255, 255)
+#: Grey.
+TRANSMITTED_LIGHT_COLOUR: Colour = (255, 255, 255)
 
-#: The twelve of the paper: bright enough on black, and neighbours in a cell told apart (DNA blue and membranes red as
-#: in the field's own pictures).
+#: The twelve of the paper: bright enough on black, and different for neighbours in a cell (DNA blue and membranes red,
+#: as in the field's figures).
 STRUCTURE_COLOURS = MappingProxyType(
     {
         "microtubule": (0, 255, 0),
@@ -34,7 +34,7 @@ STRUCTURE_COLOURS = MappingProxyType(
 
 
 def colour_of(structure: str) -> Colour:
-    """Return red, green and blue (0 to 255) of a structure; one that is not of the twelve has one by its name."""
+    """Return red, green and blue (0 to 255) of a structure; beyond the twelve the name decides."""
     if structure in STRUCTURE_COLOURS:
         return STRUCTURE_COLOURS[structure]
     hue = int.from_bytes(hashlib.sha256(structure.encode()).digest()[:2], "big") / 65536
@@ -43,5 +43,5 @@ def colour_of(structure: str) -> Colour:
 
 
 def hexadecimal(colour: Colour) -> str:
-    """Return ``RRGGBB``."""
+    """Return a colour as ``RRGGBB``."""
     return "".join(f"{part:02X}" for part in colour)

@@ -1,4 +1,4 @@
-"""What was asked of a prediction: told apart from another one, and named by it."""
+"""Identity of a prediction: the fingerprint of its input, its UUID, and whether a file holds it already."""
 
 from __future__ import annotations
 
@@ -11,168 +11,106 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.data.preprocessing.content_digest import files_of
-from repmode_cl.data.readers.region import shape_text
-from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.streaming.journal import PredictionJournal
-from repmode_cl.inference.windows import WindowGrid
 from repmode_cl.inference.writers.image_metadata import NAMESPACE
 from repmode_cl.utils.atomic_files import canonical_json
 
-__all__ = ["content_of", "is_there", "micrometres", "three_sizes", "uuid_in", "uuid_of", "window_grid"]
+__all__ = ["input_fingerprint", "is_predicted", "prediction_uuid", "stored_uuid"]
+
+#: Bytes at either end of each input file that its fingerprint covers.
+_SAMPLE_BYTES = 1 << 16
+
+#: Files of a folder (an OME-Zarr) that its fingerprint covers: its metadata come first.
+_MAX_FILES = 1000
 
 
-#: Bytes at either end of the input whose digest tells whether it is still the same file.
-_SAMPLE = 1 << 16
+def input_fingerprint(path: Path | str) -> dict[str, Any]:
+    """Return a fingerprint by which a changed image is noticed, without reading all of it.
 
-#: Files of a folder (an OME-Zarr) that are looked at for the same purpose: its metadata come first.
-_FILES = 1000
+    Parameters
+    ----------
+    path
+        A file, a folder, or a URL (of which only the name is known).
 
-
-def content_of(path: Path | str) -> dict[str, Any]:
-    """Return what tells whether an image is still the same, without reading all of it."""
-    digest = hashlib.sha256()
+    Returns
+    -------
+    dict
+        ``bytes`` (their count), ``changed`` (the latest time of change, in ns) and ``sample`` (a digest).
+    """
     if isinstance(path, str):
         return {"bytes": None, "changed": None, "sample": path}
-    if path.is_dir():
-        count = changed = 0
-        for file in _files(path):
-            stat = file.stat()
-            count, changed = count + stat.st_size, max(changed, stat.st_mtime_ns)
-            digest.update(f"{file.relative_to(path).as_posix()} {stat.st_size}\n".encode())
-            if file.suffix == ".json" or file.name in (".zarray", ".zattrs", ".zgroup"):
-                digest.update(file.read_bytes()[:_SAMPLE])
-        return {"bytes": count, "changed": changed, "sample": digest.hexdigest()}
+    digest = hashlib.sha256()
     count = changed = 0
-    for file in files_of(path):
+    for file in _first_files(path) if path.is_dir() else files_of(path):
         stat = file.stat()
         count, changed = count + stat.st_size, max(changed, stat.st_mtime_ns)
-        with file.open("rb") as handle:
-            digest.update(handle.read(_SAMPLE))
-            handle.seek(max(0, stat.st_size - _SAMPLE))
-            digest.update(handle.read(_SAMPLE))
+        if path.is_dir():
+            digest.update(f"{file.relative_to(path).as_posix()} {stat.st_size}\n".encode())
+            if file.suffix == ".json" or file.name in (".zarray", ".zattrs", ".zgroup"):
+                digest.update(file.read_bytes()[:_SAMPLE_BYTES])
+        else:
+            with file.open("rb") as handle:
+                digest.update(handle.read(_SAMPLE_BYTES))
+                handle.seek(max(0, stat.st_size - _SAMPLE_BYTES))
+                digest.update(handle.read(_SAMPLE_BYTES))
     return {"bytes": count, "changed": changed, "sample": digest.hexdigest()}
 
 
-def _files(folder: Path) -> list[Path]:
+def _first_files(folder: Path) -> list[Path]:
     """Return the first files of a folder in an order that does not depend on the system, those high up first."""
-    found: list[Path] = []
+    files: list[Path] = []
     level = [folder]
-    while level and len(found) < _FILES:
-        inside = [child for one in level for child in sorted(one.iterdir())]
-        found += [child for child in inside if child.is_file()]
-        level = [child for child in inside if child.is_dir() and not child.is_symlink()][:_FILES]
-    return found[:_FILES]
+    while level and len(files) < _MAX_FILES:
+        children = [child for parent in level for child in sorted(parent.iterdir())]
+        files += [child for child in children if child.is_file()]
+        level = [child for child in children if child.is_dir() and not child.is_symlink()][:_MAX_FILES]
+    return files[:_MAX_FILES]
 
 
-def uuid_of(call: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return a name for the prediction itself: the same for the same voxels, wherever they are written.
+def prediction_uuid(request: Mapping[str, Any], structures: Sequence[str]) -> str:
+    """Return the UUID of a prediction: the same for the same voxels, wherever they are written.
 
     Parameters
     ----------
-    call
-        What decides every voxel, as `predict_file` puts it.
-    names
-        The structures that one file shows.
+    request
+        Everything that decides a voxel, as `repmode_cl.inference.predict_file.FilePrediction` writes it.
+    structures
+        Names of the structures in the file.
     """
-    content = {key: value for key, value in call.items() if key not in ("outputs", "structures", "targets")}
-    content["input"] = {key: call["input"][key] for key in ("bytes", "sample")}
-    text = canonical_json({**content, "structures": {name: call["structures"][name] for name in names}})
+    content = {
+        key: value for key, value in request.items() if key not in ("outputs", "structures", "targets")
+    }
+    content["input"] = {key: request["input"][key] for key in ("bytes", "sample")}
+    text = canonical_json(
+        {**content, "structures": {name: request["structures"][name] for name in structures}}
+    )
     return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, text)}"
 
 
-def micrometres(size: Sequence[float]) -> tuple[float, float, float]:
-    """Return a voxel size (z, y, x) in um.
-
-    Raises
-    ------
-    RepmodeError
-        If these are not three positive numbers.
-    """
-    if len(size) != 3 or not all(0 < float(one) < float("inf") for one in size):
-        raise RepmodeError(
-            f"voxel size {', '.join(map(str, size))}: three positive numbers in um (z, y, x) are needed"
-        )
-    z, y, x = (float(one) for one in size)
-    return z, y, x
-
-
-def three_sizes(window: Sequence[int]) -> tuple[int, int, int]:
-    """Return the voxels (z, y, x) of a window.
-
-    Raises
-    ------
-    RepmodeError
-        If these are not three positive numbers.
-    """
-    if len(window) != 3 or not all(int(size) >= 1 for size in window):
-        raise RepmodeError(f"window {tuple(window)}: three positive whole numbers (z, y, x) are needed")
-    z, y, x = (int(size) for size in window)
-    return z, y, x
-
-
-def window_grid(
-    shape: Sequence[int], grid: Sequence[int], window: Sequence[int], overlap: float, least: int
-) -> WindowGrid:
-    """Return the windows that cover a volume.
-
-    Parameters
-    ----------
-    shape
-        Voxels (z, y, x) of the image.
-    grid
-        What they are at the model's voxel size.
-    window
-        Voxels (z, y, x) of a window.
-    overlap
-        Part of a window that its neighbour repeats.
-    least
-        Fewest voxels along an axis that the network takes.
-
-    Raises
-    ------
-    ImageError
-        If the image is smaller along an axis.
-    RepmodeError
-        If the window is.
-    """
-    if min(grid) < least:
-        after = "" if tuple(grid) == tuple(shape) else f", after resampling {shape_text(grid)}"
-        raise ImageError(
-            f"the image is too small: {shape_text(shape)} voxels (z, y, x){after}; the model's network takes "
-            f"no fewer than {least} along each axis"
-        )
-    if min(window) < least:
-        raise RepmodeError(
-            f"window {shape_text(window)} (z, y, x) is too small: the model's network takes no fewer than {least} "
-            "voxels along each axis"
-        )
-    return WindowGrid(grid, window, overlap)
-
-
-def is_there(path: Path, uuid: str, source: Path | str) -> bool:
+def is_predicted(path: Path, uuid: str, source: Path | str) -> bool:
     """Tell whether `path` is the whole prediction `uuid` of an image that has not changed since.
 
-    Of an image at a URL nobody can tell.
+    Of an image at a URL this is never known.
     """
-    if isinstance(source, str) or PredictionJournal.folder_of(path).exists() or uuid_in(path) != uuid:
+    if isinstance(source, str) or PredictionJournal.folder_of(path).exists() or stored_uuid(path) != uuid:
         return False
-    # The UUID knows both ends of the image; a change between them tells by its time.
+    # The UUID covers both ends of the image; a change between them shows in its time.
     return path.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
-def uuid_in(path: Path) -> str | None:
-    """Return the UUID that a file of ours states; None of any other, of a ``.npy``, or where nothing is."""
+def stored_uuid(path: Path) -> str | None:
+    """Return the UUID in a predicted file; None of any other file, of a ``.npy``, or where there is none."""
     try:
         if path.is_dir():
             attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
             return str(attributes[NAMESPACE]["uuid"])
         if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
             return None
-        # Imported here, because most calls find nothing.
+        # Imported here for a fast start: most calls have no earlier file.
         import tifffile
 
         with tifffile.TiffFile(path) as tiff:
-            found = re.search(r'<OME\b[^>]*\bUUID="([^"]+)"', tiff.ome_metadata or "")
-    except Exception:  # whatever is there, it is not what was to be predicted
+            match = re.search(r'<OME\b[^>]*\bUUID="([^"]+)"', tiff.ome_metadata or "")
+    except Exception:  # whatever the file is, it is not the prediction
         return None
-    return None if found is None else found[1]
+    return None if match is None else match[1]

@@ -1,42 +1,150 @@
-"""What a prediction is asked for, and what it says of a file that it wrote."""
+"""Options of a prediction, and the record of a file that was predicted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
+from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.window_batches import Network
+from repmode_cl.utils.memory import parse_memory
 
-__all__ = ["PredictedFile", "Settings"]
+__all__ = ["PredictedFile", "PredictionOptions"]
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """Options of a prediction, checked when they are made.
+
+    Attributes
+    ----------
+    channel
+        Name or number (from 0) of the transmitted-light channel; None where the file has one channel.
+    window, overlap
+        Voxels (z, y, x) of a window on the model's grid, and the part its neighbour repeats (in [0, 1)); None takes
+        the model's.
+    device
+        ``auto`` (cuda where there is one, else cpu), ``cpu``, ``cuda`` or ``cuda:N``.
+    scene, t
+        Which of several scenes (by number or name) or time points.
+    voxel_size
+        um (z, y, x) of the input, where the file states none or a wrong one.
+    force
+        Continue where the voxel size is missing or far from those the model was trained on, with a note.
+    rescale
+        A range of z-scores to map onto the numbers of a type; None leaves z-scores as float32. A text such as
+        ``"-2:8:uint8"`` becomes a `Rescale`.
+    stack
+        Write one file with the transmitted light and all structures as its channels.
+    targets
+        For each structure whose truth is in the input, the channel (name or number) to compare with.
+    memory
+        Most bytes that this process may hold; None is what it holds now and half of what the system has to give. A
+        text such as ``"2GB"`` becomes bytes. Where the model's batch of windows does not fit, fewer are computed at
+        once, and a note says so.
+    restart
+        Discard an unfinished prediction of this output, also one with other settings.
+    keep
+        Do not predict again what was predicted already, by the same model from the same image with the same settings.
+    networks
+        The structures' networks on `device`, if they are at hand (`repmode_cl.inference.predict_file.FusedNetworks`).
+    progress
+        Called with the number of windows done and their total.
+    status
+        Called with a few words at the beginning of each stage.
+    stop_after_windows
+        Raise `repmode_cl.inference.streaming.run.PredictionStopped` after so many windows of this call: for
+        measurements and tests.
+
+    Raises
+    ------
+    RepmodeError
+        If a value is out of range, or a text cannot be read.
+    """
+
+    channel: str | int | None = None
+    window: tuple[int, int, int] | None = None
+    overlap: float | None = None
+    device: str = "auto"
+    scene: int | str | None = None
+    t: int | None = None
+    voxel_size: tuple[float, float, float] | None = None
+    force: bool = False
+    rescale: Rescale | None = None
+    stack: bool = False
+    targets: Mapping[str, str | int] | None = None
+    memory: int | None = None
+    restart: bool = False
+    keep: bool = False
+    networks: Mapping[str, Network] | None = None
+    progress: Callable[[int, int], None] | None = None
+    status: Callable[[str], None] | None = None
+    stop_after_windows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.overlap is not None and not 0 <= self.overlap < 1:
+            raise RepmodeError(f"overlap {self.overlap}: a number from 0 to below 1 is needed")
+        # Keywords of `predict_file` may be lists and texts; everything after this line has one type.
+        for name, convert in _CONVERTERS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, convert(value))
+
+
+def _voxel_size(size: Sequence[float]) -> tuple[float, float, float]:
+    if len(size) != 3 or not all(0 < float(extent) < float("inf") for extent in size):
+        raise RepmodeError(
+            f"voxel size {', '.join(map(str, size))}: three positive numbers in um (z, y, x) are needed"
+        )
+    z, y, x = (float(extent) for extent in size)
+    return z, y, x
+
+
+def _window(size: Sequence[int]) -> tuple[int, int, int]:
+    if len(size) != 3 or not all(int(extent) >= 1 for extent in size):
+        raise RepmodeError(f"window {tuple(size)}: three positive whole numbers (z, y, x) are needed")
+    z, y, x = (int(extent) for extent in size)
+    return z, y, x
+
+
+def _rescale(rescale: Rescale | str) -> Rescale:
+    return Rescale.parse(rescale) if isinstance(rescale, str) else rescale
+
+
+_CONVERTERS: Mapping[str, Callable[..., object]] = {
+    "window": _window,
+    "voxel_size": _voxel_size,
+    "rescale": _rescale,
+    "memory": parse_memory,
+}
 
 
 @dataclass(frozen=True)
 class PredictedFile:
-    """What `predict_file` wrote, and how.
+    """A predicted structure in a file, and how it came about.
 
     Attributes
     ----------
     path
         OME-TIFF, OME-Zarr or ``.npy``.
     structure
-        What it predicts.
+        The predicted structure.
     shape
         Voxels (Z, Y, X), those of the input.
     voxel_size
         um (z, y, x) of the input, or None where the file states none.
     grid
-        Voxels (Z, Y, X) that the network saw.
+        Voxels (Z, Y, X) of the network's input.
     notes
-        What a reader of the result should know: such as that an unknown voxel size was taken for the model's.
+        Remarks for a reader of the result: such as that an unknown voxel size was assumed to be the model's.
     seconds
-        Wall time of this call, in which all structures were predicted together.
+        Wall time of the call, in which all structures were predicted together.
     values
-        What the numbers are: ``z-score units``, or how they were rescaled.
+        Unit of the numbers: ``z-score units``, or how they were rescaled.
     metrics
-        ``mse``, ``mae``, ``r2`` and ``pearson`` on the model's grid, where the truth was named.
+        ``mse``, ``mae``, ``r2`` and ``pearson`` on the model's grid, where a channel with the truth was named.
     existed
         Whether the file was there already, and nothing was done.
     """
@@ -51,26 +159,3 @@ class PredictedFile:
     values: str = "z-score units"
     metrics: Mapping[str, float] | None = None
     existed: bool = False
-
-
-class Settings(TypedDict, total=False):
-    """The keywords of `predict_file`, which says what they mean."""
-
-    channel: str | int | None
-    window: Sequence[int] | None
-    overlap: float | None
-    device: str
-    scene: int | str | None
-    t: int | None
-    voxel_size: Sequence[float] | None
-    force: bool
-    rescale: Rescale | str | None
-    stack: bool
-    targets: Mapping[str, str | int] | None
-    memory: int | str | None
-    restart: bool
-    keep: bool
-    networks: Mapping[str, Network] | None
-    progress: Callable[[int, int], None] | None
-    status: Callable[[str], None] | None
-    stop_after_windows: int | None

@@ -1,4 +1,4 @@
-"""Names of the files that predictions are written to."""
+"""Names of the output files of a prediction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from repmode_cl.inference.writers import SUFFIXES, check_output, check_suffix
 
 __all__ = ["output_paths", "refuse_inputs"]
 
-_PLACE = "{structure}"
+_PLACEHOLDER = "{structure}"
 
 
 def output_paths(
@@ -27,18 +27,18 @@ def output_paths(
     structures
         Names.
     in_path
-        The image, which must not be written over.
+        The image, which must not be replaced.
     several
-        Whether several were asked for, even if it comes to one.
+        Whether several were requested, even if the list has one.
     stack
-        Whether one file takes them all.
+        Whether one file holds all of them.
 
     Raises
     ------
     ImageError
-        If a name ends in what cannot be written, or is the input's.
+        If a name's suffix is no format's, or the name is the input's.
     RepmodeError
-        If no structure is named or one twice, or several would be written to one file.
+        If no structure is named, one is named twice, or several would be written to one file.
     """
     if not structures:
         raise RepmodeError("no structure is named; name at least one")
@@ -47,41 +47,41 @@ def output_paths(
         raise RepmodeError(f"{', '.join(twice)}: named twice; name each structure once")
     text = str(out)
     if stack:
-        if _PLACE in text:
-            raise RepmodeError(f"{out}: a stack holds all structures in one file; leave out {_PLACE}")
+        if _PLACEHOLDER in text:
+            raise RepmodeError(f"{out}: a stack holds all structures in one file; leave out {_PLACEHOLDER}")
         paths: tuple[Path, ...] = (Path(out),)
         if check_suffix(paths[0]) == ".npy":
             raise ImageError(
                 f"{out}: a stack needs a format that names its channels; give a name that ends in .ome.tif or "
                 ".ome.zarr"
             )
-    elif _PLACE in text:
-        paths = tuple(Path(text.replace(_PLACE, name)) for name in structures)
+    elif _PLACEHOLDER in text:
+        paths = tuple(Path(text.replace(_PLACEHOLDER, name)) for name in structures)
     elif not several:
         paths = (Path(out),)
     elif Path(out).suffix.lower() in SUFFIXES and (Path(out).suffix == ".zarr" or not Path(out).is_dir()):
         raise RepmodeError(
-            f"{out}: several structures need a file each; give a folder, or a name with {_PLACE} in it such as "
-            f"{Path(out).with_name(_PLACE + '.ome.tif')}"
+            f"{out}: several structures need a file each; give a folder, or a name with {_PLACEHOLDER} in it such as "
+            f"{Path(out).with_name(_PLACEHOLDER + '.ome.tif')}"
         )
     else:
         paths = tuple(Path(out) / f"{name}.ome.tif" for name in structures)
     for path in paths:
         if isinstance(in_path, Path) and path.exists() and in_path.exists() and path.samefile(in_path):
-            raise ImageError(f"{path}: is the input; give the prediction a name of its own")
+            raise ImageError(f"{path}: is the input; give the prediction another name")
         check_output(path)
     return paths
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str]) -> None:
-    """Refuse outputs that would be written over any of several inputs.
+    """Refuse outputs that would replace one of the inputs.
 
     Raises
     ------
     ImageError
         If one is.
     """
-    sources = {os.path.realpath(one) for one in inputs if isinstance(one, Path)}
+    sources = {os.path.realpath(source) for source in inputs if isinstance(source, Path)}
     for path in outputs:
         if os.path.realpath(path) in sources:
-            raise ImageError(f"{path}: is one of the inputs, and would be written over; give another --out")
+            raise ImageError(f"{path}: is one of the inputs, and would be replaced; give another --out")

@@ -1,89 +1,91 @@
-"""What a prediction's file says of how it came about and of what its numbers mean."""
+"""Metadata of a file of predictions: how it came about, and what its numbers mean."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from repmode_cl.inference.display_colours import LIGHT, colour_of
+from repmode_cl.data.readers import ImageReader
+from repmode_cl.inference.display_colours import TRANSMITTED_LIGHT_COLOUR, colour_of
+from repmode_cl.inference.identity import prediction_uuid
 from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.writers import title_of
 from repmode_cl.inference.writers.image_metadata import ChannelMetadata, ImageMetadata, software
 from repmode_cl.store.snapshot import ModelSnapshot
 
-if TYPE_CHECKING:
-    from repmode_cl.data.readers import ImageReader
-
-__all__ = ["input_name", "picture_of"]
+__all__ = ["file_metadata", "input_name"]
 
 
-def picture_of(
+def file_metadata(
     path: Path,
+    structures: Sequence[str],
     model: ModelSnapshot,
-    names: Sequence[str],
     image: ImageReader,
-    call: Mapping[str, Any],
+    request: Mapping[str, Any],
     rescale: Rescale | None,
-    uuid: str,
-    *,
-    light: bool,
     notes: Sequence[str] = (),
 ) -> ImageMetadata:
-    """Describe a file of predictions.
+    """Return the metadata of a file of predictions.
 
     Parameters
     ----------
     path
         The file.
-    model, names
-        What predicts, and the structures that the file shows.
+    structures
+        Its structures, in the order of its channels.
+    model
+        The model that predicts them.
     image
         The input.
-    call
-        What was asked for, as `predict_file` puts it.
+    request
+        Everything that decides a voxel, as `repmode_cl.inference.predict_file.FilePrediction` writes it. Of a stack
+        the first channel is the transmitted light.
     rescale
-        What becomes of z-scores.
-    uuid
-        Of the prediction.
-    light
-        Whether the first channel is the transmitted light.
+        The range of z-scores that is mapped onto integers, if any.
     notes
-        What a reader of the result should know.
+        Remarks for a reader of the result.
     """
     dtype = np.dtype("float32" if rescale is None else rescale.dtype)
-    source, own = input_name(image.path), image.channel_names[call["channel"]]
-    channels = [_channel(model, name, rescale) for name in names]
-    if light:
-        # Channels without a name of their own are called by their number.
-        name = "transmitted light" if own == f"C{call['channel']}" else own
-        channels.insert(0, ChannelMetadata(name, LIGHT, {"channel": own, "input": source}))
+    source, channel_name = input_name(image.path), image.channel_names[request["channel"]]
+    channels = [_channel(model, name, rescale) for name in structures]
+    if request["stack"]:
+        # Channels without a name are called by their number.
+        name = "transmitted light" if channel_name == f"C{request['channel']}" else channel_name
+        about_light = {"channel": channel_name, "input": source}
+        channels.insert(0, ChannelMetadata(name, TRANSMITTED_LIGHT_COLOUR, about_light))
     about = {
         "software": software(),
         "torch": torch.__version__,
         "model": Path(model.path).resolve().name,
         "model_digest": model.base_digest,
         "input": source,
-        "input_channel": own,
-        "voxel_size_zyx_um": _sizes(call["voxel size"]),
-        "model_voxel_size_zyx_um": _sizes(model.voxel_size),
-        "network_grid_zyx": _sizes(call["grid"]),
-        "window_zyx": _sizes(call["window"]),
-        "overlap": f"{call['overlap']:g}",
-        "device": str(call["device"]),
+        "input_channel": channel_name,
+        "voxel_size_zyx_um": _sizes_text(request["voxel size"]),
+        "model_voxel_size_zyx_um": _sizes_text(model.voxel_size),
+        "network_grid_zyx": _sizes_text(request["grid"]),
+        "window_zyx": _sizes_text(request["window"]),
+        "overlap": f"{request['overlap']:g}",
+        "device": str(request["device"]),
     }
-    about |= {key: str(call[key]) for key in ("scene", "time") if call[key] is not None}
+    about |= {key: str(request[key]) for key in ("scene", "time") if request[key] is not None}
     if notes:
-        # Where the image lay on one machine is nobody else's concern.
+        # Folders of one machine are nobody else's concern.
         about["notes"] = "; ".join(note.replace(str(image.path), source) for note in notes)
-    said = "in z-score units" if rescale is None else rescale.meaning
-    text = f"{', '.join(names)} predicted by repmode-cl from {source}, {said}"
+    unit = "in z-score units" if rescale is None else rescale.meaning
     z, y, x = image.shape
     return ImageMetadata(
-        title_of(path), (z, y, x), dtype, tuple(channels), call["voxel size"], text, uuid, about
+        name=title_of(path),
+        shape=(z, y, x),
+        dtype=dtype,
+        channels=tuple(channels),
+        voxel_size=request["voxel size"],
+        description=f"{', '.join(structures)} predicted by repmode-cl from {source}, {unit}",
+        uuid=prediction_uuid(request, structures),
+        about=about,
     )
 
 
@@ -107,5 +109,5 @@ def _channel(model: ModelSnapshot, name: str, rescale: Rescale | None) -> Channe
     return ChannelMetadata(name, colour_of(name), about)
 
 
-def _sizes(sizes: Sequence[float] | None) -> str:
+def _sizes_text(sizes: Sequence[float] | None) -> str:
     return "unknown" if sizes is None else " ".join(f"{size:g}" for size in sizes)

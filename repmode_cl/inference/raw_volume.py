@@ -31,7 +31,7 @@ class RawVolume(Closing):
     shape
         Voxels (Z, Y, X).
     dtype
-        Of the voxels.
+        Type of the voxels.
     offset
         Bytes before the array.
     new
@@ -40,7 +40,7 @@ class RawVolume(Closing):
     Raises
     ------
     RepmodeError
-        If the file is missing or too short, and is not to be new.
+        If the file is missing or too short, unless `new`.
     """
 
     def __init__(
@@ -56,20 +56,21 @@ class RawVolume(Closing):
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.dtype = np.dtype(dtype)
         self.offset = offset
-        whole = offset + self.nbytes
+        expected = offset + self.nbytes
         if new:
             # "a" makes the file where it is missing and cuts nothing off.
             with self.path.open("ab") as file:
-                if file.tell() < whole:
-                    file.truncate(whole)
-        held = self.path.stat().st_size if self.path.is_file() else None
-        if held is None or held < whole:
-            raise self._damaged("is missing" if held is None else f"has {held} bytes of {whole}")
+                if file.tell() < expected:
+                    file.truncate(expected)
+        size = self.path.stat().st_size if self.path.is_file() else None
+        if size is None or size < expected:
+            raise self._damaged("is missing" if size is None else f"has {size} bytes of {expected}")
         self._file = self.path.open("r+b")
 
-    def _damaged(self, how: str) -> RepmodeError:
+    def _damaged(self, problem: str) -> RepmodeError:
         return RepmodeError(
-            f"{self.path}: {how}, so that this prediction cannot go on; give --restart (restart=True) to begin anew"
+            f"{self.path}: {problem}, so that this prediction cannot continue; give --restart (restart=True) to start "
+            "over"
         )
 
     @property
@@ -78,7 +79,7 @@ class RawVolume(Closing):
         return self.shape[0] * self.shape[1] * self.shape[2] * self.dtype.itemsize
 
     def read(self, box: tuple[slice, slice, slice]) -> NDArray[Any]:
-        """Return a box (slices with both ends) as an array of its own.
+        """Return a box (slices with both ends) as a new array.
 
         Raises
         ------
@@ -86,8 +87,8 @@ class RawVolume(Closing):
             If the file has become shorter.
         """
         result = np.empty([part.stop - part.start for part in box], self.dtype)
-        for place, start in self._runs(box):
-            view = memoryview(result[place]).cast("B") if result[place].size else memoryview(b"")
+        for index, start in self._runs(box):
+            view = memoryview(result[index]).cast("B") if result[index].size else memoryview(b"")
             self._file.seek(start)
             if self._file.readinto(view) != view.nbytes:
                 raise self._damaged(f"ends at byte {self._file.tell()}, in the middle of its voxels")
@@ -96,10 +97,10 @@ class RawVolume(Closing):
     def write(self, box: tuple[slice, slice, slice], values: NDArray[Any]) -> None:
         """Write `values` (z, y, x) into a box (slices with both ends)."""
         values = np.ascontiguousarray(values, self.dtype)
-        for place, start in self._runs(box):
-            if values[place].size:
+        for index, start in self._runs(box):
+            if values[index].size:
                 self._file.seek(start)
-                self._file.write(memoryview(values[place]).cast("B"))
+                self._file.write(memoryview(values[index]).cast("B"))
 
     def _runs(self, box: tuple[slice, slice, slice]) -> Iterator[tuple[tuple[int, ...], int]]:
         """Yield the parts of a box that lie in the file in one piece: index into the box, first byte."""
@@ -109,13 +110,13 @@ class RawVolume(Closing):
         whole_planes = whole_rows and (y.start, y.stop) == (0, height)
         axes = [range(z.stop - z.start), range(y.stop - y.start)]
         axes = axes[:0] if whole_planes else axes[:1] if whole_rows else axes
-        for place in product(*axes):
-            plane = z.start + (place[0] if place else 0)
-            row = y.start + (place[1] if len(place) > 1 else 0)
-            yield place, self.offset + ((plane * height + row) * width + x.start) * self.dtype.itemsize
+        for index in product(*axes):
+            plane = z.start + (index[0] if index else 0)
+            row = y.start + (index[1] if len(index) > 1 else 0)
+            yield index, self.offset + ((plane * height + row) * width + x.start) * self.dtype.itemsize
 
     def sync(self) -> None:
-        """Have what was written survive a loss of power."""
+        """Make what was written survive a loss of power."""
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -1,4 +1,4 @@
-"""From z-scores to the numbers of a file that somebody measures in: a stated range, stated in the file too."""
+"""Mapping of z-scores onto the numbers of a file: a range chosen by the user, and stated in the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repmode_cl.errors import RepmodeError
 
 __all__ = ["Rescale"]
 
-#: Type of the file's voxels -> what the upper end of the range becomes.
+#: Type of the file's voxels -> the number that the upper end of the range becomes.
 _TOP = {"uint8": 255, "uint16": 65535, "float32": 1}
 
 
@@ -20,7 +20,7 @@ _TOP = {"uint8": 255, "uint16": 65535, "float32": 1}
 class Rescale:
     """A range of z-scores that is mapped linearly onto 0 and the largest number of a type (1 for float32).
 
-    What lies beyond the range is clipped; of integers the nearest is taken.
+    Values beyond the range are clipped; integers are rounded to the nearest.
 
     Attributes
     ----------
@@ -73,21 +73,21 @@ class Rescale:
 
     @property
     def top(self) -> int:
-        """What `high` becomes."""
+        """The number that `high` becomes."""
         return _TOP[self.dtype]
 
     def __call__(self, values: NDArray[np.float32]) -> NDArray[np.generic]:
-        """Return z-scores as the file holds them."""
-        found = (values.astype(np.float64) - self.low) * (self.top / (self.high - self.low))
-        np.clip(found, 0, self.top, out=found)
-        return (found if self.dtype == "float32" else np.rint(found)).astype(self.dtype)
+        """Return z-scores as the numbers of the file."""
+        scaled = (values.astype(np.float64) - self.low) * (self.top / (self.high - self.low))
+        np.clip(scaled, 0, self.top, out=scaled)
+        return (scaled if self.dtype == "float32" else np.rint(scaled)).astype(self.dtype)
 
     def __str__(self) -> str:
         return f"{_exact(self.low)}:{_exact(self.high)}:{self.dtype}"
 
     @property
     def meaning(self) -> str:
-        """How a file's numbers become z-scores again."""
+        """The formula by which a file's numbers become z-scores again."""
         low, high = _exact(self.low), _exact(self.high)
         span = f"{high} + {low[1:]}" if low.startswith("-") else f"{high} - {low}"
         return (

@@ -1,4 +1,4 @@
-"""Predict a volume of any size by a Gaussian sliding window (paper, section 4.1), with the volume in memory.
+"""Prediction of a volume in memory by a Gaussian sliding window (paper, section 4.1).
 
 A network sees windows of the size that it was trained on; overlapping predictions are averaged with weights
 that fall towards a window's borders, where a prediction has least context.
@@ -43,13 +43,13 @@ def sliding_window(
     volume
         (Z, Y, X), z-scored, on the network's voxel size.
     window
-        Voxels (z, y, x) of a window; where the volume is smaller, the volume's size is taken.
+        Voxels (z, y, x) of a window; an axis in which the volume is smaller takes the volume's size.
     overlap
         Part of a window that its neighbour repeats.
     batch_size
         Windows computed at once.
     device
-        Where the network is.
+        Device of the network.
     progress
         Called with the number of windows done and their total.
 
@@ -76,12 +76,12 @@ def sliding_window(
     weight = np.zeros(shape, np.float32)
     weighted = np.empty(grid.size, np.float32)
     done = 0
-    for [found] in predict_batches([network], _batches(volume, grid, batch_size), device):
-        for prediction in found:
-            place = grid[done].slices
+    for [predictions] in predict_batches([network], _batches(volume, grid, batch_size), device):
+        for prediction in predictions:
+            box = grid[done].slices
             np.multiply(prediction, weights, out=weighted)
-            total[place] += weighted
-            weight[place] += weights
+            total[box] += weighted
+            weight[box] += weights
             done += 1
         if progress is not None:
             progress(done, len(grid))
@@ -93,10 +93,10 @@ def _batches(volume: Tensor | NDArray[np.generic], grid: WindowGrid, batch_size:
     """Cut windows as float32 on the CPU, each copied once."""
     for first in range(0, len(grid), batch_size):
         batch = torch.empty((min(batch_size, len(grid) - first), 1, *grid.size), dtype=torch.float32)
-        for place in range(len(batch)):
-            window = grid[first + place].slices
+        for index in range(len(batch)):
+            box = grid[first + index].slices
             if isinstance(volume, Tensor):
-                batch[place, 0] = volume[window].detach()
+                batch[index, 0] = volume[box].detach()
             else:
-                batch.numpy()[place, 0] = volume[window]
+                batch.numpy()[index, 0] = volume[box]
         yield batch

@@ -1,6 +1,6 @@
-"""Where the windows of a prediction from disk come from: the file itself, or a copy on the network's grid.
+"""Sources of the windows of a prediction from disk: the file itself, or a copy on the network's grid.
 
-A file whose rows can be read by themselves, on the network's voxel size, is read where it lies. Any other is
+A file whose rows can be read one by one, on the network's voxel size, is read where it lies. Any other is
 resampled (or just decoded) once, box by box, into a raw file beside the output: windows overlap, and
 each plane would be decoded and resampled many times.
 """
@@ -19,10 +19,10 @@ from repmode_cl.data.preprocessing.resample_box import Box, resample_box, resamp
 from repmode_cl.data.readers import ImageReader, Region
 from repmode_cl.inference.raw_volume import RawVolume
 
-__all__ = ["FileSource", "Source", "copy_resampled", "read_z_scored", "z_score_of"]
+__all__ = ["FileSource", "VolumeSource", "copy_resampled", "read_z_scored", "z_score_of"]
 
 
-class Source(Protocol):
+class VolumeSource(Protocol):
     """A volume that is read box by box."""
 
     @property
@@ -30,7 +30,7 @@ class Source(Protocol):
         """Voxels (Z, Y, X)."""
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Return a box (slices with both ends) as an array of its own."""
+        """Return a box (slices with both ends) as a new array."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class FileSource:
     image
         Open.
     channel, scene, t
-        As of its `read`.
+        As in its `read`.
     dtype
-        Type to give voxels as; None keeps the file's.
+        Type of the voxels that are returned; None keeps the file's.
     """
 
     image: ImageReader
@@ -61,12 +61,12 @@ class FileSource:
     def read(self, box: Box) -> NDArray[Any]:
         """Return a box (slices with both ends)."""
         z, y, x = ((part.start, part.stop) for part in box)
-        found = self.image.read(self.channel, Region(z, y, x), scene=self.scene, t=self.t)
-        return found if self.dtype is None else found.astype(self.dtype, copy=False)
+        values = self.image.read(self.channel, Region(z, y, x), scene=self.scene, t=self.t)
+        return values if self.dtype is None else values.astype(self.dtype, copy=False)
 
 
 def copy_resampled(
-    source: Source, target: RawVolume, order: int, memory: int, *, anti_alias: bool = False
+    source: VolumeSource, target: RawVolume, order: int, memory: int, *, anti_alias: bool = False
 ) -> None:
     """Fill `target` with `source` resampled to its size, within about `memory` bytes; equal sizes are copied.
 
@@ -75,7 +75,7 @@ def copy_resampled(
     source, target
         The same field on two grids.
     order
-        Of the spline.
+        Order of the spline.
     memory
         Bytes.
     anti_alias
@@ -92,16 +92,16 @@ def copy_resampled(
 
 
 def z_score_of(
-    source: Source, *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+    source: VolumeSource, *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
 ) -> ZScore:
-    """Take the mean and deviation of a volume; the same bits as `normalise` of the whole array.
+    """Measure the mean and deviation of a volume; the same bits as `normalise` of the whole array.
 
     Parameters
     ----------
     source
         Read twice, or four times with `percentiles`.
     percentiles, empty
-        As of `repmode_cl.data.preprocessing.normalisation.z_score`.
+        As in `repmode_cl.data.preprocessing.normalisation.z_score`.
 
     Raises
     ------
@@ -116,10 +116,10 @@ def z_score_of(
     return z_score(pieces, z * y * x, percentiles=percentiles, empty=empty)
 
 
-def read_z_scored(source: Source, score: ZScore, box: Box) -> NDArray[np.float32]:
+def read_z_scored(source: VolumeSource, score: ZScore, box: Box) -> NDArray[np.float32]:
     """Return the z-score of a box, float32 (z, y, x), computed plane by plane."""
-    found = source.read(box)
-    result = np.empty(found.shape, np.float32)
-    for z, plane in enumerate(found):
+    values = source.read(box)
+    result = np.empty(values.shape, np.float32)
+    for z, plane in enumerate(values):
         result[z] = score(plane)
     return result

@@ -1,4 +1,4 @@
-"""Batches of windows through one or several networks: what prediction in memory and from disk have in common."""
+"""Batches of windows through one or several networks, for prediction in memory and from disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Network = Callable[[Tensor], Tensor]
 def predict_batches(
     networks: Sequence[Network], batches: Iterable[Tensor], device: str | torch.device = "cpu"
 ) -> Iterator[list[NDArray[np.float32]]]:
-    """Yield what each network makes of each batch, in order.
+    """Yield each network's outputs of each batch, in order.
 
     On a GPU the next batch is cut, sent and computed while the caller works on the one before; a batch is sent
     once for all networks.
@@ -32,12 +32,12 @@ def predict_batches(
     batches
         float32 (N, 1, z, y, x) on the CPU.
     device
-        Where the networks are.
+        Device of the networks.
 
     Yields
     ------
     list[ndarray]
-        For each network float32 (N, z, y, x), to be used before the next is asked for.
+        For each network float32 (N, z, y, x), to be used before the next batch is requested.
 
     Raises
     ------
@@ -50,21 +50,21 @@ def predict_batches(
             yield [_apply(network, inputs.to(device)).cpu().numpy() for network in networks]
         return
     new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
-    under_way: deque[tuple[list[Tensor], torch.cuda.Event]] = deque()
+    pending: deque[tuple[list[Tensor], torch.cuda.Event]] = deque()
     for inputs in batches:
         sent = inputs.pin_memory().to(device, non_blocking=True)
-        found = []
+        outputs = []
         for network in networks:
             output = _apply(network, sent)
-            arrived = torch.empty(output.shape, dtype=torch.float32, pin_memory=True)
-            found.append(arrived.copy_(output, non_blocking=True))
+            on_cpu = torch.empty(output.shape, dtype=torch.float32, pin_memory=True)
+            outputs.append(on_cpu.copy_(output, non_blocking=True))
         event = new_event()
         event.record(torch.cuda.current_stream(device))
-        under_way.append((found, event))
-        if len(under_way) > 1:
-            yield _arrived(under_way.popleft())
-    while under_way:
-        yield _arrived(under_way.popleft())
+        pending.append((outputs, event))
+        if len(pending) > 1:
+            yield _when_copied(pending.popleft())
+    while pending:
+        yield _when_copied(pending.popleft())
 
 
 def _apply(network: Network, inputs: Tensor) -> Tensor:
@@ -73,12 +73,13 @@ def _apply(network: Network, inputs: Tensor) -> Tensor:
         outputs = network(inputs)
     if outputs.shape != inputs.shape:
         raise ValueError(
-            f"the network made {tuple(outputs.shape)} of {tuple(inputs.shape)}: one channel of the same size is needed"
+            f"the network returned the shape {tuple(outputs.shape)} for {tuple(inputs.shape)}: one channel of the same "
+            "size is needed"
         )
     return outputs[:, 0].to(torch.float32)
 
 
-def _arrived(batch: tuple[list[Tensor], torch.cuda.Event]) -> list[NDArray[np.float32]]:
-    found, event = batch
+def _when_copied(batch: tuple[list[Tensor], torch.cuda.Event]) -> list[NDArray[np.float32]]:
+    outputs, event = batch
     event.synchronize()
-    return [tensor.numpy() for tensor in found]
+    return [tensor.numpy() for tensor in outputs]

@@ -1,7 +1,7 @@
-"""Where the windows of a large volume lie, and how much each of their voxels counts.
+"""Windows of a large volume: where they lie, and the weight of each of their voxels.
 
-The grid is apart from the prediction because predicting in memory and from and to disk walk the same windows:
-they come in the order of z, then y, then x, so that a z slab is final once the windows have passed it.
+Prediction in memory and from disk to disk walk the same windows, in the order of z, then y, then x: a z slab is final
+once the windows have passed it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,20 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Window", "WindowGrid", "gaussian_weights", "plan_windows", "summed_weights"]
+from repmode_cl.data.readers.region import shape_text
+from repmode_cl.errors import ImageError, RepmodeError
 
-#: Least weight, relative to a Gaussian of height 1: a corner of the volume is seen by the far corner of one
-#: window alone, where the Gaussian itself (4 sigma away on each axis) is below 1e-10. MONAI's value.
+__all__ = [
+    "Window",
+    "WindowGrid",
+    "checked_window_grid",
+    "gaussian_weights",
+    "plan_windows",
+    "summed_weights",
+]
+
+#: Least weight, relative to a Gaussian of height 1: a corner of the volume is covered only by the far corner of one
+#: window, where the Gaussian itself (4 sigma away on each axis) is below 1e-10. MONAI's value.
 WEIGHT_FLOOR = 1e-3
 
 
@@ -42,7 +52,7 @@ class Window:
 
 
 class WindowGrid:
-    """The windows that cover a volume, numbered; computed when asked for, because a large volume has millions.
+    """The windows that cover a volume, numbered; computed when needed, because a large volume has millions.
 
     Parameters
     ----------
@@ -101,6 +111,45 @@ class WindowGrid:
         return Window(start, (start[0] + self.size[0], start[1] + self.size[1], start[2] + self.size[2]))
 
 
+def checked_window_grid(
+    shape: Sequence[int], grid: Sequence[int], window: Sequence[int], overlap: float, smallest: int
+) -> WindowGrid:
+    """Return the windows that cover an image, refusing sizes that the network cannot take.
+
+    Parameters
+    ----------
+    shape
+        Voxels (z, y, x) of the image.
+    grid
+        Voxels (z, y, x) of the image at the model's voxel size.
+    window
+        Voxels (z, y, x) of a window.
+    overlap
+        Part of a window that its neighbour repeats.
+    smallest
+        Fewest voxels along an axis that the network takes.
+
+    Raises
+    ------
+    ImageError
+        If the image is smaller along an axis.
+    RepmodeError
+        If the window is.
+    """
+    if min(grid) < smallest:
+        after = "" if tuple(grid) == tuple(shape) else f", after resampling {shape_text(grid)}"
+        raise ImageError(
+            f"the image is too small: {shape_text(shape)} voxels (z, y, x){after}; the model's network takes "
+            f"no fewer than {smallest} along each axis"
+        )
+    if min(window) < smallest:
+        raise RepmodeError(
+            f"window {shape_text(window)} (z, y, x) is too small: the model's network takes no fewer than "
+            f"{smallest} voxels along each axis"
+        )
+    return WindowGrid(grid, window, overlap)
+
+
 def plan_windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0.5) -> list[Window]:
     """Return all windows of a `WindowGrid`, z slowest, x fastest."""
     return list(WindowGrid(shape, window, overlap))
@@ -113,7 +162,9 @@ def _starts(total: int, part: int, overlap: float) -> list[int]:
 
 
 def gaussian_weights(window: Sequence[int], sigma_fraction: float = 0.125) -> NDArray[np.float32]:
-    """Weigh the voxels of a window: a Gaussian about its centre, as nnU-Net and MONAI (paper, section 4.1).
+    """Return the weights of a window's voxels: a Gaussian about its centre, as in nnU-Net and MONAI.
+
+    The paper (section 4.1) weighs windows so.
 
     Parameters
     ----------
@@ -144,17 +195,19 @@ def summed_weights(
 ) -> NDArray[np.float32]:
     """Return the sum of all windows' weights in a box of the volume, float32 (z, y, x).
 
-    Windows are added in their order, so that a voxel's sum has the same bits in whatever box it is asked for.
+    Windows are added in their order, so that a voxel's sum has the same bits in every box that holds it.
     """
     result = np.zeros([part.stop - part.start for part in box], np.float32)
     reaching = [
         [start for start in starts if start < part.stop and start + size > part.start]
         for starts, size, part in zip(grid.starts, grid.size, box, strict=True)
     ]
-    for place in product(*reaching):
-        low = [max(start, part.start) for start, part in zip(place, box, strict=True)]
-        high = [min(start + size, part.stop) for start, size, part in zip(place, grid.size, box, strict=True)]
-        inside = tuple(slice(a - p.start, b - p.start) for a, b, p in zip(low, high, box, strict=True))
-        seen = tuple(slice(a - start, b - start) for a, b, start in zip(low, high, place, strict=True))
-        result[inside] += weights[seen]
+    for corner in product(*reaching):
+        low = [max(start, part.start) for start, part in zip(corner, box, strict=True)]
+        high = [
+            min(start + size, part.stop) for start, size, part in zip(corner, grid.size, box, strict=True)
+        ]
+        in_box = tuple(slice(a - p.start, b - p.start) for a, b, p in zip(low, high, box, strict=True))
+        in_window = tuple(slice(a - start, b - start) for a, b, start in zip(low, high, corner, strict=True))
+        result[in_box] += weights[in_window]
     return result

@@ -17,9 +17,12 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import RepmodeError
-from repmode_cl.inference.predict_file import PredictedFile, predict_file
+from repmode_cl.inference.options import PredictedFile
+from repmode_cl.inference.predict_file import predict_file
+from repmode_cl.inference.streaming.journal import PredictionJournal
+from repmode_cl.inference.streaming.memory_plan import MemoryNeeds
 from repmode_cl.inference.streaming.run import PredictionStopped
-from repmode_cl.inference.writers import remove
+from repmode_cl.inference.writers import remove_path
 from repmode_cl.model import Model
 
 VOXEL = (0.5, 0.3, 0.3)
@@ -72,20 +75,18 @@ def test_stopped_again_and_again_it_ends_with_the_same_bytes(model, image, tmp_p
 
 
 @pytest.mark.parametrize("voxel", [VOXEL, OTHER])
-def test_a_death_just_before_or_after_any_word_of_the_journal(model, image, tmp_path, monkeypatch, voxel):
-    from repmode_cl.inference.streaming import journal as module
-
+def test_a_death_just_before_or_after_any_write_of_the_journal(model, image, tmp_path, monkeypatch, voxel):
     np.save(image, np.load(image)[:7, :18, :37])
     out, copies = tmp_path / "out", tmp_path / "copies"
     states = []
 
-    def save(self, _real=module.PredictionJournal.save, **changes):
+    def save(self, _real=PredictionJournal.save, **changes):
         for then in (lambda: _real(self, **changes), lambda: None):
             states.append(copies / f"{len(states)}")
             shutil.copytree(self.folder.parent, states[-1], ignore=shutil.ignore_patterns("lock"))
             then()
 
-    monkeypatch.setattr(module.PredictionJournal, "save", save)
+    monkeypatch.setattr(PredictionJournal, "save", save)
     assert attempt(model, image, out, voxel=voxel) is not None
     monkeypatch.undo()
     want = content(out)
@@ -102,7 +103,7 @@ def test_a_death_just_before_or_after_any_word_of_the_journal(model, image, tmp_
 )
 def test_a_death_at_any_file_that_is_written(model, image, tmp_path, monkeypatch, suffix, stack):
     """Killed at any write, or just before a folder is put in place of another: the old one or the new one."""
-    from repmode_cl.inference import writers as volume_io
+    from repmode_cl.inference import writers
     from repmode_cl.inference.writers import ome_tiff, ome_zarr
 
     np.save(image, np.load(image)[:5, :9, :11])
@@ -128,7 +129,7 @@ def test_a_death_at_any_file_that_is_written(model, image, tmp_path, monkeypatch
     monkeypatch.setattr(ome_zarr, "_write", dying(ome_zarr._write))
     monkeypatch.setattr(ome_tiff, "_tiles", dying(ome_tiff._tiles))
     monkeypatch.setattr(Path, "replace", dying(Path.replace, lambda path, _: path.is_dir()))
-    monkeypatch.setattr(volume_io, "put_in_place", dying(volume_io.put_in_place))
+    monkeypatch.setattr(writers, "put_in_place", dying(writers.put_in_place))
     deaths = 0
     while fatal < 100:
         fatal += 1
@@ -191,7 +192,7 @@ def test_a_killed_command_continues(model, image, tmp_path):
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_other_settings_are_refused_until_told_to_restart(model, image, tmp_path):
+def test_other_settings_are_refused_without_restart(model, image, tmp_path):
     out = tmp_path / "out.npy"
     with pytest.raises(PredictionStopped):
         predict_file(model, "dna", image, out, device="cpu", voxel_size=VOXEL, stop_after_windows=20)
@@ -226,18 +227,18 @@ def test_missing_scratch_files_are_named(model, image, tmp_path, missing):
 
 @pytest.mark.parametrize("suffix", [".ome.tif", ".ome.zarr"])
 def test_a_part_that_goes_before_it_is_put_in_place_is_named(model, image, tmp_path, monkeypatch, suffix):
-    from repmode_cl.inference.streaming import finish
+    from repmode_cl.inference.streaming import outputs
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     names, out = ["dna", "golgi"], tmp_path / f"{{structure}}{suffix}"
-    monkeypatch.setattr(finish, "put", stop)
+    monkeypatch.setattr(outputs, "move_into_place", stop)
     with pytest.raises(KeyboardInterrupt):
         predict_file(model, names, image, out, device="cpu", voxel_size=VOXEL)
     monkeypatch.undo()
     part = tmp_path / f"dna{suffix}.part"
-    remove(part)
+    remove_path(part)
     with pytest.raises(RepmodeError, match=rf"{part.name}: is missing"):
         predict_file(model, names, image, out, device="cpu", voxel_size=VOXEL)
 
@@ -262,7 +263,7 @@ def test_two_processes_do_not_predict_the_same_file(model, image, tmp_path):
         predict_file(model, "dna", image, tmp_path / "out.npy", device="cpu", voxel_size=VOXEL)
 
 
-def test_a_call_for_one_of_several_files_leaves_the_others_part_alone(model, image, tmp_path):
+def test_a_call_for_one_of_several_files_does_not_touch_the_others_part(model, image, tmp_path):
     whole = tmp_path / "whole"
     assert attempt(model, image, whole) is not None
     out = tmp_path / "out"
@@ -281,13 +282,13 @@ def test_a_call_for_one_of_several_files_leaves_the_others_part_alone(model, ima
 
 
 def test_a_refusal_keeps_the_image_that_was_prepared(model, image, tmp_path, monkeypatch):
-    from repmode_cl.inference.streaming import run as stream
+    from repmode_cl.inference.streaming import run as streaming_run
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    monkeypatch.setattr(stream, "z_score_of", stop)
+    monkeypatch.setattr(streaming_run, "z_score_of", stop)
     with pytest.raises(KeyboardInterrupt):
         attempt(model, image, out, voxel=OTHER)
     monkeypatch.undo()
@@ -296,16 +297,16 @@ def test_a_refusal_keeps_the_image_that_was_prepared(model, image, tmp_path, mon
     with pytest.raises(RepmodeError):
         predict_file(model, ["dna", "golgi"], image, out, device="cpu", voxel_size=OTHER, memory="1kB")
     assert prepared.stat().st_mtime_ns == before
-    monkeypatch.setattr(stream.shutil, "disk_usage", lambda _: pytest.fail("the space is taken already"))
+    monkeypatch.setattr(
+        streaming_run.shutil, "disk_usage", lambda _: pytest.fail("the space is used already")
+    )
     assert attempt(model, image, out, voxel=OTHER) is not None
 
 
-def test_less_memory_than_it_was_begun_with_is_said(model, image, tmp_path, monkeypatch):
-    from repmode_cl.inference.streaming.memory_plan import Needs
-
+def test_less_memory_than_at_the_beginning_is_refused(model, image, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert attempt(model, image, out, stop=40) is None
-    monkeypatch.setattr(Needs, "of", lambda self, blocks, batch: batch * 10**12)
+    monkeypatch.setattr(MemoryNeeds, "total", lambda self, blocks, batch: batch * 10**12)
     with pytest.raises(RepmodeError, match=r"3 at a time.*--restart"):
         predict_file(model, ["dna", "golgi"], image, out, device="cpu", voxel_size=VOXEL, memory="1.5TB")
     monkeypatch.undo()
@@ -313,12 +314,12 @@ def test_less_memory_than_it_was_begun_with_is_said(model, image, tmp_path, monk
 
 
 def test_an_interrupted_command_says_how_to_continue(model, image, tmp_path, monkeypatch):
-    from repmode_cl.inference.streaming import run as stream
+    from repmode_cl.inference.streaming import run as streaming_run
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream, "z_score_of", interrupt)
+    monkeypatch.setattr(streaming_run, "z_score_of", interrupt)
     words = [
         "predict",
         str(model.path),
@@ -333,5 +334,5 @@ def test_an_interrupted_command_says_how_to_continue(model, image, tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["repmode-cl", *words])
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 130
-    said = f"continue with: repmode-cl {' '.join(words[:-1])}\n"
-    assert said in result.stderr
+    message = f"continue with: repmode-cl {' '.join(words[:-1])}\n"
+    assert message in result.stderr

@@ -1,7 +1,7 @@
-"""Volumes larger than the memory asked for: peak memory, interruption, and time per window as volumes grow.
+"""Predictions of volumes larger than the memory: peak memory, interruption, and time per window as volumes grow.
 
-Each test has a small case for every day and the real one marked slow, which takes minutes to most of an hour and
-wants the machine to itself: ``pytest -m slow tests/slow/test_predict_large.py -s``.
+Each test has a small case and the real one marked slow, which takes minutes to most of an hour and
+needs the machine to itself: ``pytest -m slow tests/slow/test_predict_large.py -s``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from repmode_cl.data.readers import Region, open_image
 from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.inference.volume_source import FileSource, z_score_of
-from repmode_cl.inference.writers import write_picture
+from repmode_cl.inference.writers import write_image
 from repmode_cl.inference.writers.image_metadata import ChannelMetadata, ImageMetadata
 from repmode_cl.inference.writers.pyramid import Pyramid
 from repmode_cl.model import Model
@@ -37,7 +37,7 @@ LARGE = ((64, 1024, 1024), (32, 128, 128), 4)
 HUGE = ((256, 2048, 2048), (32, 128, 128), 4)
 HOUR = [pytest.mark.slow, pytest.mark.timeout(2 * 3600)]
 
-#: A process of its own, so that its peak of memory is that of the prediction; said on the last line.
+#: A process of its own, so that its peak of memory is that of the prediction; printed on the last line.
 PREDICT = """
 import json, sys
 from repmode_cl.utils.memory import peak_memory
@@ -199,14 +199,14 @@ def test_writing_takes_no_more_memory_than_a_few_tiles(tmp_path, suffix):
         def read(self, box: tuple[slice, ...]) -> NDArray[Any]:
             return np.zeros([part.stop - part.start for part in box], np.float32)
 
-    picture = ImageMetadata("big", Zeros.shape, np.dtype(np.float32), (ChannelMetadata("dna"),))
-    one = Pyramid(Zeros(), picture.dtype, None, tmp_path / "s")
+    metadata = ImageMetadata("big", Zeros.shape, np.dtype(np.float32), (ChannelMetadata("dna"),))
+    one = Pyramid(Zeros(), metadata.dtype, None, tmp_path / "s")
     tracemalloc.start()
     try:
-        write_picture(tmp_path / f"a{suffix}", suffix, picture, [one])
+        write_image(tmp_path / f"a{suffix}", suffix, metadata, [one])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
         one.close()
-    assert picture.nbytes > 90e6
+    assert metadata.nbytes > 90e6
     assert peak < 60e6, f"{peak / 1e6:.0f} MB"

@@ -156,7 +156,7 @@ def test_batches_and_progress():
     assert seen == [(3, 4), (4, 4)]
 
 
-def test_what_cannot_be_predicted_is_said():
+def test_impossible_calls_are_refused():
     with pytest.raises(ImageError, match="three axes"):
         sliding_window(Uneven(), np.zeros((1, 4, 4, 4)), window=(4, 4, 4))
     with pytest.raises(ValueError, match="same size"):

@@ -1,4 +1,4 @@
-"""What prediction from disk to disk is made of: blocks and their sums, boxes of a resampled volume, memory."""
+"""Parts of prediction from disk to disk: blocks and their sums, boxes of a resampled volume, memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.output_paths import output_paths
 from repmode_cl.inference.raw_volume import RawVolume
 from repmode_cl.inference.streaming.blocks import BlockPlan
-from repmode_cl.inference.streaming.memory_plan import MemoryPlan, Needs, activation_bytes, plan_memory
-from repmode_cl.inference.streaming.partial_sums import Sums, sums_nbytes
+from repmode_cl.inference.streaming.memory_plan import MemoryNeeds, MemoryPlan, activation_bytes, plan_memory
+from repmode_cl.inference.streaming.partial_sums import PartialSums, partial_sums_nbytes
 from repmode_cl.inference.volume_source import z_score_of
 from repmode_cl.inference.window_batches import predict_batches
 from repmode_cl.inference.windows import WindowGrid, gaussian_weights, summed_weights
@@ -45,18 +45,18 @@ def test_sums_of_blocks_are_those_of_all_windows_in_order(tmp_path, shape, windo
     numbers = []
     for number in range(len(plan)):
         block = plan[number]
-        # Opened anew for every block: nothing but the files goes from one to the next.
-        with Sums(tmp_path, "a", plan) as sums:
-            under_way = sums.load(block)
+        # Opened again for every block: only the files go from one to the next.
+        with PartialSums(tmp_path, "a", plan) as partial_sums:
+            sums = partial_sums.load(block)
             for window_number in block.windows:
                 assert plan.block_of(window_number) == block
-                place = grid[window_number].slices
+                box = grid[window_number].slices
                 inside = tuple(
-                    slice(a.start - b.start, a.stop - b.start) for a, b in zip(place, block.box, strict=True)
+                    slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, block.box, strict=True)
                 )
-                under_way[inside] += predictions[window_number]
+                sums[inside] += predictions[window_number]
                 numbers.append(window_number)
-            complete = sums.store(block, under_way)
+            complete = partial_sums.store(block, sums)
         assert np.isnan(found[block.final]).all(), "no voxel is completed twice"
         found[block.final] = complete
     assert numbers == list(range(len(grid)))
@@ -65,10 +65,10 @@ def test_sums_of_blocks_are_those_of_all_windows_in_order(tmp_path, shape, windo
         file.unlink()
 
 
-def test_sums_say_how_much_disk_they_take(tmp_path):
+def test_partial_sums_state_their_bytes_on_disk(tmp_path):
     plan = BlockPlan(WindowGrid((20, 30, 40), (8, 8, 8), 0.5), 1, 3)
-    with Sums(tmp_path, "a", plan):
-        assert sum(file.stat().st_size for file in tmp_path.iterdir()) == sums_nbytes(plan)
+    with PartialSums(tmp_path, "a", plan):
+        assert sum(file.stat().st_size for file in tmp_path.iterdir()) == partial_sums_nbytes(plan)
 
 
 def test_blocks_that_cannot_be_are_refused():
@@ -173,7 +173,7 @@ def test_raw_volumes_that_are_cut_off_are_refused(tmp_path):
             volume.read((slice(0, 1), slice(0, 5), slice(0, 5)))
 
 
-def test_sums_of_large_planes_are_taken_in_strips(monkeypatch):
+def test_sums_of_large_planes_are_computed_in_strips(monkeypatch):
     from repmode_cl.data.preprocessing import normalisation as module
 
     volume = np.random.default_rng(0).normal(size=(3, 50, 7))
@@ -192,7 +192,7 @@ def test_amounts_of_memory(text, count):
 
 
 @pytest.mark.parametrize("text", ["", "2", "GB", "-2GB", "2 GBs", "0MB", "1e3MB", "9999999TB", 0, -5])
-def test_amounts_that_are_none(text):
+def test_texts_that_are_no_amount_of_memory(text):
     with pytest.raises(RepmodeError, match="such as 2GB"):
         parse_memory(text)
 
@@ -206,15 +206,15 @@ def test_amounts_are_written_for_people():
 
 def test_memory_lowers_blocks_first_then_the_batch_then_refuses():
     grid = WindowGrid((64, 2048, 8192), (32, 128, 128))
-    needs = Needs(width=8, depth=3, structures=2, itemsize=2, on_cpu=True, resident=600_000_000)
+    needs = MemoryNeeds(width=8, depth=3, structures=2, itemsize=2, on_cpu=True, resident=600_000_000)
     plans = {}
     for megabytes in range(20000, 500, -20):
-        if needs.of(BlockPlan(grid, 1, 1), 1) > megabytes * 10**6:
+        if needs.total(BlockPlan(grid, 1, 1), 1) > megabytes * 10**6:
             with pytest.raises(RepmodeError, match="is too little"):
                 plan_memory(megabytes * 10**6, grid, 4, needs)
             continue
         plan = plan_memory(megabytes * 10**6, grid, 4, needs)
-        assert needs.of(plan.blocks(grid), plan.batch) <= megabytes * 10**6
+        assert needs.total(plan.blocks(grid), plan.batch) <= megabytes * 10**6
         plans[plan] = megabytes
     assert next(iter(plans)) == MemoryPlan(4, 1, len(grid.starts[2]))
     assert list(plans)[-1] == MemoryPlan(1, 1, 1)
@@ -230,8 +230,8 @@ def test_names_of_outputs(tmp_path):
     (tmp_path / "folder.npy").mkdir()
 
     def names(out: str, *structures: str, several: bool = True) -> list[str]:
-        found = output_paths(tmp_path / out, structures, source, several=several)
-        return [path.relative_to(tmp_path).as_posix() for path in found]
+        paths = output_paths(tmp_path / out, structures, source, several=several)
+        return [path.relative_to(tmp_path).as_posix() for path in paths]
 
     assert names("a.ome.tif", "dna", several=False) == ["a.ome.tif"]
     assert names("a-{structure}.npy", "dna", several=False) == ["a-dna.npy"]

@@ -1,4 +1,4 @@
-"""Predictions' files, read by others' libraries: OME-TIFF by tifffile and ome-types, OME-Zarr by zarr and ome-zarr."""
+"""Files of predictions, read by other libraries: OME-TIFF by tifffile and ome-types, OME-Zarr by zarr and ome-zarr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.display_colours import STRUCTURE_COLOURS, colour_of
 from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.inference.rescale import Rescale
-from repmode_cl.inference.writers import ome_tiff, pyramid, write_picture
+from repmode_cl.inference.writers import ome_tiff, pyramid, write_image
 from repmode_cl.inference.writers.image_metadata import NAMESPACE, ChannelMetadata, ImageMetadata
 from repmode_cl.inference.writers.pyramid import Pyramid, halve, level_shapes
 from repmode_cl.model import Model
@@ -49,13 +49,13 @@ def write(path: Path, volumes: list[NDArray[Any]], voxel: tuple[float, ...] | No
     channels = [
         ChannelMetadata(f"c{n} <µ\0>", (255, n, 128), {"about": f"number {n}"}) for n in range(len(volumes))
     ]
-    picture = ImageMetadata(
+    metadata = ImageMetadata(
         "name", volumes[0].shape, dtype, tuple(channels), voxel, "a & b", UUID, {"software": "x"}
     )
     pyramids = [
         Pyramid(Array(volume), dtype, None, path.with_name(f"s{n}")) for n, volume in enumerate(volumes)
     ]
-    write_picture(path, path.suffix, picture, pyramids)
+    write_image(path, path.suffix, metadata, pyramids)
     for one in pyramids:
         one.close()
 
@@ -116,7 +116,7 @@ def test_halving_keeps_the_type_and_the_mean():
 
 
 @pytest.mark.parametrize("voxel", [VOXEL, None])
-def test_an_ome_tiff_is_valid_by_the_schema_and_says_all(tmp_path, voxel):
+def test_an_ome_tiff_is_valid_by_the_schema_and_complete(tmp_path, voxel):
     path = tmp_path / "a.tif"
     volumes = [np.random.default_rng(n).normal(size=(3, 300, 520)).astype(np.float32) for n in range(2)]
     write(path, volumes, voxel)
@@ -157,7 +157,7 @@ def test_an_ome_tiff_is_valid_by_the_schema_and_says_all(tmp_path, voxel):
     assert {one.namespace for one in ome.structured_annotations} == {NAMESPACE}
 
 
-def test_the_schema_is_really_asked(tmp_path):
+def test_the_schema_finds_mistakes(tmp_path):
     write(tmp_path / "a.tif", [np.zeros((1, 4, 4), np.uint8)])
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
         xml = tiff.ome_metadata
@@ -169,7 +169,7 @@ def test_the_schema_is_really_asked(tmp_path):
 
 
 @pytest.mark.parametrize("voxel", [VOXEL, None])
-def test_an_ome_zarr_is_valid_and_says_all(tmp_path, voxel):
+def test_an_ome_zarr_is_valid_and_complete(tmp_path, voxel):
     path = tmp_path / "a.zarr"
     volumes = [np.random.default_rng(n).normal(size=(3, 300, 520)).astype(np.float32) for n in range(2)]
     write(path, volumes, voxel)
@@ -223,7 +223,7 @@ def test_our_own_reader_reads_both(tmp_path):
             assert np.array_equal(image.read(1), volumes[1])
 
 
-# -- what predictions say ---------------------------------------------------------------------------------
+# -- metadata of predictions ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def about(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What a file says of itself and of each channel."""
+    """Return the annotations of a file and of each channel."""
     if path.suffix == ".zarr":
         found = json.loads((path / "zarr.json").read_text())["attributes"][NAMESPACE]
         return found, found["channels"]
@@ -260,11 +260,11 @@ def about(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 
 @pytest.mark.parametrize("suffix", [".ome.tif", ".ome.zarr"])
-def test_a_stack_holds_light_and_structures_and_says_where_they_come_from(model, image, tmp_path, suffix):
+def test_a_stack_holds_light_and_structures_and_their_origin(model, image, tmp_path, suffix):
     out = tmp_path / f"stack{suffix}"
     done = predict_file(model, ["golgi", "dna"], image, out, channel=0, stack=True, device="cpu")
-    alone = tmp_path / "{structure}.npy"
-    predict_file(model, ["golgi", "dna"], image, alone, channel=0, device="cpu")
+    single = tmp_path / "{structure}.npy"
+    predict_file(model, ["golgi", "dna"], image, single, channel=0, device="cpu")
     assert [(one.path, one.structure) for one in done] == [(out, "golgi"), (out, "dna")]
     [values, *_] = levels_of(out)
     assert values.dtype == np.float32
@@ -289,7 +289,7 @@ def test_a_stack_holds_light_and_structures_and_says_where_they_come_from(model,
 
 @pytest.mark.parametrize("suffix", [".ome.tif", ".ome.zarr", ".npy"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_rescaled_numbers_are_z_scores_again_by_what_the_file_says(model, image, tmp_path, suffix, dtype):
+def test_rescaled_numbers_become_z_scores_by_the_files_own_formula(model, image, tmp_path, suffix, dtype):
     plain = tmp_path / "plain.npy"
     predict_file(model, "dna", image, plain, channel=0, device="cpu")
     z = np.load(plain)
@@ -310,7 +310,7 @@ def test_rescaled_numbers_are_z_scores_again_by_what_the_file_says(model, image,
     assert error <= (high - low) * (1e-6 if dtype == "float32" else 0.5001 / scale.top)
 
 
-def test_light_that_does_not_fit_the_type_is_rescaled_and_says_so(model, image, tmp_path):
+def test_light_that_does_not_fit_the_type_is_rescaled_with_its_range_in_the_file(model, image, tmp_path):
     out = tmp_path / "stack.ome.zarr"
     predict_file(model, ["dna"], image, out, channel=0, stack=True, device="cpu", rescale="-1:1:uint8")
     light = tifffile.imread(image)[0].astype(float)
@@ -323,7 +323,7 @@ def test_light_that_does_not_fit_the_type_is_rescaled_and_says_so(model, image, 
     assert np.array_equal(levels_of(out)[0][0], light)
 
 
-def test_what_is_said_of_a_forced_voxel_size_stays_with_the_file(model, image, tmp_path):
+def test_the_note_on_a_forced_voxel_size_stays_with_the_file(model, image, tmp_path):
     out = tmp_path / "dna.ome.tif"
     with pytest.raises(ImageError, match=r"more than 1\.5 times coarser on z"):
         predict_file(model, "dna", image, out, channel=0, device="cpu", voxel_size=(2.0, 0.3, 0.25))
@@ -364,7 +364,7 @@ def test_preprocessing_of_the_model_is_that_of_the_prediction(image, tmp_path):
     assert np.abs(np.load(done.path) - want).max() <= 1e-4 * np.abs(want).max()
 
 
-def test_colours_are_apart():
+def test_colours_differ():
     assert set(STRUCTURE_COLOURS) == set(TWELVE_STRUCTURES)
     assert len(set(STRUCTURE_COLOURS.values())) == 12
     assert colour_of("peroxisome") == colour_of("peroxisome") != colour_of("lysosome")
@@ -372,6 +372,6 @@ def test_colours_are_apart():
 
 
 @pytest.mark.parametrize("text", ["", "1", "2:1", "1:1", "a:b", "nan:1", "0:inf", "0:1:int16", "0:1:uint8:x"])
-def test_ranges_that_are_none(text):
+def test_texts_that_are_no_range(text):
     with pytest.raises(RepmodeError, match="rescale"):
         Rescale.parse(text)

@@ -1,10 +1,10 @@
-"""The blocks in which a volume is predicted from disk to disk, and what each leaves to later ones.
+"""Blocks in which a volume is predicted from disk to disk, and the sums that each leaves to later ones.
 
 Windows overlap, so a voxel's sum is complete only when the last window over it is done. A block is a stretch of
 windows in their order: several rows (fixed z, neighbouring y, all x), one row, or part of a row where the volume
-is very wide. Of a block's voxels some are complete when it ends; of the others the sums go on to the next part of
+is very wide. Of a block's voxels some are complete when it ends; the sums of the others go to the next part of
 the row, to the next rows or to the next layer of windows. Windows at the far end of an axis are shifted back and
-more than two may meet in a voxel; a sum that goes on holds all that came before, so that nothing depends on how
+more than two may meet in a voxel; a sum that is carried on holds all that came before, so that nothing depends on how
 many they are.
 """
 
@@ -26,20 +26,25 @@ class Span:
     ----------
     start, stop
         First voxel, and the one after the last.
-    known
-        Up to here (not included) earlier windows left sums; `start` where none did.
+    previous_stop
+        Where the span before stops (not included): up to here it left sums; `start` of the first span.
     final
         Up to here (not included) no later window adds anything on this axis; from here on the next span begins.
     """
 
     start: int
     stop: int
-    known: int
+    previous_stop: int
     final: int
 
     @property
+    def continued(self) -> int:
+        """Voxels whose sums the span before left."""
+        return self.previous_stop - self.start
+
+    @property
     def carried(self) -> int:
-        """Voxels whose sums go on to the next span."""
+        """Voxels whose sums the next span continues."""
         return self.stop - self.final
 
 
@@ -136,7 +141,7 @@ class BlockPlan:
         return self[(layer * len(y) + j // self.rows) * len(x) + k // self.columns]
 
     def carried(self) -> tuple[int, int, int]:
-        """Return the most voxels (z, y, x) that go on from a span to the next."""
+        """Return the most voxels (z, y, x) that a span leaves to the next."""
         z, y, x = (max(span.carried for span in spans) for spans in self._spans)
         return z, y, x
 
@@ -147,10 +152,11 @@ class BlockPlan:
 
 
 def _spans(starts: Sequence[int], size: int, step: int) -> list[Span]:
-    found: list[Span] = []
+    """Return the spans of an axis, `step` windows of `size` voxels in each."""
+    spans: list[Span] = []
     for first in range(0, len(starts), step):
         stop = starts[min(first + step, len(starts)) - 1] + size
-        known = found[-1].stop if found else starts[first]
+        previous_stop = spans[-1].stop if spans else starts[first]
         final = starts[first + step] if first + step < len(starts) else stop
-        found.append(Span(starts[first], stop, known, final))
-    return found
+        spans.append(Span(starts[first], stop, previous_stop, final))
+    return spans

@@ -1,7 +1,7 @@
-"""The folder beside the output in which an unfinished prediction lives, and the journal that lets it continue.
+"""Journal of an unfinished prediction, in a folder beside the output, from which the same call continues.
 
-The journal is a small JSON file, replaced after each block, that says what was asked for and how far it is. Data are
-on disk before it says so; whatever instant a process dies at, the same call goes on from there.
+The journal is a small JSON file, replaced after each block: what was requested and what is done. Data are on disk
+before the journal says so. Whatever instant a process dies at, the same call continues from there.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.inference.writers import remove
+from repmode_cl.inference.writers import remove_path
 from repmode_cl.utils.atomic_files import Closing, write_json
 
-__all__ = ["PredictionJournal", "part_of"]
+__all__ = ["PredictionJournal", "part_path"]
 
 _FORMAT = "unfinished prediction of repmode-cl, version 2"
 
 
-def part_of(path: Path, folder: Path) -> Path:
-    """Return the name that an output has until it is whole: one of its own for each scratch `folder`.
+def part_path(path: Path, folder: Path) -> Path:
+    """Return the name that an output has until it is whole: another one for each journal's `folder`.
 
-    A prediction of several structures and one of a single structure may be under way to the same file; neither may
-    take the other's part for its own.
+    A prediction of several structures and one of a single structure may be unfinished at the same file; neither may
+    use the other's part.
     """
     if path.parent.resolve() / _folder_name(path) == folder.resolve():
         return path.with_name(f"{path.name}.part")
@@ -41,35 +41,35 @@ def _folder_name(output: Path) -> str:
 
 
 class PredictionJournal(Closing):
-    """The scratch folder of one call, locked while in use; a context manager.
+    """The journal of one call and its folder, locked while in use; a context manager.
 
     Parameters
     ----------
     output
         The (first) file that the call makes: the folder lies beside it, as ``<name>.unfinished``.
-    call
-        What decides every voxel of the result, and where it goes: JSON values.
+    request
+        Everything that decides a voxel of the result, and where it goes: JSON values.
     restart
-        Discard what an earlier call left, whatever it was.
+        Discard an earlier call's unfinished prediction, whatever it was.
 
     Attributes
     ----------
     folder
         The folder.
-    journal
-        What is known: JSON values, empty if the prediction begins. Change it by `save`.
+    state
+        What is done: JSON values, empty if the prediction begins. Change it by `save`.
 
     Raises
     ------
     RepmodeError
-        If an unfinished prediction with another `call` is there, its journal is damaged, or another process
-        is at work on it.
+        If an unfinished prediction with another `request` is there, its journal is damaged, or another process
+        is working on it.
     """
 
-    def __init__(self, output: Path, call: Mapping[str, Any], *, restart: bool = False) -> None:
+    def __init__(self, output: Path, request: Mapping[str, Any], *, restart: bool = False) -> None:
         self.folder = self.folder_of(output)
-        self.call = json.loads(json.dumps(call))
-        self.journal: dict[str, Any] = {}
+        self.request = json.loads(json.dumps(request))
+        self.state: dict[str, Any] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / "lock")
         try:
@@ -79,77 +79,79 @@ class PredictionJournal(Closing):
                 f"{output}: another process is predicting this file; wait for it, or give another name"
             ) from None
         try:
-            found = {} if restart else self._read(output)
-            if found:
-                self._compare(found.get("call"), output)
-                self.journal = dict(found["done"])
+            earlier = {} if restart else self._read()
+            if earlier:
+                self._compare(earlier.get("call"), output)
+                self.state = dict(earlier["done"])
             else:
                 self._clear()
-                write_json(self._file, {"format": _FORMAT, "call": self.call, "done": {}})
+                self.save()
         except BaseException:
             self._lock.release()
             raise
 
     @staticmethod
     def folder_of(output: Path) -> Path:
-        """Return the scratch folder of an output."""
+        """Return the folder of an output's journal."""
         return output.with_name(_folder_name(output))
 
     @property
     def _file(self) -> Path:
         return self.folder / "journal.json"
 
-    def _read(self, output: Path) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any]:
+        """Return an earlier call's journal, or nothing."""
         try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
+            value = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise RepmodeError(
                 f"{self._file}: the journal of an unfinished prediction cannot be read ({error}); "
-                "give --restart (restart=True) to begin anew"
+                "give --restart (restart=True) to start over"
             ) from error
         if (
-            not isinstance(found, dict)
-            or found.get("format") != _FORMAT
-            or not isinstance(found.get("done"), dict)
+            not isinstance(value, dict)
+            or value.get("format") != _FORMAT
+            or not isinstance(value.get("done"), dict)
         ):
             raise RepmodeError(
-                f"{self._file}: no journal of an unfinished prediction that this version can go on with; "
-                "give --restart (restart=True) to begin anew"
+                f"{self._file}: is no journal of an unfinished prediction that this version can continue; "
+                "give --restart (restart=True) to start over"
             )
-        return found
+        return value
 
     def _compare(self, earlier: Any, output: Path) -> None:
+        """Refuse to continue a prediction with another request."""
         earlier = earlier if isinstance(earlier, dict) else {}
-        different = [
-            f"{key} was {json.dumps(earlier.get(key))}, is {json.dumps(self.call.get(key))}"
-            for key in sorted({*earlier, *self.call})
-            if earlier.get(key) != self.call.get(key)
+        differences = [
+            f"{key} was {json.dumps(earlier.get(key))}, is {json.dumps(self.request.get(key))}"
+            for key in sorted({*earlier, *self.request})
+            if earlier.get(key) != self.request.get(key)
         ]
-        if different:
+        if differences:
             raise RepmodeError(
-                f"{output}: an unfinished prediction was begun with other settings ({'; '.join(different)}); give "
-                "those to go on with it, or --restart (restart=True) to discard it and begin anew"
+                f"{output}: an unfinished prediction was begun with other settings ({'; '.join(differences)}); give "
+                "those to continue it, or --restart (restart=True) to discard it and start over"
             )
 
     def save(self, **changes: Any) -> None:
-        """Write the journal with `changes` (JSON values), whole or not at all."""
-        self.journal.update(changes)
-        write_json(self._file, {"format": _FORMAT, "call": self.call, "done": self.journal})
+        """Change the state by `changes` (JSON values) and write the journal, whole or not at all."""
+        self.state.update(changes)
+        write_json(self._file, {"format": _FORMAT, "call": self.request, "done": self.state})
 
     def _clear(self) -> None:
-        """Remove what an earlier call left, its unfinished outputs included."""
-        outputs: Any = []
+        """Remove an earlier call's files, its unfinished outputs included."""
+        outputs: Any
         try:
             outputs = json.loads(self._file.read_text(encoding="utf-8"))["call"]["outputs"]
         except (OSError, ValueError, KeyError, TypeError):
-            outputs = []  # there was none, or it cannot be told any more
+            outputs = []  # there was no call, or its journal cannot be read any more
         for name in outputs if isinstance(outputs, list) else []:
-            remove(part_of(Path(str(name)), self.folder))
+            remove_path(part_path(Path(str(name)), self.folder))
         for file in self.folder.iterdir():
             if file.name != "lock":
-                remove(file)
+                remove_path(file)
 
     def discard(self) -> None:
         """Remove the folder and all unfinished outputs."""
@@ -158,10 +160,10 @@ class PredictionJournal(Closing):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def worth_keeping(self) -> bool:
-        """Whether there is more here than a call's beginning: a prepared image, or a block."""
-        return bool(self.journal.get("prepared") or self.journal.get("blocks"))
+    def has_progress(self) -> bool:
+        """True if anything would be lost: a prepared image, or a block."""
+        return bool(self.state.get("prepared") or self.state.get("blocks"))
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Let other processes use the folder."""
         self._lock.release()

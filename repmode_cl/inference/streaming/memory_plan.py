@@ -1,4 +1,4 @@
-"""How much memory a prediction takes, and how to keep it within what was asked for.
+"""Memory of a prediction: how much it takes, and the batch and blocks that fit into a limit.
 
 Counted is the process's resident memory: what torch and the networks hold already, the activations of a batch
 of windows, the sums of a block, and what resampling takes at once.
@@ -15,37 +15,36 @@ from repmode_cl.inference.streaming.blocks import BlockPlan
 from repmode_cl.inference.windows import WindowGrid
 from repmode_cl.utils.memory import format_bytes
 
-__all__ = ["MemoryPlan", "Needs", "activation_bytes", "plan_memory", "tile_bytes"]
+__all__ = ["MemoryNeeds", "MemoryPlan", "activation_bytes", "plan_memory", "tile_bytes"]
 
-
-#: Copies of one full-resolution level, of `width` channels each, that a batch holds at the most: the decoder's last
+#: Copies of one full-resolution level, of `width` channels each, that a batch holds at most: the decoder's last
 #: concatenation is two, a convolution's other layout of it two more, and its result one. Measured for widths of 4 to
-#: 32 and batches of 1 to 4: 3.5 to 4.6, beside the fixed part.
-_LEVELS = 5
+#: 32 and batches of 1 to 4: 3.5 to 4.6, in addition to the fixed part.
+_LEVEL_COPIES = 5
 
-#: Work space that convolutions keep beside their activations, and what an allocator loses.
-_FIXED = 64 << 20
+#: Work space of convolutions in addition to their activations, and what an allocator loses.
+_WORKSPACE_BYTES = 64 << 20
 
-#: Arrays of a plane or strip while statistics are taken or a part is z-scored, and sundries.
-_SUNDRIES = 128 << 20
+#: Arrays of a plane or strip while statistics are computed or a part is z-scored, and small things.
+_OTHER_BYTES = 128 << 20
 
-#: Windows in a block, if rows are short: what is computed again after an interruption at the most.
-_LEAST_WINDOWS = 8
+#: Windows in a block, if rows are short: the most that is computed again after an interruption.
+_BLOCK_WINDOWS = 8
 
-#: What resampling may take at once; more makes nothing faster.
-_TILE = 256 << 20
+#: Most bytes for resampling at once; more makes nothing faster.
+_MAX_TILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What fits.
+    """Batch and blocks that fit into the memory.
 
     Attributes
     ----------
     batch
-        Windows computed at once: as asked for, or fewer.
+        Windows computed at once: the model's, or fewer.
     rows, columns
-        Of windows in a block, as of `BlockPlan`.
+        Windows in a block, as in `BlockPlan`.
     """
 
     batch: int
@@ -58,12 +57,12 @@ class MemoryPlan:
 
 
 def activation_bytes(width: int, depth: int, window: Sequence[int], batch: int) -> int:
-    """Return what a fused U-Net needs for a batch of windows on the CPU, its input and output included.
+    """Return the bytes that a fused U-Net needs for a batch of windows on the CPU, its input and output included.
 
     Parameters
     ----------
     width, depth
-        Of the network.
+        Channels of the first level, and levels, of the network.
     window
         Voxels (z, y, x) of a window; padded to multiples of 2^depth, as the network does.
     batch
@@ -71,19 +70,19 @@ def activation_bytes(width: int, depth: int, window: Sequence[int], batch: int) 
     """
     multiple = 1 << depth
     voxels = math.prod(-(-size // multiple) * multiple for size in window)
-    return _FIXED + 4 * batch * voxels * (_LEVELS * width + 4)
+    return _WORKSPACE_BYTES + 4 * batch * voxels * (_LEVEL_COPIES * width + 4)
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What decides how much memory a prediction takes.
+class MemoryNeeds:
+    """Everything that decides how much memory a prediction takes.
 
     Attributes
     ----------
     width, depth
-        Of the networks.
+        Channels of the first level, and levels, of the networks.
     structures
-        How many are predicted at once.
+        Number of structures predicted at once.
     itemsize
         Bytes of a voxel of the image.
     on_cpu
@@ -99,25 +98,25 @@ class Needs:
     on_cpu: bool
     resident: int
 
-    def of(self, blocks: BlockPlan, batch: int) -> int:
-        """Return the bytes that the process holds at the most."""
+    def total(self, blocks: BlockPlan, batch: int) -> int:
+        """Return the most bytes that the process holds."""
         # Cut windows, predictions of each structure, and as many again on their way.
         windows = batch * math.prod(blocks.grid.size) * 4 * (2 + 2 * self.structures)
         if self.on_cpu:
             windows += activation_bytes(self.width, self.depth, blocks.grid.size, batch)
         # A block's input, its z-score, the sums of each structure, and what dividing them by weights takes.
         block = math.prod(blocks.largest()) * (self.itemsize + 4 + 4 * self.structures + 12)
-        return self.resident + _SUNDRIES + windows + block
+        return self.resident + _OTHER_BYTES + windows + block
 
     def check(self, memory: int, blocks: BlockPlan, batch: int) -> None:
-        """Refuse what does not fit within `memory` bytes.
+        """Refuse blocks and a batch that do not fit within `memory` bytes.
 
         Raises
         ------
         RepmodeError
-            If it does not.
+            If they do not.
         """
-        need = self.of(blocks, batch)
+        need = self.total(blocks, batch)
         if need > memory:
             size = " x ".join(str(extent) for extent in blocks.grid.size)
             several = self.structures > 1
@@ -129,10 +128,10 @@ class Needs:
             )
 
 
-def plan_memory(memory: int, grid: WindowGrid, batch: int, needs: Needs) -> MemoryPlan:
+def plan_memory(memory: int, grid: WindowGrid, batch: int, needs: MemoryNeeds) -> MemoryPlan:
     """Choose batch and blocks so that a prediction stays within `memory` bytes.
 
-    The batch decides last bits: it is lowered only if it does not fit with the smallest of blocks.
+    The batch decides last bits: it is lowered only if it does not fit with the smallest blocks.
 
     Raises
     ------
@@ -140,18 +139,18 @@ def plan_memory(memory: int, grid: WindowGrid, batch: int, needs: Needs) -> Memo
         If not even one window at a time fits.
     """
     smallest = BlockPlan(grid, 1, 1)
-    while batch > 1 and needs.of(smallest, batch) > memory:
+    while batch > 1 and needs.total(smallest, batch) > memory:
         batch -= 1
     needs.check(memory, smallest, batch)
     columns = len(grid.starts[2])
-    rows = min(-(-_LEAST_WINDOWS // columns), len(grid.starts[1]))
-    while rows > 1 and needs.of(BlockPlan(grid, rows), batch) > memory:
+    rows = min(-(-_BLOCK_WINDOWS // columns), len(grid.starts[1]))
+    while rows > 1 and needs.total(BlockPlan(grid, rows), batch) > memory:
         rows -= 1
-    while columns > 1 and rows == 1 and needs.of(BlockPlan(grid, 1, columns), batch) > memory:
+    while columns > 1 and rows == 1 and needs.total(BlockPlan(grid, 1, columns), batch) > memory:
         columns = -(-columns // 2)
     return MemoryPlan(batch, rows, columns)
 
 
 def tile_bytes(memory: int, resident: int) -> int:
-    """Return what resampling may take at once beside `resident` bytes."""
-    return max(16 << 20, min(_TILE, memory - resident - _SUNDRIES))
+    """Return the bytes that resampling may take at once, in addition to `resident` bytes."""
+    return max(16 << 20, min(_MAX_TILE_BYTES, memory - resident - _OTHER_BYTES))

@@ -1,4 +1,4 @@
-"""Voxel metrics of a prediction on disk: those of `repmode_cl.evaluation.image_metrics`, plane by plane."""
+"""Voxel metrics of a prediction on disk: those of `repmode_cl.metrics.image_metrics`, plane by plane."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from repmode_cl.data.preprocessing.normalisation import ZScore, strips
 from repmode_cl.errors import ImageError
-from repmode_cl.inference.volume_source import Source
+from repmode_cl.inference.volume_source import VolumeSource
 
 __all__ = ["compare_volumes"]
 
 
-def compare_volumes(prediction: Source, target: Source, score: ZScore) -> dict[str, float]:
+def compare_volumes(prediction: VolumeSource, target: VolumeSource, score: ZScore) -> dict[str, float]:
     """Compare a prediction with the truth, both read once and in pieces, in float64.
 
     Parameters
@@ -23,7 +23,7 @@ def compare_volumes(prediction: Source, target: Source, score: ZScore) -> dict[s
     target
         The truth of the same shape, in its own units.
     score
-        That of the truth.
+        z-score of the truth.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""Sums under way of a prediction from disk to disk: what one block leaves to the next, in files beside the output.
+"""Partial sums of a prediction from disk to disk: what one block leaves to the next, in files beside the output.
 
-Each axis has two slots, used in turn, so that writing what a block leaves never touches what it took up: a process
+Each axis has two slots, used in turn, so that writing what a block leaves never touches what it continued: a process
 may die at any instant, and the block is computed again from the same sums.
 """
 
@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 from repmode_cl.inference.raw_volume import RawVolume
 from repmode_cl.inference.streaming.blocks import Block, BlockPlan
 
-__all__ = ["Sums", "sums_nbytes"]
+__all__ = ["PartialSums", "partial_sums_nbytes"]
 
 
 def _shapes(plan: BlockPlan) -> dict[str, tuple[int, int, int]]:
-    """Return the sizes (z, y, x) of the slots: what goes on to the next layer, rows, and part of a row."""
+    """Return the sizes (z, y, x) of the slots: what is left to the next layer, rows, and part of a row."""
     _, height, width = plan.grid.shape
     z, y, x = plan.carried()
-    most = plan.largest()
-    return {"layer": (z, height, width), "row": (most[0], y, width), "part": (most[0], most[1], x)}
+    depth, rows, _ = plan.largest()
+    return {"layer": (z, height, width), "row": (depth, y, width), "part": (depth, rows, x)}
 
 
-def sums_nbytes(plan: BlockPlan) -> int:
+def partial_sums_nbytes(plan: BlockPlan) -> int:
     """Return the bytes on disk that the sums of one structure take."""
     return sum(2 * 4 * z * y * x for z, y, x in _shapes(plan).values())
 
 
-class Sums:
-    """The sums of one structure; a context manager.
+class PartialSums:
+    """The partial sums of one structure; a context manager.
 
     Parameters
     ----------
@@ -58,32 +58,31 @@ class Sums:
                 for axis, shape in _shapes(plan).items()
                 if 0 not in shape
             }
-            # Not before all are open: should one be missing, the others are closed.
+            # Only after all are open: should one be missing, the others are closed.
             self._stack = stack.pop_all()
         self._written: set[RawVolume] = set()
 
     def load(self, block: Block) -> NDArray[np.float32]:
-        """Return what earlier blocks left in a block's voxels: float32 (z, y, x), zero where nothing."""
+        """Return the sums of earlier blocks in a block's voxels: float32 (z, y, x), zero where there are none."""
         z, y, x = block.z, block.y, block.x
-        found = np.zeros([span.stop - span.start for span in (z, y, x)], np.float32)
+        sums = np.zeros([span.stop - span.start for span in (z, y, x)], np.float32)
         # Of the blocks that reached a voxel the latest counts: the row's, else the layer's, else the one before.
-        if z.known > z.start:
+        if z.continued:
             slot = self._slots["layer"][(block.layer - 1) % 2]
-            part = slot.read((slice(0, z.known - z.start), slice(y.known, y.stop), slice(x.known, x.stop)))
-            found[: z.known - z.start, y.known - y.start :, x.known - x.start :] = part
-        if y.known > y.start:
+            box = (slice(0, z.continued), slice(y.previous_stop, y.stop), slice(x.previous_stop, x.stop))
+            sums[: z.continued, y.continued :, x.continued :] = slot.read(box)
+        if y.continued:
             slot = self._slots["row"][(block.row - 1) % 2]
-            whole = slice(0, z.stop - z.start)
-            part = slot.read((whole, slice(0, y.known - y.start), slice(x.known, x.stop)))
-            found[:, : y.known - y.start, x.known - x.start :] = part
-        if x.known > x.start:
+            box = (slice(0, z.stop - z.start), slice(0, y.continued), slice(x.previous_stop, x.stop))
+            sums[:, : y.continued, x.continued :] = slot.read(box)
+        if x.continued:
             slot = self._slots["part"][(block.number - 1) % 2]
-            box = (slice(0, z.stop - z.start), slice(0, y.stop - y.start), slice(0, x.known - x.start))
-            found[:, :, : x.known - x.start] = slot.read(box)
-        return found
+            box = (slice(0, z.stop - z.start), slice(0, y.stop - y.start), slice(0, x.continued))
+            sums[:, :, : x.continued] = slot.read(box)
+        return sums
 
     def store(self, block: Block, sums: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Leave to later blocks what a block's windows made of `load`'s, and return the sums that are complete."""
+        """Store a block's sums, `load`'s and its windows', for later blocks, and return those that are complete."""
         z, y, x = block.z, block.y, block.x
         if x.carried:
             box = (slice(0, z.stop - z.start), slice(0, y.stop - y.start), slice(0, x.carried))
@@ -107,7 +106,7 @@ class Sums:
         self._written.add(slot)
 
     def sync(self) -> None:
-        """Have all that was stored survive a loss of power."""
+        """Make all that was stored survive a loss of power."""
         for slot in self._written:
             slot.sync()
         self._written.clear()

@@ -1,9 +1,9 @@
-"""Predict a volume from disk to disk in bounded memory, so that it can be interrupted at any instant and goes on.
+"""Prediction of a volume from disk to disk in bounded memory, which continues after an interruption at any instant.
 
-Stages: copy the image onto the network's grid (where it is not there already), take mean and deviation, predict block
-by block, and (`finish`) bring the result back onto the image's grid and into its files. Windows, batches and the order
-of sums are those of `sliding_window`, so that without resampling the result has the same bits as in one piece; with
-resampling it differs by rounding (below 1e-5 of the largest value).
+Stages: copy the image onto the network's grid (where it is not on it already), measure mean and deviation, predict
+block by block, and (`streaming.outputs`) bring the result back onto the image's grid and into its files. Windows,
+batches and the order of sums are those of `sliding_window`, so that without resampling the result has the same bits as
+in one piece; with resampling it differs by rounding (below 1e-5 of the largest value).
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from torch import Tensor
 from repmode_cl.data.preprocessing.normalisation import ZScore
 from repmode_cl.data.preprocessing.recipe import Recipe
 from repmode_cl.errors import RepmodeError
+from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.raw_volume import RawVolume
 from repmode_cl.inference.streaming.blocks import Block, BlockPlan
-from repmode_cl.inference.streaming.finish import Output, disk_of, finish, result_of
 from repmode_cl.inference.streaming.journal import PredictionJournal
 from repmode_cl.inference.streaming.memory_plan import MemoryPlan
 from repmode_cl.inference.streaming.metrics import compare_volumes
-from repmode_cl.inference.streaming.partial_sums import Sums, sums_nbytes
+from repmode_cl.inference.streaming.outputs import Output, output_disk_bytes, result_path, write_output
+from repmode_cl.inference.streaming.partial_sums import PartialSums, partial_sums_nbytes
 from repmode_cl.inference.volume_source import (
     FileSource,
-    Source,
+    VolumeSource,
     copy_resampled,
     read_z_scored,
     z_score_of,
@@ -41,16 +42,16 @@ from repmode_cl.inference.window_batches import Network, predict_batches
 from repmode_cl.inference.windows import WindowGrid, gaussian_weights, summed_weights
 from repmode_cl.utils.memory import format_bytes
 
-__all__ = ["PredictionStopped", "StreamingJob", "predict_stream"]
+__all__ = ["PredictionStopped", "StreamingJob", "run_streaming_job"]
 
 
 class PredictionStopped(Exception):  # noqa: N818 - nothing went wrong
-    """A prediction ended after the number of windows it was given; the same call goes on."""
+    """A prediction ended after the requested number of windows; the same call continues it."""
 
 
 @dataclass(frozen=True)
 class StreamingJob:
-    """What is predicted, from where, to where.
+    """Everything that a prediction from disk to disk needs, checked and planned.
 
     Attributes
     ----------
@@ -65,13 +66,13 @@ class StreamingJob:
     outputs
         The files to write, of one or of several structures each.
     device
-        Where the networks are.
+        Device of the networks.
     plan
         Batch and blocks.
     tile_bytes
-        What resampling may take at once.
+        Bytes that resampling may take at once.
     targets
-        For structures whose truth is known: where it is, on the image's grid.
+        For structures whose truth is known: its channel, on the image's grid.
     """
 
     source: FileSource
@@ -86,37 +87,28 @@ class StreamingJob:
 
     @property
     def resampled(self) -> bool:
-        """Whether the network's grid is another than the image's."""
+        """True if the network's grid is another than the image's."""
         return self.grid.shape != self.source.shape
 
 
-def predict_stream(
-    stream: StreamingJob,
-    scratch: PredictionJournal,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    status: Callable[[str], None] | None = None,
-    stop_after: int | None = None,
+def run_streaming_job(
+    job: StreamingJob, journal: PredictionJournal, options: PredictionOptions
 ) -> dict[str, dict[str, float]]:
-    """Make the outputs, going on from what the scratch folder holds; removes it at the end.
+    """Write the outputs, continuing from the journal, and remove its folder at the end.
 
     Parameters
     ----------
-    stream
-        What to do.
-    scratch
-        Its journal and files.
-    progress
-        Called with the number of windows done and their total.
-    status
-        Called with a few words at the beginning of each stage.
-    stop_after
-        End in the middle, as if killed, after so many windows.
+    job
+        The prediction.
+    journal
+        Its journal.
+    options
+        `progress`, `status` and `stop_after_windows` are used; the job holds the others.
 
     Returns
     -------
     dict
-        Metrics of each structure whose truth is known, as of `repmode_cl.evaluation.image_metrics`.
+        Metrics of each structure whose truth is known, as of `repmode_cl.metrics.image_metrics`.
 
     Raises
     ------
@@ -125,42 +117,43 @@ def predict_stream(
     RepmodeError
         If the disk is too small, or a file of an unfinished prediction is missing.
     PredictionStopped
-        After `stop_after` windows.
+        After `stop_after_windows` windows.
     """
-    say = status if status is not None else lambda text: None
-    if "blocks" not in scratch.journal and not scratch.worth_keeping:
-        _check_disk(stream, scratch.folder)
-    blocks = stream.plan.blocks(stream.grid)
-    if scratch.journal.get("blocks", 0) < len(blocks):
+    status = options.status if options.status is not None else lambda stage: None
+    if "blocks" not in journal.state and not journal.has_progress:
+        _check_disk(job, journal.folder)
+    blocks = job.plan.blocks(job.grid)
+    if journal.state.get("blocks", 0) < len(blocks):
         with ExitStack() as stack:
-            source: Source = stream.source
-            if stream.resampled or not stream.source.image.random_access:
-                source = stack.enter_context(_prepared(stream, scratch, say))
-            if "z_score" not in scratch.journal:
-                say("Reading")
-                score = z_score_of(source, percentiles=stream.recipe.percentiles, empty=stream.recipe.empty)
-                scratch.save(z_score=[score.mean, score.deviation])
-            score = ZScore(*scratch.journal["z_score"])
-            say("Predicting")
-            _predict(stream, scratch, blocks, source, score, progress, stop_after)
-    if stream.targets and "metrics" not in scratch.journal:
-        say("Comparing")
-        scratch.save(metrics=_measure(stream, scratch))
-    for number, output in enumerate(stream.outputs):
-        finish(output, number, scratch, stream.source, stream.grid.shape, stream.tile_bytes, say)
-    measured: dict[str, dict[str, float]] = scratch.journal.get("metrics", {})
-    scratch.discard()
-    return measured
+            source: VolumeSource = job.source
+            if job.resampled or not job.source.image.random_access:
+                source = stack.enter_context(_prepared(job, journal, status))
+            if "z_score" not in journal.state:
+                status("Reading")
+                score = z_score_of(source, percentiles=job.recipe.percentiles, empty=job.recipe.empty)
+                journal.save(z_score=[score.mean, score.deviation])
+            score = ZScore(*journal.state["z_score"])
+            status("Predicting")
+            _predict_blocks(job, journal, blocks, source, score, options)
+    if job.targets and "metrics" not in journal.state:
+        status("Comparing")
+        journal.save(metrics=_compare_with_targets(job, journal.folder))
+    for number, output in enumerate(job.outputs):
+        write_output(output, number, journal, job.source, job.grid.shape, job.tile_bytes, status)
+    metrics: dict[str, dict[str, float]] = journal.state.get("metrics", {})
+    journal.discard()
+    return metrics
 
 
-def _check_disk(stream: StreamingJob, folder: Path) -> None:
-    volume, here = 4 * math.prod(stream.grid.shape), math.prod(stream.source.shape)
-    need = (volume + sums_nbytes(stream.plan.blocks(stream.grid))) * len(stream.networks)
-    if stream.resampled:
+def _check_disk(job: StreamingJob, folder: Path) -> None:
+    """Refuse a prediction whose temporary and output files do not fit on the disk."""
+    volume, image_voxels = 4 * math.prod(job.grid.shape), math.prod(job.source.shape)
+    need = (volume + partial_sums_nbytes(job.plan.blocks(job.grid))) * len(job.networks)
+    if job.resampled:
         need += volume
-    elif not stream.source.image.random_access:
-        need += volume // 4 * stream.source.image.dtype.itemsize
-    need += sum(disk_of(output, here, resampled=stream.resampled) for output in stream.outputs)
+    elif not job.source.image.random_access:
+        need += volume // 4 * job.source.image.dtype.itemsize
+    need += sum(output_disk_bytes(output, image_voxels, resampled=job.resampled) for output in job.outputs)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise RepmodeError(
@@ -169,116 +162,114 @@ def _check_disk(stream: StreamingJob, folder: Path) -> None:
         )
 
 
-def _prepared(stream: StreamingJob, scratch: PredictionJournal, say: Callable[[str], None]) -> RawVolume:
-    """Return the image on the network's grid, made if need be."""
-    done = bool(scratch.journal.get("prepared"))
-    dtype = np.dtype(np.float32) if stream.resampled else stream.source.image.dtype
-    volume = RawVolume(scratch.folder / "prepared", stream.grid.shape, dtype, new=not done)
+def _prepared(job: StreamingJob, journal: PredictionJournal, status: Callable[[str], None]) -> RawVolume:
+    """Return the image on the network's grid, made unless an earlier call did."""
+    done = bool(journal.state.get("prepared"))
+    dtype = np.dtype(np.float32) if job.resampled else job.source.image.dtype
+    volume = RawVolume(journal.folder / "prepared", job.grid.shape, dtype, new=not done)
     if done:
         return volume
     try:
-        say("Resampling" if stream.resampled else "Decoding")
-        recipe = stream.recipe
-        copy_resampled(stream.source, volume, recipe.order, stream.tile_bytes, anti_alias=recipe.anti_alias)
+        status("Resampling" if job.resampled else "Decoding")
+        recipe = job.recipe
+        copy_resampled(job.source, volume, recipe.order, job.tile_bytes, anti_alias=recipe.anti_alias)
         volume.sync()
-        scratch.save(prepared=True)
+        journal.save(prepared=True)
     except BaseException:
         volume.close()
         raise
     return volume
 
 
-def _predict(
-    stream: StreamingJob,
-    scratch: PredictionJournal,
+def _predict_blocks(
+    job: StreamingJob,
+    journal: PredictionJournal,
     blocks: BlockPlan,
-    source: Source,
+    source: VolumeSource,
     score: ZScore,
-    progress: Callable[[int, int], None] | None,
-    stop_after: int | None,
+    options: PredictionOptions,
 ) -> None:
-    grid, done = stream.grid, int(scratch.journal.get("blocks", 0))
+    """Predict the blocks that are not done, and write each structure's z-scores on the network's grid."""
+    grid, done = job.grid, int(journal.state.get("blocks", 0))
     weights = gaussian_weights(grid.size)
     weighted = np.empty(grid.size, np.float32)
     block = blocks[done]
-    begun = block.windows.start
+    first = block.windows.start
     with ExitStack() as stack:
         results = {
-            name: stack.enter_context(RawVolume(result_of(scratch, name), grid.shape, new=done == 0))
-            for name in stream.networks
+            name: stack.enter_context(RawVolume(result_path(journal.folder, name), grid.shape, new=done == 0))
+            for name in job.networks
         }
-        sums = {
-            name: stack.enter_context(Sums(scratch.folder, name, blocks, new=done == 0))
-            for name in stream.networks
+        partial_sums = {
+            name: stack.enter_context(PartialSums(journal.folder, name, blocks, new=done == 0))
+            for name in job.networks
         }
         if done == 0:
-            scratch.save(blocks=0)
-        if progress is not None:
-            progress(begun, len(grid))
-        under_way = {name: part.load(block) for name, part in sums.items()}
-        batches = _batches(
-            grid, blocks, begun, stream.plan.batch, lambda box: read_z_scored(source, score, box)
-        )
-        number = begun - begun % stream.plan.batch
-        for outputs in predict_batches(list(stream.networks.values()), batches, stream.device):
-            for place in range(len(outputs[0])):
-                if number >= begun:
-                    where = _within(grid, number, block)
-                    for name, predictions in zip(stream.networks, outputs, strict=True):
-                        np.multiply(predictions[place], weights, out=weighted)
-                        under_way[name][where] += weighted
+            journal.save(blocks=0)
+        if options.progress is not None:
+            options.progress(first, len(grid))
+        sums = {name: part.load(block) for name, part in partial_sums.items()}
+        batches = _batches(grid, blocks, first, job.plan.batch, lambda box: read_z_scored(source, score, box))
+        number = first - first % job.plan.batch
+        for outputs in predict_batches(list(job.networks.values()), batches, job.device):
+            for index in range(len(outputs[0])):
+                if number >= first:
+                    box = _box_in_block(grid, number, block)
+                    for name, predictions in zip(job.networks, outputs, strict=True):
+                        np.multiply(predictions[index], weights, out=weighted)
+                        sums[name][box] += weighted
                 number += 1
                 if number == block.windows.stop:
-                    _end_block(grid, weights, block, under_way, sums, results)
-                    scratch.save(blocks=block.number + 1)
+                    _finish_block(grid, weights, block, sums, partial_sums, results)
+                    journal.save(blocks=block.number + 1)
                     if number < len(grid):
                         block = blocks[block.number + 1]
-                        under_way = {name: part.load(block) for name, part in sums.items()}
-            if progress is not None:
-                progress(number, len(grid))
-            if stop_after is not None and number - begun >= stop_after:
+                        sums = {name: part.load(block) for name, part in partial_sums.items()}
+            if options.progress is not None:
+                options.progress(number, len(grid))
+            if options.stop_after_windows is not None and number - first >= options.stop_after_windows:
                 raise PredictionStopped(f"{number} of {len(grid)} windows are done")
 
 
-def _measure(stream: StreamingJob, scratch: PredictionJournal) -> dict[str, dict[str, float]]:
+def _compare_with_targets(job: StreamingJob, folder: Path) -> dict[str, dict[str, float]]:
     """Compare predictions with their truth on the network's grid, as training does."""
-    found, recipe = {}, stream.recipe
-    path = scratch.folder / "target"
-    for name, target in stream.targets.items():
+    metrics, recipe = {}, job.recipe
+    path = folder / "target"
+    for name, target in job.targets.items():
         with (
-            RawVolume(path, stream.grid.shape) as truth,
-            RawVolume(result_of(scratch, name), stream.grid.shape, new=False) as result,
+            RawVolume(path, job.grid.shape) as truth,
+            RawVolume(result_path(folder, name), job.grid.shape, new=False) as result,
         ):
-            copy_resampled(target, truth, recipe.order, stream.tile_bytes, anti_alias=recipe.anti_alias)
+            copy_resampled(target, truth, recipe.order, job.tile_bytes, anti_alias=recipe.anti_alias)
             score = z_score_of(truth, percentiles=recipe.percentiles)
-            found[name] = compare_volumes(result, truth, score)
+            metrics[name] = compare_volumes(result, truth, score)
         path.unlink()
-    return found
+    return metrics
 
 
 def _batches(
     grid: WindowGrid,
     blocks: BlockPlan,
-    begun: int,
+    first: int,
     batch: int,
     read: Callable[[tuple[slice, slice, slice]], NDArray[np.float32]],
 ) -> Iterator[Tensor]:
-    """Cut the batches of windows from the one that holds window `begun` on, reading block by block."""
-    block, held = None, np.empty(0, np.float32)
-    for first in range(begun - begun % batch, len(grid), batch):
-        cut = np.empty((min(batch, len(grid) - first), 1, *grid.size), np.float32)
-        for place in range(len(cut)):
-            if block is None or first + place not in block.windows:
-                block = blocks.block_of(first + place)
-                # Before the next is read: two blocks need not be held.
-                held = np.empty(0, np.float32)
-                held = read(block.box)
-            cut[place, 0] = held[_within(grid, first + place, block)]
-        yield torch.from_numpy(cut)
+    """Cut the batches of windows, from the one that holds window `first` on, reading block by block."""
+    block, voxels = None, np.empty(0, np.float32)
+    for start in range(first - first % batch, len(grid), batch):
+        windows = np.empty((min(batch, len(grid) - start), 1, *grid.size), np.float32)
+        for index in range(len(windows)):
+            if block is None or start + index not in block.windows:
+                block = blocks.block_of(start + index)
+                # Freed before the next is read: two blocks need not be in memory.
+                voxels = np.empty(0, np.float32)
+                voxels = read(block.box)
+            windows[index, 0] = voxels[_box_in_block(grid, start + index, block)]
+        yield torch.from_numpy(windows)
 
 
-def _within(grid: WindowGrid, number: int, block: Block) -> tuple[slice, slice, slice]:
-    """Return where a window lies in its block."""
+def _box_in_block(grid: WindowGrid, number: int, block: Block) -> tuple[slice, slice, slice]:
+    """Return the voxels of a window as an index into its block."""
     start = grid[number].start
     z, y, x = (
         slice(a - part.start, a - part.start + size)
@@ -287,18 +278,18 @@ def _within(grid: WindowGrid, number: int, block: Block) -> tuple[slice, slice, 
     return z, y, x
 
 
-def _end_block(
+def _finish_block(
     grid: WindowGrid,
     weights: NDArray[np.float32],
     block: Block,
-    under_way: dict[str, NDArray[np.float32]],
-    sums: Mapping[str, Sums],
+    sums: dict[str, NDArray[np.float32]],
+    partial_sums: Mapping[str, PartialSums],
     results: Mapping[str, RawVolume],
 ) -> None:
-    """Write what is complete, leave the rest to later blocks, and have both on disk."""
+    """Write the complete voxels, leave the other sums to later blocks, and make both survive a loss of power."""
     weight = summed_weights(grid, weights, block.final)
-    for name, part in sums.items():
-        results[name].write(block.final, part.store(block, under_way.pop(name)) / weight)
-    for name, part in sums.items():
+    for name, part in partial_sums.items():
+        results[name].write(block.final, part.store(block, sums.pop(name)) / weight)
+    for name, part in partial_sums.items():
         results[name].sync()
         part.sync()

@@ -1,4 +1,4 @@
-"""Files of predicted volumes by the suffix of their name: OME-TIFF, OME-Zarr, or a raw `.npy` array."""
+"""Writers of predicted volumes, chosen by the suffix of the file's name: OME-TIFF, OME-Zarr or a raw `.npy` array."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from repmode_cl.utils.atomic_files import put_in_place, replacing
 
 __all__ = [
     "SUFFIXES",
+    "write_image",
+    "write_ome_tiff",
     "check_output",
     "check_suffix",
-    "put",
-    "remove",
+    "move_into_place",
+    "remove_path",
     "title_of",
-    "write_ome_tiff",
-    "write_picture",
 ]
 
 _Writer = Callable[[Path, ImageMetadata, Sequence[Pyramid]], None]
@@ -40,7 +40,7 @@ _WRITERS: dict[str, _Writer] = {
     ".npy": write_npy,
 }
 
-#: What the name of a prediction may end in.
+#: Suffixes that the name of a prediction may have.
 SUFFIXES = tuple(_WRITERS)
 
 
@@ -50,7 +50,7 @@ def check_suffix(path: Path) -> str:
     Raises
     ------
     ImageError
-        If it is none that can be written.
+        If no format has it.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -62,12 +62,12 @@ def check_suffix(path: Path) -> str:
 
 
 def check_output(path: Path) -> None:
-    """Refuse a name at which nothing may be written.
+    """Refuse a name at which no prediction may be written.
 
     Raises
     ------
     ImageError
-        If its suffix is no format's, or a folder is there that no prediction would be.
+        If its suffix is no format's, or a folder is there that is no earlier prediction.
     """
     suffix = check_suffix(path)
     if not path.is_dir():
@@ -76,14 +76,14 @@ def check_output(path: Path) -> None:
         return
     if suffix != ".zarr":
         raise ImageError(f"{path}: is a folder; give the name of a file")
-    if any(path.iterdir()) and not _ours(path):
+    if any(path.iterdir()) and not _is_prediction(path):
         raise ImageError(
-            f"{path}: a folder that holds something else than a prediction, which is not written over; give another "
+            f"{path}: is a folder that holds something else than a prediction, and is not replaced; give another "
             "name, or remove it"
         )
 
 
-def _ours(path: Path) -> bool:
+def _is_prediction(path: Path) -> bool:
     try:
         return NAMESPACE in json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -98,14 +98,14 @@ def title_of(path: Path) -> str:
     return name or path.name
 
 
-def write_picture(path: Path, suffix: str, picture: ImageMetadata, channels: Sequence[Pyramid]) -> None:
-    """Write a picture in the format of `suffix` to `path`, whatever is there and however it is named."""
+def write_image(path: Path, suffix: str, metadata: ImageMetadata, channels: Sequence[Pyramid]) -> None:
+    """Write an image in the format of `suffix` to `path`, replacing anything there; `path` may have another suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove(path)
-    _WRITERS[suffix](path, picture, channels)
+    remove_path(path)
+    _WRITERS[suffix](path, metadata, channels)
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -113,19 +113,19 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def put(part: Path, path: Path, aside: Path) -> None:
-    """Make the finished `part` become `path`; a folder that was there is moved to `aside`, which is to be removed.
+def move_into_place(part: Path, path: Path, replaced: Path) -> None:
+    """Rename the finished `part` to `path`; a folder that was there is moved to `replaced`, to be removed later.
 
-    No instant leaves half a file. Between a folder's going and the new one's coming the name is free: whoever
-    finds `part` still there calls this again.
+    No instant leaves half a file. Between the two moves of a folder the name is free: while `part` still exists, this
+    is to be called again.
     """
     if part.is_file():
         put_in_place(part, path)
     elif part.is_dir():
         if path.is_dir():
             check_output(path)
-            remove(aside)
-            path.replace(aside)
+            remove_path(replaced)
+            path.replace(replaced)
         part.replace(path)
         if os.name != "nt":
             handle = os.open(path.parent, os.O_RDONLY)
@@ -135,8 +135,8 @@ def put(part: Path, path: Path, aside: Path) -> None:
                 os.close(handle)
 
 
-class _Array:
-    """An array as a source of boxes."""
+class _ArraySource:
+    """An array that is read box by box."""
 
     def __init__(self, values: NDArray[Any]) -> None:
         self._values = values
@@ -153,7 +153,7 @@ def write_ome_tiff(
     channel_name: str | None = None,
     description: str | None = None,
 ) -> None:
-    """Write one channel, whole or not at all.
+    """Write an array as an OME-TIFF of one channel, whole or not at all.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def write_ome_tiff(
     channel_name
         Name of the channel, as a rule the structure's.
     description
-        Free text for the image: what made it and in which units.
+        Free text for the image: its origin and unit.
 
     Raises
     ------
@@ -181,12 +181,12 @@ def write_ome_tiff(
     if voxel_size is not None and len(voxel_size) != 3:
         raise RepmodeError(f"voxel size {tuple(voxel_size)}: three numbers in um (z, y, x) are needed")
     size = None if voxel_size is None else (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
-    source, dtype = _Array(volume), np.dtype(np.float32)
+    source, dtype = _ArraySource(volume), np.dtype(np.float32)
     channel = ChannelMetadata(channel_name if channel_name is not None else "")
-    picture = ImageMetadata(title_of(path), source.shape, dtype, (channel,), size, description or "")
-    with replacing(path) as beside:
-        pyramid = Pyramid(source, dtype, None, beside)
+    metadata = ImageMetadata(title_of(path), source.shape, dtype, (channel,), size, description or "")
+    with replacing(path) as temporary:
+        pyramid = Pyramid(source, dtype, None, temporary)
         try:
-            write_tiff(beside, picture, [pyramid])
+            write_tiff(temporary, metadata, [pyramid])
         finally:
             pyramid.close()

@@ -1,4 +1,4 @@
-"""What is known of an image that is to be written, whatever its format."""
+"""Metadata of an image to write, the same for every format."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from repmode_cl.version import __version__
+
 __all__ = ["NAMESPACE", "ChannelMetadata", "ImageMetadata", "software"]
 
-#: Of our annotations in OME-XML, and the key of our attributes in zarr.
+#: Namespace of our annotations in OME-XML, and key of our attributes in zarr.
 NAMESPACE = "urn:repmode-cl:prediction"
 
 
 @dataclass(frozen=True)
 class ChannelMetadata:
-    """One channel.
+    """Metadata of one channel.
 
     Attributes
     ----------
     name
-        A structure's, or that of the transmitted light.
+        The structure's name, or that of the transmitted-light channel.
     colour
         Red, green, blue, 0 to 255.
     about
-        What made it and what its numbers mean, for people and programs.
+        Origin and unit of its numbers, for people and programs.
     """
 
     name: str
@@ -34,16 +36,16 @@ class ChannelMetadata:
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """An image to write.
+    """Metadata of an image to write.
 
     Attributes
     ----------
     name
-        For people: that of the file without its suffix.
+        For people: the file's name without its suffix.
     shape
         Voxels (Z, Y, X).
     dtype
-        Of the voxels: uint8, uint16 or float32.
+        Type of the voxels: uint8, uint16 or float32.
     channels
         In their order.
     voxel_size
@@ -53,7 +55,7 @@ class ImageMetadata:
     uuid
         ``urn:uuid:...``: the same for the same voxels; None for none.
     about
-        What holds for all channels.
+        Facts that hold for all channels.
     """
 
     name: str
@@ -73,7 +75,5 @@ class ImageMetadata:
 
 
 def software() -> str:
-    """Return what files name as the software that wrote them."""
-    from repmode_cl.version import __version__
-
+    """Return name and version of this software, as files state it."""
     return f"repmode-cl {__version__}"

@@ -1,4 +1,4 @@
-"""OME-TIFF: compressed tiles, with lower resolutions as SubIFDs, in a BigTIFF where it is needed."""
+"""Writer of OME-TIFF: compressed tiles, with lower resolutions as SubIFDs, in a BigTIFF where it is needed."""
 
 from __future__ import annotations
 
@@ -15,52 +15,53 @@ from repmode_cl.inference.writers.pyramid import TILE, Pyramid
 
 __all__ = ["write_tiff"]
 
-#: A classic TIFF addresses 4 GiB; some of them are left for the header and the pages' own.
+#: Most bytes of voxels in a classic TIFF: of the 4 GiB that it addresses, some are left for header and pages.
 _CLASSIC = (1 << 32) - (1 << 25)
 
-#: Predictions are floats whose last digits are noise: higher levels take several times as long for a few percent.
+#: Level of compression. Last digits of predictions are noise: higher levels take several times as long for a few
+#: percent.
 _DEFLATE = 4
 
 #: Bytes of tiles that wait to be compressed.
 _WAITING = 32 << 20
 
 
-def write_tiff(path: Path, picture: ImageMetadata, channels: Sequence[Pyramid]) -> None:
-    """Write a picture as one OME-TIFF under the name `path`, which is made anew.
+def write_tiff(path: Path, metadata: ImageMetadata, channels: Sequence[Pyramid]) -> None:
+    """Write an image as one OME-TIFF to `path`, replacing a file that is there.
 
     Parameters
     ----------
     path
         The file.
-    picture
-        What it is.
+    metadata
+        Of the image.
     channels
         Its voxels, a pyramid for each channel.
     """
-    # Imported here, because predicting in memory needs no TIFF.
+    # Imported here for a fast start: predicting in memory needs no TIFF.
     import tifffile
 
     settings: dict[str, Any] = {
-        "dtype": picture.dtype,
+        "dtype": metadata.dtype,
         "photometric": "minisblack",
         "compression": "zlib",
         "compressionargs": {"level": _DEFLATE},
         "metadata": None,
         "buffersize": _WAITING,
     }
-    if picture.voxel_size is not None:
-        # Software that does not read OME-XML takes the pixels' size from here.
-        settings["resolution"] = tuple(1e4 / size for size in picture.voxel_size[:0:-1])
+    if metadata.voxel_size is not None:
+        # Software that does not read OME-XML reads the pixels' size here.
+        settings["resolution"] = tuple(1e4 / size for size in metadata.voxel_size[:0:-1])
         settings["resolutionunit"] = "CENTIMETER"
     shapes = channels[0].shapes
-    # What compression saves is not known before, and a third of the first level is all that the others can be.
-    big = picture.nbytes * 4 // 3 > _CLASSIC
+    # The gain of compression is not known before; all lower levels together are at most a third of the first.
+    big = metadata.nbytes * 4 // 3 > _CLASSIC
     with tifffile.TiffWriter(path, bigtiff=big, byteorder="<", ome=False) as tiff:
         for level, (z, y, x) in enumerate(shapes):
-            own: dict[str, Any] = {"subfiletype": 1, "software": False}
+            tags: dict[str, Any] = {"subfiletype": 1, "software": False}
             if level == 0:
-                own = {
-                    "description": ome_xml(picture, software()),
+                tags = {
+                    "description": ome_xml(metadata, software()),
                     "software": software(),
                     "subifds": len(shapes) - 1,
                 }
@@ -69,12 +70,13 @@ def write_tiff(path: Path, picture: ImageMetadata, channels: Sequence[Pyramid]) 
                 _tiles(channels, level, (height, width)),
                 shape=(len(channels) * z, y, x),
                 tile=(height, width),
-                **own,
+                **tags,
                 **settings,
             )
 
 
 def _tiles(channels: Sequence[Pyramid], level: int, size: tuple[int, int]) -> Iterator[NDArray[Any]]:
+    """Yield the tiles of a level of all channels, those at the far ends padded to `size` (y, x)."""
     for channel in channels:
         for _, values in channel.tiles(level):
             plane = values[0]

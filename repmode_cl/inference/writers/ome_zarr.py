@@ -1,7 +1,7 @@
-"""OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5/): a folder of zarr version 3 arrays, one for each resolution.
+"""Writer of OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5/): a folder with a zarr 3 array for each resolution.
 
-Of zarr no more is needed here than JSON and gzipped chunks, so that writing wants no package; reading what others
-wrote, with their codecs and shards, is another matter and the extra `zarr`'s.
+Writing needs no more of zarr than JSON and gzipped chunks, and so no package. Reading other software's files, with
+their codecs and shards, needs the extra `zarr`.
 """
 
 from __future__ import annotations
@@ -25,57 +25,58 @@ __all__ = ["write_zarr"]
 #: Planes of a chunk: 2 MB of floats, few enough files for a large volume and little enough to read for one plane.
 _PLANES = 8
 
-#: As of the OME-TIFFs.
-_LEVEL = 4
+#: Level of compression, that of the OME-TIFFs.
+_GZIP = 4
 
 
-def write_zarr(path: Path, picture: ImageMetadata, channels: Sequence[Pyramid]) -> None:
-    """Write a picture as an OME-Zarr folder under the name `path`, which must not exist.
+def write_zarr(path: Path, metadata: ImageMetadata, channels: Sequence[Pyramid]) -> None:
+    """Write an image as an OME-Zarr folder `path`, which must not exist.
 
     Parameters
     ----------
     path
         The folder.
-    picture
-        What it is.
+    metadata
+        Of the image.
     channels
         Its voxels, a pyramid for each channel.
     """
     path.mkdir(parents=True)
     for level, shape in enumerate(channels[0].shapes):
         chunk = tuple(min(a, b) for a, b in zip((_PLANES, TILE, TILE), shape, strict=True))
-        _write(path / str(level) / "zarr.json", json_text(_array(picture, shape, chunk)).encode())
+        _write(path / str(level) / "zarr.json", json_text(_array_json(metadata, shape, chunk)).encode())
         for number, channel in enumerate(channels):
             for box, values in channel.tiles(level, _PLANES):
-                place = (part.start // size for part, size in zip(box, chunk, strict=True))
-                name = Path(str(level), "c", str(number), *map(str, place))
+                position = (part.start // size for part, size in zip(box, chunk, strict=True))
+                name = Path(str(level), "c", str(number), *map(str, position))
                 _write(path / name, _encoded(values, chunk))
-    # Last: before it is there, the folder is no image.
-    _write(path / "zarr.json", json_text(_group(picture, channels)).encode())
+    # Last: without it the folder is no image.
+    _write(path / "zarr.json", json_text(_group_json(metadata, channels)).encode())
 
 
 def _encoded(values: NDArray[Any], chunk: Sequence[int]) -> bytes:
+    """Return a gzipped chunk; at the far ends it is padded with zeros."""
     if values.shape != tuple(chunk):
-        whole = np.zeros(chunk, values.dtype)
-        whole[tuple(slice(0, size) for size in values.shape)] = values
-        values = whole
+        padded = np.zeros(chunk, values.dtype)
+        padded[tuple(slice(0, size) for size in values.shape)] = values
+        values = padded
+    little_endian = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     # Without a time, so that the same voxels are the same bytes.
-    stored = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    return gzip.compress(stored.tobytes(), _LEVEL, mtime=0)
+    return gzip.compress(little_endian.tobytes(), _GZIP, mtime=0)
 
 
-def _array(picture: ImageMetadata, shape: Sequence[int], chunk: Sequence[int]) -> dict[str, Any]:
+def _array_json(metadata: ImageMetadata, shape: Sequence[int], chunk: Sequence[int]) -> dict[str, Any]:
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [len(picture.channels), *shape],
-        "data_type": picture.dtype.name,
+        "shape": [len(metadata.channels), *shape],
+        "data_type": metadata.dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *chunk]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [
             {"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "gzip", "configuration": {"level": _LEVEL}},
+            {"name": "gzip", "configuration": {"level": _GZIP}},
         ],
         "attributes": {},
         "dimension_names": ["c", "z", "y", "x"],
@@ -83,10 +84,10 @@ def _array(picture: ImageMetadata, shape: Sequence[int], chunk: Sequence[int]) -
     }
 
 
-def _group(picture: ImageMetadata, channels: Sequence[Pyramid]) -> dict[str, Any]:
-    known = picture.voxel_size is not None
-    size = picture.voxel_size or (1.0, 1.0, 1.0)
-    spaces = [{"name": axis, "type": "space", **({"unit": "micrometer"} if known else {})} for axis in "zyx"]
+def _group_json(metadata: ImageMetadata, channels: Sequence[Pyramid]) -> dict[str, Any]:
+    unit = {} if metadata.voxel_size is None else {"unit": "micrometer"}
+    size = metadata.voxel_size or (1.0, 1.0, 1.0)
+    spaces = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
     datasets = []
     for level in range(len(channels[0].shapes)):
         factor = 2**level
@@ -100,22 +101,22 @@ def _group(picture: ImageMetadata, channels: Sequence[Pyramid]) -> dict[str, Any
             )
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
     multiscale = {
-        "name": picture.name,
+        "name": metadata.name,
         "axes": [{"name": "c", "type": "channel"}, *spaces],
         "datasets": datasets,
         "type": "mean",
         "metadata": {"description": "means of 2 x 2 voxels (y, x) of the level before"},
     }
-    shown = []
-    for channel, pyramid in zip(picture.channels, channels, strict=True):
-        start, end = pyramid.shown()
+    omero_channels = []
+    for channel, pyramid in zip(metadata.channels, channels, strict=True):
+        start, end = pyramid.display_range()
         window = {
             "min": pyramid.low,
             "max": max(pyramid.high, pyramid.low + 1e-6),
             "start": start,
             "end": end,
         }
-        shown.append(
+        omero_channels.append(
             {
                 "label": channel.name,
                 "color": hexadecimal(channel.colour),
@@ -126,19 +127,22 @@ def _group(picture: ImageMetadata, channels: Sequence[Pyramid]) -> dict[str, Any
                 "window": window,
             }
         )
-    own = {
-        "uuid": picture.uuid,
-        "description": picture.description,
-        **picture.about,
-        "channels": [{"name": channel.name, **channel.about} for channel in picture.channels],
+    about = {
+        "uuid": metadata.uuid,
+        "description": metadata.description,
+        **metadata.about,
+        "channels": [{"name": channel.name, **channel.about} for channel in metadata.channels],
     }
-    omero = {"channels": shown, "rdefs": {"defaultT": 0, "defaultZ": picture.shape[0] // 2, "model": "color"}}
+    omero = {
+        "channels": omero_channels,
+        "rdefs": {"defaultT": 0, "defaultZ": metadata.shape[0] // 2, "model": "color"},
+    }
     return {
         "zarr_format": 3,
         "node_type": "group",
         "attributes": {
             "ome": {"version": "0.5", "multiscales": [multiscale], "omero": omero},
-            NAMESPACE: own,
+            NAMESPACE: about,
         },
     }
 

@@ -1,4 +1,4 @@
-"""A channel at its full and at lower resolutions, made tile by tile while it is written.
+"""Pyramid of a channel, its full and lower resolutions, made tile by tile while it is written.
 
 Each level halves y and x (means of 2 x 2 voxels) and keeps every plane: that is what viewers of both formats
 expect, and a plane needs no other. Lower levels wait on disk until they are written in their turn.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from repmode_cl.data.preprocessing.normalisation import strips
 from repmode_cl.inference.raw_volume import RawVolume
-from repmode_cl.inference.volume_source import Source
+from repmode_cl.inference.volume_source import VolumeSource
 
 __all__ = ["TILE", "Pyramid", "halve", "level_shapes"]
 
@@ -25,17 +25,17 @@ Box = tuple[slice, slice, slice]
 #: Voxels (y and x) of a tile. Even, so that a tile becomes part of one tile of the next level.
 TILE = 256
 
-#: Planes of the lowest level from which the range for viewers is taken.
-_PLANES = 32
+#: Planes of the lowest level from which the range for viewers is computed.
+_RANGE_PLANES = 32
 
 
 def level_shapes(shape: Sequence[int]) -> list[tuple[int, int, int]]:
     """Return the voxels (Z, Y, X) of each level, until one tile holds a plane."""
-    found = [(int(shape[0]), int(shape[1]), int(shape[2]))]
-    while max(found[-1][1:]) > TILE:
-        z, y, x = found[-1]
-        found.append((z, -(-y // 2), -(-x // 2)))
-    return found
+    shapes = [(int(shape[0]), int(shape[1]), int(shape[2]))]
+    while max(shapes[-1][1:]) > TILE:
+        z, y, x = shapes[-1]
+        shapes.append((z, -(-y // 2), -(-x // 2)))
+    return shapes
 
 
 def halve(values: NDArray[Any]) -> NDArray[Any]:
@@ -61,11 +61,11 @@ class Pyramid:
     source
         The channel at full resolution, read once.
     dtype
-        Of the voxels that are written.
+        Type of the voxels that are written.
     convert
-        Makes these of what `source` gives; None only changes the type.
-    scratch
-        Beginning of the names of the files in which lower levels wait, made anew.
+        Conversion of the voxels of `source`; None only changes the type.
+    lower_levels
+        Beginning of the names of the files in which lower levels wait; files that are there are replaced.
 
     Attributes
     ----------
@@ -77,33 +77,33 @@ class Pyramid:
 
     def __init__(
         self,
-        source: Source,
+        source: VolumeSource,
         dtype: np.dtype[Any],
         convert: Callable[[NDArray[Any]], NDArray[Any]] | None,
-        scratch: Path,
+        lower_levels: Path,
     ) -> None:
         self.shapes = level_shapes(source.shape)
         self.dtype = np.dtype(dtype)
         self.low, self.high = np.inf, -np.inf
-        self._source, self._convert, self._scratch = source, convert, scratch
+        self._source, self._convert, self._lower_levels = source, convert, lower_levels
         self._lower: dict[int, RawVolume] = {}
 
     def tiles(self, level: int, planes: int = 1) -> Iterator[tuple[Box, NDArray[Any]]]:
         """Yield a level's tiles, z slowest and x fastest: box, and voxels (smaller at the far ends).
 
-        Levels are asked for in their order, each one once: the next is made meanwhile.
+        Levels are read in their order, each once: the next is made meanwhile.
 
         Parameters
         ----------
         level
             0 is the full resolution.
         planes
-            Of a tile.
+            Planes of a tile.
         """
         z, y, x = self.shapes[level]
-        more = level + 1 < len(self.shapes)
-        if more:
-            path = self._scratch.with_name(f"{self._scratch.name}.level-{level + 1}")
+        has_next = level + 1 < len(self.shapes)
+        if has_next:
+            path = self._lower_levels.with_name(f"{self._lower_levels.name}.level-{level + 1}")
             path.unlink(missing_ok=True)
             self._lower[level + 1] = RawVolume(path, self.shapes[level + 1], self.dtype)
         for a, b, c in product(range(0, z, planes), range(0, y, TILE), range(0, x, TILE)):
@@ -113,7 +113,7 @@ class Pyramid:
                 slice(c, min(c + TILE, x)),
             )
             values = self._read(level, box)
-            if more:
+            if has_next:
                 half = (
                     box[0],
                     slice(b // 2, -(-box[1].stop // 2)),
@@ -121,11 +121,11 @@ class Pyramid:
                 )
                 self._lower[level + 1].write(half, halve(values))
             yield box, values
-        if level and more:
-            self._drop(level)
+        if level and has_next:
+            self._remove_level(level)
 
-    def whole(self) -> Iterator[tuple[Box, NDArray[Any]]]:
-        """Yield the full resolution alone, in strips of whole rows."""
+    def strips(self) -> Iterator[tuple[Box, NDArray[Any]]]:
+        """Yield only the full resolution, in strips of whole rows."""
         for box in strips(self.shapes[0]):
             yield box, self._read(0, box)
 
@@ -138,17 +138,17 @@ class Pyramid:
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         return values
 
-    def shown(self) -> tuple[float, float]:
-        """Return the range that a viewer may begin with: most of the voxels of the lowest level, once it is made."""
+    def display_range(self) -> tuple[float, float]:
+        """Return the range for a viewer's contrast: most of the voxels of the lowest level, once it is made."""
         z, y, x = self.shapes[-1]
-        planes = sorted({round(place) for place in np.linspace(0, z - 1, min(z, _PLANES))})
-        whole = slice(0, y), slice(0, x)
-        last = len(self.shapes) - 1
-        values = np.concatenate([self._read(last, (slice(a, a + 1), *whole)) for a in planes])
+        planes = sorted({round(plane) for plane in np.linspace(0, z - 1, min(z, _RANGE_PLANES))})
+        lowest = len(self.shapes) - 1
+        boxes = [(slice(plane, plane + 1), slice(0, y), slice(0, x)) for plane in planes]
+        values = np.concatenate([self._read(lowest, box) for box in boxes])
         low, high = (float(value) for value in np.percentile(values, (0.5, 99.8)))
         return (low, high) if low < high else (self.low, max(self.high, self.low + 1))
 
-    def _drop(self, level: int) -> None:
+    def _remove_level(self, level: int) -> None:
         volume = self._lower.pop(level)
         volume.close()
         volume.path.unlink(missing_ok=True)
@@ -156,4 +156,4 @@ class Pyramid:
     def close(self) -> None:
         """Remove the files of lower levels."""
         for level in list(self._lower):
-            self._drop(level)
+            self._remove_level(level)

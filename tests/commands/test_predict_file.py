@@ -22,7 +22,7 @@ from repmode_cl.data.readers import open_image
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.inference.sliding_window import sliding_window
-from repmode_cl.inference.streaming.memory_plan import MemoryPlan
+from repmode_cl.inference.streaming.memory_plan import MemoryNeeds, MemoryPlan
 from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.utils.memory import peak_memory
@@ -51,15 +51,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Model]:
     return {order: make_model(folder / str(order), order) for order in (0, 1, 3)}
 
 
-def in_memory(
+def predict_in_memory(
     model: Model, volume: NDArray[Any], structure: str, voxel: Sequence[float] | None, overlap: float = 0.5
 ) -> NDArray[np.float32]:
     """The prediction in one piece, by the functions that training uses."""
     whole = volume if voxel is None else resample(volume, voxel, VOXEL, model.preprocessing["order"])
-    found = sliding_window(
+    result = sliding_window(
         model.fused(structure), normalise(whole), window=WINDOW, overlap=overlap, batch_size=BATCH
     )
-    return found if found.shape == volume.shape else resample_to(found, volume.shape, 1)
+    return result if result.shape == volume.shape else resample_to(result, volume.shape, 1)
 
 
 def write(folder: Path, volume: NDArray[Any], kind: str) -> Path:
@@ -75,8 +75,8 @@ def write(folder: Path, volume: NDArray[Any], kind: str) -> Path:
 
 
 def read(path: Path, shape: Sequence[int]) -> NDArray[Any]:
-    found: NDArray[Any] = np.load(path) if path.suffix == ".npy" else tifffile.imread(path)
-    return found.reshape(shape)
+    values: NDArray[Any] = np.load(path) if path.suffix == ".npy" else tifffile.imread(path)
+    return values.reshape(shape)
 
 
 def photo(shape: Sequence[int], dtype: type = np.uint16) -> NDArray[Any]:
@@ -115,10 +115,10 @@ def test_without_resampling_the_bits_are_those_of_one_piece(
         models[1], "golgi", path, out, overlap=overlap, voxel_size=voxel, force=voxel is None, device="cpu"
     )
     assert (done.path, done.shape, done.grid) == (out, shape, shape)
-    want = in_memory(models[1], volume, "golgi", voxel, overlap)
+    want = predict_in_memory(models[1], volume, "golgi", voxel, overlap)
     assert np.array_equal(read(out, shape), want)
-    left = {file.name for file in tmp_path.iterdir()}
-    assert left <= {"in.tif", "in.npy", "out.npy", "out.ome.tif"}
+    remaining = {file.name for file in tmp_path.iterdir()}
+    assert remaining <= {"in.tif", "in.npy", "out.npy", "out.ome.tif"}
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -134,7 +134,7 @@ def test_with_resampling_the_values_are_those_of_one_piece(
 ):
     monkeypatch.setattr("repmode_cl.inference.predict_file.tile_bytes", lambda memory, resident: tile)
     volume = photo(shape)
-    want = in_memory(models[order], volume, "dna", voxel)
+    want = predict_in_memory(models[order], volume, "dna", voxel)
     out = tmp_path / "out.npy"
     path = write(tmp_path, volume, kind)
     predict_file(models[order], "dna", path, out, voxel_size=voxel, force=True, device="cpu")
@@ -142,18 +142,18 @@ def test_with_resampling_the_values_are_those_of_one_piece(
 
 
 @pytest.mark.parametrize("voxel", [VOXEL, (0.7, 0.3, 0.2)])
-def test_several_structures_share_one_pass_and_equal_those_alone(models, tmp_path, monkeypatch, voxel):
+def test_several_structures_share_one_pass_and_equal_single_ones(models, tmp_path, monkeypatch, voxel):
     volume = photo((9, 21, 30))
     path = write(tmp_path, volume, "tif")
     for name in ("dna", "golgi"):
         predict_file(models[1], name, path, tmp_path / f"{name}.ome.tif", voxel_size=voxel, device="cpu")
     reads = []
-    from repmode_cl.inference.streaming import run as stream
+    from repmode_cl.inference.streaming import run as streaming_run
 
     monkeypatch.setattr(
-        stream,
+        streaming_run,
         "read_z_scored",
-        lambda *args, real=stream.read_z_scored: (reads.append(1), real(*args))[1],
+        lambda *args, real=streaming_run.read_z_scored: (reads.append(1), real(*args))[1],
     )
     folder = tmp_path / "both"
     done = predict_file(models[1], ["golgi", "dna"], path, folder, voxel_size=voxel, device="cpu")
@@ -195,9 +195,9 @@ def test_the_command_predicts_all_or_those_named(models, tmp_path):
         str(tmp_path / "some" / f"{name}-1.npy") for name in ("golgi", "dna")
     ]
     for name in ("dna", "golgi"):
-        found = np.load(tmp_path / "some" / f"{name}-1.npy")
-        assert np.array_equal(found, tifffile.imread(tmp_path / "all" / f"{name}.ome.tif"))
-        assert np.array_equal(found, in_memory(models[1], volume, name, None))
+        values = np.load(tmp_path / "some" / f"{name}-1.npy")
+        assert np.array_equal(values, tifffile.imread(tmp_path / "all" / f"{name}.ome.tif"))
+        assert np.array_equal(values, predict_in_memory(models[1], volume, name, None))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_the_command_predicts_all_or_those_named(models, tmp_path):
         (["out.npy", "--structure", "dna", "--voxel-size", "200,200,200", "--force"], "another unit"),
     ],
 )
-def test_mistakes_are_said_and_leave_nothing(models, tmp_path, monkeypatch, arguments, message):
+def test_mistakes_are_explained_and_leave_nothing(models, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, photo((8, 20, 20)), "npy")
     code, out, err = command(models[1].path, "in.npy", *arguments)
@@ -266,16 +266,14 @@ def test_bad_volumes_are_refused_and_leave_nothing(models, tmp_path):
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_little_memory_lowers_the_batch_and_says_so(models, tmp_path, monkeypatch):
-    from repmode_cl.inference.streaming.memory_plan import Needs
-
-    monkeypatch.setattr(Needs, "of", lambda self, blocks, batch: batch * 100)
+def test_little_memory_lowers_the_batch_with_a_note(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(MemoryNeeds, "total", lambda self, blocks, batch: batch * 100)
     path = write(tmp_path, photo((8, 20, 20)), "npy")
     done = predict_file(
         models[1], "dna", path, tmp_path / "out.npy", device="cpu", memory=250, voxel_size=VOXEL
     )
     assert "holds 2 windows at once instead of the model's 3" in done.notes[0]
-    want = in_memory(models[1], np.load(path), "dna", VOXEL)
+    want = predict_in_memory(models[1], np.load(path), "dna", VOXEL)
     assert np.abs(np.load(done.path) - want).max() <= 1e-5 * np.abs(want).max()
 
 
@@ -289,7 +287,7 @@ def test_a_disk_that_is_too_small_is_refused(models, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["in.npy"]
 
 
-def test_stages_and_windows_are_told(models, tmp_path):
+def test_stages_and_windows_are_reported(models, tmp_path):
     path = write(tmp_path, photo((8, 20, 20)), "zlib")
     stages: list[str] = []
     seen: list[tuple[int, int]] = []

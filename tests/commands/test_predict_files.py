@@ -1,4 +1,4 @@
-"""Many images in one call: names, a table of results, what is left out, and going on where one ended."""
+"""Predictions of many images: names, the table of results, images that are skipped, and calls that continue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.data.preprocessing.normalisation import normalise
 from repmode_cl.errors import RepmodeError
-from repmode_cl.inference.predict_files import expand_inputs, output_names, predict_many
+from repmode_cl.inference.options import PredictionOptions
+from repmode_cl.inference.predict_files import expand_inputs, output_names, predict_files
 from repmode_cl.inference.streaming.metrics import compare_volumes
 from repmode_cl.inference.volume_source import z_score_of
 from repmode_cl.metrics import image_metrics
@@ -83,7 +84,7 @@ def test_a_pattern_a_table_and_a_second_run(model, folder):
     assert {row["r2"] for row in table} == {""}
     before = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
 
-    # One of them is gone, one image has changed: these are predicted, the others left alone.
+    # One of them is gone, one image has changed: these are predicted, and no others.
     Path("out/f0_dna.ome.tif").unlink()
     later = max(before.values()) + 10**9
     os.utime("fields/f1.ome.tif", ns=(later, later))
@@ -99,7 +100,7 @@ def test_a_pattern_a_table_and_a_second_run(model, folder):
     assert command(*call, "--rescale", "-1:1", "--restart")[1].count("already there") == 0
 
 
-def test_what_cannot_be_predicted_is_left_out_when_asked(model, folder):
+def test_images_that_cannot_be_predicted_are_skipped_with_keep_going(model, folder):
     Path("fields/f0.ome.tif").write_bytes(b"II*\0nothing")
     constant = np.full((2, 7, 18, 12), 3, np.uint8)
     tifffile.imwrite("fields/f2.ome.tif", constant, photometric="minisblack", metadata={"axes": "CZYX"})
@@ -133,7 +134,7 @@ def test_what_cannot_be_predicted_is_left_out_when_asked(model, folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("manifest.csv", "no table of results"),
         ("fields/f1.ome.tif", "ends in .csv"),
@@ -142,18 +143,18 @@ def test_what_cannot_be_predicted_is_left_out_when_asked(model, folder):
         ("folder.csv", "is a folder"),
     ],
 )
-def test_a_table_replaces_nothing_else(name, said, model, folder):
+def test_a_table_replaces_nothing_else(name, message, model, folder):
     Path("manifest.csv").write_text("structure,signal,target\ndna,a.tif,b.tif\n", encoding="utf-8")
     Path("folder.csv").mkdir()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     call = (model.path, "fields/f0.ome.tif", "out.npy", "--structure", "dna", "--channel", "0", *SIZE)
     code, _, err = command(*call, "--csv", name)
     assert code == 2
-    assert said in err
+    assert message in err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_no_image_is_written_over_by_the_prediction_of_another(model, folder):
+def test_no_image_is_replaced_by_the_prediction_of_another(model, folder):
     other = Path("fields/f0_dna.ome.tif")
     other.write_bytes(Path("fields/f1.ome.tif").read_bytes())
     before = other.read_bytes()
@@ -165,7 +166,7 @@ def test_no_image_is_written_over_by_the_prediction_of_another(model, folder):
     assert other.read_bytes() == before
 
 
-def test_figures_where_the_truth_is_a_channel(model, folder):
+def test_metrics_where_the_truth_is_a_channel(model, folder):
     call = (
         model.path,
         "fields/f0.ome.tif",
@@ -183,7 +184,7 @@ def test_figures_where_the_truth_is_a_channel(model, folder):
         want = image_metrics(np.load(row["output"]), normalise(truth))
         assert {key: float(row[key]) for key in want} == pytest.approx(want, rel=1e-6)
         assert f"R2 {want['r2']:.3f}, Pearson {want['pearson']:.3f}" in out
-    # A stack is another file, with the same figures; by name, and on another grid than the model's.
+    # A stack is another file, with the same metrics; by name, and on another grid than the model's.
     again = (*call[:-3], "0.5,0.3,0.25", "--device", "cpu", "--stack", "--target", "dna=1", "--csv", "s.csv")
     code, _, _ = command(*again, "--out", "out")
     assert code == 0
@@ -195,7 +196,7 @@ def test_figures_where_the_truth_is_a_channel(model, folder):
     code, out, _ = command(*again, "--out", "out")
     assert out.count("already there") == 2
     assert [row["mse"] for row in rows("s.csv")] == first
-    # Figures that no table has are made.
+    # Metrics that no table has are computed.
     Path("s.csv").unlink()
     code, out, _ = command(*again, "--out", "out")
     assert out.count("already there") == 0
@@ -216,9 +217,9 @@ def test_metrics_of_pieces_are_those_of_the_whole(monkeypatch):
     truth = rng.integers(0, 5000, (4, 11, 13)).astype(np.uint16)
     score = z_score_of(Array(truth))
     for prediction in (rng.normal(size=truth.shape).astype(np.float32), np.full(truth.shape, 2, np.float32)):
-        found = compare_volumes(Array(prediction), Array(truth), score)
+        metrics = compare_volumes(Array(prediction), Array(truth), score)
         want = image_metrics(prediction, score(truth))
-        assert found == pytest.approx(want, rel=1e-9, nan_ok=True)
+        assert metrics == pytest.approx(want, rel=1e-9, nan_ok=True)
     with pytest.raises(RepmodeError, match="must be equal"):
         compare_volumes(Array(truth[:1]), Array(truth), score)
 
@@ -228,13 +229,13 @@ def test_networks_are_made_once(model, folder, monkeypatch):
     real = Model.fused
     monkeypatch.setattr(Model, "fused", lambda self, name: (made.append(name), real(self, name))[1])
     inputs = expand_inputs(["fields/*.tif"])
-    settings = {"channel": 0, "voxel_size": VOXEL, "device": "cpu", "keep": True}
+    options = PredictionOptions(channel=0, voxel_size=VOXEL, device="cpu", keep=True)
     names = output_names(inputs, "out", ["dna", "golgi"], stack=False)
-    found = predict_many(model, ["dna", "golgi"], inputs, names, **settings)
+    outcomes = predict_files(model, ["dna", "golgi"], inputs, names, options)
     assert made == ["dna", "golgi"]
-    assert len(found) == 3
-    predict_many(model, ["dna", "golgi"], inputs, names, **settings)
-    assert made == ["dna", "golgi"], "what is there already needs no network"
+    assert len(outcomes) == 3
+    predict_files(model, ["dna", "golgi"], inputs, names, options)
+    assert made == ["dna", "golgi"], "files that are there already need no network"
 
 
 def test_names_and_patterns(folder):

@@ -1,0 +1,174 @@
+"""Output files of a prediction: from the network's grid back onto the image's, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmode_cl.data.preprocessing.normalisation import strips
+from repmode_cl.errors import RepmodeError
+from repmode_cl.inference.raw_volume import RawVolume
+from repmode_cl.inference.rescale import Rescale
+from repmode_cl.inference.streaming.journal import PredictionJournal, part_path
+from repmode_cl.inference.volume_source import FileSource, VolumeSource, copy_resampled
+from repmode_cl.inference.writers import check_suffix, move_into_place, write_image
+from repmode_cl.inference.writers.image_metadata import ImageMetadata
+from repmode_cl.inference.writers.pyramid import Pyramid
+
+__all__ = ["Output", "output_disk_bytes", "result_path", "write_output"]
+
+_Convert = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to write.
+
+    Attributes
+    ----------
+    path
+        Its name when whole; its suffix is the format.
+    metadata
+        Of the image; its channels are those of `structures`, after that of `light`.
+    structures
+        The structures in it.
+    rescale
+        The range of z-scores that is mapped onto integers; None leaves z-scores as float32.
+    light
+        The transmitted light, where it is the first channel.
+    """
+
+    path: Path
+    metadata: ImageMetadata
+    structures: tuple[str, ...]
+    rescale: Rescale | None = None
+    light: FileSource | None = None
+
+
+def result_path(folder: Path, structure: str) -> Path:
+    """Return the file in a journal's folder that holds a structure's z-scores on the network's grid."""
+    return folder / f"{structure}.result"
+
+
+def output_disk_bytes(output: Output, voxels: int, *, resampled: bool) -> int:
+    """Return the bytes on disk that an output and its temporary files may take, for an image of `voxels`."""
+    # The file with its lower levels, and these once more while they wait.
+    need = output.metadata.nbytes * 5 // 3
+    if resampled:
+        need += 4 * voxels * len(output.structures)
+    if output.light is not None and not output.light.image.random_access:
+        need += voxels * output.light.image.dtype.itemsize
+    return need
+
+
+def write_output(
+    output: Output,
+    number: int,
+    journal: PredictionJournal,
+    image: FileSource,
+    grid: tuple[int, int, int],
+    tile_bytes: int,
+    status: Callable[[str], None],
+) -> None:
+    """Write a file and put it in place; one that an earlier call wrote is only put in place.
+
+    Parameters
+    ----------
+    output
+        The file.
+    number
+        Its place among all outputs.
+    journal
+        Of the prediction: its folder holds the results.
+    image
+        The image that was predicted: its grid is the file's.
+    grid
+        Voxels (Z, Y, X) of the results.
+    tile_bytes
+        Bytes that resampling may take at once.
+    status
+        Called with a few words.
+
+    Raises
+    ------
+    RepmodeError
+        If a file that an earlier call made is missing.
+    """
+    folder = journal.folder
+    part = part_path(output.path, folder)
+    written = list(journal.state.get("written", []))
+    if number not in written:
+        status("Writing")
+        with ExitStack() as stack:
+            metadata, channels = output.metadata, []
+            if output.light is not None:
+                source, convert, about = _light_channel(
+                    output.light, metadata.dtype, folder, stack, tile_bytes
+                )
+                channels.append(Pyramid(source, metadata.dtype, convert, folder / "light"))
+                first = metadata.channels[0]
+                first = dataclasses.replace(first, about={**first.about, **about})
+                metadata = dataclasses.replace(metadata, channels=(first, *metadata.channels[1:]))
+            for name in output.structures:
+                result = stack.enter_context(RawVolume(result_path(folder, name), grid, new=False))
+                if grid != image.shape:
+                    resampled = stack.enter_context(_TemporaryVolume(folder / f"{name}.back", image.shape))
+                    copy_resampled(result, resampled, 1, tile_bytes)
+                    result = resampled
+                channels.append(Pyramid(result, metadata.dtype, output.rescale, folder / name))
+            for channel in channels:
+                stack.enter_context(closing(channel))
+            write_image(part, check_suffix(output.path), metadata, channels)
+        # Saved before it is put in place: should the process die in between, the name of the part tells.
+        journal.save(written=[*written, number])
+    if not part.exists() and not output.path.exists():
+        raise RepmodeError(
+            f"{part}: is missing, so that this prediction cannot continue; give --restart (restart=True) to start over"
+        )
+    move_into_place(part, output.path, folder / f"replaced-{number}")
+
+
+class _TemporaryVolume(RawVolume):
+    """A raw volume whose file is removed when it is closed."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: Any = np.float32) -> None:
+        path.unlink(missing_ok=True)
+        super().__init__(path, shape, dtype)
+
+    def close(self) -> None:
+        """Close the file and remove it."""
+        super().close()
+        self.path.unlink(missing_ok=True)
+
+
+def _light_channel(
+    light: FileSource, dtype: np.dtype[Any], folder: Path, stack: ExitStack, tile_bytes: int
+) -> tuple[VolumeSource, _Convert | None, Mapping[str, str]]:
+    """Return the transmitted light as a source that is read in tiles, its conversion to `dtype`, and a note on it."""
+    source: VolumeSource = light
+    light_dtype = light.image.dtype
+    if not light.image.random_access:
+        copy = stack.enter_context(_TemporaryVolume(folder / "light.copy", light.shape, light_dtype))
+        copy_resampled(light, copy, 1, tile_bytes)
+        source = copy
+    if dtype.kind == "f" or np.can_cast(light_dtype, dtype):
+        return source, None, {"values": f"those of the input ({light_dtype})"}
+    low, high = math.inf, -math.inf
+    for box in strips(source.shape):
+        values = source.read(box)
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    top = np.iinfo(dtype).max
+    about = {
+        "values": f"those of the input ({light_dtype}), of which {low:g} to {high:g} are 0 to {top}",
+        "value_of_0": repr(low),
+        f"value_of_{top}": repr(high),
+    }
+    return source, Rescale(low, high, dtype.name), about
