@@ -1,63 +1,65 @@
-"""From a prediction to a layer: at the image's place, in the structure's colour, with what made it."""
+"""Layer of a prediction: at the image's place, in the structure's colour, with its origin as metadata."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.layers import Image
+from napari.utils import Colormap
+from napari.utils.transforms import Affine
 
 from repmode_cl.inference.display_colours import colour_of
+from repmode_cl.napari.layer_region import LayerRegion
 from repmode_cl.version import __version__
 
+# Imports torch, which takes seconds: the widget opens without it.
 if TYPE_CHECKING:
-    from napari.layers import Image
+    from repmode_cl.napari.predict_layer import PredictedVolume, VolumeRequest
 
-    from repmode_cl.napari.layer_region import LayerRegion
-    from repmode_cl.napari.predict_layer import Prediction, Request
-
-__all__ = ["Placed", "layer_of"]
+__all__ = ["LayerPlacement", "prediction_layer"]
 
 
-class Placed:
-    """Where a layer lay, and what of it was predicted, when the prediction was asked for.
+class LayerPlacement:
+    """Place of an image layer in the viewer and region of it to predict, as they were when prediction began.
 
     Parameters
     ----------
     layer
         The image.
-    selection
+    region
         The volume within it.
+
+    Attributes
+    ----------
+    layer_options
+        Keywords by which a layer of the prediction lies at the same place.
     """
 
-    def __init__(self, layer: Image, selection: LayerRegion) -> None:
-        from napari.utils.transforms import Affine
-
-        own = Affine(scale=layer.scale, rotate=layer.rotate, shear=layer.shear)
-        start = np.array([0 if at is None else at for at in selection.index], float)
-        self.selection = selection
-        self.settings: dict[str, Any] = {
+    def __init__(self, layer: Image, region: LayerRegion) -> None:
+        transform = Affine(scale=layer.scale, rotate=layer.rotate, shear=layer.shear)
+        start = np.array([0 if position is None else position for position in region.index], float)
+        self.region = region
+        self.layer_options: dict[str, Any] = {
             "scale": layer.scale.copy(),
             "rotate": layer.rotate.copy(),
             "shear": layer.shear.copy(),
             "affine": layer.affine.affine_matrix.copy(),
-            # So that it is seen where the sliders stood and nowhere else.
-            "translate": layer.translate + own.linear_matrix @ start,
+            # It is visible where the sliders stood and nowhere else.
+            "translate": layer.translate + transform.linear_matrix @ start,
             "units": layer.units,
             "axis_labels": layer.axis_labels,
         }
 
 
-def layer_of(prediction: Prediction, placed: Placed, request: Request) -> Image:
+def prediction_layer(prediction: PredictedVolume, placement: LayerPlacement, request: VolumeRequest) -> Image:
     """Return an image layer of a prediction, to be laid over the image.
 
-    Its colour is the one that files of the structure have too; its metadata (``layer.metadata["repmode-cl"]``) say
-    which model and version made it, and that its values are z-scores.
+    Its colour is that of the structure in predicted files. Its metadata (``layer.metadata["repmode-cl"]``) name the
+    model and the version that made it, and the unit of its values, z-scores.
     """
-    from napari.layers import Image
-    from napari.utils import Colormap
-
     colour = [part / 255 for part in colour_of(prediction.structure)]
-    made = {
+    origin = {
         "structure": prediction.structure,
         "structure_digest": prediction.digest,
         "model": str(request.model.path.absolute()),
@@ -65,19 +67,19 @@ def layer_of(prediction: Prediction, placed: Placed, request: Request) -> Image:
         "version": __version__,
         "image": request.name,
         "voxel_size_um_zyx": request.voxel_size,
-        "selection": str(placed.selection),
+        "selection": str(placement.region),
         "values": "z-score units",
     }
     layer = Image(
-        placed.selection.put_back(prediction.values),
+        placement.region.with_layer_axes(prediction.values),
         name=f"{prediction.structure} of {request.name}",
         colormap=Colormap([[0, 0, 0], colour], name=prediction.structure),
         blending="additive",
         contrast_limits=prediction.limits,
-        metadata={"repmode-cl": made},
-        **placed.settings,
+        metadata={"repmode-cl": origin},
+        **placement.layer_options,
     )
-    # What the slider of the contrast reaches.
+    # The range of the contrast slider.
     layer.contrast_limits_range = (
         prediction.extent if prediction.extent[0] < prediction.extent[1] else prediction.limits
     )

@@ -1,12 +1,11 @@
-"""Predict structures of a volume that is in memory: prepared as in training, predicted, brought back onto its own grid.
+"""Prediction of a volume in memory: prepared as in training, predicted, brought back onto its own grid.
 
-The same as `repmode_cl.inference.predict_file` does from disk to disk, to the same values but for rounding where the
-image is resampled. Nothing here knows napari or Qt.
+`repmode_cl.inference.predict_file` does the same from disk to disk, to the same values but for rounding where the image
+is resampled. Nothing here uses napari or Qt.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,24 +19,24 @@ from repmode_cl.data.preprocessing.recipe import Recipe
 from repmode_cl.data.preprocessing.resampling import resample_to
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.inference.identity import window_grid
+from repmode_cl.inference.predict_file import fused_network_on
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.inference.streaming.memory_plan import activation_bytes
-from repmode_cl.inference.windows import WindowGrid
+from repmode_cl.inference.windows import WindowGrid, checked_window_grid
 from repmode_cl.model import Model
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import available_memory, format_bytes
 
-__all__ = ["Prediction", "Request", "predict_volume"]
+__all__ = ["PredictedVolume", "VolumeRequest", "predict_volume"]
 
-#: Arrays in float32 that are held at once at the most: of the image's size (itself, one result), and of the prepared
-#: grid's (resampled, z-scored, sum, weights).
-_OWN, _PREPARED = 2, 4
+#: Most float32 arrays in memory at once: of the image's size (itself, one result), and of the prepared grid's size
+#: (resampled, z-scored, sum, weights).
+_IMAGE_ARRAYS, _GRID_ARRAYS = 2, 4
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be predicted.
+class VolumeRequest:
+    """Request to predict structures of a volume.
 
     Attributes
     ----------
@@ -46,15 +45,15 @@ class Request:
     structures
         Names.
     voxel_size
-        um (z, y, x) of the volume; None where nobody knows.
+        um (z, y, x) of the volume; None where it is unknown.
     name
-        Of the volume, for messages.
+        Name of the volume, for messages.
     force
-        Go on where the voxel size is missing or far from those that were trained.
+        Continue where the voxel size is missing or far from those of the training images.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     remedy
-        What a person can do about a voxel size that is missing or far off.
+        Advice in messages about a voxel size that is missing or far off.
     """
 
     model: Model
@@ -63,10 +62,10 @@ class Request:
     name: str
     force: bool = False
     device: str = "auto"
-    remedy: str = "state the right one, or go on by force"
+    remedy: str = "state the right one, or continue by force"
 
-    def notes(self) -> tuple[str, ...]:
-        """Check the structures and the voxel size, and return what a person should know of the latter.
+    def check(self) -> tuple[str, ...]:
+        """Check the structures and the voxel size, and return notes on the latter for the user.
 
         Raises
         ------
@@ -75,20 +74,20 @@ class Request:
         """
         if not self.structures:
             raise RepmodeError("no structure is chosen; choose at least one")
-        entries, found = self.model.entries, []
+        entries, notes = self.model.entries, []
         for name in self.structures:
             if name not in entries:  # removed from the model since it was opened
                 raise RepmodeError(f"the model {self.model.path} has no {name!r} any more; open it again")
             trained = trained_voxels(entries[name].provenance, self.model.voxel_size)
-            found.append(
+            notes.append(
                 check_voxel_size(self.voxel_size, trained, self.name, self.force, remedy=self.remedy)
             )
-        return tuple(dict.fromkeys(note for note in found if note is not None))
+        return tuple(dict.fromkeys(note for note in notes if note is not None))
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One structure, predicted.
+class PredictedVolume:
+    """Prediction of one structure.
 
     Attributes
     ----------
@@ -97,12 +96,12 @@ class Prediction:
     values
         float32 (Z, Y, X) on the volume's own grid, in z-score units.
     limits
-        Lower and upper value to show: half of the voxels are dark, so that what lies below is seen, and one in a
-        thousand is saturated.
+        Lower and upper value to display: half of the voxels are dark, so that the image below is visible, and one in
+        a thousand is saturated.
     extent
         Least and largest value.
     digest
-        Of the structure in the model.
+        Digest of the structure in the model.
     """
 
     structure: str
@@ -113,87 +112,83 @@ class Prediction:
 
 
 def predict_volume(
-    request: Request,
+    request: VolumeRequest,
     read: Callable[[], NDArray[Any]],
     shape: Sequence[int],
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Prediction]:
+) -> Iterator[PredictedVolume]:
     """Predict one structure after the other.
 
     Parameters
     ----------
     request
-        What.
+        What to predict.
     read
-        Gives the volume (Z, Y, X), real numbers; called once, after all that can be refused without it.
+        Returns the volume (Z, Y, X), real numbers; called once, after everything that can be refused without it.
     shape
         Its voxels (Z, Y, X).
     progress
-        Called with the number of windows done and their total, of all structures together, after each batch. What
-        it raises ends the prediction, which is how it is cancelled.
+        Called with the number of windows done and their total, of all structures together, after each batch. An
+        exception that it raises ends the prediction: so it is cancelled.
 
     Yields
     ------
-    Prediction
-        As soon as it is there.
+    PredictedVolume
+        One for each structure, as soon as it is finished.
 
     Raises
     ------
     RepmodeError
-        If the request, the volume or the model will not do, or memory is too small.
+        If the request, the volume or the model cannot be used, or memory is too small.
     """
-    request.notes()
+    request.check()
     model, device = request.model, resolve_device(request.device)
     recipe = Recipe.from_json(model.preprocessing)
-    settings = model.inference
+    window, overlap = model.inference["window"], float(model.inference["overlap"])
     try:
         grid_shape = recipe.grid(shape, request.voxel_size, model.voxel_size)
-        part, least = float(settings["overlap"]), model.architecture.smallest_size
-        grid = window_grid(shape, grid_shape, settings["window"], part, least)
+        grid = checked_window_grid(shape, grid_shape, window, overlap, model.architecture.smallest_size)
     except ImageError as error:
         raise ImageError(f"{request.name}: {error}") from error
-    batch = min(int(settings["batch"]), len(grid))
+    batch = min(int(model.inference["batch"]), len(grid))
     _check_memory(model, shape, grid, batch, device)
-    known = None not in (request.voxel_size, model.voxel_size)
-    prepared = _prepared(read(), recipe, grid_shape if known else None, request.name)
+    resampled = None not in (request.voxel_size, model.voxel_size)
+    prepared = _prepared(read(), recipe, grid_shape if resampled else None, request.name)
     total = len(grid) * len(request.structures)
     for number, structure in enumerate(request.structures):
-        network = model.fused(structure)
-        if device.type != "cpu":
-            # The model keeps what it fused, on the CPU.
-            network = copy.deepcopy(network).to(device)
+        network = fused_network_on(model, structure, device)
         before = number * len(grid)
 
-        def tell(done: int, _: int, before: int = before) -> None:
+        def report(done: int, _: int, before: int = before) -> None:
             if progress is not None:
                 progress(before + done, total)
 
-        tell(0, 0)
+        report(0, 0)
         try:
             values = sliding_window(
                 network,
                 prepared,
                 window=grid.size,
-                overlap=float(settings["overlap"]),
+                overlap=overlap,
                 batch_size=batch,
                 device=device,
-                progress=tell,
+                progress=report,
             )
         except torch.OutOfMemoryError as error:
             raise RepmodeError(
                 f"the device {device} has too little memory for {batch} windows; choose cpu"
             ) from error
-        # As predictions from disk: linear, whatever order images are prepared with.
+        # As in predictions from disk: linear, whatever order images are prepared with.
         values = resample_to(values, shape, 1)
         extent = float(values.min()), float(values.max())
-        yield Prediction(structure, values, _limits(values), extent, model.entries[structure].digest)
+        yield PredictedVolume(structure, values, _limits(values), extent, model.entries[structure].digest)
 
 
 def _prepared(
     volume: NDArray[Any], recipe: Recipe, shape: tuple[int, int, int] | None, name: str
 ) -> NDArray[np.float32]:
-    """Return what the network sees; `shape` None keeps the volume's grid."""
+    """Return the network's input, resampled to `shape` and z-scored; None keeps the volume's grid."""
     if volume.dtype.kind not in "uif":
         raise ImageError(f"{name}: an image of real numbers is needed, not of {volume.dtype}")
     try:
@@ -207,8 +202,9 @@ def _prepared(
 def _check_memory(
     model: Model, shape: Sequence[int], grid: WindowGrid, batch: int, device: torch.device
 ) -> None:
-    own, prepared = (int(np.prod(size, dtype=np.int64)) for size in (shape, grid.shape))
-    need = 4 * (_OWN * own + _PREPARED * prepared)
+    """Refuse a prediction that does not fit into the free memory."""
+    image_voxels, grid_voxels = (int(np.prod(size, dtype=np.int64)) for size in (shape, grid.shape))
+    need = 4 * (_IMAGE_ARRAYS * image_voxels + _GRID_ARRAYS * grid_voxels)
     if device.type == "cpu":
         need += activation_bytes(model.architecture.width, model.architecture.depth, grid.size, batch)
     free = available_memory()
@@ -220,7 +216,7 @@ def _check_memory(
 
 
 def _limits(values: NDArray[np.float32]) -> tuple[float, float]:
-    # A part of a large volume tells as much as all of it.
-    some = values.reshape(-1)[:: max(1, values.size >> 22)]
-    low, high = (float(limit) for limit in np.percentile(some, (50, 99.9)))
+    # A part of a large volume has nearly the percentiles of all of it.
+    sample = values.reshape(-1)[:: max(1, values.size >> 22)]
+    low, high = (float(limit) for limit in np.percentile(sample, (50, 99.9)))
     return (low, high) if low < high else (low, low + 1)

@@ -1,11 +1,12 @@
-"""The widget in napari's window: an image layer, a model, structures; predicted, each becomes a layer."""
+"""Widget in napari's window: choose an image layer, a model and structures; each prediction becomes a layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from napari.components import ViewerModel
 from napari.layers import Image
 from napari.utils.notifications import notification_manager
 from qtpy.compat import isalive
@@ -27,39 +28,38 @@ from qtpy.QtWidgets import (
 )
 
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.napari.layer_region import LayerRegion, select, stated_voxel_size
-from repmode_cl.napari.layers import Placed, layer_of
+from repmode_cl.napari.layer_region import LayerRegion, region_at_sliders, stated_voxel_size
+from repmode_cl.napari.layers import LayerPlacement, prediction_layer
 
+# These import torch, which takes seconds: the widget opens without it.
 if TYPE_CHECKING:
-    from napari.components import ViewerModel
-
     from repmode_cl.model import Model
-    from repmode_cl.napari.predict_layer import Prediction, Request
+    from repmode_cl.napari.predict_layer import PredictedVolume, VolumeRequest
     from repmode_cl.napari.worker import PredictionWorker
 
 __all__ = ["PredictWidget"]
 
 
 @dataclass
-class _Run:
-    """A prediction under way, and which structures are there already."""
+class _RunningPrediction:
+    """A running prediction, and the structures that are finished."""
 
-    request: Request
-    placed: Placed
+    request: VolumeRequest
+    placement: LayerPlacement
     notes: tuple[str, ...]
-    structures: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join((f"predicted: {', '.join(self.structures) or 'nothing'}", *self.notes))
+        return "\n".join((f"predicted: {', '.join(self.finished) or 'nothing'}", *self.notes))
 
 
 class PredictWidget(QWidget):
-    """Predicts structures of an image layer and adds each as a layer.
+    """A widget that predicts structures of an image layer and adds each as a layer.
 
     Parameters
     ----------
     napari_viewer
-        Given by napari, which knows the name of this parameter.
+        Passed by napari, by the name of this parameter.
     """
 
     def __init__(self, napari_viewer: ViewerModel) -> None:
@@ -67,13 +67,13 @@ class PredictWidget(QWidget):
         self.viewer = napari_viewer
         self.model: Model | None = None
         self.worker: PredictionWorker | None = None
-        self._followed: Image | None = None
-        self._run: _Run | None = None
-        self._lay_out()
-        self._follow_viewer()
-        self.show_layers()
+        self._connected_layer: Image | None = None
+        self._running: _RunningPrediction | None = None
+        self._add_controls()
+        self._connect_viewer()
+        self.list_layers()
 
-    def _lay_out(self) -> None:
+    def _add_controls(self) -> None:
         self.image = QComboBox()
         self.volume = _text()
         self.path = QLineEdit()
@@ -96,16 +96,16 @@ class PredictWidget(QWidget):
         self.bar.setVisible(False)
         self.message = _text()
 
-        where = QHBoxLayout()
-        where.addWidget(self.path)
-        where.addWidget(self.browse)
+        model_row = QHBoxLayout()
+        model_row.addWidget(self.path)
+        model_row.addWidget(self.browse)
         form = QFormLayout()
         form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.addRow("image", self.image)
         form.addRow(self.volume)
         form.addRow("voxel size (µm)", self.voxels)
-        form.addRow("model", where)
+        form.addRow("model", model_row)
         form.addRow(self.about)
         form.addRow("structures", self.structures)
         form.addRow("device", self.device)
@@ -113,12 +113,12 @@ class PredictWidget(QWidget):
         buttons = QHBoxLayout()
         buttons.addWidget(self.predict)
         buttons.addWidget(self.cancel)
-        whole = QVBoxLayout(self)
-        whole.addLayout(form)
-        whole.addLayout(buttons)
-        whole.addWidget(self.bar)
-        whole.addWidget(self.message)
-        whole.addStretch()
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        layout.addLayout(buttons)
+        layout.addWidget(self.bar)
+        layout.addWidget(self.message)
+        layout.addStretch()
 
         self.image.currentIndexChanged.connect(self._image_changed)
         self.path.editingFinished.connect(self.open_model)
@@ -126,18 +126,18 @@ class PredictWidget(QWidget):
         self.predict.clicked.connect(self.start)
         self.cancel.clicked.connect(self.stop)
 
-    # -- what the viewer shows -----------------------------------------------------------------------------
+    # -- image layers --------------------------------------------------------------------------------------
 
-    def _follow_viewer(self) -> None:
+    def _connect_viewer(self) -> None:
         # The viewer outlives a widget that is closed, and not every napari forgets what Qt has deleted: each of
         # these asks whether it is alive.
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.reordered):
-            event.connect(self.show_layers)
+            event.connect(self.list_layers)
         self.viewer.dims.events.point.connect(self.show_volume)
 
-    def show_layers(self, event: object = None) -> None:
-        """List the image layers, the chosen one kept if it is still there."""
+    def list_layers(self, event: object = None) -> None:
+        """List the image layers; the chosen one stays chosen if it still exists."""
         if not isalive(self):
             return
         chosen = self.layer
@@ -146,53 +146,52 @@ class PredictWidget(QWidget):
         self.image.clear()
         for layer in images:
             self.image.addItem(layer.name, layer)
-            layer.events.name.connect(self.show_layers)  # again and again, and connected once
-        kept = next((place for place, layer in enumerate(images) if layer is chosen), None)
-        self.image.setCurrentIndex(kept if kept is not None else (0 if images else -1))
+            layer.events.name.connect(self.list_layers)  # connected once, however often it is called
+        index = next((number for number, layer in enumerate(images) if layer is chosen), None)
+        self.image.setCurrentIndex(index if index is not None else (0 if images else -1))
         self.image.blockSignals(False)
-        if kept is None:
+        if index is None:
             self._image_changed()
 
     @property
     def layer(self) -> Image | None:
         """The chosen image layer."""
-        found: Image | None = self.image.currentData()
-        return found
+        layer: Image | None = self.image.currentData()
+        return layer
 
     def _image_changed(self) -> None:
-        """Follow the layer that is chosen now, and no longer the one before."""
-        layer = self.layer
-        for one, act in ((self._followed, "disconnect"), (layer, "connect")):
-            if one is not None:
-                for event in (one.events.scale, one.events.units, one.events.axis_labels):
-                    getattr(event, act)(self.take_voxel_size)
-        self._followed = layer
-        self.take_voxel_size()
+        """Connect to the events of the chosen layer, and no longer to those of the one before."""
+        for event in _voxel_size_events(self._connected_layer):
+            event.disconnect(self.read_voxel_size)
+        self._connected_layer = self.layer
+        for event in _voxel_size_events(self.layer):
+            event.connect(self.read_voxel_size)
+        self.read_voxel_size()
 
-    def take_voxel_size(self, event: object = None) -> None:
-        """Take the voxel size from the layer."""
+    def read_voxel_size(self, event: object = None) -> None:
+        """Read the voxel size from the layer."""
         if not isalive(self):
             return
         self.voxels.clear()
         layer = self.layer
         if layer is not None:
             try:
-                size = stated_voxel_size(layer, select(layer, self.viewer.dims.point))
+                size = stated_voxel_size(layer, region_at_sliders(layer, self.viewer.dims.point))
             except ImageError:
-                size = None  # the next line says why
+                size = None  # `show_volume` shows the reason
             if size is not None:
                 self.voxels.setText(", ".join(f"{part:.6g}" for part in size))
         self.show_volume()
 
     def show_volume(self, event: object = None) -> None:
-        """Say which voxels would be predicted."""
+        """Show which voxels would be predicted."""
         if not isalive(self):
             return
         if self.layer is None:
             self.volume.setText("open a stack first")
             return
         try:
-            self.volume.setText(str(select(self.layer, self.viewer.dims.point)))
+            self.volume.setText(str(region_at_sliders(self.layer, self.viewer.dims.point)))
         except ImageError as error:
             self.volume.setText(str(error))
 
@@ -205,29 +204,29 @@ class PredictWidget(QWidget):
             self.open_model()
 
     def open_model(self) -> None:
-        """Open the model that is named and list its structures; those that were ticked stay so."""
+        """Open the named model and list its structures; ticked ones stay ticked."""
         ticked = self.ticked
         self.structures.clear()
         self.about.clear()
         self.model = None
         if not self.path.text().strip():
             return
-        # Imported here: torch takes seconds, and until now nothing needed it.
+        # Imported here: it imports torch, which takes seconds and is not needed before.
         from repmode_cl.model import Model
 
         try:
             self.model = Model.open(Path(self.path.text().strip()))
         except RepmodeError as error:
-            self._say(str(error), wrong=True)
+            self._show_message(str(error), error=True)
             return
-        self._say("")
+        self._show_message("")
         size = self.model.voxel_size
-        on = (
+        grid = (
             "each image's own grid"
             if size is None
             else f"{' x '.join(f'{part:g}' for part in size)} µm (z, y, x)"
         )
-        self.about.setText(f"predicts on {on}")
+        self.about.setText(f"predicts on {grid}")
         for name in self.model.structures:
             item = QListWidgetItem(name)
             item.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
@@ -243,21 +242,22 @@ class PredictWidget(QWidget):
     # -- predicting ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to predict what is chosen; what will not do is said at once."""
+        """Begin the prediction; a choice that cannot be predicted is refused at once."""
         if self.worker is not None:
             return
         try:
-            layer, selection, request = self._request()
-            notes = request.notes()
+            layer, region, request = self._request()
+            notes = request.check()
         except RepmodeError as error:
-            self._say(str(error), wrong=True)
+            self._show_message(str(error), error=True)
             return
+        # Imported here, as the model is.
         from repmode_cl.napari.worker import PredictionWorker
 
-        # The array as it is now: the layer may be given another while this one is predicted.
+        # The array as it is now: the layer may get another while this one is predicted.
         data = layer.data[0] if layer.multiscale else layer.data
-        self._run = _Run(request, Placed(layer, selection), notes)
-        self.worker = worker = PredictionWorker(request, lambda: selection.read(data), selection.shape)
+        self._running = _RunningPrediction(request, LayerPlacement(layer, region), notes)
+        self.worker = worker = PredictionWorker(request, lambda: region.read(data), region.shape)
         worker.signals.progressed.connect(self._progressed)
         worker.signals.predicted.connect(self._predicted)
         worker.signals.stopped.connect(self._stopped)
@@ -265,22 +265,23 @@ class PredictWidget(QWidget):
         worker.signals.errored.connect(self._failed)
         worker.signals.finished.connect(self._finished)
         self.destroyed.connect(worker.quit)
-        self._say("\n".join(notes))
+        self._show_message("\n".join(notes))
         self.bar.setRange(0, 0)
         self.bar.setVisible(True)
         self.predict.setEnabled(False)
         self.cancel.setEnabled(True)
         worker.start()
 
-    def _request(self) -> tuple[Image, LayerRegion, Request]:
+    def _request(self) -> tuple[Image, LayerRegion, VolumeRequest]:
         if self.layer is None:
             raise ImageError("there is no image layer; open a stack first")
         if self.model is None:
             raise RepmodeError("no model is open; name the folder of one")
-        from repmode_cl.napari.predict_layer import Request
+        # Imported here, as the model is.
+        from repmode_cl.napari.predict_layer import VolumeRequest
 
-        selection = select(self.layer, self.viewer.dims.point)
-        request = Request(
+        region = region_at_sliders(self.layer, self.viewer.dims.point)
+        request = VolumeRequest(
             self.model,
             self.ticked,
             _voxel_size(self.voxels.text()),
@@ -289,50 +290,57 @@ class PredictWidget(QWidget):
             self.device.currentText(),
             f"state the right one above, or tick {self.force.text()!r}",
         )
-        return self.layer, selection, request
+        return self.layer, region, request
 
     def stop(self) -> None:
-        """Ask the prediction to end; it does after the batch of windows that it is at."""
+        """Stop the prediction; it ends after its current batch of windows."""
         if self.worker is not None:
             self.worker.quit()
             self.cancel.setEnabled(False)
-            self._say("cancelling…")
+            self._show_message("cancelling…")
 
     def _progressed(self, done: int, total: int) -> None:
         self.bar.setRange(0, total)
         self.bar.setValue(done)
 
-    def _predicted(self, prediction: Prediction) -> None:
-        assert self._run is not None
-        self._run.structures.append(prediction.structure)
-        self.viewer.add_layer(layer_of(prediction, self._run.placed, self._run.request))
+    def _predicted(self, prediction: PredictedVolume) -> None:
+        assert self._running is not None
+        self._running.finished.append(prediction.structure)
+        layer = prediction_layer(prediction, self._running.placement, self._running.request)
+        self.viewer.add_layer(layer)
 
     def _stopped(self) -> None:
-        self._say(f"cancelled; {self._run}")
+        self._show_message(f"cancelled; {self._running}")
 
     def _done(self, result: None) -> None:
-        self._say(str(self._run))
+        self._show_message(str(self._running))
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, RepmodeError):
-            self._say(str(error), wrong=True)
+            self._show_message(str(error), error=True)
             return
-        self._say(f"{type(error).__name__}: {error}", wrong=True)
-        # A defect: napari shows it with its traceback.
+        self._show_message(f"{type(error).__name__}: {error}", error=True)
+        # A defect of the program: napari shows it with its traceback.
         notification_manager.receive_error(type(error), error, error.__traceback__)
 
     def _finished(self) -> None:
-        self.worker = self._run = None
+        self.worker = self._running = None
         self.bar.setVisible(False)
         self.predict.setEnabled(True)
         self.cancel.setEnabled(False)
 
-    def _say(self, text: str, *, wrong: bool = False) -> None:
-        self.message.setStyleSheet("color: #ff8080" if wrong else "")
+    def _show_message(self, text: str, *, error: bool = False) -> None:
+        self.message.setStyleSheet("color: #ff8080" if error else "")
         self.message.setText(text)
 
 
+def _voxel_size_events(layer: Image | None) -> tuple[Any, ...]:
+    """Return the events of a layer after which its voxel size may be another."""
+    return () if layer is None else (layer.events.scale, layer.events.units, layer.events.axis_labels)
+
+
 def _text() -> QLabel:
+    """Return a label for text that a person may select."""
     label = QLabel()
     label.setWordWrap(True)
     label.setTextFormat(Qt.TextFormat.PlainText)
@@ -341,7 +349,7 @@ def _text() -> QLabel:
 
 
 def _voxel_size(text: str) -> tuple[float, float, float] | None:
-    """Read ``z, y, x``; nothing means that nobody knows.
+    """Read ``z, y, x``; an empty text is an unknown voxel size.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A prediction in a thread of its own, so that the viewer stays alive: it tells how far it is and can be stopped."""
+"""Prediction in its own thread, so that the viewer stays usable: it reports progress and can be stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from napari.qt.threading import WorkerBase, WorkerBaseSignals
 from numpy.typing import NDArray
 from qtpy.QtCore import Signal
 
-from repmode_cl.napari.predict_layer import Request, predict_volume
+from repmode_cl.napari.predict_layer import VolumeRequest, predict_volume
 
 __all__ = ["PredictionWorker"]
 
@@ -21,39 +21,41 @@ class _Stopped(Exception):  # noqa: N818 - nothing went wrong
 class _Signals(WorkerBaseSignals):
     #: Windows done and their total.
     progressed = Signal(int, int)
-    #: A `Prediction`.
+    #: A `PredictedVolume`.
     predicted = Signal(object)
     stopped = Signal()
 
 
 class PredictionWorker(WorkerBase):
-    """Runs `predict_volume`; its signals arrive in the thread that made it.
+    """A run of `predict_volume`; its signals arrive in the thread that made it.
 
-    `quit` stops it after the batch of windows that it is at, and so does the end of napari.
+    `quit` stops it after the current batch of windows, and so does the end of napari.
 
     Parameters
     ----------
     request, read, shape
-        As of `predict_volume`.
+        As in `predict_volume`.
     """
 
-    def __init__(self, request: Request, read: Callable[[], NDArray[Any]], shape: Sequence[int]) -> None:
+    def __init__(
+        self, request: VolumeRequest, read: Callable[[], NDArray[Any]], shape: Sequence[int]
+    ) -> None:
         super().__init__(SignalsClass=_Signals)
         self._request, self._read, self._shape = request, read, shape
 
     def work(self) -> None:
-        """Do it; an error becomes the signal ``errored``."""
+        """Predict; an error becomes the signal ``errored``."""
         try:
-            for prediction in predict_volume(self._request, self._read, self._shape, progress=self._tell):
-                self._check()
+            for prediction in predict_volume(self._request, self._read, self._shape, progress=self._report):
+                self._raise_if_stopped()
                 self.signals.predicted.emit(prediction)
         except _Stopped:
             self.signals.stopped.emit()
 
-    def _tell(self, done: int, total: int) -> None:
-        self._check()
+    def _report(self, done: int, total: int) -> None:
+        self._raise_if_stopped()
         self.signals.progressed.emit(done, total)
 
-    def _check(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self.abort_requested:
             raise _Stopped

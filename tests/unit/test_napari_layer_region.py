@@ -1,4 +1,4 @@
-"""Which voxels of an image layer are taken, whatever its axes, and where a prediction of them belongs."""
+"""Region of an image layer to predict, whatever its axes, and the place of its prediction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ offscreen.application()
 from napari.layers import Image  # noqa: E402 - after what it needs was seen to
 
 from repmode_cl.errors import ImageError  # noqa: E402
-from repmode_cl.napari.layer_region import select, stated_voxel_size  # noqa: E402
+from repmode_cl.napari.layer_region import region_at_sliders, stated_voxel_size  # noqa: E402
 
 ANY = np.random.default_rng(0)
 
@@ -45,29 +45,29 @@ def image(*shape: int, **settings: Any) -> Image:
 )  # fmt: skip
 def test_a_volume_of_any_axes(shape: Any, labels: Any, point: Any, expected: Any, text: str) -> None:
     layer = image(*shape, axis_labels=None if labels is None else tuple(labels))
-    found = select(layer, point)
-    volume = found.read(layer.data)
+    region = region_at_sliders(layer, point)
+    volume = region.read(layer.data)
     np.testing.assert_array_equal(volume, expected(layer.data))
-    assert volume.shape == found.shape
-    assert str(found) == text
+    assert volume.shape == region.shape
+    assert str(region) == text
     # Where it came from, the same values.
-    back = found.put_back(volume)
+    back = region.with_layer_axes(volume)
     assert back.ndim == layer.ndim
-    place = tuple(slice(None) if at is None else slice(at, at + 1) for at in found.index)
-    np.testing.assert_array_equal(back, layer.data[place])
+    box = tuple(slice(None) if at is None else slice(at, at + 1) for at in region.index)
+    np.testing.assert_array_equal(back, layer.data[box])
 
 
 def test_sliders_are_read_in_the_layers_own_coordinates() -> None:
     layer = image(3, 4, 5, 6, scale=(10, 1, 1, 1), translate=(100, 0, 0, 0))
-    assert select(layer, (120, 0, 0, 0)).index[0] == 2
+    assert region_at_sliders(layer, (120, 0, 0, 0)).index[0] == 2
     with pytest.raises(
         ImageError, match=r"slider of axis 0 stands outside of the layer 'cells', which has 3"
     ):
-        select(layer, (0, 0, 0, 0))
+        region_at_sliders(layer, (0, 0, 0, 0))
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "message"),
     [
         (lambda: image(5, 6), r"'cells' has the shape \(5, 6\): a stack is needed"),
         (lambda: image(1, 5, 6), r"\(1, 5, 6\): a stack is needed, with three axes"),
@@ -75,13 +75,13 @@ def test_sliders_are_read_in_the_layers_own_coordinates() -> None:
         (lambda: image(4, 5, 6, 3, rgb=True), "is a colour image: transmitted light is one channel"),
     ],
 )
-def test_what_is_no_volume_is_refused(layer: Any, said: str) -> None:
-    found = layer()
-    with pytest.raises(ImageError, match=said):
-        select(found, (0,) * found.ndim)
+def test_layers_without_a_volume_are_refused(layer: Any, message: str) -> None:
+    image_layer = layer()
+    with pytest.raises(ImageError, match=message):
+        region_at_sliders(image_layer, (0,) * image_layer.ndim)
 
 
-def test_only_what_is_chosen_is_computed() -> None:
+def test_only_the_chosen_region_is_computed() -> None:
     import dask.array
 
     seen = []
@@ -92,7 +92,7 @@ def test_only_what_is_chosen_is_computed() -> None:
 
     data = dask.array.ones((5, 4, 5, 6), chunks=(1, 4, 5, 6)).map_blocks(block, dtype=float, meta=np.empty(0))
     layer = Image(data, multiscale=False, contrast_limits=(0, 1))
-    chosen = select(layer, (3, 0, 0, 0))
+    chosen = region_at_sliders(layer, (3, 0, 0, 0))
     seen.clear()
     assert chosen.read(data).shape == (4, 5, 6)
     assert set(seen) == {3}
@@ -100,22 +100,22 @@ def test_only_what_is_chosen_is_computed() -> None:
 
 def test_the_finest_level_of_a_pyramid_counts() -> None:
     layer = Image([ANY.random((4, 16, 16)), ANY.random((4, 8, 8))], multiscale=True)
-    assert select(layer, (0, 0, 0)).shape == (4, 16, 16)
+    assert region_at_sliders(layer, (0, 0, 0)).shape == (4, 16, 16)
 
 
 @pytest.mark.parametrize(
     ("settings", "size"),
     [
-        ({}, None),  # nobody said anything
+        ({}, None),  # no size is stated
         ({"scale": (0.29, 0.1, 0.2)}, (0.29, 0.1, 0.2)),  # most readers: um, and no unit
         ({"scale": (0.29, -0.1, 0.2)}, (0.29, 0.1, 0.2)),  # turned over
         ({"scale": (290, 100, 0.2), "units": ("nm", "nm", "um")}, (0.29, 0.1, 0.2)),
-        ({"scale": (1, 1, 1), "units": ("um",) * 3}, (1.0, 1.0, 1.0)),  # said, for once
+        ({"scale": (1, 1, 1), "units": ("um",) * 3}, (1.0, 1.0, 1.0)),  # stated with its unit
         ({"scale": (0.29, 0.1, 0.2), "units": ("s", "um", "um")}, (0.29, 0.1, 0.2)),
         ({"scale": (0.2, 0.1, 0.29), "axis_labels": ("x", "y", "z")}, (0.29, 0.1, 0.2)),
     ],
 )
 def test_voxel_sizes_that_layers_state(settings: Any, size: Any) -> None:
     layer = image(4, 5, 6, **settings)
-    found = stated_voxel_size(layer, select(layer, (0, 0, 0)))
-    assert found == (None if size is None else pytest.approx(size))
+    stated = stated_voxel_size(layer, region_at_sliders(layer, (0, 0, 0)))
+    assert stated == (None if size is None else pytest.approx(size))

@@ -1,4 +1,4 @@
-"""The widget of the napari plugin, used as a hand does: in Qt without a screen, with a viewer's model and a viewer."""
+"""Tests of the napari plugin's widget, used as a person does: in Qt without a screen."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from qtpy.QtWidgets import QFileDialog  # noqa: E402
 
 from repmode_cl import Model, __version__  # noqa: E402
 from repmode_cl.inference.display_colours import colour_of  # noqa: E402
-from repmode_cl.napari import predict_layer as in_memory  # noqa: E402
-from repmode_cl.napari import widget  # noqa: E402
+from repmode_cl.napari import predict_layer, widget  # noqa: E402
 from repmode_cl.napari.layer_region import LayerRegion  # noqa: E402
-from repmode_cl.napari.layers import Placed  # noqa: E402
+from repmode_cl.napari.layers import LayerPlacement  # noqa: E402
 from repmode_cl.napari.widget import PredictWidget  # noqa: E402
 
 SHAPE = (9, 14, 12)
@@ -44,29 +43,29 @@ def viewer() -> ViewerModel:
 @pytest.fixture
 def opened(viewer: ViewerModel, stored: Path) -> Iterator[PredictWidget]:
     """Yield the widget with a model open and two structures ticked."""
-    shown = PredictWidget(viewer)
-    name_model(shown, stored)
-    tick(shown, "dna", "mitochondria")
-    yield shown
-    shown.stop()
-    until(lambda: shown.worker is None)
-    shown.deleteLater()
+    panel = PredictWidget(viewer)
+    name_model(panel, stored)
+    tick(panel, "dna", "mitochondria")
+    yield panel
+    panel.stop()
+    until(lambda: panel.worker is None)
+    panel.deleteLater()
 
 
-def name_model(shown: PredictWidget, path: Path) -> None:
-    shown.path.setText(str(path))
-    shown.path.editingFinished.emit()
+def name_model(panel: PredictWidget, path: Path) -> None:
+    panel.path.setText(str(path))
+    panel.path.editingFinished.emit()
 
 
-def tick(shown: PredictWidget, *names: str) -> None:
-    for row in range(shown.structures.count()):
-        item = shown.structures.item(row)
+def tick(panel: PredictWidget, *names: str) -> None:
+    for row in range(panel.structures.count()):
+        item = panel.structures.item(row)
         item.setCheckState(Qt.CheckState.Checked if item.text() in names else Qt.CheckState.Unchecked)
 
 
-def run(shown: PredictWidget) -> None:
-    shown.predict.click()
-    until(lambda: shown.worker is None)
+def run(panel: PredictWidget) -> None:
+    panel.predict.click()
+    until(lambda: panel.worker is None)
 
 
 def test_each_structure_becomes_a_layer_over_the_image(
@@ -80,8 +79,8 @@ def test_each_structure_becomes_a_layer_over_the_image(
     assert opened.message.text() == "predicted: dna, mitochondria"
     image, *added = viewer.layers
     assert [layer.name for layer in added] == ["dna of cells", "mitochondria of cells"]
-    request = in_memory.Request(Model.open(stored), ("dna", "mitochondria"), VOXELS, "cells")
-    expected = in_memory.predict_volume(request, lambda: DATA[0], SHAPE)
+    request = predict_layer.VolumeRequest(Model.open(stored), ("dna", "mitochondria"), VOXELS, "cells")
+    expected = predict_layer.predict_volume(request, lambda: DATA[0], SHAPE)
     for layer, one in zip(added, expected, strict=True):
         np.testing.assert_array_equal(layer.data, one.values)
         np.testing.assert_array_equal(layer.extent.world, image.extent.world)
@@ -126,15 +125,15 @@ def test_the_slider_chooses_and_the_prediction_stays_there(
     assert opened.volume.text() == "9 x 14 x 12 voxels (z, y, x), axis 0 at 2 of 0 to 2"
     tick(opened, "dna")
     run(opened)
-    found = viewer.layers["dna of film"]
-    assert found.data.shape == (1, *SHAPE)
+    added = viewer.layers["dna of film"]
+    assert added.data.shape == (1, *SHAPE)
     # Each of its voxels lies where the same voxel of the film does.
     for corner in ((0, 0, 0), (8, 13, 11), (3, 0, 11)):
-        np.testing.assert_allclose(found.data_to_world((0, *corner)), film.data_to_world((2, *corner)))
-    [same] = in_memory.predict_volume(
-        in_memory.Request(opened.model, ("dna",), VOXELS, ""), lambda: DATA[2], SHAPE
+        np.testing.assert_allclose(added.data_to_world((0, *corner)), film.data_to_world((2, *corner)))
+    [same] = predict_layer.predict_volume(
+        predict_layer.VolumeRequest(opened.model, ("dna",), VOXELS, ""), lambda: DATA[2], SHAPE
     )
-    np.testing.assert_array_equal(found.data[0], same.values)
+    np.testing.assert_array_equal(added.data[0], same.values)
     viewer.add_image(DATA, name="longer", scale=(100, *VOXELS))
     viewer.dims.set_point(0, 100)
     run(opened)
@@ -149,26 +148,26 @@ def test_an_image_that_is_turned_in_any_way_is_met() -> None:
     affine = np.eye(5)
     affine[:4, 4] = 1, 2, 3, 4
     film = Image(DATA, scale=(2, *VOXELS), translate=(5, 6, 7, 8), rotate=turn, affine=affine)
-    placed = Placed(film, LayerRegion(SHAPE, (1, 2, 3), (2, None, None, None), ()))
-    found = Image(np.zeros((1, *SHAPE)), **placed.settings)
+    placement = LayerPlacement(film, LayerRegion(SHAPE, (1, 2, 3), (2, None, None, None), ()))
+    added = Image(np.zeros((1, *SHAPE)), **placement.layer_options)
     for corner in ((0, 0, 0), (8, 13, 11), (3, 0, 11)):
-        np.testing.assert_allclose(found.data_to_world((0, *corner)), film.data_to_world((2, *corner)))
+        np.testing.assert_allclose(added.data_to_world((0, *corner)), film.data_to_world((2, *corner)))
 
 
 def test_progress_is_shown_and_cancelling_ends_it(
     opened: PredictWidget, viewer: ViewerModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, threads, window = threading.Semaphore(0), [], in_memory.sliding_window
+    go_on, threads, window = threading.Semaphore(0), [], predict_layer.sliding_window
 
     def slow(*given: Any, progress: Any, **settings: Any) -> Any:
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             threads.append(QThread.currentThread())
             go_on.acquire()
             progress(done, total)
 
-        return window(*given, progress=tell, **settings)
+        return window(*given, progress=report, **settings)
 
-    monkeypatch.setattr(in_memory, "sliding_window", slow)
+    monkeypatch.setattr(predict_layer, "sliding_window", slow)
     opened.predict.click()
     until(lambda: threads)
     assert threads[0] is not offscreen.application().thread()
@@ -207,10 +206,10 @@ def test_progress_is_shown_and_cancelling_ends_it(
 def test_a_widget_that_is_closed_ends_its_prediction(
     viewer: ViewerModel, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = PredictWidget(viewer)
-    name_model(shown, stored)
-    tick(shown, "dna")
-    go_on, ended, window = threading.Event(), threading.Event(), in_memory.sliding_window
+    panel = PredictWidget(viewer)
+    name_model(panel, stored)
+    tick(panel, "dna")
+    go_on, ended, window = threading.Event(), threading.Event(), predict_layer.sliding_window
 
     def slow(*given: Any, **settings: Any) -> Any:
         assert go_on.wait(60)
@@ -219,11 +218,11 @@ def test_a_widget_that_is_closed_ends_its_prediction(
         finally:
             ended.set()
 
-    monkeypatch.setattr(in_memory, "sliding_window", slow)
-    shown.predict.click()
-    until(lambda: shown.bar.maximum() > 0)
-    worker = shown.worker
-    shown.deleteLater()
+    monkeypatch.setattr(predict_layer, "sliding_window", slow)
+    panel.predict.click()
+    until(lambda: panel.bar.maximum() > 0)
+    worker = panel.worker
+    panel.deleteLater()
     until(lambda: worker.abort_requested)
     go_on.set()
     until(ended.is_set)
@@ -235,64 +234,64 @@ def test_a_widget_that_is_closed_ends_its_prediction(
 
 
 def test_layers_come_and_go(viewer: ViewerModel) -> None:
-    shown = PredictWidget(viewer)
+    panel = PredictWidget(viewer)
     cells = viewer.layers["cells"]
     viewer.add_labels(np.zeros(SHAPE, int))
     viewer.add_image(DATA[1], name="other", scale=(0.5, 0.5, 0.5))
-    assert [shown.image.itemText(place) for place in range(shown.image.count())] == ["cells", "other"]
-    assert shown.layer is cells
-    shown.voxels.setText("9, 9, 9")
+    assert [panel.image.itemText(place) for place in range(panel.image.count())] == ["cells", "other"]
+    assert panel.layer is cells
+    panel.voxels.setText("9, 9, 9")
     cells.name = "field"
-    assert shown.image.currentText() == "field"
-    assert shown.voxels.text() == "9, 9, 9"  # a correction by hand stays
+    assert panel.image.currentText() == "field"
+    assert panel.voxels.text() == "9, 9, 9"  # a correction by hand stays
     cells.scale = (0.3, 0.1, 0.1)
-    assert shown.voxels.text() == "0.3, 0.1, 0.1"
+    assert panel.voxels.text() == "0.3, 0.1, 0.1"
     cells.units = ("nm",) * 3
-    assert shown.voxels.text() == "0.0003, 0.0001, 0.0001"
+    assert panel.voxels.text() == "0.0003, 0.0001, 0.0001"
     viewer.layers.remove("field")
-    assert shown.image.currentText() == "other"
-    assert shown.voxels.text() == "0.5, 0.5, 0.5"
-    shown.voxels.setText("9, 9, 9")
+    assert panel.image.currentText() == "other"
+    assert panel.voxels.text() == "0.5, 0.5, 0.5"
+    panel.voxels.setText("9, 9, 9")
     cells.scale = (7, 7, 7)  # no longer here
-    assert shown.voxels.text() == "9, 9, 9"
+    assert panel.voxels.text() == "9, 9, 9"
     viewer.layers.clear()
-    assert shown.layer is None
-    assert shown.volume.text() == "open a stack first"
-    shown.predict.click()
-    assert shown.message.text() == "there is no image layer; open a stack first"
+    assert panel.layer is None
+    assert panel.volume.text() == "open a stack first"
+    panel.predict.click()
+    assert panel.message.text() == "there is no image layer; open a stack first"
     viewer.add_image(DATA[0, 0], name="flat")
-    assert "a stack is needed" in shown.volume.text()
-    assert shown.voxels.text() == ""
-    shown.deleteLater()
+    assert "a stack is needed" in panel.volume.text()
+    assert panel.voxels.text() == ""
+    panel.deleteLater()
 
 
 def test_models_are_named_or_chosen(
     viewer: ViewerModel, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = PredictWidget(viewer)
-    shown.predict.click()
-    assert shown.message.text() == "no model is open; name the folder of one"
+    panel = PredictWidget(viewer)
+    panel.predict.click()
+    assert panel.message.text() == "no model is open; name the folder of one"
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(stored))
-    shown.browse.click()
-    assert shown.structures.count() == 5
-    tick(shown, "nucleolus")
+    panel.browse.click()
+    assert panel.structures.count() == 5
+    tick(panel, "nucleolus")
     # Cancelled, and the same again: nothing is lost.
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: "")
-    shown.browse.click()
-    name_model(shown, stored)
-    assert shown.ticked == ("nucleolus",)
-    name_model(shown, tmp_path)
-    assert str(tmp_path) in shown.message.text()
-    assert (shown.model, shown.structures.count(), shown.about.text()) == (None, 0, "")
-    name_model(shown, stored)
-    assert shown.message.text() == ""
-    run(shown)
-    assert shown.message.text() == "no structure is chosen; choose at least one"
-    shown.deleteLater()
+    panel.browse.click()
+    name_model(panel, stored)
+    assert panel.ticked == ("nucleolus",)
+    name_model(panel, tmp_path)
+    assert str(tmp_path) in panel.message.text()
+    assert (panel.model, panel.structures.count(), panel.about.text()) == (None, 0, "")
+    name_model(panel, stored)
+    assert panel.message.text() == ""
+    run(panel)
+    assert panel.message.text() == "no structure is chosen; choose at least one"
+    panel.deleteLater()
 
 
 def test_the_voxel_size_is_asked_for(opened: PredictWidget, viewer: ViewerModel) -> None:
-    for text, said in {
+    for text, message in {
         "": "cells: no voxel size is stated",
         "3, 0.3, 0.3": "coarser on z",
         "0.3, 0.3": "voxel size '0.3, 0.3': three positive numbers in µm are needed",
@@ -301,7 +300,7 @@ def test_the_voxel_size_is_asked_for(opened: PredictWidget, viewer: ViewerModel)
     }.items():
         opened.voxels.setText(text)
         run(opened)
-        assert said in opened.message.text()
+        assert message in opened.message.text()
     assert len(viewer.layers) == 1
     opened.voxels.setText("3 x 0.3 x 0.3")
     run(opened)
@@ -309,8 +308,8 @@ def test_the_voxel_size_is_asked_for(opened: PredictWidget, viewer: ViewerModel)
     opened.force.setChecked(True)
     tick(opened, "dna")
     run(opened)
-    said, note = opened.message.text().split("\n")
-    assert said == "predicted: dna"
+    result, note = opened.message.text().split("\n")
+    assert result == "predicted: dna"
     assert "coarser on z" in note
     assert viewer.layers[-1].metadata["repmode-cl"]["voxel_size_um_zyx"] == (3.0, 0.3, 0.3)
 
@@ -318,22 +317,22 @@ def test_the_voxel_size_is_asked_for(opened: PredictWidget, viewer: ViewerModel)
 def test_what_goes_wrong_in_the_thread_is_shown(
     opened: PredictWidget, viewer: ViewerModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(notification_manager, "receive_error", lambda *error: told.append(error))
+    received: list[Any] = []
+    monkeypatch.setattr(notification_manager, "receive_error", lambda *error: received.append(error))
     viewer.add_image(np.full(SHAPE, 7, np.uint8), name="dark", scale=VOXELS)
     opened.image.setCurrentText("dark")
     run(opened)
     assert opened.message.text().startswith("dark: every voxel is 7")
-    assert told == []
+    assert received == []
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(in_memory, "sliding_window", broken)
+    monkeypatch.setattr(predict_layer, "sliding_window", broken)
     opened.image.setCurrentText("cells")
     run(opened)
     assert opened.message.text() == "RuntimeError: a defect"
-    assert told[0][0] is RuntimeError
+    assert received[0][0] is RuntimeError
     assert opened.predict.isEnabled()
     assert len(viewer.layers) == 2
 
@@ -357,13 +356,13 @@ def test_a_real_viewer_finds_the_plugin_and_shows_what_it_predicts(stored: Path,
         viewer = napari.Viewer(show=False)
         try:
             viewer.add_image(DATA[0], name="cells", scale=VOXELS, units=("um",) * 3, visible=False)
-            dock, shown = viewer.window.add_plugin_dock_widget("repmode-cl", "Predict structures")
-            assert type(shown) is widget.PredictWidget
-            name_model(shown, stored)
-            tick(shown, "nucleolus")
+            dock, panel = viewer.window.add_plugin_dock_widget("repmode-cl", "Predict structures")
+            assert type(panel) is widget.PredictWidget
+            name_model(panel, stored)
+            tick(panel, "nucleolus")
             assert not offscreen.canvas(viewer)[..., :3].any()
-            run(shown)
-            assert shown.message.text() == "predicted: nucleolus"
+            run(panel)
+            assert panel.message.text() == "predicted: nucleolus"
             viewer.reset_view()
             drawn = offscreen.canvas(viewer)[..., :3].reshape(-1, 3)
             lit = drawn[drawn.max(axis=1) > 40].astype(float)
@@ -388,7 +387,7 @@ def test_the_manifest_is_right() -> None:
 
     manifest = PluginManifest.from_distribution("repmode-cl")
     manifest.validate_imports()
-    [found] = manifest.contributions.widgets
-    assert found.display_name == "Predict structures"
+    [contribution] = manifest.contributions.widgets
+    assert contribution.display_name == "Predict structures"
     [command] = manifest.contributions.commands
     assert command.python_name == f"{PredictWidget.__module__}:{PredictWidget.__qualname__}"
