@@ -4,59 +4,44 @@ from __future__ import annotations
 
 import functools
 import re
-import shlex
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from repmode_cl.cli.options import (
+    AS_BASE,
+    BatchSizeOption,
     DeviceOption,
     ForceOption,
+    LayerSource,
+    LoaderWorkersOption,
     ModelArgument,
+    PatchOption,
+    PrecisionChoice,
+    PrecisionOption,
+    SeedOption,
+    Sees,
     WorkersOption,
+    check_training_options,
     continue_with,
     fail,
-    size,
+    parse_size,
 )
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import RepmodeError, counted
+from repmode_cl.structures import check_structure_name
+from repmode_cl.utils.command_text import command
 
 if TYPE_CHECKING:
     from repmode_cl.workflows.add_structure import AddResult
     from repmode_cl.workflows.initialisation import Initialisation
 
-__all__ = ["AS_BASE", "Copy", "Precision", "Sees", "add", "replace"]
+__all__ = ["add", "replace"]
 
-AS_BASE = "as the base was trained with, by default."
+#: Exit code where a structure was trained, but did not reach the R2 that was demanded.
+EXIT_BELOW_MIN_R2 = 3
 
-#: Exit code where a structure was trained, but did not reach what was demanded of it.
-BELOW = 3
-
-_UNITS = {"": 60.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
-
-
-class Sees(StrEnum):
-    """Which experts the structure's gates weigh."""
-
-    own = "own"
-    all = "all"
-
-
-class Copy(StrEnum):
-    """Whose layers the structure uses."""
-
-    own = "own"
-    base = "base"
-
-
-class Precision(StrEnum):
-    """Number format that training computes in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+_SECONDS = {"": 60.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
 
 
 def add(
@@ -71,10 +56,12 @@ def add(
     sees: Annotated[
         Sees, typer.Option(help="Experts it weighs: base and own, or those of all earlier additions too.")
     ] = Sees.own,
-    norm: Annotated[Copy, typer.Option(help="Batch norms: own copies, or the base's, frozen.")] = Copy.own,
+    norm: Annotated[
+        LayerSource, typer.Option(help="Batch norms: own copies, or the base's, frozen.")
+    ] = LayerSource.own,
     resampling: Annotated[
-        Copy, typer.Option(help="Down and up layers: own copies, or the base's, frozen.")
-    ] = Copy.own,
+        LayerSource, typer.Option(help="Down and up layers: own copies, or the base's, frozen.")
+    ] = LayerSource.own,
     init_from: Annotated[
         str,
         typer.Option(
@@ -99,7 +86,7 @@ def add(
         float | None,
         typer.Option(
             help="R2 on held-out images without which it does not become part of the model: it is staged, and "
-            f"the exit code is {BELOW}."
+            f"the exit code is {EXIT_BELOW_MIN_R2}."
         ),
     ] = None,
     stage: Annotated[
@@ -107,7 +94,9 @@ def add(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Only say what would be trained, what it costs, and what is wrong."),
+        typer.Option(
+            "--dry-run", help="Only report what would be trained, its cost, and problems of the images."
+        ),
     ] = False,
     learning_rate: Annotated[
         float | None,
@@ -115,11 +104,11 @@ def add(
             help="Largest learning rate; by default that of `experts_frozen` in the base's configuration."
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help=f"Patches a step; {AS_BASE}")] = None,
-    patch: Annotated[str | None, typer.Option(metavar="Z,Y,X", help=f"Voxels of a patch; {AS_BASE}")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of new weights and of crops.")] = 0,
+    batch_size: BatchSizeOption = None,
+    patch: PatchOption = None,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    precision: Annotated[Precision, typer.Option(help="Number format of training.")] = Precision.auto,
+    precision: PrecisionOption = PrecisionChoice.auto,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -127,9 +116,7 @@ def add(
         ),
     ] = None,
     workers: WorkersOption = None,
-    loader_workers: Annotated[
-        int, typer.Option(min=0, max=256, help="Processes that cut patches ahead; 0 cuts them in this one.")
-    ] = 0,
+    loader_workers: LoaderWorkersOption = 0,
     force: ForceOption = False,
 ) -> None:
     """Add a structure to a model and forget none.
@@ -142,101 +129,80 @@ def add(
 
       repmode-cl add model --structure dna --data new.csv --expert lowrank:4 --time-limit 2h --min-r2 0.4
     """
-    options = {key: value for key, value in locals().items() if key != "ctx"}
-    _add(ctx, replace=False, **options)
+    values = {key: value for key, value in locals().items() if key != "ctx"}
+    _add(ctx, values, replace=False)
 
 
 @functools.wraps(add, assigned=("__annotations__",))
-def replace(ctx: typer.Context, **options: Any) -> None:
+def replace(ctx: typer.Context, **values: Any) -> None:
     """Train another version of an added structure.
 
-    No other structure may need its experts. The version so far is kept until gc; rollback brings it back.
+    No other structure may need its experts. The present version is kept until gc; rollback brings it back.
     Interrupted, the same command continues.
 
     For example:
 
       repmode-cl replace model --structure nucleolus --data more.csv --init-from nucleolus
     """
-    _add(ctx, replace=True, **options)
+    _add(ctx, values, replace=True)
 
 
-def _add(
-    ctx: typer.Context,
-    *,
-    replace: bool,
-    model: Path,
-    structure: str,
-    data: Path,
-    expert: str,
-    sees: Sees,
-    norm: Copy,
-    resampling: Copy,
-    time_limit: str | None,
-    min_r2: float | None,
-    stage: bool,
-    dry_run: bool,
-    patch: str | None,
-    precision: Precision,
-    workers: int | None,
-    **options: Any,
-) -> None:
-    from repmode_cl.structures import check_structure_name
-
-    check_structure_name(structure)
-    options |= {
-        "patch": size(patch, "--patch"),
-        "time_limit": _seconds(time_limit, "--time-limit"),
-        "precision": precision.value,
-        "replace": replace,
-    }
-    _check(options, expert, min_r2)
-    continue_with(ctx)
-    from repmode_cl.nn import AdditionSpec
-
-    options["spec"] = AdditionSpec(
-        expert=expert, sees=sees.value, norm=norm.value, resampling=resampling.value
+def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
+    """Add or replace with the parsed options of the command, by their names in `add`."""
+    structure, min_r2 = check_structure_name(values["structure"]), values["min_r2"]
+    patch = parse_size(values["patch"], "--patch")
+    time_limit = _parse_seconds(values["time_limit"], "--time-limit")
+    check_training_options(
+        steps=values["steps"],
+        epochs=values["epochs"],
+        expert=values["expert"],
+        rates={"--learning-rate": values["learning_rate"]},
     )
-    if dry_run:
-        from repmode_cl.workflows.addition_dry_run import dry_run_add
-
-        found = dry_run_add(model, structure, data, min_r2=min_r2, **options)
-        typer.echo(str(found))
-        if not found.ok:
-            count = len(found.problems)
-            fail(f"{data}: {count} problem{'s' * (count > 1)} in the images of {structure}")
-        return
-    from repmode_cl.utils.process_pool import workers_here
-    from repmode_cl.workflows.add_structure import add_structure
-
-    result = add_structure(
-        model, structure, data, min_r2=min_r2, stage=stage, workers=workers or workers_here(), **options
-    )
-    _tell(result, replace=replace)
-    if not result.reached:
-        raise typer.Exit(BELOW)
-
-
-def _check(options: dict[str, Any], expert: str, min_r2: float | None) -> None:
-    """Refuse what can be told to be wrong before torch is imported."""
-    rate = options["learning_rate"]
-    if rate is not None and not 0 < rate < float("inf"):
-        raise RepmodeError(f"--learning-rate {rate}: a positive number is needed")
-    if options["steps"] is not None and options["epochs"] is not None:
-        raise RepmodeError("give either --steps or --epochs, not both")
     if min_r2 is not None and not float("-inf") < min_r2 <= 1:
         raise RepmodeError(
             f"--min-r2 {min_r2}: a number of at most 1 is needed, which a perfect prediction has"
         )
-    from repmode_cl.config.field_types import check_expert
+    continue_with(ctx)
+    from repmode_cl.nn import AdditionSpec
+    from repmode_cl.utils.process_pool import workers_here
+    from repmode_cl.workflows.add_structure import run_addition
+    from repmode_cl.workflows.addition_dry_run import dry_run_add
+    from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 
-    if expert != "none":
-        try:
-            check_expert(expert)
-        except ValueError as error:
-            raise RepmodeError(f"--expert {error}, or none") from error
+    same = ("steps", "epochs", "patience", "learning_rate", "batch_size", "seed", "device", "cache")
+    overrides = TrainingOverrides(
+        **{key: values[key] for key in (*same, "loader_workers", "force")},
+        time_limit=time_limit,
+        patch=patch,
+        precision=values["precision"].value,
+        workers=values["workers"] or workers_here(),
+    )
+    options = AdditionOptions(
+        spec=AdditionSpec(
+            expert=values["expert"],
+            sees=values["sees"].value,
+            norm=values["norm"].value,
+            resampling=values["resampling"].value,
+        ),
+        init_from=values["init_from"],
+        min_r2=min_r2,
+        stage=values["stage"],
+        replace=replace,
+    )
+    request = (values["model"], structure, values["data"], options, overrides)
+    if values["dry_run"]:
+        report = dry_run_add(*request)
+        typer.echo(str(report))
+        if not report.ok:
+            fail(f"{values['data']}: {counted(len(report.problems), 'problem')} in the images of {structure}")
+        return
+    result = run_addition(*request)
+    _print_result(result, replace=replace)
+    if not result.reached:
+        raise typer.Exit(EXIT_BELOW_MIN_R2)
 
 
-def _seconds(text: str | None, option: str) -> float | None:
+def _parse_seconds(text: str | None, option: str) -> float | None:
     """Read ``90`` (minutes), ``1.5h``, ``30m`` or ``45s`` as seconds.
 
     Raises
@@ -246,21 +212,20 @@ def _seconds(text: str | None, option: str) -> float | None:
     """
     if text is None:
         return None
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(h|min|m|s|)\s*", text.lower())
-    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(h|min|m|s|)\s*", text.lower())
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if not 0 < seconds < float("inf"):
         raise RepmodeError(f"{option} {text!r}: give minutes such as 90, or a time such as 45s, 30m or 1.5h")
     return seconds
 
 
-def _tell(result: AddResult, *, replace: bool) -> None:
-    """Print what came of it: figures on held-out images, cost, and the proof that nothing else changed."""
+def _print_result(result: AddResult, *, replace: bool) -> None:
+    """Print figures on held-out images, the cost, and the proof that nothing else changed."""
     for note in result.notes:
         typer.echo(f"note: {note}")
-    _tell_beginning(result.structure, result.init)
+    _print_initialisation(result.structure, result.init)
     if result.metrics:
-        figures = ", ".join(f"{key} {value:.3f}" for key, value in result.metrics.items())
-        typer.echo(f"{result.structure} on the {result.held_out} images: {figures}")
+        typer.echo(f"{result.structure} on the {result.held_out} images: {_figures(result.metrics)}")
     else:
         typer.echo(f"{result.structure}: no image was held out, so how well it is predicted is not known")
     done = "staged" if result.staged else "replaced" if replace else "added"
@@ -275,22 +240,22 @@ def _tell(result: AddResult, *, replace: bool) -> None:
             typer.echo(f"{one.structure}: {one.status}, as it was stored")
     typer.echo(f"model: {result.model.path}")
     if result.staged:
-        place = shlex.join([str(result.model.path), result.structure])
+        path, name = result.model.path, result.structure
         typer.echo(
             f"{'' if result.reached else 'what was demanded is not reached; '}the model is as it was: "
-            f"`repmode-cl accept {place}` takes {result.structure}{'' if result.reached else ' all the same'}, "
-            f"`repmode-cl discard {place}` removes it"
+            f"{command('accept', path, name)} takes {name}{'' if result.reached else ' all the same'}, "
+            f"{command('discard', path, name)} removes it"
         )
 
 
-def _tell_beginning(structure: str, init: Initialisation) -> None:
-    """Print what it began from, with the figures of all that were measured."""
+def _print_initialisation(structure: str, init: Initialisation) -> None:
+    """Print the structure that was started from, with the figures of all that were measured."""
     if init.structure is None:
         return
     typer.echo(f"on {init.patches} training patches, before training:")
     for known, figures in sorted(init.figures.items(), key=lambda pair: pair[1].get("mse", float("inf"))):
-        typer.echo(f"  {known}: {_figures(figures)}{', begun from' if known == init.structure else ''}")
-    typer.echo(f"  {structure} at step 0: {_figures(init.step_0)} (taken over: {', '.join(init.taken)})")
+        typer.echo(f"  {known}: {_figures(figures)}{', started from' if known == init.structure else ''}")
+    typer.echo(f"  {structure} at step 0: {_figures(init.step_0)} (copied: {', '.join(init.copied)})")
 
 
 def _figures(figures: dict[str, float]) -> str:

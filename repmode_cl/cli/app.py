@@ -1,4 +1,4 @@
-"""The command ``repmode-cl``: puts the commands of the other files together."""
+"""Command ``repmode-cl``: the group of all commands, and the entry point of the process."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli import add, bench, compare, config, data, pack, perf, predict, report, train
-from repmode_cl.cli import pending as staged
-from repmode_cl.cli import show_and_verify as model
-from repmode_cl.cli import versions as history
-from repmode_cl.cli.options import Commands
+from repmode_cl.cli import data, pack
+from repmode_cl.cli.add import add, replace
+from repmode_cl.cli.bench import bench
+from repmode_cl.cli.compare import compare
+from repmode_cl.cli.config import config
+from repmode_cl.cli.options import CommandGroup
+from repmode_cl.cli.pending import accept, discard, pending
+from repmode_cl.cli.perf import perf
+from repmode_cl.cli.predict import predict
+from repmode_cl.cli.report import report
+from repmode_cl.cli.show_and_verify import show, verify
+from repmode_cl.cli.train import train
+from repmode_cl.cli.versions import gc, history, remove, rollback
 from repmode_cl.version import __version__
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="repmode-cl",
-    cls=Commands,
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,8 +36,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"repmode-cl {__version__}")
         raise typer.Exit
 
@@ -37,7 +45,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _top(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Learn to predict one fluorescent structure after another from transmitted light, and forget none.
@@ -48,34 +57,35 @@ def _top(
     """
 
 
-app.command("bench")(bench.bench)
-app.command("train")(train.train)
-app.command("add")(add.add)
-app.command("replace")(add.replace)
-app.command("compare")(compare.compare)
-app.command("show")(model.show)
-app.command("verify")(model.verify)
-app.command("predict")(predict.predict)
-app.command("history")(history.history)
-app.command("remove")(history.remove)
-app.command("rollback")(history.rollback)
-app.command("gc")(history.gc)
-app.command("pending")(staged.pending)
-app.command("accept")(staged.accept)
-app.command("discard")(staged.discard)
+# In the order in which help lists them.
+app.command("bench")(bench)
+app.command("train")(train)
+app.command("add")(add)
+app.command("replace")(replace)
+app.command("compare")(compare)
+app.command("show")(show)
+app.command("verify")(verify)
+app.command("predict")(predict)
+app.command("history")(history)
+app.command("remove")(remove)
+app.command("rollback")(rollback)
+app.command("gc")(gc)
+app.command("pending")(pending)
+app.command("accept")(accept)
+app.command("discard")(discard)
 app.add_typer(pack.app, name="pack")
-app.command("report")(report.report)
+app.command("report")(report)
 app.add_typer(data.app, name="data")
-app.command("config")(config.config)
-app.command("perf")(perf.perf)
+app.command("config")(config)
+app.command("perf")(perf)
 
 
 def main() -> None:
     """Run ``repmode-cl`` with the arguments of the process."""
     for stream in (sys.stdout, sys.stderr):
-        # A console that knows no such character shows a replacement; a message must not end in another error.
+        # A console that lacks a character shows a replacement; a message must not end in another error.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    # What is wrong with a file our own errors say, with what to do about it; tifffile's lines name its objects.
+    # Our own errors report damaged files, with what to do about them; tifffile's log lines name its own objects.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     app()

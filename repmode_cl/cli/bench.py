@@ -1,4 +1,4 @@
-"""``repmode-cl bench``: strategies learn the same stream; who learned, who forgot, at what cost."""
+"""``repmode-cl bench``: strategies learn the same stream, compared by what they learn, forget and cost."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import typer
 
 from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with
 from repmode_cl.cli.report import show_results
+from repmode_cl.errors import counted
 
 __all__ = ["bench"]
 
-#: Left-out rows printed at most.
+#: Omitted rows printed at most.
 _LISTED = 50
 
 
@@ -21,14 +22,14 @@ def bench(
     config: ConfigArgument,
     overrides: OverridesOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and about how long; run nothing.")
+        bool, typer.Option("--dry-run", help="Report what would run and about how long; run nothing.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was interrupted.")] = False,
     workers: WorkersOption = None,
     jobs: Annotated[
         int,
         typer.Option(
-            "--jobs", min=1, help="Runs (a strategy, a stream, a seed) at work at once, each a process."
+            "--jobs", min=1, help="Trials (a strategy, a stream, a seed) that run at once, each in a process."
         ),
     ] = 1,
     scheduler: Annotated[
@@ -42,7 +43,7 @@ def bench(
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", min=1, help="Of each run; the processor's cores divided by --jobs by default."
+            "--threads", min=1, help="Of each trial; the processor's cores divided by --jobs by default."
         ),
     ] = None,
     keep_going: Annotated[
@@ -50,10 +51,11 @@ def bench(
         typer.Option("--keep-going", help="Leave out images that cannot be used, and list them at the end."),
     ] = False,
 ) -> None:
-    """Let strategies learn a stream of structures.
+    """Train strategies on a stream of structures.
 
-    Each learns the same structures from the same patches, one after another; see who learns, who forgets, at
-    what cost. Ends with the table of results and the path of the report, a page that needs no network.
+    Each learns the same structures from the same patches, one after another; the results show what each learns,
+    what it forgets, and its cost. Ends with the table of results and the path of the report, a page that needs no
+    network.
 
     For example:
 
@@ -67,7 +69,7 @@ def bench(
 
       repmode-cl bench my.yaml --scheduler tcp://node1:8786 --threads 8
 
-    One run that fails does not end the others; --resume tries it again. Images that cannot be used end it before
+    A trial that fails does not end the others; --resume tries it again. Images that cannot be used end it before
     anything is trained, unless --keep-going leaves them out.
     """
     from repmode_cl.config import load_config
@@ -91,25 +93,24 @@ def bench(
     except TrialsFailedError as error:
         if (error.folder / "results.csv").exists():
             show_results(error.folder)
-        _tell_left(error.folder)
+        _print_omitted_rows(error.folder)
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     if isinstance(result, Path):
         show_results(result)
-        _tell_left(result)
+        _print_omitted_rows(result)
     else:
         typer.echo(str(result))
 
 
-def _tell_left(folder: Path) -> None:
-    """Print which rows of the manifest the run does without."""
+def _print_omitted_rows(folder: Path) -> None:
+    """Print the rows of the manifest that the run did not use."""
     from repmode_cl.results.left_out import LEFT_OUT, read_left_out
 
     rows = read_left_out(folder)
     if not rows:
         return
-    path = folder / LEFT_OUT
-    typer.echo(f"left out {len(rows)} row{'' if len(rows) == 1 else 's'} of the manifest ({path}):", err=True)
+    typer.echo(f"left out {counted(len(rows), 'row')} of the manifest ({folder / LEFT_OUT}):", err=True)
     for line, reason in rows[:_LISTED]:
         typer.echo(f"  line {line}: {reason}", err=True)
     if len(rows) > _LISTED:

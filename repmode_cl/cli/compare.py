@@ -1,4 +1,4 @@
-"""``repmode-cl compare``: adding a structure, fine-tuning, or an own network; asked before anything is changed."""
+"""``repmode-cl compare``: adding a structure, fine-tuning, or a separate network, before anything is changed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.add import AS_BASE, Copy, Precision, Sees
 from repmode_cl.cli.options import (
+    AS_BASE,
+    BatchSizeOption,
     DeviceOption,
     ForceOption,
+    LayerSource,
+    LoaderWorkersOption,
     ModelArgument,
+    PatchOption,
+    PrecisionChoice,
+    PrecisionOption,
+    SeedOption,
+    Sees,
     WorkersOption,
+    check_training_options,
     console,
     continue_with,
-    size,
+    parse_size,
 )
+from repmode_cl.structures import check_structure_name
 
 if TYPE_CHECKING:
     from repmode_cl.results.comparison import Comparison
@@ -37,11 +47,13 @@ def compare(
     model: ModelArgument,
     structure: Annotated[str, typer.Option(metavar="NAME", help="Name of the structure to learn.")],
     data: Annotated[Path, typer.Option(metavar="MANIFEST", help="A CSV of image pairs.")],
-    steps: Annotated[int | None, typer.Option(min=1, help=f"Optimiser steps of each way; {AS_BASE}")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the images of each way, in place of steps.")
+    steps: Annotated[
+        int | None, typer.Option(min=1, help=f"Optimiser steps of each method; {AS_BASE}")
     ] = None,
-    kernel: Annotated[Kernel, typer.Option(help="Kernel size of the network of its own.")] = Kernel.three,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images of each method, in place of steps.")
+    ] = None,
+    kernel: Annotated[Kernel, typer.Option(help="Kernel size of the separate network.")] = Kernel.three,
     expert: Annotated[
         str, typer.Option(help="The addition: conv1, conv3, conv5, avg3, avg5, lowrank:R or none.")
     ] = "conv3",
@@ -49,11 +61,11 @@ def compare(
         Sees, typer.Option(help="The addition: base and own experts, or those of all earlier additions too.")
     ] = Sees.own,
     norm: Annotated[
-        Copy, typer.Option(help="The addition's batch norms: own copies, or the base's, frozen.")
-    ] = Copy.own,
+        LayerSource, typer.Option(help="The addition's batch norms: own copies, or the base's, frozen.")
+    ] = LayerSource.own,
     resampling: Annotated[
-        Copy, typer.Option(help="Its down and up layers: own copies, or the base's, frozen.")
-    ] = Copy.own,
+        LayerSource, typer.Option(help="Its down and up layers: own copies, or the base's, frozen.")
+    ] = LayerSource.own,
     init_from: Annotated[
         str,
         typer.Option(metavar="none|best|NAME", help="What the addition starts from, as of `add`."),
@@ -65,7 +77,7 @@ def compare(
         ),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew in a folder that holds a comparison.")
+        bool, typer.Option("--restart", help="Start again in a folder that holds a comparison.")
     ] = False,
     learning_rate: Annotated[
         float | None, typer.Option(help="Largest learning rate of adding; as `add` chooses it, by default.")
@@ -75,27 +87,25 @@ def compare(
     ] = None,
     network_rate: Annotated[
         float | None,
-        typer.Option(help="Largest learning rate of the own network; that of adding by default."),
+        typer.Option(help="Largest learning rate of the separate network; that of adding by default."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help=f"Patches a step; {AS_BASE}")] = None,
-    patch: Annotated[str | None, typer.Option(metavar="Z,Y,X", help=f"Voxels of a patch; {AS_BASE}")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of new weights and of crops.")] = 0,
+    batch_size: BatchSizeOption = None,
+    patch: PatchOption = None,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    precision: Annotated[Precision, typer.Option(help="Number format of training.")] = Precision.auto,
+    precision: PrecisionOption = PrecisionChoice.auto,
     cache: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep prepared images here; else they are removed at the end."),
     ] = None,
     workers: WorkersOption = None,
-    loader_workers: Annotated[
-        int, typer.Option(min=0, max=256, help="Processes that cut patches ahead; 0 cuts them in this one.")
-    ] = 0,
+    loader_workers: LoaderWorkersOption = 0,
     force: ForceOption = False,
 ) -> None:
-    """Compare adding, fine-tuning and a network of its own.
+    """Compare adding, fine-tuning and a separate network.
 
-    On the same images for as many steps: how well each learns the structure, what it does to those that the model
-    knows, what it costs. Ends with a table and a page. The model is not touched.
+    On the same images for as many steps: how well each learns the structure, how it changes the predictions of those
+    that the model knows, and its cost. Ends with a table and a page. The model is not changed.
 
     For example:
 
@@ -103,61 +113,59 @@ def compare(
 
       repmode-cl compare model --structure dna --data new.csv --steps 300
     """
-    from repmode_cl.config.field_types import check_expert
-    from repmode_cl.errors import RepmodeError
-    from repmode_cl.structures import check_structure_name
-    from repmode_cl.utils.process_pool import workers_here
-
     check_structure_name(structure)
-    patch_size = size(patch, "--patch")
-    if steps is not None and epochs is not None:
-        raise RepmodeError("give either --steps or --epochs, not both")
-    rates = {
-        "--learning-rate": learning_rate,
-        "--fine-tuning-rate": fine_tuning_rate,
-        "--network-rate": network_rate,
-    }
-    for option, rate in rates.items():
-        if rate is not None and not 0 < rate < float("inf"):
-            raise RepmodeError(f"{option} {rate}: a positive number is needed")
-    if expert != "none":
-        try:
-            check_expert(expert)
-        except ValueError as error:
-            raise RepmodeError(f"--expert {error}, or none") from error
+    patch_size = parse_size(patch, "--patch")
+    check_training_options(
+        steps=steps,
+        epochs=epochs,
+        expert=expert,
+        rates={
+            "--learning-rate": learning_rate,
+            "--fine-tuning-rate": fine_tuning_rate,
+            "--network-rate": network_rate,
+        },
+    )
     continue_with(ctx, without=("--restart",))
     from repmode_cl.nn import AdditionSpec
-    from repmode_cl.workflows.compare_structure import compare_structure
+    from repmode_cl.utils.process_pool import workers_here
+    from repmode_cl.workflows.compare_structure import run_comparison
+    from repmode_cl.workflows.options import AdditionOptions, ComparisonOptions, TrainingOverrides
 
-    comparison = compare_structure(
+    comparison = run_comparison(
         model,
         structure,
         data,
-        out=out,
-        restart=restart,
-        spec=AdditionSpec(expert=expert, sees=sees.value, norm=norm.value, resampling=resampling.value),
-        init_from=init_from,
-        kernel=5 if kernel is Kernel.five else 3,
-        steps=steps,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        fine_tuning_rate=fine_tuning_rate,
-        network_rate=network_rate,
-        batch_size=batch_size,
-        patch=patch_size,
-        seed=seed,
-        device=device,
-        precision=precision.value,
-        cache=cache,
-        workers=workers or workers_here(),
-        loader_workers=loader_workers,
-        force=force,
+        AdditionOptions(
+            spec=AdditionSpec(expert=expert, sees=sees.value, norm=norm.value, resampling=resampling.value),
+            init_from=init_from,
+        ),
+        TrainingOverrides(
+            steps=steps,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            patch=patch_size,
+            seed=seed,
+            device=device,
+            precision=precision.value,
+            cache=cache,
+            workers=workers or workers_here(),
+            loader_workers=loader_workers,
+            force=force,
+        ),
+        ComparisonOptions(
+            out=out,
+            restart=restart,
+            kernel=int(kernel),
+            fine_tuning_rate=fine_tuning_rate,
+            network_rate=network_rate,
+        ),
     )
-    _tell(comparison)
+    _print_comparison(comparison)
 
 
-def _tell(comparison: Comparison) -> None:
-    """Print the table, a sentence on each way, and where the page is."""
+def _print_comparison(comparison: Comparison) -> None:
+    """Print the table, a sentence on each method, and the path of the page."""
     from repmode_cl.report.comparison.text import findings, render_terminal
 
     for note in comparison.notes:

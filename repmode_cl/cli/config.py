@@ -1,4 +1,4 @@
-"""``repmode-cl config``: the configurations that come with the package, to run or to start from."""
+"""``repmode-cl config``: the configurations that come with the package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def config(
         typer.echo(shipped_config_text(name), nl=False)
         return
     shipped = shipped_config_names()
-    width = max((len(one) for one in shipped), default=0)
-    for one in shipped:
-        first = shipped_config_text(one).partition("\n")[0]
-        typer.echo(f"{one:{width}}  {first.removeprefix('#').strip()}")
+    width = max((len(shipped_name) for shipped_name in shipped), default=0)
+    for shipped_name in shipped:
+        first = shipped_config_text(shipped_name).partition("\n")[0]
+        typer.echo(f"{shipped_name:{width}}  {first.removeprefix('#').strip()}")

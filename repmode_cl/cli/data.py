@@ -1,4 +1,4 @@
-"""``repmode-cl data``: make simulated images, make manifests, and check one before hours are spent on it."""
+"""``repmode-cl data``: simulate images, make manifests, and check a manifest before training on it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli import data_import
-from repmode_cl.cli.options import WorkersOption, names, size
+from repmode_cl.cli.options import WorkersOption, parse_size, parse_structures
 from repmode_cl.errors import RepmodeError, counted
+from repmode_cl.structures import TWELVE_STRUCTURES
 
 if TYPE_CHECKING:
     from repmode_cl.data.validation.manifest_check import Inspection
 
 __all__ = ["app"]
 
-#: Rows shown on a page of thumbnails, and lines printed of each sort of problem.
-_PICTURES, _ERRORS, _WARNINGS = 400, 1000, 10
+#: Rows on a page of thumbnails at most, and lines printed of each kind of problem.
+_THUMBNAILS, _ERRORS, _WARNINGS = 400, 1000, 10
 
 app = typer.Typer(
     help="Make images, or manifests of those you have, and check them.",
@@ -53,13 +54,11 @@ def simulate(
 
       repmode-cl data simulate cells --fields 16 --structures dna,nucleolus,cell_membrane
     """
-    from repmode_cl.structures import TWELVE_STRUCTURES
-
-    chosen = TWELVE_STRUCTURES if structures is None else names(structures, "--structures")
-    voxels = size(shape, "--shape") or (32, 128, 128)
+    names = TWELVE_STRUCTURES if structures is None else parse_structures(structures, "--structures")
+    voxels = parse_size(shape, "--shape") or (32, 128, 128)
     from repmode_cl.data.phantom import simulate as simulate_cells
 
-    manifest = simulate_cells(out, fields=fields, structures=chosen, seed=seed, shape=voxels, workers=workers)
+    manifest = simulate_cells(out, fields=fields, structures=names, seed=seed, shape=voxels, workers=workers)
     typer.echo(f"manifest: {manifest}")
 
 
@@ -84,7 +83,9 @@ def check(
     ] = None,
     headers_only: Annotated[
         bool,
-        typer.Option("--headers-only", help="Read no voxels: much faster, and finds nothing in them."),
+        typer.Option(
+            "--headers-only", help="Read no voxels: much faster, but problems in them are not found."
+        ),
     ] = False,
     page: Annotated[
         Path | None, typer.Option("--page", metavar="FILE.html", help="Write a page of thumbnails.")
@@ -97,8 +98,8 @@ def check(
 ) -> None:
     """List every problem of a manifest; exit code 2 if there is an error.
 
-    Errors are what cannot be trained on. Warnings are what a person should look at: saturation, blank planes,
-    an unlikely voxel size, a signal and a target that do not belong together, the same image in two files.
+    Rows with errors cannot be trained on. Warnings should be looked at by a person: saturation, blank planes, an
+    unlikely voxel size, a signal and a target that do not belong together, the same image in two files.
 
     Columns: structure, signal, signal_channel, target, target_channel, and optionally split, group, region,
     mask, mask_channel, scene, t, voxel_size_zyx.
@@ -113,7 +114,7 @@ def check(
         raise RepmodeError("--page shows voxels, and --headers-only reads none: leave out one of them")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise RepmodeError(f"--page {page}: a page ends in .html")
-    patch_size = size(patch, "--patch")
+    patch_size = parse_size(patch, "--patch")
     from repmode_cl.config import DataConfig, NetworkConfig, PatchConfig, load_config
     from repmode_cl.data.preprocessing.recipe import Recipe
     from repmode_cl.data.validation.manifest_check import inspect_manifest
@@ -126,7 +127,7 @@ def check(
         else (loaded.data, loaded.network, loaded.patch)
     )
 
-    found = inspect_manifest(
+    inspection = inspect_manifest(
         manifest,
         patch=patch_size or crops.size,
         gap=gap,
@@ -134,48 +135,46 @@ def check(
         depth=depth or network.depth,
         voxel_size=data.preprocessing.voxel_size,
         recipe=Recipe.of(data.preprocessing),
-        pictures=_PICTURES if page is not None else 0,
+        pictures=_THUMBNAILS if page is not None else 0,
         workers=workers or workers_here(),
     )
     if page is not None:
         from repmode_cl.data.validation.html_page import write_page
 
-        write_page(page, found)
-    bad = bool(found.problems if strict else found.errors)
+        write_page(page, inspection)
+    failed = bool(inspection.problems if strict else inspection.errors)
     if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=2, allow_nan=False))
+        typer.echo(json.dumps(inspection.as_json(), indent=2, allow_nan=False))
     else:
-        _tell(manifest, found)
+        _print_problems(manifest, inspection)
         if page is not None:
             typer.echo(f"page: {page}")
-    if bad:
+    if failed:
         raise typer.Exit(2)
 
 
-def _tell(manifest: Path, found: Inspection) -> None:
-    """Print what was found, the first of each sort."""
-    told: Counter[tuple[str, str]] = Counter()
-    for problem in found.problems:
-        warning = problem.severity == "warning"
-        sort = (problem.severity, problem.kind)
-        told[sort] += 1
-        if told[sort] > (_WARNINGS if warning else _ERRORS):
+def _print_problems(manifest: Path, inspection: Inspection) -> None:
+    """Print the problems, the first of each kind, and a line that sums them up."""
+    most = {"error": _ERRORS, "warning": _WARNINGS}
+    counts: Counter[tuple[str, str]] = Counter()
+    for problem in inspection.problems:
+        counts[problem.severity, problem.kind] += 1
+        if counts[problem.severity, problem.kind] > most[problem.severity]:
             continue
         where = f"line {problem.row}" if problem.row else "manifest"
         column = f", {problem.column}" if problem.column else ""
-        mark = "warning: " if warning else ""
+        mark = "warning: " if problem.severity == "warning" else ""
         typer.echo(f"{mark}{manifest}, {where}{column}: {problem.message}", err=True)
-    for (severity, kind), count in told.items():
-        more = count - (_WARNINGS if severity == "warning" else _ERRORS)
-        if more > 0:
-            typer.echo(f"{more} more {severity}s ({kind}); --json lists all", err=True)
-    counts = [(len(found.errors), "error"), (len(found.warnings), "warning")]
-    said = " and ".join(counted(count, what) for count, what in counts if count)
-    rows = counted(len(found.rows), "row")
-    if found.errors:
-        typer.echo(f"{said} in {rows}", err=True)
+    for (severity, kind), count in counts.items():
+        if count > most[severity]:
+            typer.echo(f"{count - most[severity]} more {severity}s ({kind}); --json lists all", err=True)
+    totals = [(len(inspection.errors), "error"), (len(inspection.warnings), "warning")]
+    summary = " and ".join(counted(count, kind) for count, kind in totals if count)
+    rows = counted(len(inspection.rows), "row")
+    if inspection.errors:
+        typer.echo(f"{summary} in {rows}", err=True)
         return
     typer.echo(
-        f"{manifest}: {rows} without {'an error' if said else 'a problem'}, of "
-        f"{', '.join(found.structures)}" + (f"; {said}" if said else "")
+        f"{manifest}: {rows} without {'an error' if summary else 'a problem'}, of "
+        f"{', '.join(inspection.structures)}" + (f"; {summary}" if summary else "")
     )

@@ -1,13 +1,14 @@
-"""``repmode-cl data import``: a manifest of images as people have them."""
+"""``repmode-cl data import``: manifests of images that users have already."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.options import voxel_size_in_um
+from repmode_cl.cli.options import parse_voxel_size
 from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
@@ -22,18 +23,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-#: Left-out things printed at most.
+#: Skipped files and rows printed at most.
 _LISTED = 50
 
 OutOption = Annotated[Path, typer.Option("--out", metavar="FILE.csv", help="The manifest to write.")]
 KeepGoingOption = Annotated[
     bool,
-    typer.Option("--keep-going", help="Leave out what cannot be taken, and say so at the end."),
+    typer.Option("--keep-going", help="Leave out what cannot be used, and list it at the end."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a manifest that is there.")]
 VoxelOption = Annotated[
     str | None,
-    typer.Option(metavar="Z,Y,X", help="Voxel size in um, in place of what the files say."),
+    typer.Option(metavar="Z,Y,X", help="Voxel size in um, in place of what the files state."),
 ]
 TargetOption = Annotated[
     list[str] | None,
@@ -54,7 +55,7 @@ def allen(
     keep_going: KeepGoingOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Take the public label-free collection of the Allen Institute, as the paper does.
+    """Import the public label-free collection of the Allen Institute, as the paper does.
 
     CSV_DIR holds beta_actin.csv and so on, with the columns path_czi, channel_signal and channel_target, and
     dna.csv. Twelve structures, split 25% test and 10% of the rest for validation; DNA is drawn from the others.
@@ -69,9 +70,10 @@ def allen(
     train, val, test = (int(part) for part in counts)
     from repmode_cl.data.importers.allen import import_allen
 
-    size = voxel_size_in_um(voxel_size)
-    found = import_allen(csv_dir, root, seed=seed, dna=(train, val, test), voxel_size=size)
-    _write(out, found, keep_going, overwrite)
+    imported = import_allen(
+        csv_dir, root, seed=seed, dna=(train, val, test), voxel_size=parse_voxel_size(voxel_size)
+    )
+    _write(out, imported, keep_going, overwrite)
 
 
 @app.command("folder")
@@ -98,10 +100,14 @@ def folder(
     """
     from repmode_cl.data.importers.folder import import_folder
 
-    targets = _targets(target)
-    size = voxel_size_in_um(voxel_size)
-    found = import_folder(directory, pattern, signal=signal, targets=targets, voxel_size=size)
-    _write(out, found, keep_going, overwrite)
+    imported = import_folder(
+        directory,
+        pattern,
+        signal=signal,
+        targets=_parse_targets(target),
+        voxel_size=parse_voxel_size(voxel_size),
+    )
+    _write(out, imported, keep_going, overwrite)
 
 
 @app.command("channels")
@@ -133,45 +139,45 @@ def channels(
     from repmode_cl.data.importers.channels import import_channels
 
     number = int(signal) if signal.isascii() and signal.isdigit() else signal
-    found = import_channels(
+    imported = import_channels(
         files,
         signal=number,
-        targets=_targets(target),
+        targets=_parse_targets(target),
         scenes=scene,
         times=t,
-        voxel_size=voxel_size_in_um(voxel_size),
+        voxel_size=parse_voxel_size(voxel_size),
     )
-    _write(out, found, keep_going, overwrite)
+    _write(out, imported, keep_going, overwrite)
 
 
-def _targets(given: list[str] | None) -> dict[str, str] | None:
-    if not given:
+def _parse_targets(texts: list[str] | None) -> dict[str, str] | None:
+    """Read ``STRUCTURE=CHANNEL`` as structure -> channel."""
+    if not texts:
         return None
     targets: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         structure, equals, channel = (part.strip() for part in text.partition("="))
         if not (structure and equals and channel):
             raise RepmodeError(f"--target {text!r}: give a structure and its channel, such as dna=hoechst")
         if structure in targets:
-            raise RepmodeError(f"--target: {structure} stands twice")
+            raise RepmodeError(f"--target: {structure} is given twice")
         targets[structure] = channel
     return targets
 
 
-def _write(out: Path, found: ImportedRows, keep_going: bool, overwrite: bool) -> None:
-    from collections import Counter
-
+def _write(out: Path, imported: ImportedRows, keep_going: bool, overwrite: bool) -> None:
+    """Write the manifest, and print its rows and what was skipped."""
     from repmode_cl.data.importers.common import write_imported
 
-    write_imported(out, found, keep_going=keep_going, overwrite=overwrite)
-    for note in found.notes:
+    write_imported(out, imported, keep_going=keep_going, overwrite=overwrite)
+    for note in imported.notes:
         typer.echo(f"note: {note}", err=True)
-    counts = Counter(row.structure for row in found.rows)
+    counts = Counter(row.structure for row in imported.rows)
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-    typer.echo(f"{out}: {counted(len(found.rows), 'row')} ({listed})")
-    if found.left:
-        typer.echo(f"left out {len(found.left)}:", err=True)
-        for what in found.left[:_LISTED]:
-            typer.echo(f"  {what}", err=True)
-        if len(found.left) > _LISTED:
-            typer.echo(f"  and {len(found.left) - _LISTED} more", err=True)
+    typer.echo(f"{out}: {counted(len(imported.rows), 'row')} ({listed})")
+    if imported.left:
+        typer.echo(f"left out {len(imported.left)}:", err=True)
+        for reason in imported.left[:_LISTED]:
+            typer.echo(f"  {reason}", err=True)
+        if len(imported.left) > _LISTED:
+            typer.echo(f"  and {len(imported.left) - _LISTED} more", err=True)

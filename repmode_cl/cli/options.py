@@ -1,11 +1,12 @@
-"""What commands share: how errors and interruptions end, and the options they have in common."""
+"""Options that commands share, and how errors and interruptions end them."""
 
 from __future__ import annotations
 
 import errno
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from repmode_cl.errors import RepmodeError
+from repmode_cl.structures import check_structure_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,25 +22,38 @@ if TYPE_CHECKING:
     from repmode_cl.nn import AdditionSpec
 
 __all__ = [
-    "Commands",
-    "ConfigArgument",
-    "DeviceOption",
-    "ForceOption",
+    "CommandGroup",
+    "fail",
+    "continue_with",
+    "console",
     "ModelArgument",
+    "ConfigArgument",
     "OverridesOption",
     "WorkersOption",
-    "console",
-    "continue_with",
-    "fail",
-    "names",
-    "size",
-    "voxel_size_in_um",
+    "LoaderWorkersOption",
+    "ForceOption",
+    "DeviceOption",
+    "PrecisionOption",
+    "PrecisionChoice",
+    "BatchSizeOption",
+    "PatchOption",
+    "SeedOption",
+    "AS_BASE",
+    "Sees",
+    "LayerSource",
+    "parse_size",
+    "parse_voxel_size",
+    "parse_structures",
+    "check_training_options",
     "spec_text",
 ]
 
+#: End of the help of options that are the base's by default.
+AS_BASE = "as the base was trained with, by default."
+
 _CONTINUE = "repmode_cl.continue_with"
 
-# What an operating system refuses because of what the user named, not because of a defect here.
+# Errors of the operating system that come from the paths that the user named, not from a defect here.
 _USERS_ERRNO = frozenset(
     getattr(errno, name)
     for name in (
@@ -81,10 +96,42 @@ ForceOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (cuda where there is one), cpu, cuda or cuda:N.")]
+BatchSizeOption = Annotated[int | None, typer.Option(min=1, help=f"Patches a step; {AS_BASE}")]
+PatchOption = Annotated[str | None, typer.Option(metavar="Z,Y,X", help=f"Voxels of a patch; {AS_BASE}")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of new weights and of crops.")]
+LoaderWorkersOption = Annotated[
+    int, typer.Option(min=0, max=256, help="Processes that cut patches ahead; 0 cuts them in this one.")
+]
 
 
-class Commands(TyperGroup):
-    """The top group: a user's mistake ends with its message and exit code 2, never with a traceback."""
+class PrecisionChoice(StrEnum):
+    """Number format that training computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+PrecisionOption = Annotated[PrecisionChoice, typer.Option(help="Number format of training.")]
+
+
+class Sees(StrEnum):
+    """Experts that the gates of an addition weigh."""
+
+    own = "own"
+    all = "all"
+
+
+class LayerSource(StrEnum):
+    """Layers that an addition uses: its own copies, or the base's."""
+
+    own = "own"
+    base = "base"
+
+
+class CommandGroup(TyperGroup):
+    """Top group of the commands: a user's mistake ends with its message and exit code 2, never with a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the class."""
@@ -109,9 +156,9 @@ def fail(message: str) -> None:
 
 
 def continue_with(ctx: typer.Context, *more: str, without: Sequence[str] = ()) -> None:
-    """Say, should the command be interrupted, that it continues with `more` added to what was typed.
+    """Set the message of an interruption: the command continues with `more` added to what was typed.
 
-    What is in `without` is left out: an option that would make it begin anew.
+    Options in `without` are not part of it: they would make the command start again.
     """
     typed = [argument for argument in sys.argv[1:] if argument not in (*more, *without)]
     ctx.meta[_CONTINUE] = f"continue with: {shlex.join(['repmode-cl', *typed, *more])}"
@@ -119,19 +166,20 @@ def continue_with(ctx: typer.Context, *more: str, without: Sequence[str] = ()) -
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console that wraps no line where output is no terminal, so that it can be searched."""
+    # Rich takes a tenth of a second to import, and most commands print without it.
     from rich.console import Console
 
     plain = Console(stderr=stderr)
     return plain if plain.is_terminal else Console(stderr=stderr, width=max(plain.width, 100))
 
 
-def size(text: str | None, option: str) -> tuple[int, int, int] | None:
+def parse_size(text: str | None, option: str) -> tuple[int, int, int] | None:
     """Read ``32,128,128`` (or ``32x128x128``) as voxels (z, y, x).
 
     Raises
     ------
     RepmodeError
-        If these are not three positive whole numbers.
+        If `text` is not three positive whole numbers.
     """
     if text is None:
         return None
@@ -142,13 +190,13 @@ def size(text: str | None, option: str) -> tuple[int, int, int] | None:
     return z, y, x
 
 
-def voxel_size_in_um(text: str | None) -> tuple[float, float, float] | None:
+def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
     """Read ``0.29,0.1,0.1``, the value of --voxel-size, as um (z, y, x).
 
     Raises
     ------
     RepmodeError
-        If these are not three positive numbers.
+        If `text` is not three positive numbers.
     """
     if text is None:
         return None
@@ -164,27 +212,59 @@ def voxel_size_in_um(text: str | None) -> tuple[float, float, float] | None:
     return z, y, x
 
 
-def names(text: str, option: str) -> tuple[str, ...]:
+def parse_structures(text: str, option: str) -> tuple[str, ...]:
     """Read ``dna,nucleolus`` as names of structures.
 
     Raises
     ------
     RepmodeError
-        If one cannot name a structure, or stands twice.
+        If one is no valid name of a structure, or is given twice.
     """
-    from repmode_cl.structures import check_structure_name
-
     listed = tuple(check_structure_name(part.strip()) for part in text.split(","))
-    twice = sorted({name for name in listed if listed.count(name) > 1})
-    if twice:
-        raise RepmodeError(f"{option}: {', '.join(twice)} stands twice")
+    repeated = sorted({name for name in listed if listed.count(name) > 1})
+    if repeated:
+        raise RepmodeError(f"{option}: {', '.join(repeated)} is given twice")
     return listed
+
+
+def check_training_options(
+    *, steps: int | None, epochs: int | None, expert: str, rates: Mapping[str, float | None]
+) -> None:
+    """Refuse mistakes in the options of an addition before torch is imported.
+
+    Parameters
+    ----------
+    steps, epochs
+        Length of the training; at most one may be given.
+    expert
+        Kind of the fresh experts, or ``none``.
+    rates
+        Option -> learning rate.
+
+    Raises
+    ------
+    RepmodeError
+        Naming the option.
+    """
+    if steps is not None and epochs is not None:
+        raise RepmodeError("give either --steps or --epochs, not both")
+    for option, rate in rates.items():
+        if rate is not None and not 0 < rate < float("inf"):
+            raise RepmodeError(f"{option} {rate}: a positive number is needed")
+    # The schemas of the configuration take tenths of a second to import.
+    from repmode_cl.config.field_types import check_expert
+
+    if expert != "none":
+        try:
+            check_expert(expert)
+        except ValueError as error:
+            raise RepmodeError(f"--expert {error}, or none") from error
 
 
 def spec_text(spec: AdditionSpec) -> str:
     """Write an addition's choices where they differ from the default: ``lowrank:4, sees all``."""
-    said = [spec.expert]
+    parts = [spec.expert]
     if spec.sees == "all":
-        said.append(f"sees {', '.join(spec.needs) or 'all'}")
-    said += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
-    return ", ".join(said)
+        parts.append(f"sees {', '.join(spec.needs) or 'all'}")
+    parts += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""``repmode-cl pack``: an added structure leaves a model as one file, and joins another with the same base."""
+"""``repmode-cl pack``: export an added structure as one file, and import it into a model with the same base."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def import_(
     model: ModelArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `pack export` wrote.")],
 ) -> None:
-    """Add a structure from a file, after every digest of it and what it predicts were checked.
+    """Add a structure from a file, after a check of its digests and of its predictions.
 
-    A file for another base, damaged, or with anything in it that does not belong is refused, and the model stays as
-    it is.
+    A file for another base, damaged, or with anything in it that does not belong there is refused, and the model
+    stays as it is.
 
     For example:
 
@@ -56,10 +56,10 @@ def import_(
     from repmode_cl.model import Model
 
     opened = Model.open(model)
-    taken = opened.import_pack(file)
-    entry = taken.entry
-    typer.echo(f"{entry.name}: {taken.status} to where it comes from ({printable(taken.detail)})")
-    done = "restored: the file was missing or damaged;" if taken.restored else "added"
+    result = opened.import_pack(file)
+    entry = result.entry
+    typer.echo(f"{entry.name}: {result.status} to where it comes from ({printable(result.detail)})")
+    done = "restored: the file was missing or damaged;" if result.restored else "added"
     typer.echo(
         f"{done} {counted(entry.parameters, 'parameter')}, {entry.bytes:,} bytes, digest {entry.digest[:8]}"
     )

@@ -1,4 +1,4 @@
-"""``repmode-cl pending``, ``accept`` and ``discard``: what waits in a model's ``pending/`` folder for a person."""
+"""``repmode-cl pending``, ``accept`` and ``discard``: structures in a model's ``pending/`` folder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repmode_cl.cli.options import ModelArgument
-from repmode_cl.cli.text import command, figure, printable
+from repmode_cl.cli.text import figure, printable
 from repmode_cl.errors import counted
+from repmode_cl.utils.command_text import command
 
 if TYPE_CHECKING:
     from repmode_cl.store import PendingStructure
     from repmode_cl.store.registry import Entry
 
 __all__ = ["accept", "discard", "pending"]
-
-#: What an unfinished training was asked for, and what it came to just before its commit; `add` writes both.
-REQUEST, OUTCOME = "request.json", "outcome.json"
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A pending structure.")]
 
@@ -36,10 +34,10 @@ def pending(model: ModelArgument) -> None:
     from repmode_cl.store import pending as list_pending
 
     opened = Model.open(model)
-    found = list_pending(opened)
-    for one in found:
-        typer.echo(f"{one.name}: {_said(one, model, opened.entries)}")
-    if not found:
+    structures = list_pending(opened)
+    for structure in structures:
+        typer.echo(f"{structure.name}: {_status(structure, model, opened.entries)}")
+    if not structures:
         typer.echo(f"{model}: nothing is pending")
 
 
@@ -52,9 +50,9 @@ def accept(model: ModelArgument, name: NameArgument) -> None:
     """
     from repmode_cl.model import Model
 
-    taken = Model.open(model).accept(name)
-    entry = taken.entry
-    typer.echo(f"{name}: {taken.status} to when it was staged ({printable(taken.detail)})")
+    result = Model.open(model).accept(name)
+    entry = result.entry
+    typer.echo(f"{name}: {result.status} to when it was staged ({printable(result.detail)})")
     typer.echo(
         f"added {counted(entry.parameters, 'parameter')}, {entry.bytes:,} bytes, digest {entry.digest[:8]}"
     )
@@ -70,58 +68,66 @@ def discard(model: ModelArgument, name: NameArgument) -> None:
     """
     from repmode_cl.model import Model
 
-    gone = Model.open(model).discard(name)
-    what = "what was staged" if gone.entry else "its unfinished training"
-    typer.echo(f"{name}: {what} was removed; the model is as it was")
+    discarded = Model.open(model).discard(name)
+    kind = "what was staged" if discarded.entry else "its unfinished training"
+    typer.echo(f"{name}: {kind} was removed; the model is as it was")
 
 
-def _said(one: PendingStructure, model: Path, entries: Mapping[str, Entry]) -> str:
-    """Say what is pending, whether the model could take it as it is now, and what to do."""
-    gone = command("discard", model, one.name)
-    if one.problem:
-        return f"{printable(one.problem)}; {gone}"
-    # Without a word of it, it is taken for `add`.
-    replace = one.replace if one.entry is not None else _noted(one, REQUEST).get("replace") is True
-    done = "replace" if replace else "add"
-    if one.entry is None:
-        again = command(done, model, "--structure", one.name)
-        if one.busy:
-            return f"a process is at work on {again} now"
-        if one.busy is None:
-            return f"begun by {again}; whether a process is at work on it now cannot be told: you may not write here"
-        state = "interrupted" if one.busy is not None else "interrupted, or at work for somebody else"
-        text = f"{state}; {again} with the same options as before goes on with it, {gone} removes it"
+def _status(structure: PendingStructure, model: Path, entries: Mapping[str, Entry]) -> str:
+    """Return the state of a pending structure, whether the model can take it now, and the commands for it."""
+    from repmode_cl.store.staging import OUTCOME, REQUEST
+
+    name, entry = structure.name, structure.entry
+    discard_it = command("discard", model, name)
+    if structure.problem:
+        return f"{printable(structure.problem)}; {discard_it}"
+    # Where the request cannot be read, it is listed as an addition.
+    replace = (
+        structure.replace if entry is not None else _read_json(structure, REQUEST).get("replace") is True
+    )
+    if entry is None:
+        next_step = command("replace" if replace else "add", model, "--structure", name)
+        if structure.busy:
+            return f"a process is at work on {next_step} now"
+        if structure.busy is None:
+            return (
+                f"started by {next_step}; whether a process is at work on it now cannot be told: you may not write "
+                "here"
+            )
+        digest = _read_json(structure, OUTCOME).get("digest")
+        text = f"interrupted; {next_step} with the same options as before resumes it, {discard_it} removes it"
     else:
-        again = command("accept", model, one.name)
-        r2 = figure(one.entry.metrics.get("r2"))
-        asked = f" of at least {figure(one.min_r2)} asked for" if one.min_r2 is not None else ""
-        to = "to replace the version in the model" if replace else "to be added"
-        text = (
-            f"staged {printable(one.staged[:10])} {to}{f', R2 {r2}' if r2 else ''}{asked}: {printable(one.why)}; "
-            f"{again} takes it, {gone} removes it"
+        next_step, digest = command("accept", model, name), entry.digest
+        r2 = figure(entry.metrics.get("r2"))
+        demanded = (
+            f" of at least {figure(structure.min_r2)} asked for" if structure.min_r2 is not None else ""
         )
-    active = entries.get(one.name)
-    made = one.entry.digest if one.entry is not None else _noted(one, OUTCOME).get("digest")
-    if active is not None and active.digest == made:
+        aim = "to replace the version in the model" if replace else "to be added"
+        text = (
+            f"staged {printable(structure.staged[:10])} {aim}{f', R2 {r2}' if r2 else ''}{demanded}: "
+            f"{printable(structure.why)}; {next_step} takes it, {discard_it} removes it"
+        )
+    active = entries.get(name)
+    if active is not None and active.digest == digest:
         return f"{text}; the model has exactly this version already: both only clear up"
     if active is not None and not replace:
         return (
-            f"{text}; but the model has a {one.name!r} by now (version {active.digest[:8]}), which stays: "
-            f"{command('remove', model, one.name)} first, then {again}; or {gone}"
+            f"{text}; but the model has a {name!r} by now (version {active.digest[:8]}), which stays: "
+            f"{command('remove', model, name)} first, then {next_step}; or {discard_it}"
         )
     if active is None and replace:
         return (
             f"{text}; but the model no longer has the version that it is to replace: "
             f"{command('rollback', model, 'NUMBER')} brings that back ({command('history', model)} has the number); "
-            f"or {gone}"
+            f"or {discard_it}"
         )
     return text
 
 
-def _noted(one: PendingStructure, file: str) -> dict[str, Any]:
-    """Return what an unfinished training left in its folder; nothing, if that is not to be had."""
+def _read_json(structure: PendingStructure, file: str) -> dict[str, Any]:
+    """Return the content of a file of an unfinished training; empty if it cannot be read."""
     try:
-        found = json.loads((one.folder / file).read_text(encoding="utf-8"))
+        content = json.loads((structure.folder / file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

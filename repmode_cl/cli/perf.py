@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repmode_cl.cli.options import DeviceOption, console, size
+from repmode_cl.cli.options import DeviceOption, console, parse_size
 
 if TYPE_CHECKING:
     from repmode_cl.perf import PerfSettings
@@ -109,7 +109,7 @@ def perf(
     given = {
         "width": width,
         "depth": depth,
-        "patch": size(patch, "--patch"),
+        "patch": parse_size(patch, "--patch"),
         "batch": batch,
         "precisions": tuple(one.value for one in precision) if precision else None,
         "device": device,

@@ -15,8 +15,8 @@ from repmode_cl.cli.options import (
     ModelArgument,
     continue_with,
     fail,
-    size,
-    voxel_size_in_um,
+    parse_size,
+    parse_voxel_size,
 )
 from repmode_cl.errors import RepmodeError, counted
 
@@ -130,8 +130,8 @@ def predict(
         )
     if every == bool(structure):
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
-    window_size = size(window, "--window")
-    voxel_size_um = voxel_size_in_um(voxel_size)
+    window_size = parse_size(window, "--window")
+    voxel_size_um = parse_voxel_size(voxel_size)
     from repmode_cl.inference.options import PredictionOptions
     from repmode_cl.inference.output_paths import output_paths, refuse_inputs
     from repmode_cl.inference.predict_files import (

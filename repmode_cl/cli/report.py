@@ -1,4 +1,4 @@
-"""``repmode-cl report``: the page and the tables of a run, made anew from what the run wrote down."""
+"""``repmode-cl report``: the page and the tables of a run, made again from its files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from repmode_cl.cli.options import console
+from repmode_cl.errors import RepmodeError
 
 __all__ = ["report", "show_results"]
 
@@ -30,7 +31,7 @@ def report(
         typer.Option(
             "--against",
             metavar="STRATEGY",
-            help="Compare the others with this one instead of ours; a Multi-Net is also what budgets refer to.",
+            help="Compare the others with this one instead of ours; budgets refer to a Multi-Net given here.",
         ),
     ] = None,
 ) -> None:
@@ -47,11 +48,10 @@ def report(
 
       repmode-cl report runs/monday runs/cluster --out runs/both
     """
-    from repmode_cl.errors import RepmodeError
     from repmode_cl.report import build_report
 
     if len(runs) > 1 and out is None:
-        raise RepmodeError("several runs are merged into a folder of their own: name it with --out FOLDER")
+        raise RepmodeError("several runs are merged into a new folder: name it with --out FOLDER")
     run = runs[0]
     if out is not None:
         from repmode_cl.results.merge_runs import merge_runs
@@ -68,7 +68,7 @@ def report(
 
 
 def show_results(run: Path, *, against: str | None = None) -> None:
-    """Print a run's tables, one line on each strategy's forgetting, and the path of its page."""
+    """Print a run's tables, a line on the forgetting of each strategy, and the path of its page."""
     from repmode_cl.report.tables import run_tables
     from repmode_cl.report.tables.terminal import (
         render_budgets,
@@ -82,21 +82,23 @@ def show_results(run: Path, *, against: str | None = None) -> None:
     info = read_run_info(run)
     results = ResultsTable.read(run / "results.csv")
     for name, streams in info.stream_groups().items():
-        made = run_tables(run, against=against, streams=streams, results=results, info=info)
+        tables = run_tables(run, against=against, streams=streams, results=results, info=info)
         title = f"{run.name}, {name}" if name else run.name
         if len(streams) > 1:
             title += f", mean of {len(streams)} streams"
-        console().print(render_terminal(made.strategies, title=title))
-        for line in summary_lines(made.strategies):
+        console().print(render_terminal(tables.strategies, title=title))
+        for line in summary_lines(tables.strategies):
             typer.echo(line)
-        if made.comparisons and any(row["seeds"] > 1 for row in made.comparisons):
-            first = {row["first"] for row in made.comparisons}
-            of = f"{first.pop()} against the others" if len(first) == 1 else "every pair"
-            structures = made.comparisons[0]["structure"]
-            console().print(render_comparisons(made.comparisons, title=f"{of}: R2, mean over {structures}"))
-        # One budget alone says no more than the comparison does.
-        if any(";" in row["tried"] for row in made.budgets):
-            averages = [row for row in made.budgets if row["structure"] == "all added"]
+        if tables.comparisons and any(row["seeds"] > 1 for row in tables.comparisons):
+            first = {row["first"] for row in tables.comparisons}
+            pairs = f"{first.pop()} against the others" if len(first) == 1 else "every pair"
+            structures = tables.comparisons[0]["structure"]
+            console().print(
+                render_comparisons(tables.comparisons, title=f"{pairs}: R2, mean over {structures}")
+            )
+        # A single budget says no more than the comparison does.
+        if any(";" in row["tried"] for row in tables.budgets):
+            averages = [row for row in tables.budgets if row["structure"] == "all added"]
             console().print(render_budgets(averages, title="steps and seconds to Multi-Net's quality"))
     for (title, stream, seed), message in info.failed.items():
         where = f" in the stream {stream}" if stream else ""

@@ -1,4 +1,4 @@
-"""``repmode-cl show`` and ``verify``: what a model holds, and whether it is unchanged."""
+"""``repmode-cl show`` and ``verify``: the structures of a model, and the proof that they are unchanged."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli.options import ModelArgument, console, fail, spec_text
-from repmode_cl.cli.text import command, figure, printable
+from repmode_cl.cli.text import figure, printable
 from repmode_cl.errors import counted
+from repmode_cl.utils.command_text import command
 
 if TYPE_CHECKING:
     from repmode_cl.store import Change
@@ -22,7 +23,7 @@ __all__ = ["show", "verify"]
 
 
 class Level(StrEnum):
-    """How deep a check goes; each level includes the ones before."""
+    """Depth of a check; each level includes the ones before."""
 
     files = "files"
     tensors = "tensors"
@@ -33,7 +34,7 @@ class Level(StrEnum):
 def show(model: ModelArgument) -> None:
     """List a model's structures and how each was added.
 
-    R2 is of held-out images; that of an imported structure is what its sender says.
+    R2 is of held-out images; that of an imported structure is its sender's figure.
 
     For example:
 
@@ -54,8 +55,9 @@ def show(model: ModelArgument) -> None:
     typer.echo(f"{model}: width {shape.width}, depth {shape.depth}, experts {', '.join(shape.experts)}")
     if opened.voxel_size is not None:
         typer.echo(f"voxel size (z, y, x) in um: {' x '.join(f'{um:g}' for um in opened.voxel_size)}")
-    if said := describe_voxels(trained_voxels(opened.entries[opened.base_structures[0]].provenance, None)):
-        typer.echo(f"trained on images of voxels of {said}")
+    provenance = opened.entries[opened.base_structures[0]].provenance
+    if trained := describe_voxels(trained_voxels(provenance, None)):
+        typer.echo(f"trained on images of voxels of {trained}")
     if prepared := Recipe.from_json(opened.preprocessing).said:
         typer.echo(f"images are prepared with {prepared}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -72,7 +74,7 @@ def show(model: ModelArgument) -> None:
             entry.kind,
             "" if entry.spec is None else escape(printable(spec_text(entry.spec))),
             _r2(entry, opened.history),
-            # Base structures share one file: what it weighs is said once.
+            # Base structures share one file: its size is listed once.
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.parameters),
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.bytes, "B"),
             entry.digest[:8],
@@ -86,29 +88,29 @@ def show(model: ModelArgument) -> None:
         typer.echo(
             f"earlier version: {entry.name} {entry.digest[:8]}, stored {printable(entry.created[:10])}"
         )
-    for one in pending(opened):
-        running = {
-            True: "being trained",
-            False: "interrupted",
-            None: "whether it is being trained cannot be told",
-        }
-        state = "staged" if one.entry is not None else running[one.busy]
-        typer.echo(f"pending: {one.name}, {printable(one.problem) or state}")
+    running = {
+        True: "being trained",
+        False: "interrupted",
+        None: "whether it is being trained cannot be told",
+    }
+    for structure in pending(opened):
+        state = "staged" if structure.entry is not None else running[structure.busy]
+        typer.echo(f"pending: {structure.name}, {printable(structure.problem) or state}")
 
 
 def _r2(entry: Entry, history: Sequence[Change]) -> str:
-    """Return R2 as recorded, and whether it was measured elsewhere: nobody here can tell if it is true."""
+    """Return R2 as recorded, marked if it was measured elsewhere, where it cannot be checked."""
     text = figure(entry.metrics.get("r2"))
-    came = [
+    actions = [
         change.action for change in history if (change.structure, change.digest) == (entry.name, entry.digest)
     ]
-    return f"{text} (imported)" if text and came and came[-1] == "import" else text
+    return f"{text} (imported)" if text and actions and actions[-1] == "import" else text
 
 
 def verify(
     model: ModelArgument,
     level: Annotated[
-        Level, typer.Option(help="How deep: the files, their tensors, fused kernels, or predictions.")
+        Level, typer.Option(help="Depth: the files, their tensors, fused kernels, or predictions.")
     ] = Level.predictions,
     against: Annotated[
         Path | None,
@@ -118,7 +120,7 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Prove that a model is what was stored; exit code 2 if not.
+    """Prove that a model is as it was stored; exit code 2 if not.
 
     Where the computing environment is that of the stored proof, predictions are compared bit for bit;
     elsewhere with a stated tolerance, and reported as such. With --against, the structures of two models are
@@ -141,11 +143,11 @@ def verify(
     for note in report.notes:
         typer.echo(f"note: {note}", err=True)
     if report.comparison is not None:
-        _tell_comparison(report.comparison, width)
+        _print_model_comparison(report.comparison, width)
     failed = list(dict.fromkeys(result.structure for result in results if not result.ok))
     if failed:
         advice = "put the named files back from a copy of the model"
-        # With an active structure damaged, an earlier version is perhaps what can be rolled back to.
+        # While an active structure is damaged, an earlier version may be needed to roll back to.
         if all(result.ok for result in report.results):
             kept = "the earlier version" if len(report.earlier) == 1 else "all earlier versions"
             advice += f"; or, if nobody needs to go back, {command('gc', model)} drops {kept}"
@@ -155,12 +157,12 @@ def verify(
     typer.echo(f"{model}: {counted(len(report.results), 'structure')} verified ({report.level})")
 
 
-def _tell_comparison(comparison: ModelComparison, width: int) -> None:
+def _print_model_comparison(comparison: ModelComparison, width: int) -> None:
     typer.echo(f"against {comparison.path}:")
-    for name, what in comparison.same.items():
-        typer.echo(f"{name:{width}}  {what}")
-    for name, how in comparison.different.items():
-        typer.echo(f"{name:{width}}  DIFFERS: {how}", err=True)
+    for name, detail in comparison.same.items():
+        typer.echo(f"{name:{width}}  {detail}")
+    for name, detail in comparison.different.items():
+        typer.echo(f"{name:{width}}  DIFFERS: {detail}", err=True)
     for name in comparison.only_here:
         typer.echo(f"{name:{width}}  only here")
     for name in comparison.only_there:

@@ -1,15 +1,12 @@
-"""What a model says of itself, put so that it can be printed: some of it was written by strangers."""
+"""Text and figures of a model made safe to print: some were written by strangers."""
 
 from __future__ import annotations
 
 import math
-import shlex
-from pathlib import Path
 
-__all__ = ["command", "figure", "printable"]
+__all__ = ["figure", "printable"]
 
-
-#: Figures from here on are no R2 that anybody can read in a column.
+#: Figures from here on are no R2 that can be read in a column: they are written with an exponent.
 _LARGE = 1e6
 
 
@@ -29,8 +26,3 @@ def figure(value: object) -> str:
 def printable(text: object) -> str:
     """Return text without what would move a terminal's cursor, colour it, or break its lines."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-
-
-def command(*words: str | Path) -> str:
-    """Return a command of this program as it can be typed, in backquotes."""
-    return f"`{shlex.join(['repmode-cl', *map(str, words)])}`"

@@ -1,4 +1,4 @@
-"""``repmode-cl train``: a model of the base structures, which `add` grows later."""
+"""``repmode-cl train``: a model of the base structures, to which `add` adds others later."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with
+from repmode_cl.cli.show_and_verify import show
+from repmode_cl.errors import ModelError
 
 __all__ = ["train"]
 
@@ -34,21 +36,18 @@ def train(
       torchrun --nproc-per-node 2 -m repmode_cl train my.yaml --out model
     """
     from repmode_cl.config import load_config
-    from repmode_cl.errors import ModelError
     from repmode_cl.utils.process_pool import workers_here
 
     loaded = load_config(config, overrides or ())
-    # Asked for before hours of training, not after.
+    # Checked before hours of training, not after.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
     from repmode_cl.workflows.train_base import train_base
 
-    # From its last checkpoint.
     continue_with(ctx)
     train_base(loaded, out, workers=workers or workers_here())
-    from repmode_cl.cli.show_and_verify import show
     from repmode_cl.training.distributed import started_together
 
-    started = started_together()
-    if started is None or started[0] == 0:
+    ranks = started_together()
+    if ranks is None or ranks[0] == 0:
         show(out)

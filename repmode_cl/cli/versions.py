@@ -1,7 +1,8 @@
-"""``repmode-cl history``, ``remove``, ``rollback`` and ``gc``: what was done to a model, and undoing it."""
+"""``repmode-cl history``, ``remove``, ``rollback`` and ``gc``: the changes of a model, and undoing them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from repmode_cl.cli.options import ModelArgument, spec_text
 from repmode_cl.cli.text import figure, printable
 from repmode_cl.errors import counted
+from repmode_cl.utils.command_text import command
 
 if TYPE_CHECKING:
     from repmode_cl.model import Model
@@ -21,12 +23,13 @@ __all__ = ["gc", "history", "remove", "rollback"]
 def history(
     model: ModelArgument,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print all that is recorded of each change, as JSON.")
+        bool, typer.Option("--json", help="Print everything recorded about each change, as JSON.")
     ] = False,
 ) -> None:
-    """List every change of a model: when (UTC), what, with which settings, from which data, and figures.
+    """List every change of a model: time (UTC), kind, settings, data, and figures.
 
-    A version is told by the first digits of its digest, and is active, kept (rollback can bring it back) or deleted.
+    A version is identified by the first digits of its digest, and is active, kept (rollback can bring it back) or
+    deleted.
 
     For example:
 
@@ -34,8 +37,6 @@ def history(
 
       repmode-cl history model --json
     """
-    import json
-
     from repmode_cl.model import Model
 
     opened = Model.open(model)
@@ -47,8 +48,8 @@ def history(
         version = f" {change.digest[:8]}" if change.digest else ""
         typer.echo(
             printable(
-                f"{change.number:{width}}  {change.time[:16].replace('T', ' ')}  {_what(change)}{version}"
-                f"{_whereabouts(opened, change)}"
+                f"{change.number:{width}}  {change.time[:16].replace('T', ' ')}  {_kind(change)}{version}"
+                f"{_version_state(opened, change)}"
             )
         )
         if details := "; ".join(filter(None, (_settings(change), _data(change), _figures(change)))):
@@ -59,7 +60,7 @@ def remove(
     model: ModelArgument,
     structure: Annotated[str, typer.Argument(metavar="NAME", help="An addition that no other one needs.")],
 ) -> None:
-    """Take a structure out of a model; its file is kept until gc, so that it can come back.
+    """Remove a structure from a model; its file is kept until gc, so that it can come back.
 
     For example:
 
@@ -71,7 +72,7 @@ def remove(
     change = opened.remove(structure)
     typer.echo(f"{structure} (version {_short(change.earlier)}) is no longer in {model}")
     typer.echo(
-        f"it is kept: `repmode-cl rollback {model} {change.number - 1}` brings it back, `repmode-cl gc {model}` "
+        f"it is kept: {command('rollback', model, str(change.number - 1))} brings it back, {command('gc', model)} "
         "deletes it"
     )
 
@@ -79,12 +80,15 @@ def remove(
 def rollback(
     model: ModelArgument,
     number: Annotated[
-        int, typer.Argument(metavar="NUMBER", help="Of the change after which the model was as it shall be.")
+        int,
+        typer.Argument(
+            metavar="NUMBER", help="Of the change after which the model was as it should be again."
+        ),
     ],
 ) -> None:
-    """Make a model what it was after an earlier change; what came since is kept until gc.
+    """Restore a model to its state after an earlier change; later versions are kept until gc.
 
-    The history, which numbers the changes, only ever grows: rolling back is a change too, and can be rolled back.
+    The history, which numbers the changes, only grows: rolling back is a change too, and can be rolled back.
 
     For example:
 
@@ -112,7 +116,7 @@ def gc(
 ) -> None:
     """Delete the earlier versions that a model keeps, and files of structures that no version has.
 
-    Afterwards the model cannot be rolled back to changes that had them; the history still lists them.
+    Afterwards the model cannot be rolled back to changes that had them; the history still lists these.
 
     For example:
 
@@ -121,28 +125,28 @@ def gc(
     from repmode_cl.model import Model
     from repmode_cl.report.tables.number_format import count_text
 
-    found = Model.open(model).gc(dry_run=dry_run)
-    versions = {entry.file: entry for entry in found.versions}
-    for file, size in found.files:
+    garbage = Model.open(model).gc(dry_run=dry_run)
+    versions = {entry.file: entry for entry in garbage.versions}
+    for file, size in garbage.files:
         entry = versions.get(file)
-        what = f"{entry.name}, an earlier version" if entry else "of no version"
-        typer.echo(f"{file}: {what}, {size:,} bytes")
+        origin = f"{entry.name}, an earlier version" if entry else "of no version"
+        typer.echo(f"{file}: {origin}, {size:,} bytes")
     done = "would be deleted from" if dry_run else "deleted from"
-    typer.echo(f"{counted(len(found.files), 'file')}, {count_text(found.bytes, 'B')} {done} {model}")
+    typer.echo(f"{counted(len(garbage.files), 'file')}, {count_text(garbage.bytes, 'B')} {done} {model}")
 
 
 def _short(digest: str | None) -> str:
     return (digest or "")[:8]
 
 
-def _what(change: Change) -> str:
+def _kind(change: Change) -> str:
     if change.action == "rollback":
         return f"rollback to {change.to}"
     return f"{change.action} {change.structure}" if change.structure else change.action
 
 
-def _whereabouts(model: Model, change: Change) -> str:
-    """Say what became of the version that a change brought."""
+def _version_state(model: Model, change: Change) -> str:
+    """Return the present state of the version that a change brought, after a comma."""
     if change.structure is None or change.digest is None:
         return ""
     key = (change.structure, change.digest)
@@ -157,24 +161,24 @@ def _data(change: Change) -> str:
 
 
 def _settings(change: Change) -> str:
-    """Write how the version was made, as far as is recorded: ``conv3, 300 steps, rate 0.002, seed 0``."""
+    """Return the settings of a version, as far as they are recorded: ``conv3, 300 steps, rate 0.002, seed 0``."""
     if change.action == "gc":
         return f"deleted: {', '.join(_removed(change))}"
-    said = [spec_text(change.spec)] if change.spec else []
+    settings = [spec_text(change.spec)] if change.spec else []
     training = change.provenance.get("training")
     training = dict(training) if isinstance(training, Mapping) else {}
-    # A configuration names the rate of what comes after the base apart from the base's.
+    # A configuration names the rate of additions separately from the base's.
     addition = change.provenance.get("addition")
     if change.spec and isinstance(addition, Mapping) and addition.get("learning_rate") is not None:
         training["learning_rate"] = addition["learning_rate"]
-    for key, word in (("steps", "{} steps"), ("learning_rate", "rate {}"), ("seed", "seed {}")):
-        if number := _number(change.provenance.get(key, training.get(key))):
-            said.append(word.format(number))
-    return ", ".join(said)
+    for key, text in (("steps", "{} steps"), ("learning_rate", "rate {}"), ("seed", "seed {}")):
+        if number := _number_text(change.provenance.get(key, training.get(key))):
+            settings.append(text.format(number))
+    return ", ".join(settings)
 
 
-def _number(value: object) -> str:
-    """Write a setting; empty if it is no number that one could have trained with."""
+def _number_text(value: object) -> str:
+    """Return a setting as text; empty if it is no number that one could have trained with."""
     if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63):
         return f"{value:g}" if isinstance(value, float) else str(value)
     return ""
@@ -182,18 +186,17 @@ def _number(value: object) -> str:
 
 def _removed(change: Change) -> list[str]:
     removed = change.provenance.get("removed", [])
-    return [f"{one['structure']} {_short(one['digest'])}" for one in removed]  # written by gc alone
+    return [f"{one['structure']} {_short(one['digest'])}" for one in removed]  # written only by gc
 
 
 def _figures(change: Change) -> str:
-    """Write R2 on held-out images; for a base, of each of its structures."""
+    """Return R2 on held-out images as text; for a base, of each of its structures."""
     if change.action != "create":
         r2 = figure(change.metrics.get("r2"))
         return f"R2 {r2}" if r2 else ""
-    of_each = {name: _r2_of(figures) for name, figures in change.metrics.items()}
-    said = [f"{name} {r2}" for name, r2 in of_each.items() if r2]
-    return f"R2 {', '.join(said)}" if said else ""
-
-
-def _r2_of(figures: object) -> str:
-    return figure(figures.get("r2")) if isinstance(figures, Mapping) else ""
+    listed = []
+    for name, figures in change.metrics.items():
+        r2 = figure(figures.get("r2")) if isinstance(figures, Mapping) else ""
+        if r2:
+            listed.append(f"{name} {r2}")
+    return f"R2 {', '.join(listed)}" if listed else ""

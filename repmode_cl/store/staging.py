@@ -26,6 +26,8 @@ from repmode_cl.utils.atomic_files import json_text, write_json
 from repmode_cl.utils.tensor_digests import json_digest
 
 __all__ = [
+    "OUTCOME",
+    "REQUEST",
     "PendingStructure",
     "accept",
     "clear_pending",
@@ -36,6 +38,10 @@ __all__ = [
     "training_lock",
 ]
 
+#: File of a pending structure's folder: the settings with which its training was started.
+REQUEST = "request.json"
+#: File with the figures of a finished training, written just before its commit.
+OUTCOME = "outcome.json"
 STAGED = "staged.json"
 STAGED_FORMAT = "repmode-cl staged"
 STAGED_VERSION = 1

@@ -1,4 +1,4 @@
-"""Train a base, add a structure, compare ways to learn one.
+"""Train a base, add a structure, and compare methods to learn one.
 
-Each function has the name of its module, so nothing is imported here: it would hide the module.
+Nothing is imported here: each function has the name of its module, and would hide the module.
 """

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.pipeline import prepared_samples
-from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.store import Candidate, Entry, VerifyReport, make_candidate
-from repmode_cl.store.staging import clear_pending, training_lock
-from repmode_cl.store.staging import stage as put_aside
+from repmode_cl.store.staging import OUTCOME, REQUEST, clear_pending, training_lock
+from repmode_cl.store.staging import stage as stage_candidate
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
-from repmode_cl.strategies.plugins.model_export import provenance_of
 from repmode_cl.structures import check_structure_name
 from repmode_cl.training import has_checkpoint, refuse_several
 from repmode_cl.utils.atomic_files import write_json
@@ -32,23 +28,28 @@ from repmode_cl.workflows.addition_plan import (
     check_held_out,
     check_min_r2,
     check_not_staged,
-    name_conflict,
+    name_conflict_error,
     plan_addition,
 )
 from repmode_cl.workflows.initialisation import Initialisation, initialise
+from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 from repmode_cl.workflows.pending_training import (
     CHECKPOINT,
     IMAGES,
-    OUTCOME,
-    REQUEST,
+    INITIALISATION,
     PendingOutcome,
-    same_images,
-    was_committed,
+    committed_outcome,
+    record_images,
 )
-from repmode_cl.workflows.train_one_experience import held_out, learn, same_request, stream_of
-from repmode_cl.workflows.training_settings import guard_voxels, origin_of, other_precision
+from repmode_cl.workflows.train_one_experience import (
+    evaluate_held_out,
+    make_stream,
+    record_request,
+    train_experience,
+)
+from repmode_cl.workflows.training_settings import base_provenance, precision_note, refuse_voxel_sizes
 
-__all__ = ["AddResult", "AdditionRun", "add_structure", "finish_committed", "verify_before_adding"]
+__all__ = ["add_structure", "run_addition", "AddResult", "AdditionRun"]
 
 
 def add_structure(
@@ -89,8 +90,8 @@ def add_structure(
     spec
         What the structure gets; the default is the paper's conv3, with own norms and resampling layers.
     init_from
-        What it starts from: ``none`` is chance; a known structure, whose mode it begins near; ``best``, the known one
-        whose mode has the lowest squared error on a sample of the training patches.
+        What it starts from: ``none`` is chance; the name of a known structure, near whose mode it starts; ``best``, the
+        known structure whose mode has the lowest squared error on a sample of the training patches.
     steps, epochs, learning_rate, batch_size
         ``None``: as the base was trained with (for the rate, what its configuration named for additions).
     time_limit
@@ -114,7 +115,7 @@ def add_structure(
     loader_workers
         Processes that cut patches ahead of the training; 0 cuts them in this one.
     replace
-        Train another version of an addition that the model has; the one so far is kept until ``gc``.
+        Train another version of an addition that the model has; the present one is kept until ``gc``.
     force
         Learn from images whose voxel size is missing or far from what the base was trained on, with a note.
 
@@ -125,9 +126,9 @@ def add_structure(
 
     Notes
     -----
-    The model is verified before and after. It is locked for the commit alone: others may read and change it while
-    training goes on. An interrupted addition is under ``pending/<structure>`` of the model and goes on with the same
-    call, to the same bits in the same environment.
+    The model is verified before and after. It is locked only for the commit: others may read and change it during the
+    training. An interrupted addition lies under ``pending/<structure>`` of the model; the same call resumes it, to the
+    same bits in the same environment.
 
     Raises
     ------
@@ -135,58 +136,79 @@ def add_structure(
         If a value is out of range, an interrupted addition had other settings or other images, or several processes
         were started together.
     ModelError
-        If the model has the structure (or, to be replaced, has it not, or another needs it), does not verify, or
-        another process is adding it at this moment.
+        If the model has the structure already, or does not verify, or another process is adding the structure at this
+        moment. With `replace`: if the model lacks the structure, or another addition needs it.
     ManifestError
         If the manifest has no usable row of it, or `min_r2` is demanded and no image is held out.
+    """
+    return run_addition(
+        model,
+        structure,
+        data,
+        AdditionOptions(spec=spec, init_from=init_from, min_r2=min_r2, stage=stage, replace=replace),
+        TrainingOverrides(
+            steps=steps,
+            epochs=epochs,
+            time_limit=time_limit,
+            patience=patience,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            patch=patch,
+            seed=seed,
+            device=device,
+            precision=precision,
+            cache=cache,
+            workers=workers,
+            loader_workers=loader_workers,
+            force=force,
+        ),
+    )
+
+
+def run_addition(
+    model: str | Path | Model,
+    structure: str,
+    data: str | Path | Manifest,
+    options: AdditionOptions,
+    overrides: TrainingOverrides,
+) -> AddResult:
+    """Add a structure with options that are made already; see `add_structure`.
+
+    Parameters
+    ----------
+    model, structure, data
+        As of `add_structure`.
+    options, overrides
+        Choices for the addition and for its training.
+
+    Raises
+    ------
+    ConfigError, ModelError, ManifestError
+        As of `add_structure`.
     """
     refuse_several("adding a structure")
     given = model if isinstance(model, Model) else None
     opened = Model.open(model.path if isinstance(model, Model) else model)
     check_structure_name(structure)
-    check_min_r2(min_r2)
-    plan = partial(
-        plan_addition,
-        opened.path,
-        structure,
-        data,
-        spec=spec,
-        init_from=init_from,
-        steps=steps,
-        epochs=epochs,
-        time_limit=time_limit,
-        patience=patience,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        patch=patch,
-        seed=seed,
-        device=device,
-        precision=precision,
-        cache=cache,
-        loader_workers=loader_workers,
-        replace=replace,
-        force=force,
-    )
-    if was_committed(opened, structure) is None:
-        asked = plan()  # a mistake is told before anything is written, be it a lock
-        guard_voxels(opened, asked.manifest, structure, force=force)
+    check_min_r2(options.min_r2)
+    if committed_outcome(opened, structure) is None:
+        # A mistake is reported before anything is written, even a lock.
+        plan = plan_addition(opened, structure, data, options, overrides)
+        refuse_voxel_sizes(opened, plan.manifest, structure, force=overrides.force)
     with training_lock(opened, structure):
-        # Looked at under the lock: another process may have added it meanwhile.
-        done = finish_committed(Model.open(opened.path), structure, plan, min_r2=min_r2, stage=stage)
-        if done is not None:
-            return done
-        addition = plan()
-        check_not_staged(addition.model, structure)
-        before = verify_before_adding(addition.model)
-        return AdditionRun(addition, given or opened, before, workers).run(min_r2=min_r2, stage=stage)
-
-
-_BEGINNING = "beginning.json"
+        # Read again under the lock: another process may have added it meanwhile.
+        finished = _finish_committed(Model.open(opened.path), structure, data, options, overrides)
+        if finished is not None:
+            return finished
+        plan = plan_addition(opened, structure, data, options, overrides)
+        check_not_staged(plan.model, structure)
+        before = _verified(plan.model)
+        return AdditionRun(plan, given or opened, before, options, overrides.workers).run()
 
 
 @dataclass(frozen=True)
 class AddResult:
-    """What adding a structure came to.
+    """Result of adding a structure.
 
     Attributes
     ----------
@@ -199,7 +221,7 @@ class AddResult:
     held_out
         Which images those are: test, val, or none.
     parameters, bytes
-        What the addition owns, and its file's size.
+        Parameters that the addition owns, and the size of its file.
     seconds
         Training, validation excluded.
     verified
@@ -209,14 +231,14 @@ class AddResult:
     stopped
         Why training ended: all its steps, no improvement, or the time limit.
     init
-        What it began from.
+        What it was initialised from.
     unchanged
         Earlier structures, and whether each has the same tensors, and computes the same kernels and the same
-        prediction bit for bit, as before, in this environment. Empty where nothing was written.
+        prediction, bit for bit as before, in this environment. Empty where nothing was written.
     staged
         Whether it waits for a person to accept it, and is no part of the model yet.
     reached
-        Whether its R2 is at least what was demanded.
+        Whether its R2 is at least `min_r2`.
     """
 
     model: Model
@@ -236,162 +258,223 @@ class AddResult:
 
 
 class AdditionRun:
-    """One addition under way: trained without a lock on the model, committed under it, proved afterwards."""
+    """One addition under way: trained without a lock on the model, committed under it, proved afterwards.
 
-    def __init__(self, addition: AdditionPlan, model: Model, before: VerifyReport, workers: int) -> None:
-        self.addition = addition
+    Parameters
+    ----------
+    plan
+        The addition.
+    model
+        Model that gets the structure.
+    before
+        Verification of the model as it was.
+    options
+        Says whether to stage the structure, and from which R2 on it is not staged.
+    workers
+        Processes that prepare images.
+    """
+
+    def __init__(
+        self, plan: AdditionPlan, model: Model, before: VerifyReport, options: AdditionOptions, workers: int
+    ) -> None:
+        self.plan = plan
         self.model = model
         self.before = before
+        self.options = options
         self.workers = workers
-        self.work = addition.work
+        self.work = plan.work
 
-    def run(self, *, min_r2: float | None, stage: bool) -> AddResult:
+    def run(self) -> AddResult:
         """Prepare the images, train, and commit or stage."""
-        addition = self.addition
-        name = addition.structure
-        warnings = guard_voxels(addition.model, addition.manifest, name, force=addition.force)
-        same_request(self.work / REQUEST, addition.request(), addition.what, addition.anew)
+        plan, name = self.plan, self.plan.structure
+        warnings = refuse_voxel_sizes(plan.model, plan.manifest, name, force=plan.force)
+        record_request(self.work / REQUEST, plan.request(), plan.title, plan.restart_hint)
         samples, notes = prepared_samples(
-            addition.config.data,
+            plan.config.data,
             self.work,
             structures=[name],
-            manifest=addition.manifest,
+            manifest=plan.manifest,
             workers=self.workers,
         )
-        check_held_out(min_r2, name, [sample.split for sample in samples])
-        begun = has_checkpoint(self.work / CHECKPOINT)
-        same_images(self.work / IMAGES, samples, addition.what, addition.anew, begun=begun)
-        stream = stream_of(addition.config, samples, ((name,),))
-        strategy, beginning = self._prepare(stream)
-        learn(strategy, self.work, f"adding {name}")
-        metrics, images = held_out(strategy, stream)
-        notes = [*notes, *warnings, *self._notes(strategy)]
+        check_held_out(self.options.min_r2, name, [sample.split for sample in samples])
+        started = has_checkpoint(self.work / CHECKPOINT)
+        record_images(self.work / IMAGES, samples, plan.title, plan.restart_hint, started=started)
+        stream = make_stream(plan.config, samples, ((name,),))
+        strategy, init = self._prepare(stream)
+        train_experience(strategy, self.work, f"adding {name}")
+        metrics, split = evaluate_held_out(strategy, stream)
+        notes = [*notes, *warnings, *self._training_notes(strategy)]
         outcome = PendingOutcome(
-            "", metrics.get(name, {}), images, strategy.progress.seconds, notes, strategy.stopped
+            "", metrics.get(name, {}), split, strategy.progress.seconds, notes, strategy.stopped
         )
         candidate = make_candidate(
-            addition.model,
+            plan.model,
             name,
             strategy.network,
             self.work,
-            provenance=self._provenance(strategy, samples, outcome, beginning),
+            provenance=plan.provenance(strategy, samples, held_out=split, notes=notes, init=init.to_json()),
             metrics=outcome.metrics,
         )
-        reached = outcome.reaches(min_r2)
-        if stage or not reached:
-            return self._stage(candidate, outcome, beginning, min_r2, reached)
-        return self._commit(candidate, outcome, beginning)
+        if self.options.stage or not outcome.reaches(self.options.min_r2):
+            return self._stage(candidate, outcome, init)
+        return self._commit(candidate, outcome, init)
 
     def _prepare(self, stream: StructureStream) -> tuple[ExpertsFrozen, Initialisation]:
-        """Build the strategy with a network that has begun; one that goes on with a checkpoint has it from there."""
-        addition = self.addition
-        device = resolve_device(addition.config.training.device)
-        network = addition.network()
-        path = self.work / _BEGINNING
+        """Build the strategy with an initialised network; one that is resumed gets its weights from the checkpoint."""
+        plan = self.plan
+        device = resolve_device(plan.config.training.device)
+        network = plan.network()
+        path = self.work / INITIALISATION
         if path.is_file() and has_checkpoint(self.work / CHECKPOINT):
-            beginning = Initialisation.from_json(json.loads(path.read_text(encoding="utf-8")))
+            init = Initialisation.from_json(json.loads(path.read_text(encoding="utf-8")))
         else:
-            beginning = initialise(addition, network, stream.patches[0], device)
-            write_json(path, beginning.to_json())
+            init = initialise(plan, network, stream.patches[0], device)
+            write_json(path, init.to_json())
         strategy = ExpertsFrozen(
             network=network,
             stream=stream,
-            training=addition.config.training,
-            patch=addition.config.patch.size,
-            inference=addition.config.inference,
-            seed=addition.seed,
-            spec=addition.spec,
+            training=plan.config.training,
+            patch=plan.config.patch.size,
+            inference=plan.config.inference,
+            seed=plan.seed,
+            spec=plan.spec,
             device=device,
-            precision=addition.precision,
+            precision=plan.precision,
         )
-        return strategy, beginning
+        return strategy, init
 
-    def _notes(self, strategy: ExpertsFrozen) -> list[str]:
-        """Say what is odd of the training: another number format than the base's, a schedule cut short."""
-        addition, found = self.addition, []
-        if note := other_precision(origin_of(addition.model), strategy.precision, addition.structure):
-            found.append(note)
-        training, step = addition.config.training, strategy.progress.step
+    def _training_notes(self, strategy: ExpertsFrozen) -> list[str]:
+        """Return notes on the training: another number format than the base's, a schedule cut short."""
+        plan, notes = self.plan, []
+        if note := precision_note(base_provenance(plan.model), strategy.precision, plan.structure):
+            notes.append(note)
+        training, step = plan.config.training, strategy.progress.step
         if step < strategy.budget.steps and training.schedule != "constant":
-            found.append(
+            notes.append(
                 f"training ended at step {step} of {strategy.budget.steps} ({strategy.stopped}), before the learning "
                 f"rate had come down: with {step} steps from the start it may well do better"
             )
-        return found
+        return notes
 
-    def _provenance(
-        self,
-        strategy: ExpertsFrozen,
-        samples: list[Sample],
-        outcome: PendingOutcome,
-        beginning: Initialisation,
-    ) -> dict[str, Any]:
-        addition = self.addition
-        return {
-            **provenance_of(addition.config, addition.options, addition.seed, samples, strategy.precision),
-            "held_out": outcome.held_out,
-            "notes": outcome.notes,
-            "manifest": addition.manifest.path.name,
-            "steps": strategy.progress.step,
-            "selected_step": strategy.selection.step,
-            "stopped": outcome.stopped,
-            "seconds": round(outcome.seconds, 3),
-            "init": {"asked": addition.init_from, **beginning.to_json()},
-        }
-
-    def _commit(self, candidate: Candidate, outcome: PendingOutcome, beginning: Initialisation) -> AddResult:
-        name, again = self.addition.structure, self.addition.replace
+    def _commit(self, candidate: Candidate, outcome: PendingOutcome, init: Initialisation) -> AddResult:
+        """Make the structure part of the model, verify the model, and remove the pending folder."""
+        name, replacing = self.plan.structure, self.plan.replace
         path = self.model.path
-        last = Model.open(path).history[-1].number
+        last_change = Model.open(path).history[-1].number
         # Should this process die after the commit, the same call finds that it is done.
-        kept = replace(outcome, digest=candidate.entry.digest, after=last)
-        write_json(self.work / OUTCOME, kept.to_json())
+        committed = replace(outcome, digest=candidate.entry.digest, after=last_change)
+        write_json(self.work / OUTCOME, committed.to_json())
         try:
-            entry = self.model.commit(candidate, action="replace" if again else "add", replace=again)
+            entry = self.model.commit(candidate, action="replace" if replacing else "add", replace=replacing)
         except ModelError as error:
-            if not again and name in Model.open(path).structures:
-                raise name_conflict(path, name) from error
+            if not replacing and name in Model.open(path).structures:
+                raise name_conflict_error(path, name) from error
             raise
-        after = verify_before_adding(self.model, f"after {name!r} was {'replaced' if again else 'added'}")
+        done = "replaced" if replacing else "added"
+        after = _verified(self.model, f"after {name!r} was {done}")
         unchanged = self._unchanged(after)
         if changed := [other for other, same in unchanged.items() if not same]:
             raise ModelError(
-                f"{', '.join(changed)} of {path} no longer computes what it did before {name!r} was "
-                f"{'replaced' if again else 'added'}: go back with {command('rollback', path)}, and check this "
-                "machine's memory"
+                f"{', '.join(changed)} of {path} no longer computes what it did before {name!r} was {done}: go back "
+                f"with {command('rollback', path)}, and check this machine's memory"
             )
         clear_pending(self.work)
-        return _result(self.model, entry, outcome, after, beginning, unchanged)
+        return _result(self.model, entry, outcome, after, init, unchanged)
 
     def _unchanged(self, after: VerifyReport) -> dict[str, bool]:
         """Compare the structures that are the same versions as before; others may change the model meanwhile."""
-        before, now = self.addition.model.entries, Model.open(self.model.path).entries
+        before, now = self.plan.model.entries, Model.open(self.model.path).entries
         return {
             name: same
             for name, same in after.same_as(self.before).items()
             if name in before and name in now and before[name].digest == now[name].digest
         }
 
-    def _stage(
-        self,
-        candidate: Candidate,
-        outcome: PendingOutcome,
-        beginning: Initialisation,
-        min_r2: float | None,
-        reached: bool,
-    ) -> AddResult:
-        why = "staged as asked for"
+    def _stage(self, candidate: Candidate, outcome: PendingOutcome, init: Initialisation) -> AddResult:
+        """Leave the structure in the pending folder, to be accepted or discarded."""
+        min_r2 = self.options.min_r2
+        reached = outcome.reaches(min_r2)
+        reason = "staged as requested"
         if not reached:
-            why = f"below the R2 that was demanded, on the {outcome.held_out} images"
-        put_aside(self.model, candidate, why=why, replace=self.addition.replace, min_r2=min_r2)
+            reason = f"below the R2 that was demanded, on the {outcome.held_out} images"
+        stage_candidate(self.model, candidate, why=reason, replace=self.plan.replace, min_r2=min_r2)
         # What cannot be removed now goes when it is accepted or discarded.
-        for left in ("checkpoint", "cache", "tensorboard"):
-            shutil.rmtree(self.work / left, ignore_errors=True)
-        for left in (REQUEST, IMAGES, OUTCOME, _BEGINNING):
-            (self.work / left).unlink(missing_ok=True)
+        for folder in (CHECKPOINT, "cache", "tensorboard"):
+            shutil.rmtree(self.work / folder, ignore_errors=True)
+        for file in (REQUEST, IMAGES, OUTCOME, INITIALISATION):
+            (self.work / file).unlink(missing_ok=True)
         return _result(
-            self.model, candidate.entry, outcome, self.before, beginning, {}, staged=True, reached=reached
+            self.model, candidate.entry, outcome, self.before, init, {}, staged=True, reached=reached
         )
+
+
+def _finish_committed(
+    model: Model,
+    structure: str,
+    data: str | Path | Manifest,
+    options: AdditionOptions,
+    overrides: TrainingOverrides,
+) -> AddResult | None:
+    """Finish an addition that was committed before its process died, if the same is requested again.
+
+    If something else is requested, or the version is not active any more, the pending folder is removed.
+
+    Parameters
+    ----------
+    model, structure
+        As it is on disk now, and the structure; its training is locked.
+    data, options, overrides
+        The present request.
+
+    Returns
+    -------
+    AddResult
+        None if nothing was committed, or not this.
+    """
+    outcome = committed_outcome(model, structure)
+    if outcome is None:
+        return None
+    work, entry = model.pending(structure), model.entries.get(structure)
+    active = entry is not None and entry.digest == outcome.digest
+    if entry is None or not active or options.stage or not outcome.reaches(options.min_r2):
+        clear_pending(work)
+        return None
+    plan = plan_addition(model, structure, data, options, overrides, check_conflicts=False)
+    if plan.pending_request() != plan.request():
+        clear_pending(work)
+        return None
+    report = _verified(model)
+    init = Initialisation.from_json(json.loads((work / INITIALISATION).read_text(encoding="utf-8")))
+    clear_pending(work)
+    outcome.notes.append(
+        "it became part of the model before an interruption: there was no comparison with before, but all "
+        "structures are as they were stored"
+    )
+    return _result(model, entry, outcome, report, init, {})
+
+
+def _verified(model: Model, when: str = "as it is") -> VerifyReport:
+    """Verify the whole model.
+
+    Raises
+    ------
+    ModelError
+        If anything of it is damaged, naming each damage once.
+    """
+    report = model.verify()
+    if not report.ok:
+        damaged: dict[str, list[str]] = {}
+        for result in (*report.results, *report.earlier):
+            if not result.ok:
+                damaged.setdefault(result.detail, []).append(result.structure)
+        failed = "; ".join(
+            f"{', '.join(names) if len(names) < 4 else f'{names[0]} and {len(names) - 1} more'}: FAILED ({detail})"
+            for detail, names in damaged.items()
+        )
+        raise ModelError(
+            f"{model.path} does not verify {when}: {failed}. Run {command('verify', model.path)}"
+        )
+    return report
 
 
 def _result(
@@ -399,7 +482,7 @@ def _result(
     entry: Entry,
     outcome: PendingOutcome,
     verified: VerifyReport,
-    beginning: Initialisation,
+    init: Initialisation,
     unchanged: dict[str, bool],
     *,
     staged: bool = False,
@@ -416,68 +499,8 @@ def _result(
         verified=verified,
         notes=tuple(outcome.notes),
         stopped=outcome.stopped,
-        init=beginning,
+        init=init,
         unchanged=unchanged,
         staged=staged,
         reached=reached,
     )
-
-
-def verify_before_adding(model: Model, when: str = "as it is") -> VerifyReport:
-    """Verify the whole model; refuse to go on if anything of it is damaged, and name each damage once."""
-    report = model.verify()
-    if not report.ok:
-        damage: dict[str, list[str]] = {}
-        for result in (*report.results, *report.earlier):
-            if not result.ok:
-                damage.setdefault(result.detail, []).append(result.structure)
-        failed = "; ".join(
-            f"{', '.join(names) if len(names) < 4 else f'{names[0]} and {len(names) - 1} more'}: FAILED ({detail})"
-            for detail, names in damage.items()
-        )
-        raise ModelError(
-            f"{model.path} does not verify {when}: {failed}. Run {command('verify', model.path)}"
-        )
-    return report
-
-
-def finish_committed(
-    model: Model, name: str, plan: Callable[..., AdditionPlan], *, min_r2: float | None, stage: bool
-) -> AddResult | None:
-    """Finish an addition that was committed before its process died, if the same is asked for again.
-
-    If something else is asked for, or the version is active no more, what was left of it is cleared away.
-
-    Parameters
-    ----------
-    model, name
-        As it is on disk now, and the structure; its training is locked.
-    plan
-        Plans what is asked for now; with ``place=False``, also for a model that has the structure.
-    min_r2, stage
-        As of `add_structure`.
-
-    Returns
-    -------
-    AddResult
-        None if nothing was committed, or not this.
-    """
-    outcome = was_committed(model, name)
-    if outcome is None:
-        return None
-    work, entry = model.pending(name), model.entries.get(name)
-    if entry is None or entry.digest != outcome.digest or stage or not outcome.reaches(min_r2):
-        clear_pending(work)
-        return None
-    addition = plan(place=False)
-    if addition.begun() != addition.request():
-        clear_pending(work)
-        return None
-    report = verify_before_adding(model)
-    beginning = Initialisation.from_json(json.loads((work / _BEGINNING).read_text(encoding="utf-8")))
-    clear_pending(work)
-    outcome.notes.append(
-        "it became part of the model before an interruption: there was no comparison with before, but all "
-        "structures are as they were stored"
-    )
-    return _result(model, entry, outcome, report, beginning, {})

@@ -1,31 +1,32 @@
-"""What adding a structure would do, cost and stumble over; nothing is written and nothing trained."""
+"""Dry run of adding a structure: images, problems, sizes, memory and time; nothing is written, nothing trained."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from repmode_cl.data.manifest import Manifest, Problem, Row
+from repmode_cl.data.manifest import Manifest, Problem
 from repmode_cl.data.preprocessing.recipe import Recipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.splits import Assignment, assign_splits
 from repmode_cl.data.validation.manifest_check import Inspection, inspect_manifest
-from repmode_cl.errors import ImageError
+from repmode_cl.errors import ImageError, counted
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store.probe import probe_shape
+from repmode_cl.store.staging import REQUEST
 from repmode_cl.strategies.timing import minutes_text, time_training, windows_of_row
 from repmode_cl.training import budget_of, has_checkpoint, masked_mse, refuse_several
 from repmode_cl.training.activation_bytes import saved_bytes
+from repmode_cl.training.budget import Budget
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import format_bytes
 from repmode_cl.workflows.addition_plan import (
@@ -35,19 +36,77 @@ from repmode_cl.workflows.addition_plan import (
     check_not_staged,
     plan_addition,
 )
-from repmode_cl.workflows.pending_training import CHECKPOINT, REQUEST
-from repmode_cl.workflows.train_one_experience import check_request
-from repmode_cl.workflows.training_settings import voxel_problems
+from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
+from repmode_cl.workflows.pending_training import CHECKPOINT
+from repmode_cl.workflows.train_one_experience import check_same_request
+from repmode_cl.workflows.training_settings import voxel_size_problems
 
-__all__ = ["AddDryRun", "dry_run_add", "file_bytes"]
+__all__ = ["dry_run_add", "AddDryRun", "addition_file_bytes"]
 
-#: Bytes that a file's header takes: for each tensor, and for the record, about.
+#: Approximate bytes of a file's header: for each tensor, and for the record.
 _TENSOR_HEADER, _RECORD = 86, 2600
+
+
+def dry_run_add(
+    model: str | Path | Model,
+    structure: str,
+    data: str | Path | Manifest,
+    options: AdditionOptions,
+    overrides: TrainingOverrides,
+) -> AddDryRun:
+    """Report what adding a structure would do.
+
+    Parameters
+    ----------
+    model, structure, data
+        As of `add_structure`.
+    options, overrides
+        Choices for the addition and its training; `stage` and `workers` are not used.
+
+    Returns
+    -------
+    AddDryRun
+        All images were read once, and two steps computed on noise; nothing was written.
+
+    Raises
+    ------
+    ConfigError, ModelError, ManifestError
+        As of `add_structure`, except for images that cannot be used: those are listed.
+    """
+    refuse_several("adding a structure")
+    check_min_r2(options.min_r2)
+    plan = plan_addition(model, structure, data, options, overrides)
+    check_not_staged(plan.model, structure)
+    check_same_request(plan.work / REQUEST, plan.request(), plan.title, plan.restart_hint)
+    splits = _splits(plan)
+    problems, notes = _problems(plan, splits)
+    images = Counter(splits[row.number] for row in plan.manifest.for_structure(structure))
+    check_held_out(options.min_r2, structure, list(images))
+    if has_checkpoint(plan.work / CHECKPOINT):
+        notes.append(f"an interrupted training of {structure} is in {plan.work}: the same settings resume it")
+    network = plan.network()
+    parameters, size = _parameters(network, structure), addition_file_bytes(network, structure)
+    step_seconds, window_seconds, memory = _measure(plan, network)
+    budget = budget_of(plan.config.training, 1, max(1, images["train"]))
+    seconds = _duration(plan, splits, budget, step_seconds, window_seconds)
+    return AddDryRun(
+        structure=structure,
+        images={split: images[split] for split in ("train", "val", "test")},
+        problems=tuple(problems),
+        parameters=parameters,
+        bytes=size,
+        memory=memory,
+        steps=budget.steps,
+        step_seconds=step_seconds,
+        seconds=seconds,
+        notes=tuple(notes),
+        training=_training_text(plan),
+    )
 
 
 @dataclass(frozen=True)
 class AddDryRun:
-    """What adding a structure would come to.
+    """Result of a dry run of adding a structure.
 
     Attributes
     ----------
@@ -56,19 +115,19 @@ class AddDryRun:
     images
         Images that train, validate and test.
     problems
-        What is wrong with them, as ``repmode-cl data check`` finds it.
+        Errors of the images, as ``repmode-cl data check`` finds them.
     parameters
-        What it would own by kind: experts, gate rows, norms, resampling layers.
+        Parameters that it would own, by kind: experts, gate rows, norms, resampling layers.
     bytes
-        Size of its file, about.
+        Approximate size of its file.
     memory
-        Bytes that a training step needs, besides the program itself, about.
+        Approximate bytes that a training step needs, in addition to the program itself.
     steps, step_seconds, seconds
-        Of the training; a step was timed on noise. `seconds` counts validations too.
+        Of the training; a step was timed on noise. `seconds` includes validations.
     notes
-        What a person should know of the split, and of an interrupted training.
-    lines
-        All that in words.
+        What a person should know about the split, and about an interrupted training.
+    training
+        Batch, patch, number format and device, in words.
     """
 
     structure: str
@@ -81,126 +140,80 @@ class AddDryRun:
     step_seconds: float
     seconds: float
     notes: tuple[str, ...]
-    lines: tuple[str, ...]
+    training: str
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong with the images."""
+        """True if the images have no problem."""
         return not self.problems
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Everything in words."""
+        images, problems = self.images, self.problems
+        kinds = ", ".join(f"{kind} {number:,}" for kind, number in self.parameters.items() if number)
+        return (
+            f"{self.structure}: {counted(sum(images.values()), 'image')}: {images['train']} train, "
+            f"{images['val']} validate, {images['test']} test",
+            *(f"note: {note}" for note in self.notes),
+            *(str(problem) for problem in problems),
+            f"{counted(len(problems), 'problem') if problems else 'no problem'} in its images",
+            f"it would train {sum(self.parameters.values()):,} numbers: {kinds}",
+            f"its file would have about {format_bytes(self.bytes)}",
+            f"a step needs about {format_bytes(self.memory)} of memory in addition to the program's own",
+            f"{counted(self.steps, 'step')} of {self.training}, {self.step_seconds:.2g} s a step: about "
+            f"{minutes_text(self.seconds)} with validation, at most",
+        )
 
     def __str__(self) -> str:
         return "\n".join([*self.lines, "nothing was written"])
 
 
-def dry_run_add(
-    model: str | Path | Model,
-    structure: str,
-    data: str | Path | Manifest,
-    *,
-    min_r2: float | None = None,
-    **options: Any,
-) -> AddDryRun:
-    """Say what `add_structure` would do with the same arguments.
+def addition_file_bytes(network: RepModeUNet, structure: str) -> int:
+    """Return the approximate size of an addition's file: tensors, references of its proof, header."""
+    state = network.structure_state(structure)
+    blocks = list(network.named_mode_blocks())
+    z, y, x = probe_shape(network.architecture)
+    references = 8 * (z * y * x + 2 * sum(block.c_out for _, block in blocks))
+    header = _RECORD + _TENSOR_HEADER * (len(state) + len(blocks) + 1)
+    return _bytes(state.values()) + references + header
 
-    Parameters
-    ----------
-    model, structure, data, min_r2
-        As of `add_structure`.
-    **options
-        As of `add_structure`, but for `stage` and `workers`.
 
-    Returns
-    -------
-    AddDryRun
-        All images were read once, and two steps computed on noise; nothing was written.
-
-    Raises
-    ------
-    ConfigError, ModelError, ManifestError
-        As of `add_structure`, but for images that cannot be used: those are listed.
-    """
-    refuse_several("adding a structure")
-    check_min_r2(min_r2)
-    addition = plan_addition(model, structure, data, **options)
-    check_not_staged(addition.model, structure)
-    check_request(addition.work / REQUEST, addition.request(), addition.what, addition.anew)
-    config = addition.config
-    preprocessing = config.data.preprocessing
-    found = inspect_manifest(
-        addition.manifest.path,
-        patch=config.patch.size,
-        depth=addition.model.architecture.depth,
+def _problems(plan: AdditionPlan, splits: Assignment) -> tuple[list[Problem], list[str]]:
+    """Return the errors of the images, and notes on splits and voxel sizes."""
+    preprocessing = plan.config.data.preprocessing
+    inspection = inspect_manifest(
+        plan.manifest.path,
+        patch=plan.config.patch.size,
+        depth=plan.model.architecture.depth,
         voxel_size=preprocessing.voxel_size,
         recipe=Recipe.of(preprocessing),
-        structures=[structure],
+        structures=[plan.structure],
     )
-    wrong, warnings = voxel_problems(addition.model, addition.manifest, structure, force=addition.force)
-    splits = _splits(addition)
-    problems = [*found.errors, *_held_out_blank(found, splits), *wrong]
-    rows = addition.manifest.for_structure(structure)
-    count = Counter(splits[row.number] for row in rows)
-    images = {split: count[split] for split in ("train", "val", "test")}
-    check_held_out(min_r2, structure, list(count))
-    budget = budget_of(config.training, 1, max(1, images["train"]))
-    network = addition.network()
-    parameters = _parameters(network, structure)
-    size = file_bytes(network, structure)
-    step, window, memory = _measure(addition, network)
-    validations = -(-budget.steps // budget.validate_every)
-    windows = _windows(addition, [row for row in rows if splits[row.number] != "train"])
-    evaluated = sum(
-        windows.get(row.number, 0) * {"val": validations, "test": 1}.get(splits[row.number], 0)
-        for row in rows
-    )
-    seconds = budget.steps * step + evaluated * window
-    if config.training.time_limit is not None:
-        seconds = min(seconds, config.training.time_limit + evaluated * window)
-    about = [*(note for note in splits.notes if note.startswith(f"{structure}:")), *warnings]
-    if has_checkpoint(addition.work / CHECKPOINT):
-        about.append(
-            f"an interrupted training of {structure} is in {addition.work}: the same settings go on with it"
-        )
-    patch = " x ".join(str(n) for n in config.patch.size)
-    lines = [
-        f"{structure}: {_number(len(rows), 'image')}: {images['train']} train, {images['val']} validate, "
-        f"{images['test']} test",
-        *(f"note: {note}" for note in about),
-        *(str(problem) for problem in problems),
-        f"{_number(len(problems), 'problem') if problems else 'no problem'} in its images",
-        f"it would train {sum(parameters.values()):,} numbers: "
-        + ", ".join(f"{kind} {number:,}" for kind, number in parameters.items() if number),
-        f"its file would have about {format_bytes(size)}",
-        f"a step needs about {format_bytes(memory)} of memory besides the program's own",
-        f"{_number(budget.steps, 'step')} of {_number(config.training.batch_size, 'patch', 'patches')} of {patch} "
-        "voxels in "
-        f"{addition.precision.format} on {resolve_device(config.training.device)}, {step:.2g} s a step: about "
-        f"{minutes_text(seconds)} with validation, at most",
-    ]
-    return AddDryRun(
-        structure, images, tuple(problems), parameters, size, memory, budget.steps, step, seconds, tuple(about),
-        tuple(lines),
-    )  # fmt: skip
+    wrong_sizes, size_notes = voxel_size_problems(plan.model, plan.manifest, plan.structure, force=plan.force)
+    split_notes = [note for note in splits.notes if note.startswith(f"{plan.structure}:")]
+    problems = [*inspection.errors, *_constant_held_out(inspection, splits), *wrong_sizes]
+    return problems, [*split_notes, *size_notes]
 
 
-def _held_out_blank(found: Inspection, splits: Assignment) -> list[Problem]:
-    """Return constant targets that may be learned from, but whose rows, which name no split, would be held out."""
-    message = "the target is constant, and its row would be in the split {}: nothing has an R2 on such an image; name "
-    message += "its split train, or leave it out"
+def _constant_held_out(inspection: Inspection, splits: Assignment) -> list[Problem]:
+    """Return problems for constant targets that would be held out: without a split, such a row may only train."""
+    message = (
+        "the target is constant, and its row would be in the split {}: nothing has an R2 on such an image; name its "
+        "split train, or leave it out"
+    )
     return [
-        Problem(one.row, one.column, message.format(splits[one.row]), kind="image")
-        for one in found.warnings
-        if one.kind == "constant" and one.column == "target" and splits[one.row] != "train"
+        Problem(warning.row, warning.column, message.format(splits[warning.row]), kind="image")
+        for warning in inspection.warnings
+        if warning.kind == "constant" and warning.column == "target" and splits[warning.row] != "train"
     ]
 
 
-def _number(count: int, one: str, more: str = "") -> str:
-    return f"{count} {one if count == 1 else more or f'{one}s'}"
-
-
-def _splits(addition: AdditionPlan) -> Assignment:
-    """Return the splits that would be recorded, or are; what is recorded is read in a copy."""
-    data = addition.config.data
-    digests = ContentDigests(Path(str(data.cache)) / "contents.json")
+def _splits(plan: AdditionPlan) -> Assignment:
+    """Return the splits that would be recorded, or are recorded; the record is read in a copy."""
+    data = plan.config.data
+    cache = Path(str(data.cache))
+    digests = ContentDigests(cache / "contents.json")
 
     def content(path: Path) -> str:
         try:
@@ -210,10 +223,10 @@ def _splits(addition: AdditionPlan) -> Assignment:
 
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "splits.json"
-        if (known := Path(str(data.cache)) / record.name).is_file():
-            shutil.copyfile(known, record)
+        if (recorded := cache / record.name).is_file():
+            shutil.copyfile(recorded, record)
         return assign_splits(
-            addition.manifest,
+            plan.manifest,
             seed=data.split_seed,
             test_fraction=data.test_fraction,
             val_fraction=data.val_fraction,
@@ -224,64 +237,66 @@ def _splits(addition: AdditionPlan) -> Assignment:
 
 def _parameters(network: RepModeUNet, structure: str) -> dict[str, int]:
     """Return how many numbers the structure owns, by kind; running statistics belong to norms."""
-    found = dict.fromkeys(("experts", "gate rows", "norms", "resampling layers"), 0)
+    counts = dict.fromkeys(("experts", "gate rows", "norms", "resampling layers"), 0)
     for name, tensor in network.structure_state(structure).items():
         if not tensor.is_floating_point():
             continue
-        kind = (
-            "experts"
-            if ".expert." in name
-            else "gate rows"
-            if name.endswith(".gate")
-            else "norms"
-            if ".norm." in name
-            else "resampling layers"
-        )
-        found[kind] += tensor.numel()
-    return found
+        if ".expert." in name:
+            kind = "experts"
+        elif name.endswith(".gate"):
+            kind = "gate rows"
+        else:
+            kind = "norms" if ".norm." in name else "resampling layers"
+        counts[kind] += tensor.numel()
+    return counts
 
 
-def file_bytes(network: RepModeUNet, structure: str) -> int:
-    """Return about how large the file of an addition is: tensors, references of its proof, header."""
-    state = network.structure_state(structure)
-    blocks = list(network.named_mode_blocks())
-    z, y, x = probe_shape(network.architecture)
-    references = 8 * (z * y * x + 2 * sum(block.c_out for _, block in blocks))
-    header = _RECORD + _TENSOR_HEADER * (len(state) + len(blocks) + 1)
-    return _bytes(state.values()) + references + header
-
-
-def _measure(addition: AdditionPlan, network: RepModeUNet) -> tuple[float, float, int]:
+def _measure(plan: AdditionPlan, network: RepModeUNet) -> tuple[float, float, int]:
     """Return the seconds of a step and of a window, and the bytes that a step needs."""
-    config, name = addition.config, addition.structure
+    config, name = plan.config, plan.structure
     training, device = config.training, resolve_device(config.training.device)
     network.train_only([name])
-    step, window = time_training(
-        network, name, training, config.patch.size, addition.precision, device, repeats=1
+    step_seconds, window_seconds = time_training(
+        network, name, training, config.patch.size, plan.precision, device, repeats=1
     )
     network.train()
     x = torch.randn(training.batch_size // training.accumulate, 1, *config.patch.size, device=device)
 
     def loss() -> Tensor:
-        with addition.precision.autocast():
+        with plan.precision.autocast():
             output = network(x, [name] * len(x))
         return masked_mse(output, x)
 
     held = [*network.parameters(), *network.buffers(), x]
-    kept = saved_bytes(loss, held)
+    activations = saved_bytes(loss, held)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    # Gradients, Adam's two moments, and the best state beside what is trained.
-    return step, window, kept + _bytes(held) + 4 * _bytes(trained)
+    # Gradients, Adam's two moments, and a copy of the best state, each as large as what is trained.
+    return step_seconds, window_seconds, activations + _bytes(held) + 4 * _bytes(trained)
 
 
-def _bytes(tensors: Any) -> int:
+def _duration(
+    plan: AdditionPlan, splits: Assignment, budget: Budget, step_seconds: float, window_seconds: float
+) -> float:
+    """Return the seconds of training with its validations and the final test."""
+    evaluations = {"val": -(-budget.steps // budget.validate_every), "test": 1}
+    windows = 0
+    for row in plan.manifest.for_structure(plan.structure):
+        times = evaluations.get(splits[row.number], 0)
+        if times:
+            with suppress(ImageError, OSError):  # listed among the problems
+                windows += times * windows_of_row(plan.config, row)
+    training = budget.steps * step_seconds
+    if plan.config.training.time_limit is not None:
+        training = min(training, plan.config.training.time_limit)
+    return training + windows * window_seconds
+
+
+def _training_text(plan: AdditionPlan) -> str:
+    batch = plan.config.training.batch_size
+    patch = " x ".join(str(extent) for extent in plan.config.patch.size)
+    device = resolve_device(plan.config.training.device)
+    return f"{batch:,} {'patch' if batch == 1 else 'patches'} of {patch} voxels in {plan.precision.format} on {device}"
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _windows(addition: AdditionPlan, rows: Sequence[Row]) -> dict[int, int]:
-    """Return how many windows each row's image is predicted in; rows whose header cannot be read are left out."""
-    found = {}
-    for row in rows:
-        with suppress(ImageError, OSError):  # listed among the problems
-            found[row.number] = windows_of_row(addition.config, row)
-    return found

@@ -1,18 +1,19 @@
-"""What an addition is to be, before anything is computed: the model, the images, the settings, and what it will see.
+"""Plan of an addition, before anything is computed: model, images, settings, and the additions that it will see.
 
-Adding a structure and its dry run begin here, so that both refuse the same mistakes with the same words.
+Adding a structure and its dry run start here, so that both refuse the same mistakes with the same words.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.manifest import Manifest
+from repmode_cl.data.sample import Sample
 from repmode_cl.errors import (
     ConfigError,
     ManifestError,
@@ -26,32 +27,34 @@ from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.store.preconditions import check_place
 from repmode_cl.store.registry import Registry
 from repmode_cl.store.staging import pending
+from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.plugins.model_export import provenance_of
 from repmode_cl.structures import check_structure_name
 from repmode_cl.training import Precision, has_checkpoint, inherit_precision
 from repmode_cl.utils.command_text import command
 from repmode_cl.utils.devices import resolve_device
+from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 from repmode_cl.workflows.pending_training import CHECKPOINT, read_request, rows_digest
-from repmode_cl.workflows.train_one_experience import dump_what_counts
+from repmode_cl.workflows.train_one_experience import resume_config_text
 from repmode_cl.workflows.training_settings import (
-    configuration_for,
-    manifest_of,
-    origin_of,
-    spec_of,
-    training_for,
+    base_provenance,
+    check_spec,
+    open_manifest,
+    run_config,
+    training_config,
 )
 
 __all__ = [
-    "INIT_CHOICES",
     "AdditionPlan",
+    "plan_addition",
+    "INIT_CHOICES",
     "check_min_r2",
     "check_held_out",
     "check_not_staged",
-    "plan_addition",
-    "name_conflict",
+    "name_conflict_error",
 ]
 
-
-#: What `init_from` may be besides the name of a structure.
+#: Values of `init_from` in addition to the names of structures.
 INIT_CHOICES = ("none", "best")
 
 
@@ -74,7 +77,7 @@ class AdditionPlan:
     precision
         Number format of the training, resolved.
     force
-        Whether images are taken whose voxels are not of a size that the model was trained for.
+        Whether to use images whose voxels are not of a size that the model was trained for.
     """
 
     model: Model
@@ -90,7 +93,7 @@ class AdditionPlan:
 
     @property
     def work(self) -> Path:
-        """Folder of what the training keeps, below ``pending/`` of the model."""
+        """Folder of the training's files, below ``pending/`` of the model."""
         return self.model.pending(self.structure)
 
     @property
@@ -99,30 +102,30 @@ class AdditionPlan:
         return self.config.seeds[0]
 
     @property
-    def options(self) -> StrategyConfig:
-        """What the provenance says of the strategy."""
+    def strategy_config(self) -> StrategyConfig:
+        """Configuration of the strategy, as the provenance records it."""
         return StrategyConfig(name="experts_frozen", learning_rate=self.config.training.learning_rate)
 
     @property
-    def what(self) -> str:
-        """How messages name it."""
+    def title(self) -> str:
+        """Name of the addition in messages."""
         return f"{'replacement' if self.replace else 'addition'} of {self.structure!r}"
 
     @property
-    def anew(self) -> str:
-        """How messages say what to do to begin anew."""
+    def restart_hint(self) -> str:
+        """Part of messages: how to discard an interrupted training."""
         return f"run {command('discard', self.model.path, self.structure)}"
 
-    def begun(self) -> dict[str, Any] | None:
-        """Return what the training that is in `work` was asked for; None if there is none, or it can be no other."""
+    def pending_request(self) -> dict[str, Any] | None:
+        """Return the request of the interrupted training in `work`; None if there is none to resume."""
         return read_request(self.model, self.structure)
 
     def request(self) -> dict[str, Any]:
-        """Return all that the result depends on: an interrupted addition goes on with the same alone."""
-        # Where images lie changes no result; what they are stands in the rows.
+        """Return all that the result depends on: an interrupted addition is resumed only with the same request."""
+        # Where images lie changes no result; the rows say which they are.
         data = self.config.data.model_copy(update={"manifest": None, "cache": None})
         return {
-            "config": dump_what_counts(self.config.model_copy(update={"data": data})),
+            "config": resume_config_text(self.config.model_copy(update={"data": data})),
             "spec": self.spec.to_json(),
             "needs": [list(need) for need in self.needs],
             "init_from": self.init_from,
@@ -137,109 +140,126 @@ class AdditionPlan:
         network.add_structure(self.structure, self.spec, seed=self.seed)
         return network
 
+    def provenance(
+        self,
+        strategy: StructureStrategy,
+        samples: Sequence[Sample],
+        *,
+        held_out: str,
+        notes: Sequence[str],
+        init: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return what the model records about the finished training.
+
+        Parameters
+        ----------
+        strategy
+            After its training.
+        samples
+            Its images.
+        held_out
+            Split that the figures are of.
+        notes
+            What a person should know.
+        init
+            JSON of the `Initialisation`.
+        """
+        return {
+            **provenance_of(self.config, self.strategy_config, self.seed, samples, strategy.precision),
+            "held_out": held_out,
+            "notes": list(notes),
+            "manifest": self.manifest.path.name,
+            "steps": strategy.progress.step,
+            "selected_step": strategy.selection.step,
+            "stopped": strategy.stopped,
+            "seconds": round(strategy.progress.seconds, 3),
+            "init": {"asked": self.init_from, **init},
+        }
+
 
 def plan_addition(
     model: str | Path | Model,
     structure: str,
     data: str | Path | Manifest,
+    options: AdditionOptions,
+    overrides: TrainingOverrides,
     *,
-    spec: AdditionSpec | None = None,
-    init_from: str = "none",
-    steps: int | None = None,
-    epochs: int | None = None,
-    time_limit: float | None = None,
-    patience: int | None = None,
-    learning_rate: float | None = None,
-    batch_size: int | None = None,
-    patch: Sequence[int] | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "auto",
-    cache: str | Path | None = None,
-    loader_workers: int = 0,
-    replace: bool = False,
-    place: bool = True,
-    force: bool = False,
+    check_conflicts: bool = True,
 ) -> AdditionPlan:
-    """Check what is asked for and complete it from the model; see `add_structure`. Nothing is written.
+    """Check a request and complete it from the model; nothing is written.
 
-    With `place` false, whether the model can take the structure is not looked at.
+    Parameters
+    ----------
+    model, structure, data
+        As of `add_structure`.
+    options, overrides
+        Choices for the addition and its training; `min_r2`, `stage` and `workers` are not used here.
+    check_conflicts
+        Whether to refuse a structure that the model has already, or cannot take.
+
+    Raises
+    ------
+    ConfigError, ManifestError, ModelError, StructureError
+        As of `add_structure`.
     """
     model = Model.open(model.path if isinstance(model, Model) else model)
     check_structure_name(structure)
-    spec = spec_of(spec)
-    needs = _needs(model, structure, spec)
-    if place:
-        if (
-            not replace
-            and structure in model.entries
-            and has_checkpoint(model.pending(structure) / CHECKPOINT)
-        ):
-            raise name_conflict(model.path, structure)
-        check_place(model.path, Registry.read(model.path), structure, needs, replace=replace)
+    spec, init_from = check_spec(options.spec), options.init_from
+    needs = _needed_versions(model, structure, spec)
+    if check_conflicts:
+        trained_here = has_checkpoint(model.pending(structure) / CHECKPOINT)
+        if not options.replace and structure in model.entries and trained_here:
+            raise name_conflict_error(model.path, structure)
+        check_place(model.path, Registry.read(model.path), structure, needs, replace=options.replace)
     if init_from not in INIT_CHOICES and init_from not in model.structures:
         raise StructureError(
             f"init_from {init_from!r}: the model {model.path} knows {', '.join(model.structures)}"
             f"{did_you_mean(str(init_from), (*INIT_CHOICES, *model.structures))}; give one of these, or none or best"
         )
-    manifest = manifest_of(data, structure)
-    training = training_for(
-        origin_of(model),
-        steps=steps,
-        epochs=epochs,
-        patience=patience,
-        time_limit=time_limit,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        loader_workers=loader_workers,
-    )
-    config = configuration_for(
+    manifest = open_manifest(data, structure)
+    provenance = base_provenance(model)
+    config = run_config(
         model,
         manifest,
-        training,
+        training_config(provenance, overrides),
         name=f"add-{structure}",
-        cache=cache if cache is not None else model.pending(structure) / "cache",
-        patch=patch,
-        seed=seed,
+        cache=overrides.cache if overrides.cache is not None else model.pending(structure) / "cache",
+        patch=overrides.patch,
+        seed=overrides.seed,
     )
+    device = resolve_device(overrides.device)
     return AdditionPlan(
         model=model,
         structure=structure,
-        replace=replace,
+        replace=options.replace,
         manifest=manifest,
         config=config,
-        spec=_completed(spec, needs),
+        spec=replace(spec, needs=tuple(name for name, _ in needs)),
         needs=needs,
         init_from=init_from,
-        precision=inherit_precision(precision, resolve_device(device), origin_of(model).get("precision")),
-        force=force,
+        precision=inherit_precision(overrides.precision, device, provenance.get("precision")),
+        force=overrides.force,
     )
 
 
-def _completed(spec: AdditionSpec, needs: Sequence[tuple[str, str]]) -> AdditionSpec:
-    return replace(spec, needs=tuple(name for name, _ in needs))
-
-
-def _needs(model: Model, structure: str, spec: AdditionSpec) -> tuple[tuple[str, str], ...]:
+def _needed_versions(model: Model, structure: str, spec: AdditionSpec) -> tuple[tuple[str, str], ...]:
     """Return the additions that the structure will see, by digest; those of an interrupted training stay.
 
     Raises
     ------
     ModelError
-        If the model no longer has one of them as it was when the training began.
+        If the model no longer has one of them as it was when the training started.
     """
     if spec.sees == "own":
         return ()
-    begun = read_request(model, structure)
-    if begun is not None and begun["spec"]["sees"] == "all":
-        needs = tuple((str(name), str(digest)) for name, digest in begun["needs"])
+    request = read_request(model, structure)
+    if request is not None and request["spec"]["sees"] == "all":
+        needs = tuple((str(name), str(digest)) for name, digest in request["needs"])
         for name, digest in needs:
             if name not in model.entries or model.entries[name].digest != digest:
                 raise ModelError(
                     f"the interrupted training of {structure!r} sees version {digest[:8]} of {name!r}, which is no "
-                    f"longer that of {model.path}: begin anew after {command('discard', model.path, structure)}"
+                    f"longer that of {model.path}: start again after {command('discard', model.path, structure)}"
                 )
         return needs
     names = spec.needs or tuple(
@@ -254,7 +274,7 @@ def _needs(model: Model, structure: str, spec: AdditionSpec) -> tuple[tuple[str,
 
 
 def check_min_r2(min_r2: object) -> None:
-    """Refuse an R2 that nothing can be measured against."""
+    """Refuse a `min_r2` that is no R2."""
     if min_r2 is None:
         return
     if not isinstance(min_r2, (int, float)) or not math.isfinite(min_r2) or min_r2 > 1:
@@ -264,7 +284,7 @@ def check_min_r2(min_r2: object) -> None:
 
 
 def check_held_out(min_r2: float | None, structure: str, splits: Sequence[str]) -> None:
-    """Refuse to demand an R2 where none can be measured."""
+    """Refuse to demand an R2 where no image is held out to measure it on."""
     if min_r2 is not None and not {"test", "val"} & set(splits):
         raise ManifestError(
             f"an R2 of at least {min_r2:g} is demanded, but no image of {structure!r} is held out to measure it on: "
@@ -273,7 +293,7 @@ def check_held_out(min_r2: float | None, structure: str, splits: Sequence[str]) 
 
 
 def check_not_staged(model: Model, structure: str) -> None:
-    """Refuse to train what is trained and waits for a person."""
+    """Refuse to train a structure that is trained already and waits to be accepted."""
     if any(one.name == structure and (one.entry is not None or one.problem) for one in pending(model)):
         raise ModelError(
             f"{structure!r} is trained and waits in {model.path}: take it with "
@@ -282,10 +302,10 @@ def check_not_staged(model: Model, structure: str) -> None:
         )
 
 
-def name_conflict(model: Path, structure: str) -> ModelError:
-    """Return what is said where the model got a structure of that name while another was trained."""
+def name_conflict_error(model: Path, structure: str) -> ModelError:
+    """Return the error for a model that got a structure of this name while another was trained."""
     return ModelError(
         f"the model {model} got {structure!r} from elsewhere while it was trained here: to have the one that was "
         f"trained here, remove the other with {command('remove', model, structure)} and repeat the same command, which "
-        f"goes on where it was; to keep the other, remove this one with {command('discard', model, structure)}"
+        f"resumes the training; to keep the other, remove this one with {command('discard', model, structure)}"
     )

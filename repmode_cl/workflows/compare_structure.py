@@ -1,4 +1,4 @@
-"""Three ways to a structure that a model lacks: adding it, fine-tuning a copy, a network of its own; compared."""
+"""Compare three methods to learn a structure that a model lacks: adding, fine-tuning a copy, a separate network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from repmode_cl.config import StrategyConfig
+from repmode_cl.config import Config, TrainingConfig
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.patches.dataset import VolumeDataset
 from repmode_cl.data.pipeline import prepared_samples
@@ -37,27 +37,35 @@ from repmode_cl.results.comparison import (
 from repmode_cl.results.predictions import Prediction, write_prediction
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.plugins.model_export import provenance_of
 from repmode_cl.structures import check_structure_name
-from repmode_cl.training import Precision, has_checkpoint, inherit_precision, refuse_several
+from repmode_cl.training import has_checkpoint, inherit_precision, refuse_several
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
 from repmode_cl.workflows.comparison_folder import exclusive_comparison
 from repmode_cl.workflows.comparison_methods import ComparisonMethods
 from repmode_cl.workflows.initialisation import Initialisation, initialise
-from repmode_cl.workflows.pending_training import rows_digest, same_images
-from repmode_cl.workflows.prediction_changes import HeldOut, changes_of, predictor
-from repmode_cl.workflows.train_one_experience import dump_what_counts, held_out, learn, stream_of
+from repmode_cl.workflows.options import AdditionOptions, ComparisonOptions, TrainingOverrides
+from repmode_cl.workflows.pending_training import CHECKPOINT, IMAGES, record_images, rows_digest
+from repmode_cl.workflows.prediction_changes import HeldOutImage, compare_predictions, model_predictor
+from repmode_cl.workflows.train_one_experience import (
+    evaluate_held_out,
+    make_stream,
+    resume_config_text,
+    train_experience,
+)
 from repmode_cl.workflows.training_settings import (
-    configuration_for,
-    guard_voxels,
-    manifest_of,
-    origin_of,
-    training_for,
+    base_provenance,
+    open_manifest,
+    refuse_voxel_sizes,
+    run_config,
+    training_config,
 )
 
-__all__ = ["ComparisonRun", "compare_structure"]
+__all__ = ["compare_structure", "run_comparison", "ComparisonRun"]
+
+#: File of a method's folder with its figures; written last.
+_RESULT = "result.json"
 
 
 def compare_structure(
@@ -85,11 +93,11 @@ def compare_structure(
     loader_workers: int = 0,
     force: bool = False,
 ) -> Comparison:
-    """Learn a structure in three ways on the same images and say what each gives, damages and costs.
+    """Learn a structure by three methods on the same images, and compare their results, damage and cost.
 
-    The ways are adding it to the model (paper, section 4.4), fine-tuning all shared weights of a copy, and training
-    a plain network for it alone (Multi-Net; paper, section 4.2). All see the same patches in the same order for as
-    many steps, with the base's settings. The model is read and not touched.
+    The methods are adding it to the model (paper, section 4.4), fine-tuning all shared weights of a copy, and training
+    a plain network only for it (Multi-Net; paper, section 4.2). All see the same patches in the same order for as
+    many steps, with the base's settings. The model is read and not changed.
 
     Parameters
     ----------
@@ -98,25 +106,25 @@ def compare_structure(
     structure
         Name of the structure. If it was added to the model already, it is compared as if it had not been.
     data
-        Manifest of image pairs. Rows of structures that the model knows, where there are any held out, tell what
+        Manifest of image pairs. Rows of structures that the model knows, where any are held out, show what
         fine-tuning costs these.
     out
         Folder of the comparison; ``None``: ``runs/compare-<structure>``.
     restart
-        Begin anew in a folder that holds a comparison.
+        Start again in a folder that holds a comparison.
     spec
         What the addition gets; the default is the paper's conv3, with own norms and resampling layers.
     init_from
         What the addition starts from, as of `add_structure`: ``none``, ``best``, or a structure of the model.
     kernel
-        Edge of the own network's kernels, 3 or 5.
+        Edge of the separate network's kernels, 3 or 5.
     steps, epochs, batch_size
         ``None``: as the base was trained with. Steps or epochs, not both.
     learning_rate
         Peak rate of adding; ``None``: as `add_structure` chooses it.
     fine_tuning_rate, network_rate
-        Peak rates of the other two; ``None``: the base's for fine-tuning, that of adding for the network of its own, as
-        in the shipped configurations: fresh weights bear, and want, a higher rate than trained ones.
+        Peak rates of the other two; ``None``: the base's for fine-tuning, that of adding for the separate network, as
+        in the shipped configurations: fresh weights bear, and need, a higher rate than trained ones.
     patch
         Voxels (z, y, x); ``None``: what the base was trained with.
     seed
@@ -139,8 +147,8 @@ def compare_structure(
 
     Notes
     -----
-    The same call goes on with an interrupted comparison, and returns a finished one at once. What the ways learned is
-    not kept: to have the addition, add it.
+    The same call resumes an interrupted comparison, and returns a finished one at once. The trained networks are not
+    kept: to have the addition, add it.
 
     Raises
     ------
@@ -152,65 +160,112 @@ def compare_structure(
     ModelError
         If the structure belongs to the base, or another addition needs its experts.
     """
+    return run_comparison(
+        model,
+        structure,
+        data,
+        AdditionOptions(spec=spec, init_from=init_from),
+        TrainingOverrides(
+            steps=steps,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            patch=patch,
+            seed=seed,
+            device=device,
+            precision=precision,
+            cache=cache,
+            workers=workers,
+            loader_workers=loader_workers,
+            force=force,
+        ),
+        ComparisonOptions(
+            out=out,
+            restart=restart,
+            kernel=kernel,
+            fine_tuning_rate=fine_tuning_rate,
+            network_rate=network_rate,
+        ),
+    )
+
+
+def run_comparison(
+    model: str | Path | Model,
+    structure: str,
+    data: str | Path | Manifest,
+    addition: AdditionOptions,
+    overrides: TrainingOverrides,
+    options: ComparisonOptions,
+) -> Comparison:
+    """Compare with options that are made already; see `compare_structure`.
+
+    Parameters
+    ----------
+    model, structure, data
+        As of `compare_structure`.
+    addition
+        What the addition gets and starts from; its other choices are not used.
+    overrides
+        Settings of all three trainings; the learning rate is that of adding. Patience and time limit are not used:
+        all methods train for equally many steps.
+    options
+        Folder, and choices for the other two methods.
+
+    Raises
+    ------
+    ConfigError, ManifestError, ModelError
+        As of `compare_structure`.
+    """
     refuse_several("a comparison")
     model = model if isinstance(model, Model) else Model.open(model)
     check_structure_name(structure)
-    if kernel not in (3, 5):
-        raise ConfigError(f"kernel {kernel}: the network of its own has kernels of 3 or 5")
-    known = _known(model, structure)
-    if init_from not in (*INIT_CHOICES, *known):
+    if options.kernel not in (3, 5):
+        raise ConfigError(f"kernel {options.kernel}: the separate network has kernels of 3 or 5")
+    known = _known_structures(model, structure)
+    if addition.init_from not in (*INIT_CHOICES, *known):
         raise UnknownStructureError(
-            init_from, (*INIT_CHOICES, *known), f"what an addition to {model.path} begins from"
+            addition.init_from, (*INIT_CHOICES, *known), f"what an addition to {model.path} starts from"
         )
-    manifest = manifest_of(data, structure)
-    folder = _folder(model, Path(out) if out is not None else Path("runs") / f"compare-{structure}")
-    origin = origin_of(model)
-    asked: dict[str, Any] = {
-        "steps": steps,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "device": device,
-        "precision": precision,
-    }
-    training = training_for(origin, learning_rate=learning_rate, loader_workers=loader_workers, **asked)
-    # Equal steps for all: none may stop earlier than the others.
-    training = training.model_copy(update={"patience": None, "time_limit": None})
-    base_rate = training_for({**origin, "addition": None}, **asked).learning_rate
-    config = configuration_for(
+    manifest = open_manifest(data, structure)
+    folder = Path(options.out) if options.out is not None else Path("runs") / f"compare-{structure}"
+    _refuse_folder_in_model(model, folder)
+    training, base_rate = _training(model, overrides)
+    config = run_config(
         model,
         manifest,
         training,
         name=f"compare-{structure}",
-        cache=cache if cache is not None else folder / "cache",
-        patch=patch,
-        seed=seed,
+        cache=overrides.cache if overrides.cache is not None else folder / "cache",
+        patch=overrides.patch,
+        seed=overrides.seed,
     )
-    ways = ComparisonMethods(
+    methods = ComparisonMethods(
         network=model.network(known),
         structure=structure,
         config=config,
         rates={
             ADDING: training.learning_rate,
-            FINE_TUNING: fine_tuning_rate or base_rate,
-            OWN_NETWORK: network_rate or training.learning_rate,
+            FINE_TUNING: options.fine_tuning_rate or base_rate,
+            OWN_NETWORK: options.network_rate or training.learning_rate,
         },
-        spec=spec or AdditionSpec(),
-        init_from=init_from,
-        kernel=kernel,
+        spec=addition.spec or AdditionSpec(),
+        init_from=addition.init_from,
+        kernel=options.kernel,
     )
-    done = (folder / COMPARISON).exists() and not restart
-    notes = [] if done else guard_voxels(model, manifest, structure, force=force)
-    with exclusive_comparison(folder, _request(model, manifest, ways, known), restart=restart):
+    finished = (folder / COMPARISON).exists() and not options.restart
+    notes = [] if finished else refuse_voxel_sizes(model, manifest, structure, force=overrides.force)
+    with exclusive_comparison(folder, _request(model, manifest, methods, known), restart=options.restart):
         if not (folder / COMPARISON).exists():
-            ComparisonRun(model, manifest, ways, folder, known, workers).run(precision, notes)
-            if cache is None:
+            run = ComparisonRun(model, manifest, methods, folder, known, overrides.workers)
+            run.run(overrides.precision, notes)
+            if overrides.cache is None:
                 shutil.rmtree(folder / "cache", ignore_errors=True)
-        build_comparison(folder)  # after an update of this software too
+        build_comparison(folder)  # also after an update of this software
         return read_comparison(folder)
 
 
-def _known(model: Model, structure: str) -> tuple[str, ...]:
-    """Return the structures that the model is compared with: all but the one that is learned anew."""
+def _known_structures(model: Model, structure: str) -> tuple[str, ...]:
+    """Return the structures that the model is compared with: all but the one to learn."""
     if structure in model.base_structures:
         raise ModelError(
             f"{structure!r} belongs to the base of {model.path}, which cannot be without it: compare with a structure "
@@ -225,106 +280,120 @@ def _known(model: Model, structure: str) -> tuple[str, ...]:
     return tuple(name for name in model.structures if name != structure)
 
 
-def _folder(model: Model, folder: Path) -> Path:
-    inside = folder.resolve()
-    if model.path.resolve() in (inside, *inside.parents):
+def _refuse_folder_in_model(model: Model, folder: Path) -> None:
+    resolved = folder.resolve()
+    if model.path.resolve() in (resolved, *resolved.parents):
         raise ConfigError(
-            f"{folder} lies in the model, which a comparison does not touch: give another folder"
+            f"{folder} lies in the model, which a comparison does not change: give another folder"
         )
-    return folder
+
+
+def _training(model: Model, overrides: TrainingOverrides) -> tuple[TrainingConfig, float]:
+    """Return the training section of all methods, and the base's learning rate."""
+    provenance = base_provenance(model)
+    # Equal steps for all: none may stop earlier than the others.
+    overrides = replace(overrides, patience=None, time_limit=None)
+    without_rate = replace(overrides, learning_rate=None)
+    base_rate = training_config({**provenance, "addition": None}, without_rate).learning_rate
+    return training_config(provenance, overrides), base_rate
 
 
 def _request(
-    model: Model, manifest: Manifest, ways: ComparisonMethods, known: Sequence[str]
+    model: Model, manifest: Manifest, methods: ComparisonMethods, known: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what decides the figures: a comparison goes on only if it is the same."""
-    # Where prepared images and the manifest lie decides nothing; what the rows name does.
-    data = ways.config.data.model_copy(update={"cache": None, "manifest": None})
+    """Return all that decides the figures: a comparison is resumed only with the same request."""
+    # Where prepared images and the manifest lie decides nothing; the rows decide.
+    data = methods.config.data.model_copy(update={"cache": None, "manifest": None})
     return {
-        "comparison of": ways.structure,
-        "config": dump_what_counts(ways.config.model_copy(update={"data": data})),
-        "learning rates": dict(ways.rates),
-        "spec": ways.spec.to_json(),
-        "init_from": ways.init_from,
-        "kernel": ways.kernel,
+        "comparison of": methods.structure,
+        "config": resume_config_text(methods.config.model_copy(update={"data": data})),
+        "learning rates": dict(methods.rates),
+        "spec": methods.spec.to_json(),
+        "init_from": methods.init_from,
+        "kernel": methods.kernel,
         "model": {name: model.entries[name].digest for name in known},
-        "rows": rows_digest(manifest, [ways.structure, *known]),
+        "rows": rows_digest(manifest, [methods.structure, *known]),
     }
 
 
-#: Which images the ways are learned from and measured on.
-IMAGES = "images.json"
-#: What a way came to, in its folder; written last.
-RESULT = "result.json"
-
-
 class ComparisonRun:
-    """One comparison under way: each way is learned, measured, and written down before the next."""
+    """One comparison under way: each method is trained, measured, and written down before the next.
+
+    Parameters
+    ----------
+    model
+        The model; read, not changed.
+    manifest
+        The images.
+    methods
+        Makes the strategies.
+    folder
+        Folder of the comparison.
+    known
+        Structures of the model that changes are measured on.
+    workers
+        Processes that prepare images.
+    """
 
     def __init__(
         self,
         model: Model,
         manifest: Manifest,
-        ways: ComparisonMethods,
+        methods: ComparisonMethods,
         folder: Path,
         known: tuple[str, ...],
         workers: int,
     ) -> None:
-        self.model, self.manifest, self.ways, self.folder, self.known = model, manifest, ways, folder, known
+        self.model = model
+        self.manifest = manifest
+        self.methods = methods
+        self.folder = folder
+        self.known = known
         self.workers = workers
-        self.config = ways.config
+        self.config: Config = methods.config
         self.device = resolve_device(self.config.training.device)
         self.samples: list[Sample] = []
 
     def run(self, precision: str, warnings: Sequence[str] = ()) -> None:
-        """Learn what is not learned yet, and write the comparison, with `warnings` among its notes."""
-        structure = self.ways.structure
-        samples, about = prepared_samples(
+        """Train the methods that have no result yet, and write the comparison, with `warnings` among its notes."""
+        structure = self.methods.structure
+        self.samples, notes = prepared_samples(
             self.config.data,
             self.folder,
             structures=[structure],
             manifest=self.manifest,
             workers=self.workers,
         )
-        self.samples, notes = samples, [*about, *warnings]
-        split, images = _held_out(samples)
+        split, images = _held_out(self.samples)
         if not images:
             raise ManifestError(
-                f"{self.manifest.path}: no image of {structure!r} is held out, so nothing could be said of how well it "
-                "is learned: give at least two images, or name rows with split test"
+                f"{self.manifest.path}: no image of {structure!r} is held out, so it is not possible to measure how "
+                "well it is learned: give at least two images, or name rows with split test"
             )
-        stream = stream_of(self.config, samples, ((structure,),))
-        of_known = self._images_of_known(images)
-        known = {held.sample for found in of_known.values() for held in found} - set(samples)
-        same_images(
-            self.folder / IMAGES,
-            [*samples, *sorted(known, key=lambda sample: (sample.row, sample.structure))],
-            f"comparison of {structure!r}",
-            "give another folder with --out or begin with --restart",
-            begun=any(
-                has_checkpoint(self.folder / key / "checkpoint") or (self.folder / key / RESULT).exists()
-                for key in METHODS
-            ),
+        stream = make_stream(self.config, self.samples, ((structure,),))
+        known_images = self._known_images(images)
+        self._record_images(known_images)
+        base_precision = base_provenance(self.model).get("precision")
+        plan = AdditionPlan(
+            model=self.model,
+            structure=structure,
+            replace=False,
+            manifest=self.manifest,
+            config=self.config,
+            spec=self.methods.spec,
+            needs=(),
+            init_from=self.methods.init_from,
+            precision=inherit_precision(precision, self.device, base_precision),
         )
-        format_of = inherit_precision(precision, self.device, origin_of(self.model).get("precision"))
-        done = []
-        for key in METHODS:
-            if not (self.folder / key / RESULT).exists():
-                network = self.ways.fresh(key)
-                began = (
-                    self._begin(network, stream, format_of)
-                    if isinstance(network, RepModeUNet) and key == ADDING
-                    else None
-                )
-                strategy = self.ways.strategy(key, network, stream, format_of)
-                learn(strategy, self.folder / key, f"{self.ways.title(key)}: {structure}")
-                self._measure(key, strategy, stream, images[0], of_known, began)
-                shutil.rmtree(self.folder / key / "checkpoint", ignore_errors=True)
-            done.append(
-                MethodResult.from_json(json.loads((self.folder / key / RESULT).read_text(encoding="utf-8")))
-            )
+        results = []
+        for method in METHODS:
+            path = self.folder / method / _RESULT
+            if not path.exists():
+                self._learn(method, plan, stream, images[0], known_images)
+            results.append(MethodResult.from_json(json.loads(path.read_text(encoding="utf-8"))))
+        notes = [*notes, *warnings]
         if structure in self.model.structures:
-            notes = [*notes, f"the model has {structure} already; it was compared as if it had not"]
+            notes.append(f"the model has {structure} already; it was compared as if it had not")
         write_comparison(
             Comparison(
                 structure=structure,
@@ -332,145 +401,159 @@ class ComparisonRun:
                 held_out=split,
                 images=len(images),
                 training_images=len(stream.images[0]),
-                ways=tuple(done),
-                settings=self._settings(format_of.format, done[0].began),
+                ways=tuple(results),
+                settings=self._settings(plan.precision.format, results[0].began),
                 notes=tuple(notes),
                 folder=self.folder,
             )
         )
 
-    def _begin(self, network: RepModeUNet, stream: StructureStream, precision: Precision) -> Initialisation:
-        """Let the addition start from what was asked for.
-
-        Measured anew when a training goes on, whose checkpoint then replaces what is set here.
-        """
-        addition = AdditionPlan(
-            model=self.model,
-            structure=self.ways.structure,
-            replace=False,
-            manifest=self.manifest,
-            config=self.config,
-            spec=self.ways.spec,
-            needs=(),
-            init_from=self.ways.init_from,
-            precision=precision,
+    def _record_images(self, known_images: Mapping[str, Sequence[HeldOutImage]]) -> None:
+        """Write digests of all images, those of known structures after the others; refuse images that changed."""
+        known = {image.sample for images in known_images.values() for image in images} - set(self.samples)
+        record_images(
+            self.folder / IMAGES,
+            [*self.samples, *sorted(known, key=lambda sample: (sample.row, sample.structure))],
+            f"comparison of {self.methods.structure!r}",
+            "give another folder with --out or begin with --restart",
+            started=any(
+                has_checkpoint(self.folder / method / CHECKPOINT) or (self.folder / method / _RESULT).exists()
+                for method in METHODS
+            ),
         )
-        return initialise(addition, network, stream.patches[0], self.device)
 
-    def _images_of_known(self, images: Sequence[Sample]) -> dict[str, list[HeldOut]]:
-        """Return for each known structure the held-out images of it, and those of the new structure besides."""
+    def _learn(
+        self,
+        method: str,
+        plan: AdditionPlan,
+        stream: StructureStream,
+        example: Sample,
+        known_images: Mapping[str, Sequence[HeldOutImage]],
+    ) -> None:
+        """Train one method, and write its result to its folder."""
+        network = self.methods.new_network(method)
+        init = None
+        if isinstance(network, RepModeUNet) and method == ADDING:
+            # Measured again when a training is resumed, whose checkpoint then replaces the weights that are set here.
+            init = initialise(plan, network, stream.patches[0], self.device)
+        strategy = self.methods.strategy(method, network, stream, plan.precision)
+        title = f"{self.methods.title(method)}: {self.methods.structure}"
+        train_experience(strategy, self.folder / method, title)
+        self._measure(method, plan, strategy, example, known_images, init)
+        shutil.rmtree(self.folder / method / CHECKPOINT, ignore_errors=True)
+
+    def _known_images(self, images: Sequence[Sample]) -> dict[str, list[HeldOutImage]]:
+        """Return for each known structure its held-out images, and those of the new structure in addition."""
         data = self.config.data
-        digests = ContentDigests(Path(str(data.cache)) / "contents.json")
+        cache = Path(str(data.cache))
         splits = assign_splits(
             self.manifest,
             seed=data.split_seed,
             test_fraction=data.test_fraction,
             val_fraction=data.val_fraction,
-            record=Path(str(data.cache)) / "splits.json",
-            digest=digests.of,
+            record=cache / "splits.json",
+            digest=ContentDigests(cache / "contents.json").of,
         )
         rows = []
         for name in self.known:
-            mine = [row for row in self.manifest.rows if row.structure == name]
-            rows += next(
-                (f for s in ("test", "val") if (f := [row for row in mine if splits[row.number] == s])), []
-            )
+            own_rows = [row for row in self.manifest.rows if row.structure == name]
+            for split in ("test", "val"):
+                held_out = [row for row in own_rows if splits[row.number] == split]
+                if held_out:
+                    rows += held_out
+                    break
         # Only these: a facility's manifest may list years of training images.
-        held = replace(self.manifest, rows=tuple(rows))
+        manifest = replace(self.manifest, rows=tuple(rows))
         samples = (
-            prepare(held, splits, data.preprocessing, str(data.cache), workers=self.workers) if rows else []
+            prepare(manifest, splits, data.preprocessing, str(cache), workers=self.workers) if rows else []
         )
-        found: dict[str, list[HeldOut]] = {}
+        known_images: dict[str, list[HeldOutImage]] = {}
         for name in self.known:
-            found[name] = [HeldOut(sample, True) for sample in samples if sample.structure == name]
-            there = {held_out.sample.signal for held_out in found[name]}
-            found[name] += [HeldOut(sample, False) for sample in images if sample.signal not in there]
-        return found
+            own = [sample for sample in samples if sample.structure == name]
+            signals = {sample.signal for sample in own}
+            others = [sample for sample in images if sample.signal not in signals]
+            known_images[name] = [
+                *(HeldOutImage(sample, True) for sample in own),
+                *(HeldOutImage(sample, False) for sample in others),
+            ]
+        return known_images
 
     def _measure(
         self,
-        key: str,
+        method: str,
+        plan: AdditionPlan,
         strategy: StructureStrategy,
-        stream: StructureStream,
-        shown: Sample,
-        of_known: Mapping[str, Sequence[HeldOut]],
-        began: Initialisation | None,
+        example: Sample,
+        known_images: Mapping[str, Sequence[HeldOutImage]],
+        init: Initialisation | None,
     ) -> None:
-        """Write down what a trained way came to, and the pictures of it; the figures last."""
-        structure, folder = self.ways.structure, self.folder / key
-        figures, _ = held_out(strategy, stream)
+        """Write the pictures and figures of a trained method; the figures last."""
+        methods, folder = self.methods, self.folder / method
+        structure = methods.structure
+        figures, _ = evaluate_held_out(strategy, strategy.stream)
+        metrics = figures.get(structure, {})
         changes: tuple[PredictionChange, ...] = ()
         worst = None
-        if (after := self.ways.known(key, strategy)) is not None:
-            changes, worst = changes_of(
-                self.ways.network.to(self.device),
+        if (after := methods.network_after(method, strategy)) is not None:
+            changes, worst = compare_predictions(
+                methods.network.to(self.device),
                 after.to(self.device),
-                of_known,
-                predictor(self.model.inference, self.device),
-                f"{self.ways.title(key)}: what became of the others",
+                known_images,
+                model_predictor(self.model.inference, self.device),
+                f"{methods.title(method)}: predictions of the other structures",
             )
-        signal, target = VolumeDataset([shown])[0]
+        signal, target = VolumeDataset([example])[0]
         prediction = strategy.predict(signal[0], structure)
         write_prediction(
             folder / "prediction.npz", Prediction(signal[0].numpy(), target[0].numpy(), prediction)
         )
         if worst is not None:
             write_prediction(folder / f"worst-{worst[0]}.npz", worst[1])
-        metrics = figures.get(structure, {})
         curve = [
             (int(row["train_step"]), float(row["value"]))
             for row in strategy.progress.curve
             if row["metric"] == "r2" and math.isfinite(row["value"])
         ]
-        way = MethodResult(
-            key=key,
-            title=self.ways.title(key),
+        result = MethodResult(
+            key=method,
+            title=methods.title(method),
             metrics=metrics,
             changes=changes,
             steps=strategy.progress.step,
             selected_step=strategy.selection.step,
-            learning_rate=self.ways.rates[key],
+            learning_rate=methods.rates[method],
             seconds=strategy.progress.seconds,
-            parameters=self.ways.parameters(key, strategy),
-            bytes=self.ways.size(
-                key,
+            parameters=methods.stored_parameters(method, strategy),
+            bytes=methods.stored_bytes(
+                method,
                 strategy,
                 self.model,
                 folder,
-                provenance=self._provenance(strategy, began),
+                provenance=plan.provenance(
+                    strategy,
+                    self.samples,
+                    held_out=_held_out(self.samples)[0],
+                    notes=[],
+                    init={} if init is None else init.to_json(),
+                ),
                 metrics=metrics,
             ),
             curve=tuple(curve),
-            began=None if began is None else began.structure,
+            began=None if init is None else init.structure,
         )
-        write_json(folder / RESULT, way.to_json())
+        write_json(folder / _RESULT, result.to_json())
 
-    def _provenance(self, strategy: StructureStrategy, began: Initialisation | None) -> dict[str, Any]:
-        """Return what `add` would record of such a training: its file holds that too."""
-        training = self.config.training
-        options = StrategyConfig(name="experts_frozen", learning_rate=training.learning_rate)
-        return {
-            **provenance_of(self.config, options, self.config.seeds[0], self.samples, strategy.precision),
-            "held_out": _held_out(self.samples)[0],
-            "notes": [],
-            "manifest": self.manifest.path.name,
-            "steps": strategy.progress.step,
-            "selected_step": strategy.selection.step,
-            "stopped": strategy.stopped,
-            "seconds": round(strategy.progress.seconds, 3),
-            "init": {"asked": self.ways.init_from, **(began.to_json() if began else {})},
-        }
-
-    def _settings(self, precision: str, began: str | None) -> tuple[tuple[str, str], ...]:
+    def _settings(self, precision: str, init_structure: str | None) -> tuple[tuple[str, str], ...]:
+        """Return the settings that the page shows."""
         training, architecture = self.config.training, self.model.architecture
         budget = f"{training.epochs} epochs" if training.epochs is not None else f"{training.steps} steps"
         return (
             ("model", self.model.path.resolve().name),
             ("images", self.manifest.path.name),
             ("network", f"width {architecture.width}, depth {architecture.depth}"),
-            ("addition", _addition(self.ways.spec)),
-            ("begun from", began or "chance"),
-            ("own network", f"kernel {self.ways.kernel}"),
+            ("addition", _spec_text(self.methods.spec)),
+            ("begun from", init_structure or "chance"),
+            ("own network", f"kernel {self.methods.kernel}"),
             ("budget", budget),
             ("batch", str(training.batch_size)),
             ("patch (z, y, x)", " \N{MULTIPLICATION SIGN} ".join(str(n) for n in self.config.patch.size)),
@@ -480,15 +563,15 @@ class ComparisonRun:
         )
 
 
-def _addition(spec: AdditionSpec) -> str:
-    said = [spec.expert, f"sees {spec.sees}"]
-    said += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
-    return ", ".join(said)
+def _spec_text(spec: AdditionSpec) -> str:
+    parts = [spec.expert, f"sees {spec.sees}"]
+    parts += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
+    return ", ".join(parts)
 
 
 def _held_out(samples: Sequence[Sample]) -> tuple[str, list[Sample]]:
-    """Return the images that the figures are of, as `held_out` chooses them."""
+    """Return the split and the images that the figures are of, as `evaluate_held_out` chooses them."""
     for split in ("test", "val"):
-        if found := [sample for sample in samples if sample.split == split]:
-            return split, found
+        if images := [sample for sample in samples if sample.split == split]:
+            return split, images
     return "none", []

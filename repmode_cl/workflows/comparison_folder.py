@@ -1,4 +1,4 @@
-"""The folder of a comparison: one comparison's alone, and one process's at a time."""
+"""Folder of a comparison: it holds only that comparison, and one process at a time works in it."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from repmode_cl.utils.atomic_files import write_json
 
 __all__ = ["exclusive_comparison"]
 
-#: What was asked for: by it the folder of a comparison is known.
+#: File with what decides the figures; it marks a folder as a comparison's.
 _REQUEST = "compare-request.json"
 _LOCK = "compare.lock"
 
 
 @contextmanager
 def exclusive_comparison(folder: Path, request: Mapping[str, Any], *, restart: bool) -> Iterator[None]:
-    """Make `folder` one comparison's, and this process's while it is at work there.
+    """Lock `folder` for one comparison, and write the request to it.
 
     Parameters
     ----------
     folder
-        New, empty, or a comparison's.
+        New, empty, or the folder of a comparison.
     request
         What decides the figures.
     restart
-        Whether a comparison that it holds goes first.
+        Whether to remove a comparison that it holds first.
 
     Raises
     ------
     ConfigError
-        If it holds anything else, a comparison with another request, or another process is at work there.
+        If it holds anything else or a comparison with another request, or another process is at work there.
     """
-    _check_free(folder)
+    _refuse_other_content(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The file stays when all is done: removing it would let two processes lock two files of one name.
     lock = FileLock(folder / _LOCK)
@@ -51,36 +51,37 @@ def exclusive_comparison(folder: Path, request: Mapping[str, Any], *, restart: b
             "folder with --out"
         ) from None
     try:
-        _claim(folder, request, restart=restart)
+        _record_request(folder, request, restart=restart)
         yield
     finally:
         lock.release()
 
 
-def _check_free(folder: Path) -> None:
-    """Refuse a folder with anything in it that is no comparison's."""
+def _refuse_other_content(folder: Path) -> None:
+    """Refuse a folder that holds files but no comparison."""
     if (folder / _REQUEST).exists() or not folder.exists():
         return
     if not folder.is_dir() or any(item.name != _LOCK for item in folder.iterdir()):
-        raise ConfigError(f"{folder} holds something else than a comparison: give a new folder with --out")
+        raise ConfigError(f"{folder} holds something other than a comparison: give a new folder with --out")
 
 
-def _claim(folder: Path, request: Mapping[str, Any], *, restart: bool) -> None:
-    _check_free(folder)
+def _record_request(folder: Path, request: Mapping[str, Any], *, restart: bool) -> None:
+    """Write the request to `folder`, cleared on a restart; refuse a comparison with another request."""
+    _refuse_other_content(folder)
     path = folder / _REQUEST
     if path.exists() and not restart:
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            differing = ", ".join(key for key in request if before.get(key) != request[key])
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            differing = ", ".join(key for key in request if earlier.get(key) != request[key])
         except (OSError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}): begin anew with --restart") from error
+            raise ConfigError(f"{path} cannot be read ({error}): start again with --restart") from error
         if differing:
             raise ConfigError(
                 f"{folder} holds a comparison with other settings ({differing}): give another folder with --out, or "
-                "begin anew with --restart"
+                "start again with --restart"
             )
         return
-    # The request last: by it a folder that was half cleared is still known for a comparison's.
+    # The request last: it marks a folder that is only half cleared as a comparison's.
     for item in sorted(folder.iterdir(), key=lambda item: item.name == _REQUEST):
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)

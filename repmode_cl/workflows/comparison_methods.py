@@ -1,4 +1,4 @@
-"""The three ways in which a facility can come by a structure that its model lacks, each as a strategy to be trained."""
+"""The three ways to get a structure that a model lacks, each as a strategy to be trained, with their sizes on disk."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
 from repmode_cl.training import Precision
 from repmode_cl.utils.memory import parameter_bytes
 from repmode_cl.utils.safetensors_io import write_tensors
-from repmode_cl.workflows.addition_dry_run import file_bytes
+from repmode_cl.workflows.addition_dry_run import addition_file_bytes
 
 __all__ = ["ComparisonMethods", "addition_bytes", "network_bytes", "second_model_bytes"]
 
 
 @dataclass(frozen=True)
 class ComparisonMethods:
-    """Makes the strategies of one comparison: same stream, same steps and patches, same settings but the rate.
+    """Factory of the strategies of one comparison: same stream, steps, patches and settings, except for the rate.
 
     Attributes
     ----------
     network
         The model's, with the structures that it knows; read, never trained.
     structure
-        What is learned.
+        The structure to learn.
     config
         Training, patch and inference of all three.
     rates
-        Way -> peak learning rate.
+        Method -> peak learning rate.
     spec, init_from
-        What the addition gets, and what it starts from, as `add_structure` takes it.
+        What the addition gets, and what it starts from, as of `add_structure`.
     kernel
-        Edge of the own network's kernels, 3 or 5.
+        Edge of the separate network's kernels, 3 or 5.
     """
 
     network: RepModeUNet
@@ -58,71 +58,72 @@ class ComparisonMethods:
     init_from: str
     kernel: int
 
-    def title(self, key: str) -> str:
-        """Return how tables call a way."""
+    def title(self, method: str) -> str:
+        """Return the name of a method in tables."""
         return {
             ADDING: "adding",
             FINE_TUNING: "fine-tuning a copy",
             OWN_NETWORK: "a network of its own",
-        }[key]
+        }[method]
 
-    def fresh(self, key: str) -> RepModeUNet | PlainNetworks:
-        """Return the network that a way trains, on the CPU: a copy, or one of its own; `network` stays as it is."""
-        if key == ADDING:
+    def new_network(self, method: str) -> RepModeUNet | PlainNetworks:
+        """Return the network that a method trains, on the CPU: a copy, or a plain one; `network` stays as it is."""
+        if method == ADDING:
             network = self._copy(self.network)
             network.add_structure(self.structure, self.spec, seed=self.config.seeds[0])
             return network
-        if key == FINE_TUNING:
+        if method == FINE_TUNING:
             # Without additions: the network refuses to train a base that others depend on.
             return self._copy(self.network, additions=False)
         return PlainNetworks(self.network.architecture, self.kernel)
 
     def strategy(
-        self, key: str, network: RepModeUNet | PlainNetworks, stream: StructureStream, precision: Precision
+        self, method: str, network: RepModeUNet | PlainNetworks, stream: StructureStream, precision: Precision
     ) -> StructureStrategy:
-        """Return the strategy of a way, to train its network of `fresh`."""
+        """Return the strategy of a method, to train its network of `new_network`."""
         options: dict[str, Any] = {
             "network": network,
             "stream": stream,
-            "training": self.config.training.model_copy(update={"learning_rate": self.rates[key]}),
+            "training": self.config.training.model_copy(update={"learning_rate": self.rates[method]}),
             "patch": self.config.patch.size,
             "inference": self.config.inference,
             "seed": self.config.seeds[0],
             "precision": precision,
         }
-        if key == ADDING:
+        if method == ADDING:
             return ExpertsFrozen(spec=self.spec, **options)
-        return FineTuning(**options) if key == FINE_TUNING else MultiNet(**options)
+        return FineTuning(**options) if method == FINE_TUNING else MultiNet(**options)
 
-    def known(self, key: str, strategy: StructureStrategy) -> RepModeUNet | None:
+    def network_after(self, method: str, strategy: StructureStrategy) -> RepModeUNet | None:
         """Return the network that predicts the model's structures after `strategy` was trained.
 
-        Of a fine-tuned copy, that is the model with the copy's base below the additions as they are stored: what a
-        user gets who changes the base and keeps the additions. A network of its own changes none: None.
+        Of a fine-tuned copy, that is the model with the copy's base below the additions as they are stored: the
+        result for a user who changes the base and keeps the additions. A separate network changes none: None.
         """
-        if key == OWN_NETWORK:
+        if method == OWN_NETWORK:
             return None
         trained: RepModeUNet = strategy.network
-        if key == ADDING:
+        if method == ADDING:
             return trained
-        base = {name: tensor.cpu() for name, tensor in trained.base_state().items()}
-        row = f".gates.{self.structure}"
-        base = {name: tensor for name, tensor in base.items() if not name.endswith(row)}
+        gate_row = f".gates.{self.structure}"
+        base = {
+            name: tensor.cpu() for name, tensor in trained.base_state().items() if not name.endswith(gate_row)
+        }
         return self._copy(self.network, base=base)
 
-    def parameters(self, key: str, strategy: StructureStrategy) -> int:
-        """Return how many numbers a way stores: what is owned, a whole copy, or the whole network."""
-        if key == ADDING:
+    def stored_parameters(self, method: str, strategy: StructureStrategy) -> int:
+        """Return how many numbers a method stores: those owned, a whole copy, or the whole separate network."""
+        if method == ADDING:
             return parameter_bytes(strategy.network, list(strategy.network.owned_names(self.structure)))[0]
         numbers = parameter_bytes(strategy.network, list(strategy.network.state_dict()))[0]
-        if key == FINE_TUNING:  # the additions go with their copy of the base
+        if method == FINE_TUNING:  # the additions go with their copy of the base
             for name in self.network.additions:
                 numbers += parameter_bytes(self.network, list(self.network.owned_names(name)))[0]
         return numbers
 
-    def size(
+    def stored_bytes(
         self,
-        key: str,
+        method: str,
         strategy: StructureStrategy,
         model: Model,
         folder: Path,
@@ -130,17 +131,17 @@ class ComparisonMethods:
         provenance: Mapping[str, Any],
         metrics: Mapping[str, Any],
     ) -> int:
-        """Return the bytes that a way takes on a disk besides the model; files are written to `folder` for a while."""
+        """Return the bytes that a method takes on disk in addition to the model; `folder` gets temporary files."""
         network = strategy.network
-        if key == ADDING:
+        if method == ADDING:
             return addition_bytes(
                 model, self.structure, network, folder, provenance=provenance, metrics=metrics
             )
         state = network.state_dict()
-        if key == OWN_NETWORK:
+        if method == OWN_NETWORK:
             return network_bytes(state, folder)
-        rows = [tensor for name, tensor in state.items() if name.endswith(f".gates.{self.structure}")]
-        return second_model_bytes(model, self.network.structures, rows)
+        gate_rows = [tensor for name, tensor in state.items() if name.endswith(f".gates.{self.structure}")]
+        return second_model_bytes(model, self.network.structures, gate_rows)
 
     @staticmethod
     def _copy(
@@ -165,38 +166,40 @@ def addition_bytes(
 ) -> int:
     """Return the size of the file that the model would get: it is written to `folder`, and removed.
 
-    Tensors, the references of its proof, and its record. Of one that can get no file, because its training diverged,
-    the size is estimated.
+    It holds tensors, the references of its proof, and its record. Of an addition that can get no file, because its
+    training diverged, the size is estimated.
     """
-    with _scratch(folder) as place:
+    with _scratch_folder(folder) as scratch:
         try:
-            made = make_candidate(model, structure, network, place, provenance=provenance, metrics=metrics)
+            candidate = make_candidate(
+                model, structure, network, scratch, provenance=provenance, metrics=metrics
+            )
         except ModelError:
-            return file_bytes(network, structure)
-        return made.entry.bytes
+            return addition_file_bytes(network, structure)
+        return candidate.entry.bytes
 
 
 def network_bytes(state: Mapping[str, Tensor], folder: Path) -> int:
     """Return the size of one safetensors file of a network's tensors: it is written to `folder`, and removed."""
-    with _scratch(folder) as place:
-        file = place / "network.safetensors"
+    with _scratch_folder(folder) as scratch:
+        file = scratch / "network.safetensors"
         write_tensors(file, state, {})
         return file.stat().st_size
 
 
-def second_model_bytes(model: Model, known: Sequence[str], rows: Sequence[Tensor]) -> int:
-    """Return what a second model takes: the files of base and additions as `model` has them, and new gate rows."""
+def second_model_bytes(model: Model, known: Sequence[str], gate_rows: Sequence[Tensor]) -> int:
+    """Return the size of a second model: the files of base and additions as `model` has them, and new gate rows."""
     files = {model.entries[name].file: model.entries[name].bytes for name in known}
-    return sum(files.values()) + sum(row.numel() * row.element_size() for row in rows)
+    return sum(files.values()) + sum(row.numel() * row.element_size() for row in gate_rows)
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    # Always the same: what a killed process left is found again.
-    place = folder / "scratch"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    # Always the same name, so that the files of a killed process are removed by the next.
+    scratch = folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     try:
-        yield place
+        yield scratch
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)

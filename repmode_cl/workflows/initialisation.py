@@ -1,7 +1,7 @@
-"""What an addition starts from: chance, a structure that is named, or the known one that fits the new images best.
+"""Initial weights of an addition: random, or copied from a known structure, named or the one that fits best.
 
 Measured before training, on a fixed sample of the training patches: how well each known structure's mode predicts
-the new targets, and what the untrained addition makes of them once it has begun from the chosen one.
+the new targets, and how well the untrained addition does once it is initialised from the chosen one.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
 __all__ = ["Initialisation", "initialise"]
 
 #: Patches of the sample: one of each training image, within these limits.
-_FEWEST, _MOST = 8, 32
+_MIN_PATCHES, _MAX_PATCHES = 8, 32
 
 
 @dataclass(frozen=True)
 class Initialisation:
-    """What an addition began from, and what was measured then.
+    """Structure that an addition was initialised from, and the figures measured then.
 
     Attributes
     ----------
     structure
-        The known structure that it began from; None for chance.
+        The known structure whose weights were copied; None for chance.
     figures
         ``mse`` and ``r2`` of each known structure's mode that was measured, on the sample of training patches.
     step_0
-        The same of the addition before its first step; empty where it began from chance.
-    taken
-        What was taken over, in words.
+        The same of the addition before its first step; empty where it started from chance.
+    copied
+        Layers that were copied, in words.
     patches
         Size of the sample.
     """
@@ -49,7 +49,7 @@ class Initialisation:
     structure: str | None = None
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     step_0: dict[str, float] = field(default_factory=dict)
-    taken: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
     patches: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -58,27 +58,33 @@ class Initialisation:
             "structure": self.structure,
             "figures": self.figures,
             "step_0": self.step_0,
-            "taken": list(self.taken),
+            "taken": list(self.copied),
             "patches": self.patches,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Initialisation:
-        """Read what `to_json` gave."""
-        return cls(**{**values, "taken": tuple(values["taken"])})
+        """Read the values of `to_json`."""
+        return cls(
+            structure=values["structure"],
+            figures=values["figures"],
+            step_0=values["step_0"],
+            copied=tuple(values["taken"]),
+            patches=values["patches"],
+        )
 
 
 def initialise(
-    addition: AdditionPlan, network: RepModeUNet, patches: PatchDataset, device: torch.device
+    plan: AdditionPlan, network: RepModeUNet, patches: PatchDataset, device: torch.device
 ) -> Initialisation:
-    """Let the fresh structure of `network` begin as was asked for, and say from what.
+    """Initialise the fresh structure of `network` as `plan` says.
 
     Parameters
     ----------
-    addition
-        What was asked for.
+    plan
+        Names what to initialise from.
     network
-        Of `AdditionPlan.network`, on the CPU: what its fresh structure owns is set.
+        From `AdditionPlan.network`, on the CPU: the weights of its fresh structure are set.
     patches
         Of the training.
     device
@@ -89,31 +95,31 @@ def initialise(
     ModelError
         If no known structure predicts finite numbers for these images.
     """
-    if addition.init_from == "none":
+    if plan.init_from == "none":
         return Initialisation()
-    model, name = addition.model, addition.structure
+    model, name = plan.model, plan.structure
     sample = _sample(patches)
-    # A comparison asks as if a structure that the model has were not there.
-    others = tuple(other for other in model.structures if addition.replace or other != name)
-    asked = others if addition.init_from in INIT_CHOICES else (addition.init_from,)
+    # A comparison treats a structure that the model has already as if it were not there.
+    others = tuple(other for other in model.structures if plan.replace or other != name)
+    candidates = others if plan.init_from in INIT_CHOICES else (plan.init_from,)
     figures = {
-        known: _fit(plain, sample, device)
-        for known, plain in track(_modes(model, asked), "known structures", len(asked))
+        known: _figures(plain, sample, device)
+        for known, plain in track(_modes(model, candidates), "known structures", len(candidates))
     }
-    finite = {known: found["mse"] for known, found in figures.items() if found}
-    if not finite:
+    errors = {known: measured["mse"] for known, measured in figures.items() if measured}
+    if not errors:
         raise ModelError(
-            f"no known structure of {model.path} predicts finite numbers for the images of {name!r}: begin from "
+            f"no known structure of {model.path} predicts finite numbers for the images of {name!r}: start from "
             "chance (init_from none)"
         )
-    chosen = min(finite, key=finite.__getitem__)
-    taken = begin_from(network, name, chosen, source=model.network([chosen]))
-    step_0 = _fit(fold_norms(network.eval().fuse(name)), sample, device)
-    return Initialisation(chosen, figures, step_0, taken, len(sample))
+    best = min(errors, key=errors.__getitem__)
+    copied = begin_from(network, name, best, source=model.network([best]))
+    step_0 = _figures(fold_norms(network.eval().fuse(name)), sample, device)
+    return Initialisation(best, figures, step_0, copied, len(sample))
 
 
 def _modes(model: Model, structures: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the plain network of each structure; the base is loaded once for all that are of it."""
+    """Yield each structure's name and plain network; the base is loaded once for all of its structures."""
     base: RepModeUNet | None = None
     for known in structures:
         if known in model.base_structures:
@@ -124,8 +130,8 @@ def _modes(model: Model, structures: Sequence[str]) -> Iterator[tuple[str, nn.Mo
 
 
 def _sample(patches: PatchDataset) -> PatchDataset:
-    """Return a few of the patches: the first ones, which depend on the seed alone."""
-    count = min(_MOST, max(_FEWEST, len(patches.samples)))
+    """Return a few of the patches: the first ones, which depend only on the seed."""
+    count = min(_MAX_PATCHES, max(_MIN_PATCHES, len(patches.samples)))
     return PatchDataset(
         patches.samples,
         patch=patches.patch,
@@ -136,23 +142,24 @@ def _sample(patches: PatchDataset) -> PatchDataset:
     )
 
 
-def _fit(plain: nn.Module, patches: PatchDataset, device: torch.device) -> dict[str, float]:
-    """Return ``mse`` and ``r2`` over all voxels of `patches` that count; nothing where they are not finite."""
+def _figures(plain: nn.Module, patches: PatchDataset, device: torch.device) -> dict[str, float]:
+    """Return ``mse`` and ``r2`` over all voxels of `patches` within the masks; nothing where they are not finite."""
     plain = plain.to(device)
-    squares = count = first = second = 0.0
+    squared_error = voxels = total = total_of_squares = 0.0
     with torch.inference_mode():
-        for place in range(len(patches)):
-            signal, target = (tensor.to(device) for tensor in patches[place])
+        for index in range(len(patches)):
+            signal, target = (tensor.to(device) for tensor in patches[index])
             weight = target[1] if len(target) > 1 else torch.ones_like(target[0])
-            error = _sum(weight, (plain(signal[None])[0, 0] - target[0]) ** 2)
-            squares, count = squares + error, count + float(weight.sum(dtype=torch.float64))
-            first, second = first + _sum(weight, target[0]), second + _sum(weight, target[0] ** 2)
-    if not math.isfinite(squares) or not count:
+            squared_error += _weighted_sum(weight, (plain(signal[None])[0, 0] - target[0]) ** 2)
+            voxels += float(weight.sum(dtype=torch.float64))
+            total += _weighted_sum(weight, target[0])
+            total_of_squares += _weighted_sum(weight, target[0] ** 2)
+    if not math.isfinite(squared_error) or not voxels:
         return {}
-    variance = second / count - (first / count) ** 2
-    mse = squares / count
+    variance = total_of_squares / voxels - (total / voxels) ** 2
+    mse = squared_error / voxels
     return {"mse": mse, "r2": 1 - mse / variance} if variance > 0 else {"mse": mse}
 
 
-def _sum(weight: Tensor, values: Tensor) -> float:
+def _weighted_sum(weight: Tensor, values: Tensor) -> float:
     return float((weight * values).sum(dtype=torch.float64))

@@ -1,4 +1,8 @@
-"""What a training came to, kept from just before its commit until all is cleared up: by it a done addition is known."""
+"""Files of an unfinished addition in ``pending/<structure>`` of a model, and the checks for resuming it.
+
+Request, images and checkpoints are there while it is trained; the outcome from just before its commit until the
+folder is removed, so that an addition whose process died after the commit is recognised.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +15,37 @@ from typing import Any
 
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.sample import Sample, digest_of
-from repmode_cl.errors import (
-    ConfigError,
-)
+from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
+from repmode_cl.store.staging import OUTCOME, REQUEST
 from repmode_cl.training import has_checkpoint
 from repmode_cl.utils.atomic_files import write_json
 
 __all__ = [
     "CHECKPOINT",
     "IMAGES",
-    "OUTCOME",
-    "REQUEST",
+    "INITIALISATION",
     "PendingOutcome",
+    "committed_outcome",
     "read_request",
     "rows_digest",
-    "same_images",
-    "was_committed",
+    "record_images",
 ]
 
-#: File beside the request that holds an `PendingOutcome`.
-OUTCOME = "outcome.json"
+#: Folder of the checkpoints: a training has learned something when it has one.
+CHECKPOINT = "checkpoint"
+#: File with the digests of the images that a training started with.
+IMAGES = "images.json"
+#: File with what the structure was initialised from.
+INITIALISATION = "beginning.json"
+
+#: Images that a message names at most.
+_LISTED = 5
 
 
 @dataclass(frozen=True)
 class PendingOutcome:
-    """What a training came to: figures, and the version that they are of.
+    """Result of a finished training: figures, and the version that they belong to.
 
     Attributes
     ----------
@@ -57,7 +66,7 @@ class PendingOutcome:
     after: int = 0
 
     def reaches(self, min_r2: float | None) -> bool:
-        """Tell whether its R2 is at least what is demanded; one that could not be computed reaches nothing."""
+        """Return whether the R2 is at least `min_r2`; one that could not be computed is below any."""
         return min_r2 is None or self.metrics.get("r2", -math.inf) >= min_r2
 
     def to_json(self) -> dict[str, Any]:
@@ -65,10 +74,10 @@ class PendingOutcome:
         return asdict(self)
 
 
-def was_committed(model: Model, structure: str) -> PendingOutcome | None:
-    """Return the outcome of a training that was committed before its process died; None if there is none such.
+def committed_outcome(model: Model, structure: str) -> PendingOutcome | None:
+    """Return the outcome of a training that was committed before its process died; None if there is none.
 
-    The version alone does not tell: the model may have had the very same one before.
+    The version is not enough to know: the model may have had the very same one before.
     """
     try:
         text = (model.pending(structure) / OUTCOME).read_text(encoding="utf-8")
@@ -76,79 +85,65 @@ def was_committed(model: Model, structure: str) -> PendingOutcome | None:
         return None
     outcome = PendingOutcome(**json.loads(text))
     for change in model.history:
-        made = change.number > outcome.after and change.action in ("add", "replace")
-        if made and (change.structure, change.digest) == (structure, outcome.digest):
+        committed = change.number > outcome.after and change.action in ("add", "replace")
+        if committed and (change.structure, change.digest) == (structure, outcome.digest):
             return outcome
     return None
 
 
-#: File that holds what an interrupted addition was asked for.
-REQUEST = "request.json"
-
-
-#: File beside it that holds which images a training began with.
-IMAGES = "images.json"
-
-
-#: Folder beside both, of the checkpoints: a training has begun when it has one.
-CHECKPOINT = "checkpoint"
-
-
 def read_request(model: Model, structure: str) -> dict[str, Any] | None:
-    """Return what an interrupted training of `structure` was asked for, or None where there is nothing to resume."""
+    """Return the request of an interrupted training of `structure`; None if there is nothing to resume."""
     work = model.pending(structure)
     path = work / REQUEST
-    # Without a checkpoint there is nothing to go on with: whatever is asked for next takes its place.
+    # Without a checkpoint there is nothing to resume: the next request takes its place.
     if not path.is_file() or not (has_checkpoint(work / CHECKPOINT) or (work / OUTCOME).is_file()):
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    # One that an earlier version of this program began has no needs in it: it is not gone on with.
-    return found if "needs" in found else None
-
-
-#: Images that a message names at most.
-_NAMED = 5
+    request: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # One that an early version of this program wrote has no needs in it: it is not resumed.
+    return request if "needs" in request else None
 
 
 def rows_digest(manifest: Manifest, structures: Sequence[str]) -> str:
-    """Return a digest of the manifest's rows of `structures`: a training goes on with the same rows alone."""
+    """Return a digest of the manifest's rows of `structures`: a training is resumed only with the same rows."""
     return digest_of(*(str(row) for row in manifest.rows if row.structure in structures)).hex()
 
 
-def same_images(path: Path, samples: Sequence[Sample], what: str, anew: str, *, begun: bool) -> None:
-    """Write down what the images are; refuse to go on with a training whose images became others.
+def record_images(
+    path: Path, samples: Sequence[Sample], title: str, restart_hint: str, *, started: bool
+) -> None:
+    """Write digests of the images to `path`; refuse to resume a training whose images have changed.
 
-    Rows name files: what these hold, and which split they came into, may have changed while they did not.
+    Rows name files: the content of these, and the split that they belong to, may change while the rows do not.
 
     Parameters
     ----------
     path
-        File that they are written to.
+        File of the digests.
     samples
         The prepared images.
-    what, anew
-        For the message: what would be gone on with, and what to do to begin anew.
-    begun
-        Whether something was learned from the images already; if not, what was written is replaced.
+    title, restart_hint
+        For the message: name of the interrupted training, and how to start again.
+    started
+        Whether something was learned from the images already; if not, the file is replaced.
 
     Raises
     ------
     ConfigError
         Naming the images that differ.
     """
-    now = {}
-    for place, sample in enumerate(samples):
-        line = f"line {sample.row}" if sample.row else f"image {place + 1}"
-        now[f"{sample.structure}, {line}"] = digest_of(*sample.content, sample.split).hex()
-    if begun and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    digests = {}
+    for index, sample in enumerate(samples):
+        line = f"line {sample.row}" if sample.row else f"image {index + 1}"
+        digests[f"{sample.structure}, {line}"] = digest_of(*sample.content, sample.split).hex()
+    if started and path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in {**earlier, **digests} if earlier.get(name) != digests.get(name)]
         if not differing:
             return
-        more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+        more = f" and {len(differing) - _LISTED} more" if len(differing) > _LISTED else ""
         raise ConfigError(
-            f"{path.parent} holds an interrupted {what}, and since then the content or the split of "
-            f"{len(differing)} of its images changed ({'; '.join(differing[:_NAMED])}{more}): put the images back to "
-            f"go on with it, or {anew} to begin anew"
+            f"{path.parent} holds an interrupted {title}, and since then the content or the split of "
+            f"{len(differing)} of its images changed ({'; '.join(differing[:_LISTED])}{more}): put the images back to "
+            f"resume it, or {restart_hint} to start again"
         )
-    write_json(path, now)
+    write_json(path, digests)

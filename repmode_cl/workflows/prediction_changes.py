@@ -1,4 +1,4 @@
-"""What a way of learning did to the structures that a model knows, measured on images held out."""
+"""Changes of the known structures' predictions after a method of learning, measured on held-out images."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from repmode_cl.results.comparison import PredictionChange
 from repmode_cl.results.predictions import Prediction
 from repmode_cl.utils.progress import task
 
-__all__ = ["HeldOut", "Predict", "changes_of", "predictor"]
+__all__ = ["compare_predictions", "HeldOutImage", "Predict", "model_predictor"]
 
 #: (plain network in evaluation mode, volume (Z, Y, X)) -> prediction, float32 (Z, Y, X).
 Predict = Callable[[nn.Module, Tensor], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """An image that a known structure is predicted on.
+class HeldOutImage:
+    """An image on which a known structure is predicted.
 
     Attributes
     ----------
     sample
         The prepared image.
-    truth
-        Whether its target shows the structure that is predicted; else its transmitted light alone is used.
+    has_truth
+        Whether its target shows the structure that is predicted; else only its transmitted light is used.
     """
 
     sample: Sample
-    truth: bool
+    has_truth: bool
 
 
-def predictor(inference: Mapping[str, Any], device: torch.device) -> Predict:
-    """Return how the model itself predicts: its Gaussian sliding window, in float32, on `device`.
+def model_predictor(inference: Mapping[str, Any], device: torch.device) -> Predict:
+    """Return the model's own way to predict: its Gaussian sliding window, in float32, on `device`.
 
     Parameters
     ----------
@@ -67,25 +67,25 @@ def predictor(inference: Mapping[str, Any], device: torch.device) -> Predict:
     return predict
 
 
-def changes_of(
+def compare_predictions(
     before: RepModeUNet,
     after: RepModeUNet,
-    images: Mapping[str, Sequence[HeldOut]],
+    images: Mapping[str, Sequence[HeldOutImage]],
     predict: Predict,
-    what: str,
+    title: str,
 ) -> tuple[tuple[PredictionChange, ...], tuple[str, Prediction] | None]:
     """Compare the predictions of two networks for the structures that both know.
 
     Parameters
     ----------
     before, after
-        The model's network, and what became of it; on the device of `predict`.
+        The model's network, before and after learning; on the device of `predict`.
     images
-        Structure -> what it is predicted on, at least one image each.
+        Structure -> images that it is predicted on, at least one each.
     predict
-        Of `predictor`.
-    what
-        What the progress bar says.
+        From `model_predictor`.
+    title
+        Text of the progress bar.
 
     Returns
     -------
@@ -97,49 +97,66 @@ def changes_of(
     """
     changes = []
     worst: tuple[float, str, Prediction] | None = None
-    with task(what, total=sum(len(of) for of in images.values())) as bar:
-        for structure, of in images.items():
+    with task(title, total=sum(len(held_out) for held_out in images.values())) as bar:
+        for structure, held_out in images.items():
             plain = [fold_norms(network.fuse(structure)) for network in (before, after)]
-            found = []
-            most: tuple[float, Prediction] | None = None
-            for image in of:
+            image_changes = []
+            worst_image: tuple[float, Prediction] | None = None
+            for image in held_out:
                 signal, target = VolumeDataset([image.sample])[0]
                 old, new = (predict(network, signal[0]) for network in plain)
-                one = _one(old, new, target.numpy() if image.truth else None)
-                found.append(one)
-                if not one.identical and (most is None or _likeness(one) < most[0]):
-                    most = _likeness(one), Prediction(signal[0].numpy(), old, new)
+                change = _image_change(old, new, target.numpy() if image.has_truth else None)
+                image_changes.append(change)
+                if not change.identical and (worst_image is None or _similarity(change) < worst_image[0]):
+                    worst_image = _similarity(change), Prediction(signal[0].numpy(), old, new)
                 bar.advance()
-            changes.append(_all(structure, found))
-            if most is not None and (worst is None or _likeness(changes[-1]) < worst[0]):
-                worst = _likeness(changes[-1]), structure, most[1]
+            changes.append(_structure_change(structure, image_changes))
+            if worst_image is not None and (worst is None or _similarity(changes[-1]) < worst[0]):
+                worst = _similarity(changes[-1]), structure, worst_image[1]
     return tuple(changes), None if worst is None else worst[1:]
 
 
 @dataclass(frozen=True)
-class _One:
-    """The change on one image."""
+class _ImageChange:
+    """Change of the prediction of one image; see `PredictionChange`."""
 
     identical: bool
     r2: float | None
-    difference: float | None
-    truth: tuple[float, float] | None
+    max_difference: float | None
+    truth_r2: tuple[float, float] | None
 
 
-def _one(old: NDArray[np.float32], new: NDArray[np.float32], target: NDArray[np.float32] | None) -> _One:
+def _image_change(
+    old: NDArray[np.float32], new: NDArray[np.float32], target: NDArray[np.float32] | None
+) -> _ImageChange:
     # By bytes: NaN is equal to itself here, and 0.0 is not -0.0.
     identical = old.tobytes() == new.tobytes()
     finite = bool(np.isfinite(old).all() and np.isfinite(new).all())
     difference = float(np.abs(new.astype(np.float64) - old).max()) if finite else None
-    truth = None
+    truth_r2 = None
     if target is not None:
         mask = target[1] if len(target) > 1 else None
         before, after = (image_metrics(volume, target[0], mask)["r2"] for volume in (old, new))
-        truth = before, after
-    return _One(identical, _r2(old, new) if finite else None, difference, truth)
+        truth_r2 = before, after
+    return _ImageChange(identical, _r2(old, new) if finite else None, difference, truth_r2)
 
 
-def _likeness(change: _One | PredictionChange) -> float:
+def _structure_change(structure: str, images: Sequence[_ImageChange]) -> PredictionChange:
+    truths = [image.truth_r2 for image in images if image.truth_r2 is not None]
+    differences = [image.max_difference for image in images]
+    return PredictionChange(
+        structure=structure,
+        images=len(images),
+        identical=all(image.identical for image in images),
+        r2=_mean([image.r2 for image in images]),
+        max_difference=None if None in differences else max(d for d in differences if d is not None),
+        truth_images=len(truths),
+        truth_before=_mean([before for before, _ in truths]),
+        truth_after=_mean([after for _, after in truths]),
+    )
+
+
+def _similarity(change: _ImageChange | PredictionChange) -> float:
     return -np.inf if change.r2 is None else change.r2
 
 
@@ -150,22 +167,7 @@ def _r2(old: NDArray[np.float32], new: NDArray[np.float32]) -> float | None:
         return None
 
 
-def _all(structure: str, found: Sequence[_One]) -> PredictionChange:
-    truths = [one.truth for one in found if one.truth is not None]
-    differences = [one.difference for one in found]
-    return PredictionChange(
-        structure=structure,
-        images=len(found),
-        identical=all(one.identical for one in found),
-        r2=_mean([one.r2 for one in found]),
-        max_difference=None if None in differences else max(d for d in differences if d is not None),
-        truth_images=len(truths),
-        truth_before=_mean([before for before, _ in truths]),
-        truth_after=_mean([after for _, after in truths]),
-    )
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean; None where there is no value, or one of them is undefined: nothing is left out silently."""
-    known = [value for value in values if value is not None and np.isfinite(value)]
-    return float(np.mean(known)) if known and len(known) == len(values) else None
+    """Return the mean; None where there is no value, or one of them is undefined: nothing is omitted silently."""
+    finite = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(finite)) if finite and len(finite) == len(values) else None

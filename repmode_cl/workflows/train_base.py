@@ -1,4 +1,4 @@
-"""A model of base structures, trained jointly: the same loop, streams and checkpoints as a benchmark's."""
+"""Train a model of base structures jointly, with the loop, streams and checkpoints of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
 from repmode_cl.results.learning_curves import CURVE, write_curve
 from repmode_cl.scenarios import base_structures
+from repmode_cl.store.staging import REQUEST
 from repmode_cl.strategies.plugins.model_export import create_model, provenance_of
 from repmode_cl.strategies.registry import build_strategy
 from repmode_cl.training import joined, resolve_precision
 from repmode_cl.workflows.train_one_experience import (
-    dump_what_counts,
-    held_out,
-    learn,
-    same_request,
-    stream_of,
+    evaluate_held_out,
+    make_stream,
+    record_request,
+    resume_config_text,
+    train_experience,
 )
 
 __all__ = ["train_base"]
@@ -31,11 +32,11 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     Parameters
     ----------
     config
-        What to train on and how. Of its `strategies` the first `experts_frozen` alone is used, for the rate of later
-        additions; what follows the base is not.
+        Data and training. Of its `strategies` only the first `experts_frozen` is used, for the rate of later
+        additions; the part of the stream after the base is not used.
     out
-        The model's folder. While training goes on, ``<out>.training`` beside it holds prepared images, curves and
-        checkpoints; the same call goes on from there after an interruption.
+        The model's folder. During the training, ``<out>.training`` next to it holds prepared images, curves and
+        checkpoints; the same call resumes from there after an interruption.
     workers
         Processes that simulate and prepare images.
 
@@ -50,7 +51,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
         If the base is empty, an interrupted training had another configuration, or the batch cannot be divided
         among the processes.
     ModelError
-        If `out` holds something already.
+        If `out` exists and is not an empty folder.
 
     Notes
     -----
@@ -74,7 +75,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
         ranks.check_shares(config.training.batch_size, config.training.accumulate)
 
         def prepare() -> tuple[list[Sample], list[str], str]:
-            same_request(work / "request.json", {"config": dump_what_counts(config)}, "training")
+            record_request(work / REQUEST, {"config": resume_config_text(config)}, "training")
             samples, notes = prepared_samples(config.data, work, structures=experiences[0], workers=workers)
             return samples, notes, resolve_precision(config.training.precision, device).format
 
@@ -82,20 +83,19 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
         strategy = build_strategy(
             config,
             options,
-            stream_of(config, samples, experiences),
+            make_stream(config, samples, experiences),
             seed,
             device=device,
             precision=resolve_precision(precision, device),
             ranks=ranks,
         )
-        learn(strategy, work, f"base: {' + '.join(experiences[0])}")
+        train_experience(strategy, work, f"base: {' + '.join(experiences[0])}")
 
         def write() -> None:
-            metrics, images = held_out(strategy, strategy.stream)
-            origin = provenance_of(config, options, seed, samples, strategy.precision)
-            create_model(
-                out, strategy.network, config, {**origin, "held_out": images, "notes": notes}, metrics
-            )
+            metrics, split = evaluate_held_out(strategy, strategy.stream)
+            provenance = provenance_of(config, options, seed, samples, strategy.precision)
+            provenance |= {"held_out": split, "notes": notes}
+            create_model(out, strategy.network, config, provenance, metrics)
             write_curve(work / CURVE, strategy.progress.curve)
 
         ranks.from_first(write)

@@ -1,4 +1,4 @@
-"""What training a base and adding a structure share: one experience, learned once, gone on with if interrupted."""
+"""Train one experience of a stream, resumable: the part that training a base, adding and comparing share."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.progress import task
 
 __all__ = [
-    "check_request",
-    "differences",
-    "dump_what_counts",
-    "held_out",
-    "learn",
-    "same_request",
-    "stream_of",
+    "make_stream",
+    "train_experience",
+    "evaluate_held_out",
+    "resume_config_text",
+    "record_request",
+    "check_same_request",
 ]
 
 #: Characters of a value that a message quotes.
-_SHORT = 32
+_QUOTED = 32
 
 
-def stream_of(
+def make_stream(
     config: Config, samples: list[Sample], experiences: tuple[tuple[str, ...], ...]
 ) -> StructureStream:
     """Make the stream of `config`, with as many patches as its budget has."""
@@ -57,10 +56,19 @@ def stream_of(
     )
 
 
-def learn(strategy: StructureStrategy, work: Path, what: str) -> None:
+def train_experience(strategy: StructureStrategy, work: Path, title: str) -> None:
     """Train the stream's one experience, with checkpoints and TensorBoard events in `work`.
 
-    Of several processes the first alone writes; all go on from the same checkpoint.
+    Of several processes only the first writes; all resume from the same checkpoint.
+
+    Parameters
+    ----------
+    strategy
+        Strategy with a stream of one experience.
+    work
+        Folder of the training; a checkpoint in it is resumed.
+    title
+        Text of the progress bar.
 
     Raises
     ------
@@ -85,7 +93,7 @@ def learn(strategy: StructureStrategy, work: Path, what: str) -> None:
     names = strategy.stream.experiences[0]
     steps = budget_of(strategy.training_config, len(names), len(strategy.stream.images[0])).steps
     try:
-        with task(what, total=steps) as bar:
+        with task(title, total=steps) as bar:
             bar.update(completed=step)
             strategy.bar = bar
             strategy.train(strategy.stream.train[0], eval_streams=[])
@@ -94,46 +102,59 @@ def learn(strategy: StructureStrategy, work: Path, what: str) -> None:
         events.close()
 
 
-def held_out(strategy: StructureStrategy, stream: StructureStream) -> tuple[dict[str, dict[str, float]], str]:
-    """Return figures on the test images, or on the validation images where there are none."""
-    for name, experiences in (("test", stream.test), ("val", stream.val)):
+def evaluate_held_out(
+    strategy: StructureStrategy, stream: StructureStream
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Return figures on the test images, or on the validation images where there are none.
+
+    Returns
+    -------
+    figures
+        Structure -> metric -> mean over images; empty where no image is held out.
+    split
+        ``test``, ``val`` or ``none``.
+    """
+    for split, experiences in (("test", stream.test), ("val", stream.val)):
         if len(experiences[0].dataset):
             figures = strategy.evaluate([experiences[0]])
-            # What is not finite (the correlation of a constant prediction) says nothing of a model.
-            return {s: {k: v for k, v in f.items() if math.isfinite(v)} for s, f in figures.items()}, name
+            # What is not finite (the correlation of a constant prediction) says nothing about a model.
+            finite = {s: {k: v for k, v in f.items() if math.isfinite(v)} for s, f in figures.items()}
+            return finite, split
     return {}, "none"
 
 
-def dump_what_counts(config: Config) -> str:
-    """Return the text of `config` without what changes no result, so that it may differ when a training goes on."""
+def resume_config_text(config: Config) -> str:
+    """Return the text of `config` without the settings that change no result and so may differ on resuming."""
     training = config.training.model_copy(update={"loader_workers": 0})
     return dump_config(config.model_copy(update={"training": training}))
 
 
-def same_request(path: Path, request: dict[str, Any], what: str, anew: str | None = None) -> None:
-    """Write down what is asked for, unless a training that was asked for differently is to be gone on with.
+def record_request(path: Path, request: dict[str, Any], title: str, restart_hint: str | None = None) -> None:
+    """Write `request` to `path`, after `check_same_request`.
 
-    What was never trained, by a first checkpoint, is not in the way: the mistake that kept it from that may be what
-    the new request corrects. For the rest see `check_request`.
+    A training without a checkpoint is not in the way: the mistake that stopped it may be what the new request
+    corrects.
     """
-    check_request(path, request, what, anew)
+    check_same_request(path, request, title, restart_hint)
     if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != request:
         write_json(path, request)
 
 
-def check_request(path: Path, request: dict[str, Any], what: str, anew: str | None = None) -> None:
-    """Refuse to go on with a training that was asked for differently; nothing is written.
+def check_same_request(
+    path: Path, request: dict[str, Any], title: str, restart_hint: str | None = None
+) -> None:
+    """Refuse to resume a training that was started with other settings; nothing is written.
 
     Parameters
     ----------
     path
-        File of the earlier request, if there was one; ``checkpoint`` lies beside it.
+        File of the earlier request, if there was one; ``checkpoint`` lies in the same folder.
     request
         The present one: JSON.
-    what
-        For the message: what is interrupted.
-    anew
-        How to begin anew; by default the folder is to be removed.
+    title
+        Name of the interrupted training, for the message.
+    restart_hint
+        How to start again, for the message; by default: remove the folder.
 
     Raises
     ------
@@ -142,35 +163,38 @@ def check_request(path: Path, request: dict[str, Any], what: str, anew: str | No
     """
     if not path.exists() or not has_checkpoint(path.parent / "checkpoint"):
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before == request:
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier == request:
         return
     raise ConfigError(
-        f"{path.parent} holds an interrupted {what} with other settings ({'; '.join(differences(before, request))}): "
-        f"repeat the same call to go on with it, or {anew or f'remove {path.parent}'} to begin anew"
+        f"{path.parent} holds an interrupted {title} with other settings "
+        f"({'; '.join(_changed_settings(earlier, request))}): repeat the same call to resume it, or "
+        f"{restart_hint or f'remove {path.parent}'} to start again"
     )
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say of each setting of two requests that differs, how: ``training.steps 1500 -> 300``.
+def _changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return each setting that differs between two requests, as ``training.steps 1500 -> 300``.
 
-    Of what is no short value, such as a digest, the key alone is named.
+    Of a long value, such as a digest, only the key is given.
     """
-    then, today = dict(_settings(before)), dict(_settings(now))
-    found = []
-    for key in {**then, **today}:
-        pair = [json.dumps(values.get(key)).strip('"') for values in (then, today)]
-        if pair[0] != pair[1]:
-            found.append(f"{key} {pair[0]} -> {pair[1]}" if max(map(len, pair)) <= _SHORT else key)
-    return found
+    old, new = dict(_flattened(earlier)), dict(_flattened(now))
+    changes = []
+    for key in {**old, **new}:
+        first, second = (json.dumps(values.get(key)).strip('"') for values in (old, new))
+        if first != second:
+            short = max(len(first), len(second)) <= _QUOTED
+            changes.append(f"{key} {first} -> {second}" if short else key)
+    return changes
 
 
-def _settings(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flattened(values: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
     """Yield each setting by its dotted key; those of a configuration's text as they are in its file."""
     for key, value in values.items():
-        if not above and key == "config" and isinstance(value, str):
-            yield from _settings(read_yaml(value, key).value, "config")
+        name = str(key) if parent in ("", "config") else f"{parent}.{key}"
+        if not parent and key == "config" and isinstance(value, str):
+            yield from _flattened(read_yaml(value, key).value, "config")
         elif isinstance(value, Mapping) and value:
-            yield from _settings(value, str(key) if above in ("", "config") else f"{above}.{key}")
+            yield from _flattened(value, name)
         else:
-            yield str(key) if above in ("", "config") else f"{above}.{key}", value
+            yield name, value

@@ -1,6 +1,7 @@
-"""From a model and a manifest to what a training on them needs: the base's settings, unless told otherwise.
+"""Configuration of a training on a stored model: the base's settings, unless overridden.
 
-What adding a structure and comparing it with the alternatives have in common, before either trains.
+Used for adding a structure and for comparing, before either trains. Images whose voxel size the base was not
+trained on are refused here too.
 """
 
 from __future__ import annotations
@@ -32,25 +33,31 @@ from repmode_cl.errors import ConfigError, ImageError, ManifestError, RepmodeErr
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.training import Precision
+from repmode_cl.workflows.options import TrainingOverrides
 
 __all__ = [
-    "configuration_for",
-    "guard_voxels",
-    "manifest_of",
-    "origin_of",
-    "other_precision",
-    "spec_of",
-    "training_for",
-    "voxel_problems",
+    "base_provenance",
+    "open_manifest",
+    "training_config",
+    "run_config",
+    "check_spec",
+    "precision_note",
+    "voxel_size_problems",
+    "refuse_voxel_sizes",
 ]
 
+_REMEDY = "state the right one in the column voxel_size_zyx, or give --force (force=True) to learn from it all the same"
 
-def origin_of(model: Model) -> Mapping[str, Any]:
+#: Rows that a message lists at most.
+_LISTED = 5
+
+
+def base_provenance(model: Model) -> Mapping[str, Any]:
     """Return how the base of `model` was trained; empty where that was never recorded."""
     return model.entries[model.base_structures[0]].provenance
 
 
-def manifest_of(data: str | Path | Manifest, structure: str) -> Manifest:
+def open_manifest(data: str | Path | Manifest, structure: str) -> Manifest:
     """Return the manifest `data`, opened.
 
     Raises
@@ -67,66 +74,48 @@ def manifest_of(data: str | Path | Manifest, structure: str) -> Manifest:
     return manifest
 
 
-def training_for(
-    origin: Mapping[str, Any],
-    *,
-    steps: int | None = None,
-    epochs: int | None = None,
-    patience: int | None = None,
-    time_limit: float | None = None,
-    learning_rate: float | None = None,
-    batch_size: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    loader_workers: int = 0,
-) -> TrainingConfig:
-    """Return the training that the base's provenance and what was given come to.
+def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides) -> TrainingConfig:
+    """Return the training section: the base's, with `overrides`.
 
     Parameters
     ----------
-    origin
-        Provenance of the base, of `origin_of`.
-    steps, epochs, learning_rate, batch_size
-        ``None``: as the base was trained with (for the rate, what its configuration named for additions).
-    patience, time_limit
-        Validations without an improvement, and seconds of training, after which it ends early; ``None`` sets no
-        such limit, whatever the base had.
-    device, precision, loader_workers
-        Never the base's: that was another machine, perhaps.
+    provenance
+        Of the base, from `base_provenance`.
+    overrides
+        Patience, time limit, device, precision and loader workers are never the base's: that may have been another
+        machine.
 
     Raises
     ------
     ConfigError
-        If both `steps` and `epochs` are given, or a value is out of range.
+        If both steps and epochs are given, or a value is out of range.
     """
-    for key, number in {"learning_rate": learning_rate, "time_limit": time_limit}.items():
-        if number is not None and not _is_positive(number):
-            raise ConfigError(f"{key} {number!r}: a positive number is needed")
-    for key, count in {
-        "steps": steps, "epochs": epochs, "patience": patience, "batch_size": batch_size,
-    }.items():  # fmt: skip
-        if count is not None:
-            _whole(count, key, least=1)
+    _check_ranges(overrides)
+    steps, epochs, batch_size = overrides.steps, overrides.epochs, overrides.batch_size
     values: dict[str, Any] = dict(
-        origin.get("training", {"steps": 300, "learning_rate": 2e-3, "schedule": "one_cycle"})
+        provenance.get("training", {"steps": 300, "learning_rate": 2e-3, "schedule": "one_cycle"})
     )
-    values |= {"base_steps": None, "patience": patience, "time_limit": time_limit}
-    if steps is not None and epochs is not None:
-        raise ConfigError(f"{steps} steps and {epochs} epochs: give one or the other")
+    addition_rate = (provenance.get("addition") or {}).get("learning_rate")
+    values |= {
+        "base_steps": None,
+        "patience": overrides.patience,
+        "time_limit": overrides.time_limit,
+        "learning_rate": overrides.learning_rate or addition_rate or values["learning_rate"],
+        "device": overrides.device,
+        "precision": overrides.precision,
+        "loader_workers": overrides.loader_workers,
+    }
     if steps is not None or epochs is not None:
         values |= {"steps": steps, "epochs": epochs, "validate_every": None, "validate_every_epochs": None}
-    rate = learning_rate or (origin.get("addition") or {}).get("learning_rate")
-    values |= {"learning_rate": rate or values["learning_rate"], "device": device, "precision": precision}
-    values["loader_workers"] = loader_workers
     if batch_size is not None:
         values["batch_size"] = batch_size
         # As many micro-batches as divide it, at most as many as the base had.
         values["accumulate"] = math.gcd(batch_size, values.get("accumulate", 1))
-    with _told(values):
+    with _config_errors(values):
         return TrainingConfig(**values)
 
 
-def configuration_for(
+def run_config(
     model: Model,
     manifest: Manifest,
     training: TrainingConfig,
@@ -145,7 +134,7 @@ def configuration_for(
     manifest
         The images.
     training
-        Of `training_for`.
+        From `training_config`.
     name
         Of the run; underscores become hyphens.
     cache
@@ -158,13 +147,13 @@ def configuration_for(
     Raises
     ------
     ConfigError
-        If `patch` or `seed` is none.
+        If `patch` is not three sizes in voxels, or `seed` is not a whole number of at least 0.
     """
-    _whole(seed, "seed", least=0)
-    origin = origin_of(model)
+    _whole_number(seed, "seed", least=0)
+    provenance = base_provenance(model)
     window = model.inference["window"]
-    # Models of earlier revisions do not say what they were trained with: it was their window.
-    z, y, x = _patch(origin.get("patch", window) if patch is None else patch)
+    # Models of earlier revisions do not record the patch that they were trained with: it was their window.
+    z, y, x = _patch_size(provenance.get("patch", window) if patch is None else patch)
     return Config(
         name=name.replace("_", "-"),
         seeds=(seed,),
@@ -177,80 +166,61 @@ def configuration_for(
             ),
         ),
         patch=PatchConfig(
-            size=(z, y, x), flips=origin.get("flips", True), foreground=origin.get("foreground", 0.0)
+            size=(z, y, x),
+            flips=provenance.get("flips", True),
+            foreground=provenance.get("foreground", 0.0),
         ),
         inference=InferenceConfig(
-            overlap=model.inference["overlap"], batch_size=model.inference["batch"], window=_patch(window)
+            overlap=model.inference["overlap"],
+            batch_size=model.inference["batch"],
+            window=_patch_size(window),
         ),
     )
 
 
-def spec_of(given: object) -> AdditionSpec:
-    """Return what a structure gets, by default the paper's; refuse what is no `AdditionSpec`."""
-    if given is None:
+def check_spec(spec: object) -> AdditionSpec:
+    """Return `spec`, or the paper's for None.
+
+    Raises
+    ------
+    ConfigError
+        If it is no `AdditionSpec`, or its expert is unknown.
+    """
+    if spec is None:
         return AdditionSpec()
-    if not isinstance(given, AdditionSpec):
+    if not isinstance(spec, AdditionSpec):
         raise ConfigError(
-            f"spec {given!r}: an AdditionSpec is needed, such as AdditionSpec(expert='lowrank:4')"
+            f"spec {spec!r}: an AdditionSpec is needed, such as AdditionSpec(expert='lowrank:4')"
         )
-    if given.expert != "none":
+    if spec.expert != "none":
         try:
-            check_expert(given.expert)
+            check_expert(spec.expert)
         except ValueError as error:
             raise ConfigError(f"spec: {error}, or none") from error
-    return given
+    return spec
 
 
-def _patch(given: object) -> tuple[int, int, int]:
-    sizes = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
-    if len(sizes) != 3:
-        raise ConfigError(
-            f"patch {given!r}: three sizes in voxels (z, y, x) are needed, such as (32, 128, 128)"
-        )
-    z, y, x = (_whole(size, f"patch {tuple(sizes)}:", least=1) for size in sizes)
-    return z, y, x
+def precision_note(provenance: Mapping[str, Any], precision: Precision, structure: str) -> str | None:
+    """Return a note if `structure` is trained in another number format than the base was.
 
-
-def _whole(value: object, what: str, *, least: int) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ConfigError(f"{what} {value!r}: a whole number of at least {least} is needed")
-    return number
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < math.inf
-
-
-@contextmanager
-def _told(values: Mapping[str, Any]) -> Iterator[None]:
-    """Say what a schema found wrong as the mistake of a user that it is."""
-    try:
-        yield
-    except ValidationError as error:
-        raise ConfigError(describe(error, values, "settings of the training", {}, {})) from error
-
-
-def other_precision(origin: Mapping[str, Any], precision: Precision, structure: str) -> str | None:
-    """Return a note if `structure` is trained in another number format than the base was."""
-    base, own = origin.get("precision"), precision.format
+    Parameters
+    ----------
+    provenance
+        Of the base, from `base_provenance`.
+    precision
+        Of the training.
+    structure
+        Its name.
+    """
+    base, own = provenance.get("precision"), precision.format
     if base not in ("float32", "bfloat16", "float16") or base == own:
         return None
     native = Precision(base, precision.device).native
-    why = "" if native else ", for which this device has no instructions"
-    return f"the base was trained in {base}{why}; {structure} is trained in {own}"
+    reason = "" if native else ", for which this device has no instructions"
+    return f"the base was trained in {base}{reason}; {structure} is trained in {own}"
 
 
-_REMEDY = "state the right one in the column voxel_size_zyx, or give --force (force=True) to learn from it all the same"
-
-#: Rows that are told one by one.
-_TOLD = 5
-
-
-def voxel_problems(
+def voxel_size_problems(
     model: Model, manifest: Manifest, structure: str, *, force: bool = False
 ) -> tuple[list[Problem], list[str]]:
     """Compare the voxel size of each image of a structure with those that the base was trained on.
@@ -258,27 +228,28 @@ def voxel_problems(
     Parameters
     ----------
     model, manifest, structure
-        The manifest's rows of `structure`; headers are read. Those that cannot be are left to whoever prepares them.
+        The manifest's rows of `structure`; headers are read. Those that cannot be read are reported when the images
+        are prepared.
     force
         Make notes of problems.
 
     Returns
     -------
-    list of Problem
-        What is refused.
-    list of str
+    problems
+        Rows that are refused.
+    notes
         What a person should know; of many rows the first few.
     """
-    trained = trained_voxels(origin_of(model), model.voxel_size)
+    trained = trained_voxels(base_provenance(model), model.voxel_size)
     problems: list[Problem] = []
     notes: list[str] = []
     for row in manifest.for_structure(structure):
         try:
-            found = voxel_size_of(row)
+            voxel_size = voxel_size_of(row)
         except (RepmodeError, OSError):
             continue
         try:
-            note = check_voxel_size(found, trained, row.signal.name, force, remedy=_REMEDY)
+            note = check_voxel_size(voxel_size, trained, row.signal.name, force, remedy=_REMEDY)
         except ImageError as error:
             problems.append(Problem(row.number, "voxel_size_zyx", str(error)))
         else:
@@ -286,7 +257,7 @@ def voxel_problems(
     return problems, _shortened(notes)
 
 
-def guard_voxels(model: Model, manifest: Manifest, structure: str, *, force: bool = False) -> list[str]:
+def refuse_voxel_sizes(model: Model, manifest: Manifest, structure: str, *, force: bool = False) -> list[str]:
     """Refuse images whose voxels are not of a size that the model was trained for; return notes.
 
     Raises
@@ -294,7 +265,7 @@ def guard_voxels(model: Model, manifest: Manifest, structure: str, *, force: boo
     ManifestError
         Naming each such row, unless `force`.
     """
-    problems, notes = voxel_problems(model, manifest, structure, force=force)
+    problems, notes = voxel_size_problems(model, manifest, structure, force=force)
     if problems:
         listed = "\n".join(f"  {line}" for line in _shortened([str(problem) for problem in problems]))
         raise ManifestError(
@@ -303,6 +274,49 @@ def guard_voxels(model: Model, manifest: Manifest, structure: str, *, force: boo
     return notes
 
 
+def _check_ranges(overrides: TrainingOverrides) -> None:
+    """Refuse numbers that the configuration's schema would report under names that the caller did not give."""
+    for key in ("learning_rate", "time_limit"):
+        number = getattr(overrides, key)
+        if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
+            raise ConfigError(f"{key} {number!r}: a positive number is needed")
+    for key in ("steps", "epochs", "patience", "batch_size"):
+        count = getattr(overrides, key)
+        if count is not None:
+            _whole_number(count, key, least=1)
+    if overrides.steps is not None and overrides.epochs is not None:
+        raise ConfigError(f"{overrides.steps} steps and {overrides.epochs} epochs: give one or the other")
+
+
+def _patch_size(patch: object) -> tuple[int, int, int]:
+    sizes = list(patch) if isinstance(patch, Sequence) and not isinstance(patch, str) else []
+    if len(sizes) != 3:
+        raise ConfigError(
+            f"patch {patch!r}: three sizes in voxels (z, y, x) are needed, such as (32, 128, 128)"
+        )
+    z, y, x = (_whole_number(size, f"patch {tuple(sizes)}:", least=1) for size in sizes)
+    return z, y, x
+
+
+def _whole_number(value: object, name: str, *, least: int) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ConfigError(f"{name} {value!r}: a whole number of at least {least} is needed")
+    return number
+
+
+@contextmanager
+def _config_errors(values: Mapping[str, Any]) -> Iterator[None]:
+    """Raise what a schema refuses as a `ConfigError`: it is a mistake of the caller."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(describe(error, values, "settings of the training", {}, {})) from error
+
+
 def _shortened(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - _TOLD
-    return [*lines[:_TOLD], *([f"and {more} more such images"] if more > 0 else [])]
+    more = len(lines) - _LISTED
+    return [*lines[:_LISTED], *([f"and {more} more such images"] if more > 0 else [])]

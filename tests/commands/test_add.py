@@ -1,4 +1,4 @@
-"""``repmode-cl add`` and ``replace``: what they print, and with which code they end."""
+"""``repmode-cl add`` and ``replace``: their output and exit codes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tiny_addition import files_of, make_base
 from tiny_run import BASE
 from typer.testing import CliRunner
 
+from repmode_cl.cli.add import _parse_seconds
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import read_manifest, write_manifest
 from repmode_cl.model import Model
@@ -34,16 +35,14 @@ def model(base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(base, tmp_path / "model"))
 
 
-def test_add_tells_what_it_began_from_what_it_reached_and_what_is_unchanged(
-    model: Path, manifest: Path
-) -> None:
+def test_add_prints_initialisation_figures_and_unchanged_structures(model: Path, manifest: Path) -> None:
     command = ("add", model, "--structure", "nucleolus", "--data", manifest, "--steps", "2")
     code, out = run(*command, "--init-from", "best", "--time-limit", "90")
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "on 8 training patches, before training:"
     assert lines[1].startswith("  ")
-    assert lines[1].endswith(", begun from")
+    assert lines[1].endswith(", started from")
     assert lines[3].startswith("  nucleolus at step 0: mse ")
     assert any(line.startswith("nucleolus on the test images: mse ") for line in lines)
     assert any(line.endswith("of training; it ended after all 2 steps") for line in lines)
@@ -64,7 +63,7 @@ def test_add_tells_what_it_began_from_what_it_reached_and_what_is_unchanged(
     assert len(Model.open(model).kept) == 2
 
 
-def test_below_what_is_demanded_the_exit_code_is_3(model: Path, manifest: Path) -> None:
+def test_below_min_r2_the_exit_code_is_3(model: Path, manifest: Path) -> None:
     command = ("add", model, "--structure", "nucleolus", "--data", manifest, "--steps", "1")
     code, out = run(*command, "--min-r2", "0.9999")
     assert code == 3
@@ -75,7 +74,7 @@ def test_below_what_is_demanded_the_exit_code_is_3(model: Path, manifest: Path) 
     assert "is trained and waits" in out
 
 
-def test_a_dry_run_lists_what_is_wrong_and_ends_with_2(model: Path, manifest: Path) -> None:
+def test_a_dry_run_lists_problems_and_exits_with_2(model: Path, manifest: Path) -> None:
     before = files_of(model)
     command = ("add", model, "--structure", "nucleolus", "--dry-run", "--data")
     code, out = run(*command, manifest)
@@ -106,7 +105,7 @@ def test_a_dry_run_lists_what_is_wrong_and_ends_with_2(model: Path, manifest: Pa
         (["--seed", str(2**64)], "Invalid value for '--seed'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+def test_impossible_options_are_refused_before_anything_is_written(
     model: Path, manifest: Path, arguments: list[str], message: str
 ) -> None:
     before = files_of(model)
@@ -120,6 +119,4 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     ("text", "seconds"), [("90", 5400), ("1.5h", 5400), ("30m", 1800), ("45 s", 45), (".5 MIN", 30)]
 )
 def test_a_time_limit_is_in_minutes_unless_it_says_otherwise(text: str, seconds: float) -> None:
-    from repmode_cl.cli.add import _seconds
-
-    assert _seconds(text, "--time-limit") == seconds
+    assert _parse_seconds(text, "--time-limit") == seconds

@@ -1,4 +1,4 @@
-"""How an addition may go: what it begins from, why it ends, what it must reach, and what a dry run says of it."""
+"""Course of an addition: its initial weights, why it ends, the R2 demanded of it, and its dry run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_addition import add_untrained, added, files_of, make_base
+from tiny_addition import add_untrained, added, dry_run, files_of, make_base
 from tiny_run import BASE
 
 from repmode_cl.data.manifest import read_manifest, write_manifest
@@ -26,7 +26,6 @@ from repmode_cl.nn import AdditionSpec
 from repmode_cl.store.staging import accept, discard, pending
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.strategies.state import Evaluation
-from repmode_cl.workflows.addition_dry_run import dry_run_add
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_an_addition_ends_with_figures_costs_and_the_proof(model: Path, manifest
     assert not list((model / "pending").glob("*/"))
 
 
-def test_best_begins_from_the_known_structure_that_fits_best(model: Path, manifest: Path) -> None:
+def test_best_starts_from_the_known_structure_that_fits_best(model: Path, manifest: Path) -> None:
     """Nucleolus, when it is there already under another name, is what fits nucleolus best."""
     rows = [
         row if row.structure != "nucleolus" else replace(row, structure="the_same")
@@ -83,12 +82,12 @@ def test_best_begins_from_the_known_structure_that_fits_best(model: Path, manife
     assert Model.open(model).entries["nucleolus"].provenance["init"] == {"asked": "best", **init.to_json()}
 
 
-def test_a_structure_may_be_named_to_begin_from(model: Path, manifest: Path) -> None:
+def test_a_structure_may_be_named_to_start_from(model: Path, manifest: Path) -> None:
     result = added(model, manifest, init_from="dna", steps=2, spec=AdditionSpec(expert="lowrank:2"))
     assert result.init.structure == "dna"
     assert set(result.init.figures) == {"dna"}
     assert result.init.step_0.keys() == {"mse", "r2"}
-    assert result.init.taken == ("gate rows", "centre of its kernels")
+    assert result.init.copied == ("gate rows", "centre of its kernels")
     with pytest.raises(StructureError, match=r"init_from 'dnaa': .*did you mean 'dna'.*or none or best"):
         added(model, manifest, "mitochondria", init_from="dnaa")
 
@@ -116,7 +115,7 @@ def test_patience_needs_images_that_validate(model: Path, only_train: Path) -> N
         added(model, only_train, patience=2)
 
 
-def test_it_stops_when_the_time_is_over_and_validates_then(model: Path, manifest: Path) -> None:
+def test_it_stops_at_the_time_limit_and_validates_then(model: Path, manifest: Path) -> None:
     result = added(model, manifest, time_limit=1e-6, steps=40)
     provenance = Model.open(model).entries["nucleolus"].provenance
     assert result.stopped == "the time limit of 0.0 s"
@@ -134,7 +133,7 @@ def test_epochs_count_images_and_the_bases_early_end_is_not_inherited(
         added(model, manifest, "mitochondria", epochs=3, steps=4)
 
 
-def test_what_does_not_reach_the_demand_waits_for_a_person(model: Path, manifest: Path) -> None:
+def test_an_addition_below_min_r2_is_staged(model: Path, manifest: Path) -> None:
     before = files_of(model)
     result = added(model, manifest, min_r2=0.999)
     assert (result.staged, result.reached, result.unchanged) == (True, False, {})
@@ -145,15 +144,15 @@ def test_what_does_not_reach_the_demand_waits_for_a_person(model: Path, manifest
         "nucleolus",
         "staged.json",
     ]
-    for call in (added, lambda *where: dry_run_add(where[0], "nucleolus", where[1])):
+    for call in (added, dry_run):
         with pytest.raises(ModelError, match="take it with `repmode-cl accept"):
             call(model, manifest)
-    taken = accept(Model.open(model), "nucleolus")
-    assert taken.status == "bit-identical"
+    accepted = accept(Model.open(model), "nucleolus")
+    assert accepted.status == "bit-identical"
     assert Model.open(model).entries["nucleolus"].metrics == result.metrics
 
 
-def test_what_reaches_the_demand_is_taken_and_what_is_staged_can_be_discarded(
+def test_an_addition_above_min_r2_is_committed_and_a_staged_one_can_be_discarded(
     model: Path, manifest: Path
 ) -> None:
     assert not added(model, manifest, min_r2=-1e9).staged
@@ -163,15 +162,15 @@ def test_what_reaches_the_demand_is_taken_and_what_is_staged_can_be_discarded(
     assert Model.open(model).structures == (*BASE, "nucleolus")
 
 
-def test_a_demand_needs_an_image_to_measure_it_on(model: Path, only_train: Path) -> None:
+def test_min_r2_needs_a_held_out_image(model: Path, only_train: Path) -> None:
     with pytest.raises(ManifestError, match="no image of 'nucleolus' is held out"):
         added(model, only_train, min_r2=0.1)
     with pytest.raises(ManifestError, match="no image of 'nucleolus' is held out"):
-        dry_run_add(model, "nucleolus", only_train, min_r2=0.1)
+        dry_run(model, only_train, min_r2=0.1)
     assert added(model, only_train, steps=1).held_out == "none"  # what failed is not in the way
 
 
-def test_another_version_takes_the_place_of_one_that_is_kept(model: Path, manifest: Path) -> None:
+def test_a_replaced_version_is_kept(model: Path, manifest: Path) -> None:
     first = added(model, manifest)
     before = Model.open(model).entries["nucleolus"]
     result = added(model, manifest, init_from="nucleolus", replace=True, seed=1)
@@ -185,7 +184,7 @@ def test_another_version_takes_the_place_of_one_that_is_kept(model: Path, manife
     assert opened.entries["nucleolus"].digest == before.digest
 
 
-def test_another_version_may_see_what_came_after_the_first(model: Path, manifest: Path) -> None:
+def test_another_version_may_see_later_additions(model: Path, manifest: Path) -> None:
     add_untrained(model, "nucleolus")
     add_untrained(model, "mitochondria")
     result = added(model, manifest, spec=AdditionSpec(sees="all"), replace=True, steps=1)
@@ -195,7 +194,7 @@ def test_another_version_may_see_what_came_after_the_first(model: Path, manifest
     assert result.unchanged == dict.fromkeys((*BASE, "mitochondria"), True)
 
 
-def test_what_others_need_or_the_base_holds_is_not_replaced(model: Path, manifest: Path) -> None:
+def test_structures_that_others_need_or_of_the_base_are_not_replaced(model: Path, manifest: Path) -> None:
     add_untrained(model, "nucleolus")
     add_untrained(model, "mitochondria", AdditionSpec(sees="all"))
     before = files_of(model)
@@ -218,9 +217,9 @@ def test_a_damaged_model_is_not_added_to(model: Path, manifest: Path) -> None:
         added(model, manifest)
 
 
-def test_a_dry_run_tells_all_and_writes_nothing(model: Path, manifest: Path) -> None:
+def test_a_dry_run_reports_everything_and_writes_nothing(model: Path, manifest: Path) -> None:
     before, folders = files_of(model), sorted(path.as_posix() for path in model.rglob("*"))
-    found = dry_run_add(model, "nucleolus", manifest, spec=AdditionSpec(expert="lowrank:2"), epochs=10)
+    found = dry_run(model, manifest, spec=AdditionSpec(expert="lowrank:2"), epochs=10)
     assert files_of(model) == before
     assert sorted(path.as_posix() for path in model.rglob("*")) == folders
     assert found.ok
@@ -235,12 +234,12 @@ def test_a_dry_run_tells_all_and_writes_nothing(model: Path, manifest: Path) -> 
     assert found.step_seconds > 0
 
 
-def test_a_dry_run_lists_what_is_wrong_with_the_images(model: Path, manifest: Path) -> None:
+def test_a_dry_run_lists_problems_of_the_images(model: Path, manifest: Path) -> None:
     rows = list(read_manifest(manifest).for_structure("nucleolus"))
     rows[2] = replace(rows[2], target=Path("no-such.tif"))
     broken = manifest.parent / "broken.csv"
     write_manifest(broken, rows)
-    found = dry_run_add(model, "nucleolus", broken)
+    found = dry_run(model, broken)
     [problem] = found.problems
     assert (problem.row, problem.column) == (4, "target")
     assert "1 problem in its images" in str(found)
@@ -262,28 +261,28 @@ def test_a_dry_run_lists_what_is_wrong_with_the_images(model: Path, manifest: Pa
         ({"precision": "double"}, 'settings of the training: precision: found "double"'),
     ],
 )
-def test_what_cannot_be_meant_is_told_before_anything_is_written(
+def test_impossible_options_are_refused_before_anything_is_written(
     model: Path, manifest: Path, options: dict[str, Any], message: str
 ) -> None:
     before = files_of(model)
     with pytest.raises(ConfigError, match=message):
         added(model, manifest, **options)
     with pytest.raises(ConfigError, match=message):
-        dry_run_add(model, "nucleolus", manifest, **options)
+        dry_run(model, manifest, **options)
     assert files_of(model) == before
 
 
-def test_damage_of_the_base_is_told_once(model: Path, manifest: Path) -> None:
+def test_damage_of_the_base_is_reported_once(model: Path, manifest: Path) -> None:
     file = model / "base.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ModelError, match="does not verify") as told:
+    with pytest.raises(ModelError, match="does not verify") as raised:
         added(model, manifest)
-    assert str(told.value).count("base.safetensors") == 1
+    assert str(raised.value).count("base.safetensors") == 1
 
 
-def test_predict_tells_arguments_that_are_swapped_or_no_names_and_numbers_that_are_none(model: Path) -> None:
+def test_predict_refuses_swapped_arguments_and_values_that_are_not_finite(model: Path) -> None:
     opened = Model.open(model)
     volume = np.zeros((4, 8, 8), np.float32)
     for structure in (["dna"], None, volume):

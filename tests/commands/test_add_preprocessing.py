@@ -1,4 +1,4 @@
-"""Adding and comparing prepare images as the base's were, and look at the size of their voxels first."""
+"""Adding and comparing prepare images as the base's were, and check the size of their voxels first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from tiny_addition import dry_run
 from tiny_run import SHAPE, changed, tiny
 from typer.testing import CliRunner
 
@@ -31,10 +32,15 @@ from repmode_cl.data.voxel_size_check import trained_voxels
 from repmode_cl.errors import ManifestError
 from repmode_cl.model import Model
 from repmode_cl.workflows.add_structure import add_structure
-from repmode_cl.workflows.addition_dry_run import dry_run_add
 from repmode_cl.workflows.compare_structure import compare_structure
+from repmode_cl.workflows.options import TrainingOverrides
 from repmode_cl.workflows.train_base import train_base
-from repmode_cl.workflows.training_settings import configuration_for, manifest_of, origin_of, training_for
+from repmode_cl.workflows.training_settings import (
+    base_provenance,
+    open_manifest,
+    run_config,
+    training_config,
+)
 
 OWN = (0.4, 0.2, 0.2)
 UNUSUAL = PreprocessingConfig(
@@ -93,22 +99,23 @@ def test_a_trained_model_keeps_how_its_images_were_prepared(
     )
     seen = trained_voxels(model.entries["dna"].provenance, model.voxel_size)
     assert (seen.smallest, seen.largest, seen.unknown) == (OWN, OWN, 0)
-    training = training_for(origin_of(model), steps=2, device="cpu", precision="float32")
-    found = configuration_for(
-        model, manifest_of(known, "nucleolus"), training, name="add", cache=known.parent / "cache"
+    overrides = TrainingOverrides(steps=2, device="cpu", precision="float32")
+    training = training_config(base_provenance(model), overrides)
+    config = run_config(
+        model, open_manifest(known, "nucleolus"), training, name="add", cache=known.parent / "cache"
     )
-    assert found.data.preprocessing == UNUSUAL
-    assert found.patch == settings.patch
+    assert config.data.preprocessing == UNUSUAL
+    assert config.patch == settings.patch
 
 
-def test_an_addition_is_prepared_so_too_and_says_what_it_saw(
+def test_an_addition_is_prepared_alike_and_records_its_voxel_sizes(
     model: Model, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, shares = copy(model, tmp_path), cropped(monkeypatch)
     result = add_structure(
         path, "nucleolus", known, steps=2, device="cpu", cache=tmp_path / "cache", init_from="best"
     )
-    assert shares == [0.5, 0.5], "those that it trains on, and the sample that it is begun from"
+    assert shares == [0.5, 0.5], "patches of the training, and the sample of its initialisation"
     assert not any("voxel" in note for note in result.notes)
     provenance = Model.open(path).entries["nucleolus"].provenance
     assert provenance["foreground"] == 0.5
@@ -123,7 +130,7 @@ def test_an_addition_is_prepared_so_too_and_says_what_it_saw(
     assert np.isfinite(list(result.metrics.values())).all()
 
 
-def test_a_benchmark_crops_around_what_is_bright_earlier_images_too(
+def test_a_benchmark_centres_crops_on_foreground_in_earlier_images_too(
     settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = cropped(monkeypatch)
@@ -181,13 +188,13 @@ def test_images_of_other_voxels_are_refused_before_anything_is_written(
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
     assert "no voxel size is stated" in result.output
-    dry = dry_run_add(path, "nucleolus", odd, steps=2, device="cpu")
+    dry = dry_run(path, odd, steps=2, device="cpu")
     assert not dry.ok
     assert any(problem.column == "voxel_size_zyx" for problem in dry.problems)
     assert sorted(path.rglob("*")) == before
 
 
-def test_a_dry_run_takes_constant_images_as_training_does(model: Model, known: Path, tmp_path: Path) -> None:
+def test_a_dry_run_treats_constant_images_as_training_does(model: Model, known: Path, tmp_path: Path) -> None:
     path = copy(model, tmp_path)
     tifffile.imwrite(tmp_path / "flat.tif", np.full(SHAPE, 7, "float32"), photometric="minisblack")
     flat = [
@@ -195,16 +202,16 @@ def test_a_dry_run_takes_constant_images_as_training_does(model: Model, known: P
         for row in read_manifest(known).for_structure("nucleolus")
     ]
     write_manifest(tmp_path / "flat.csv", flat)
-    dry = dry_run_add(path, "nucleolus", tmp_path / "flat.csv", steps=2, device="cpu")
+    dry = dry_run(path, tmp_path / "flat.csv", steps=2, device="cpu")
     assert len(dry.problems) == len(flat) - dry.images["train"] > 0
     assert "would be in the split" in dry.problems[0].message
     write_manifest(tmp_path / "flat.csv", [replace(row, split="train") for row in flat])
-    assert dry_run_add(path, "nucleolus", tmp_path / "flat.csv", steps=2, device="cpu").ok
+    assert dry_run(path, tmp_path / "flat.csv", steps=2, device="cpu").ok
 
 
-def test_force_goes_on_and_says_so(model: Model, odd: Path, tmp_path: Path) -> None:
+def test_force_uses_the_images_and_notes_it(model: Model, odd: Path, tmp_path: Path) -> None:
     path = copy(model, tmp_path)
-    assert dry_run_add(path, "nucleolus", odd, steps=2, device="cpu", force=True).ok
+    assert dry_run(path, odd, steps=2, device="cpu", force=True).ok
     command = ["add", str(path), "--structure", "nucleolus", "--data", str(odd), "--steps", "2", "--force"]
     result = CliRunner().invoke(app, [*command, "--batch-size", "2"])
     assert result.exit_code == 0, result.output

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from repmode_cl import __version__
 from repmode_cl.cli.app import app
+from repmode_cl.cli.options import continue_with
 from repmode_cl.config import shipped_config_names
 from repmode_cl.data.readers import open_image
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
@@ -108,7 +109,7 @@ def test_help_has_an_example(command: str) -> None:
     assert all(len(example) < 76 for example in examples)
 
 
-def test_commands_are_the_ones_tested_here() -> None:
+def test_every_command_is_tested_here() -> None:
     names = {command.name for command in app.registered_commands}
     groups = {group.name: group.typer_instance for group in app.registered_groups}
     for group, commands in groups.items():
@@ -165,7 +166,7 @@ def test_version() -> None:
     assert run("--version") == (0, f"repmode-cl {__version__}\n", "")
 
 
-# -- how errors end --------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_version() -> None:
         (["predict", "nowhere", "in.tif", "out.tif", "--structure", "dna"], "nowhere"),
         (["predict", "nowhere", "in.tif", "out.png", "--structure", "dna"], ".ome.tif"),
         (["report", "nowhere"], "nowhere"),
-        (["data", "simulate", "out", "--structures", "dna,dna"], "stands twice"),
+        (["data", "simulate", "out", "--structures", "dna,dna"], "is given twice"),
         (["data", "simulate", "out", "--shape", "1,2"], "three positive"),
         (["data", "check", "nowhere.csv"], "nowhere.csv"),
         (["config", "nothing"], "no shipped configuration"),
@@ -221,7 +222,9 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], tuple[i
     return end_with
 
 
-def test_how_a_command_ends(broken: Callable[[BaseException], tuple[int, str, str]]) -> None:
+def test_exit_codes_of_errors_and_interruptions(
+    broken: Callable[[BaseException], tuple[int, str, str]],
+) -> None:
     assert broken(RepmodeError("what, where")) == (2, "", "error: what, where\n")
     assert broken(OSError(13, "Permission denied", "a.csv")) == (2, "", "error: a.csv: Permission denied\n")
     code, _, err = broken(KeyboardInterrupt())
@@ -231,16 +234,14 @@ def test_how_a_command_ends(broken: Callable[[BaseException], tuple[int, str, st
         broken(ZeroDivisionError())
 
 
-def test_an_interrupted_benchmark_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
-    from repmode_cl.cli import options as common
-
+def test_an_interrupted_benchmark_prints_the_command_that_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["repmode-cl", "bench", "my file.yaml", "--resume"])
     context = typer.Context(typer.main.get_command(app))
-    common.continue_with(context, "--resume")
+    continue_with(context, "--resume")
     assert next(iter(context.meta.values())) == "continue with: repmode-cl bench 'my file.yaml' --resume"
 
 
-# -- what commands do ------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------------
 
 
 def test_config_lists_and_prints() -> None:
@@ -277,7 +278,7 @@ def test_show_lists_every_structure(model: Path) -> None:
         assert text in out
 
 
-def test_verify_names_what_is_damaged(model: Path, tmp_path: Path) -> None:
+def test_verify_names_damaged_files(model: Path, tmp_path: Path) -> None:
     code, out, _ = run("verify", model)
     assert code == 0
     assert out.count("bit-identical") == 3
@@ -340,7 +341,7 @@ def test_predict_takes_a_voxel_size_that_the_file_does_not_state(model: Path, tm
         assert "um" in err
 
 
-def test_predict_refuses(model: Path, image: Path, tmp_path: Path) -> None:
+def test_predict_refuses_impossible_requests(model: Path, image: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.tif"
     with pytest.raises(UnknownStructureError, match="did you mean 'dna'"):
         predict_file(model, "dnaa", image, out)

@@ -1,4 +1,4 @@
-"""Comparing three ways to a structure: the model is not touched, ours harms nothing, fine-tuning does."""
+"""Comparing three methods to learn a structure: the model stays, adding changes nothing, fine-tuning does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from tiny_compare import ASKED, KNOWN, NEW, Interruption, cut_off, make_model
+from tiny_compare import KNOWN, NEW, SETTINGS, Interruption, cut_off, make_model
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
@@ -50,7 +50,7 @@ def compared(model: Path, manifest: Path, tmp_path_factory: pytest.TempPathFacto
         path.chmod(mode & ~0o222)
     try:
         yield compare_structure(
-            model, NEW, manifest, out=tmp_path_factory.mktemp("compared") / "out", **ASKED
+            model, NEW, manifest, out=tmp_path_factory.mktemp("compared") / "out", **SETTINGS
         )
     finally:
         for path, mode in modes.items():
@@ -58,26 +58,26 @@ def compared(model: Path, manifest: Path, tmp_path_factory: pytest.TempPathFacto
     assert everything(model) == before
 
 
-def assert_same_ways(found: Comparison, expected: Comparison) -> None:
-    """All is equal but the seconds, and what their digits take in a file's header."""
-    for one, other in zip(found.ways, expected.ways, strict=True):
+def assert_same_results(comparison: Comparison, expected: Comparison) -> None:
+    """All is equal but the seconds, and the bytes of their digits in a file's header."""
+    for one, other in zip(comparison.ways, expected.ways, strict=True):
         first, second = one.to_json(), other.to_json()
         assert abs(first.pop("bytes") - second.pop("bytes")) <= 64
         del first["seconds"], second["seconds"]
         assert first == second
 
 
-# -- what it says ----------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------
 
 
-def test_the_model_is_not_touched(compared: Comparison, model: Path) -> None:
+def test_the_model_is_not_changed(compared: Comparison, model: Path) -> None:
     """What the fixture asserts at its end too, when nothing hides a write any more."""
     assert Model.open(model).structures == KNOWN
     assert not (model / "pending").exists()
     assert Model.open(model).verify().bit_identical
 
 
-def test_adding_damages_nothing_and_fine_tuning_everything(compared: Comparison) -> None:
+def test_adding_changes_nothing_and_fine_tuning_everything(compared: Comparison) -> None:
     adding, fine_tuning, own = compared.ways
     assert tuple(way.key for way in compared.ways) == METHODS
     assert compared.known == KNOWN
@@ -100,7 +100,7 @@ def test_adding_damages_nothing_and_fine_tuning_everything(compared: Comparison)
 
 def test_all_learn_alike_and_are_judged_alike(compared: Comparison) -> None:
     assert compared.held_out == "test"
-    assert [way.steps for way in compared.ways] == [ASKED["steps"]] * 3
+    assert [way.steps for way in compared.ways] == [SETTINGS["steps"]] * 3
     assert [way.learning_rate for way in compared.ways] == [0.03, 0.02, 0.03]
     for way in compared.ways:
         assert way.metrics.keys() == {"r2", "pearson", "mse", "mae"}
@@ -112,11 +112,11 @@ def test_all_learn_alike_and_are_judged_alike(compared: Comparison) -> None:
         assert change.truth_images == change.images == compared.images == 2
 
 
-def test_what_it_says_of_adding_is_what_adding_comes_to(
+def test_the_figures_of_adding_are_those_of_an_addition(
     compared: Comparison, model: Path, manifest: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "model", copy_function=shutil.copyfile))
-    result = add_structure(copy, NEW, manifest, **ASKED)
+    result = add_structure(copy, NEW, manifest, **SETTINGS)
     adding = compared["adding"]
     assert adding.metrics == result.metrics
     assert adding.parameters == result.parameters
@@ -125,12 +125,12 @@ def test_what_it_says_of_adding_is_what_adding_comes_to(
     file = copy / result.model.entries[NEW].file
     assert file.stat().st_size == result.bytes
     # And once it is there, the question may still be asked.
-    again = compare_structure(copy, NEW, manifest, out=tmp_path / "again", **ASKED)
-    assert_same_ways(again, compared)
+    again = compare_structure(copy, NEW, manifest, out=tmp_path / "again", **SETTINGS)
+    assert_same_results(again, compared)
     assert again.known == KNOWN
     assert "nucleolus already" in again.notes[-1]
     begun = compare_structure(
-        copy, NEW, manifest, out=tmp_path / "begun", init_from="best", **{**ASKED, "steps": 1}
+        copy, NEW, manifest, out=tmp_path / "begun", init_from="best", **{**SETTINGS, "steps": 1}
     )
     assert begun["adding"].began in KNOWN
 
@@ -144,10 +144,10 @@ def test_a_copy_is_a_whole_model(compared: Comparison, model: Path) -> None:
     assert compared["fine_tuning"].bytes == files + 4 * rows
 
 
-# -- what it leaves --------------------------------------------------------------------------------------
+# -- files and output ------------------------------------------------------------------------------------
 
 
-def test_files_say_the_same(compared: Comparison) -> None:
+def test_files_hold_the_same_figures(compared: Comparison) -> None:
     assert read_comparison(compared.folder) == compared
     with (compared.folder / "compare.csv").open(encoding="utf-8", newline="") as handle:
         rows = {
@@ -185,7 +185,7 @@ def test_the_page_needs_no_network(compared: Comparison) -> None:
     assert text.count("<svg class=") == 2
 
 
-def test_the_command_says_it_in_words(compared: Comparison, model: Path, manifest: Path) -> None:
+def test_the_command_prints_the_figures(compared: Comparison, model: Path, manifest: Path) -> None:
     asked = ("--steps", 4, "--batch-size", 2, "--device", "cpu", "--precision", "float32", "--seed", 3)
     command = ("compare", model, "--structure", NEW, "--data", manifest, "--out", compared.folder, *asked)
     result = CliRunner().invoke(app, [str(word) for word in command])
@@ -201,50 +201,50 @@ def test_the_command_says_it_in_words(compared: Comparison, model: Path, manifes
     assert max(len(line) for line in result.stdout.split("adding: ")[0].splitlines()) <= 100
 
 
-# -- going on --------------------------------------------------------------------------------------------
+# -- resuming --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "at", "left"),
     [("FineTuning", 2, {"FineTuning": 2, "MultiNet": 4}), ("MultiNet", 0, {"MultiNet": 4})],
 )
-def test_an_interrupted_comparison_goes_on(
+def test_an_interrupted_comparison_is_resumed(
     kind: str, at: int, left: dict[str, int], compared: Comparison, model: Path, manifest: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
         cut_off(patch, kind, at)
         with pytest.raises(Interruption):
-            compare_structure(model, NEW, manifest, out=tmp_path / "out", **ASKED)
+            compare_structure(model, NEW, manifest, out=tmp_path / "out", **SETTINGS)
     steps = cut_off(monkeypatch, kind, -1)
-    resumed = compare_structure(model, NEW, manifest, out=tmp_path / "out", **ASKED)
+    resumed = compare_structure(model, NEW, manifest, out=tmp_path / "out", **SETTINGS)
     assert steps == left
-    assert_same_ways(resumed, compared)
+    assert_same_results(resumed, compared)
 
 
-def test_a_finished_one_is_shown(
+def test_a_finished_comparison_is_returned_at_once(
     compared: Comparison, model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = cut_off(monkeypatch, "", -1)
     compared.report.unlink()
-    assert compare_structure(model, NEW, manifest, out=compared.folder, **ASKED) == compared
+    assert compare_structure(model, NEW, manifest, out=compared.folder, **SETTINGS) == compared
     assert not steps
     assert compared.report.is_file()
     with pytest.raises(ConfigError, match=r"other settings \(config, learning rates\).*--restart"):
         compare_structure(
-            model, NEW, manifest, out=compared.folder, **{**ASKED, "steps": 5}, learning_rate=1e-3
+            model, NEW, manifest, out=compared.folder, **{**SETTINGS, "steps": 5}, learning_rate=1e-3
         )
 
 
-def test_restart_begins_anew_in_its_own_folder_alone(model: Path, manifest: Path, tmp_path: Path) -> None:
-    asked = {**ASKED, "steps": 1}
+def test_restart_clears_only_the_folder_of_a_comparison(model: Path, manifest: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "steps": 1}
     out = tmp_path / "out"
-    first = compare_structure(model, NEW, manifest, out=out, **asked, kernel=5, network_rate=0.5)
+    first = compare_structure(model, NEW, manifest, out=out, **settings, kernel=5, network_rate=0.5)
     assert first["own_network"].parameters > 0
     (out / "left").touch()
     with pytest.raises(ConfigError, match=r"other settings \(learning rates, kernel\)"):
-        compare_structure(model, NEW, manifest, out=out, **asked)
-    second = compare_structure(model, NEW, manifest, out=out, restart=True, init_from="dna", **asked)
+        compare_structure(model, NEW, manifest, out=out, **settings)
+    second = compare_structure(model, NEW, manifest, out=out, restart=True, init_from="dna", **settings)
     assert (first["adding"].began, second["adding"].began) == (None, "dna")
     assert second["adding"].metrics != first["adding"].metrics
     assert second["own_network"].parameters < first["own_network"].parameters
@@ -253,19 +253,19 @@ def test_restart_begins_anew_in_its_own_folder_alone(model: Path, manifest: Path
         FileLock(out / "compare.lock"),
         pytest.raises(ConfigError, match="another process is at work on a comparison"),
     ):
-        compare_structure(model, NEW, manifest, out=out, restart=True, **asked)
+        compare_structure(model, NEW, manifest, out=out, restart=True, **settings)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()
-    with pytest.raises(ConfigError, match="something else than a comparison"):
-        compare_structure(model, NEW, manifest, out=mine, restart=True, **asked)
+    with pytest.raises(ConfigError, match="something other than a comparison"):
+        compare_structure(model, NEW, manifest, out=mine, restart=True, **settings)
     assert (mine / "thesis.txt").exists()
 
 
-# -- what it refuses -------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_compared_is_refused_before_anything(
+def test_impossible_requests_are_refused_before_anything_is_written(
     model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -293,14 +293,14 @@ def test_an_addition_that_another_needs_is_refused(manifest: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_held_out_image_nothing_can_be_said(model: Path, manifest: Path, tmp_path: Path) -> None:
+def test_a_comparison_needs_a_held_out_image(model: Path, manifest: Path, tmp_path: Path) -> None:
     one = tmp_path / "one.csv"
     write_manifest(one, [row for row in read_manifest(manifest).rows if row.structure == NEW][:1])
     with pytest.raises(ManifestError, match="no image of 'nucleolus' is held out"):
-        compare_structure(model, NEW, one, out=tmp_path / "out", **ASKED)
+        compare_structure(model, NEW, one, out=tmp_path / "out", **SETTINGS)
 
 
-def test_predictions_that_are_no_numbers_are_said(
+def test_predictions_that_are_not_finite_are_reported(
     model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fine-tuning that diverges is a result; it ends no comparison."""
@@ -316,7 +316,7 @@ def test_predictions_that_are_no_numbers_are_said(
                 next(self.network.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(StructureStrategy, "_train_step", diverging)
-    found = compare_structure(model, NEW, alone, out=tmp_path / "out", **{**ASKED, "steps": 1})
+    found = compare_structure(model, NEW, alone, out=tmp_path / "out", **{**SETTINGS, "steps": 1})
     assert found["fine_tuning"].metrics == {}
     for change in found["fine_tuning"].changes:
         assert (change.r2, change.max_difference, change.identical) == (None, None, False)

@@ -1,4 +1,4 @@
-"""What a comparison says of sizes are sizes of files, and it goes on with the images that it began with alone."""
+"""Sizes in a comparison are sizes of files, and it is resumed only with the images that it started with."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_compare import ASKED, NEW, Interruption, cut_off, make_model
+from tiny_compare import NEW, SETTINGS, Interruption, cut_off, make_model
 from tiny_run import make_manifest
 from tiny_strategies import ARCHITECTURE
 
-from repmode_cl.cli import pending as staged
 from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
+from repmode_cl.store.staging import OUTCOME, REQUEST
 from repmode_cl.strategies import PlainNetworks
 from repmode_cl.workflows.compare_structure import compare_structure
 from repmode_cl.workflows.comparison_methods import addition_bytes, network_bytes
-from repmode_cl.workflows.pending_training import OUTCOME, REQUEST
 
 
 def test_sizes_are_those_of_files(tmp_path: Path) -> None:
@@ -46,20 +45,22 @@ def test_sizes_are_those_of_files(tmp_path: Path) -> None:
     assert not (tmp_path / "scratch").exists()
 
 
-def test_it_does_not_go_on_with_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_whose_images_changed_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model(tmp_path / "model")
     (tmp_path / "images").mkdir()
     manifest = make_manifest(tmp_path / "images")
     with monkeypatch.context() as patch:
         cut_off(patch, "FineTuning", 0)
         with pytest.raises(Interruption):
-            compare_structure(model, NEW, manifest, out=tmp_path / "out", **{**ASKED, "steps": 1})
+            compare_structure(model, NEW, manifest, out=tmp_path / "out", **{**SETTINGS, "steps": 1})
     # The same row, another content.
     shutil.copyfile(tmp_path / "images" / f"{NEW}1.tif", tmp_path / "images" / f"{NEW}0.tif")
     with pytest.raises(ConfigError, match=r"content or the split of 1 of its images changed .*--restart"):
-        compare_structure(model, NEW, manifest, out=tmp_path / "out", **{**ASKED, "steps": 1})
+        compare_structure(model, NEW, manifest, out=tmp_path / "out", **{**SETTINGS, "steps": 1})
 
 
-def test_what_an_unfinished_training_leaves_is_called_alike() -> None:
-    """The commands that list it import no strategy, and name its files themselves."""
-    assert (staged.REQUEST, staged.OUTCOME) == (REQUEST, OUTCOME)
+def test_files_of_an_unfinished_training_keep_their_names() -> None:
+    """Trainings begun by earlier versions are resumed and listed by these names."""
+    assert (REQUEST, OUTCOME) == ("request.json", "outcome.json")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from tiny_addition import Interruption, add_untrained, added, cut_off, files_of, make_base
+from tiny_addition import Interruption, add_untrained, added, cut_off, dry_run, files_of, make_base
 from tiny_run import BASE
 
 from repmode_cl.data.manifest import read_manifest
@@ -19,11 +19,10 @@ from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store.staging import accept, discard, pending, training_lock
 from repmode_cl.strategies import StructureStrategy
-from repmode_cl.workflows import add_structure as adding
+from repmode_cl.workflows import add_structure
 from repmode_cl.workflows.add_structure import AdditionRun
-from repmode_cl.workflows.addition_dry_run import dry_run_add
 
-#: All that decides how a training goes on.
+#: All that decides how a training is resumed.
 OPTIONS: dict[str, Any] = {
     "init_from": "best",
     "patience": 2,
@@ -75,9 +74,9 @@ def test_cut_off_again_and_again_it_ends_as_the_same_bits(
                 added(model, manifest, **OPTIONS)
         assert [one.entry for one in pending(Model.open(model))] == [None]
     for owner, name, before in (
-        (adding, "held_out", True),
-        (adding, "make_candidate", True),
-        (adding, "make_candidate", False),
+        (add_structure, "evaluate_held_out", True),
+        (add_structure, "make_candidate", True),
+        (add_structure, "make_candidate", False),
         (Model, "commit", True),
     ):
         with monkeypatch.context() as patch:
@@ -109,11 +108,11 @@ def test_killed_after_its_commit_the_same_call_finishes(
         added(model, manifest, **OPTIONS)
 
 
-def test_killed_while_it_is_staged_it_waits_all_the_same(
+def test_killed_while_it_is_staged_it_still_waits(
     model: Path, manifest: Path, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, adding, "put_aside", before=False)
+        interrupt(patch, add_structure, "stage_candidate", before=False)
         with pytest.raises(Interruption):
             added(model, manifest, stage=True, **OPTIONS)
     with pytest.raises(ModelError, match="is trained and waits"):
@@ -121,7 +120,7 @@ def test_killed_while_it_is_staged_it_waits_all_the_same(
     assert accept(Model.open(model), "nucleolus").entry.digest == digest
 
 
-def test_other_settings_are_not_gone_on_with_but_another_decision_is(
+def test_other_settings_are_not_resumed_but_another_decision_is(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -135,7 +134,7 @@ def test_other_settings_are_not_gone_on_with_but_another_decision_is(
         ({"spec": AdditionSpec()}, "spec.expert lowrank:2 -> conv3; .*spec.sees all -> own"),
     ):
         with pytest.raises(ConfigError, match=rf"other settings \(.*{key}.*repmode-cl discard"):
-            dry_run_add(model, "nucleolus", manifest, **OPTIONS | changed)
+            dry_run(model, manifest, **OPTIONS | changed)
         with pytest.raises(ConfigError, match=rf"other settings \(.*{key}.*repmode-cl discard"):
             added(model, manifest, **OPTIONS | changed)
     # What becomes of the result is decided when there is one; where images are prepared changes nothing.
@@ -164,7 +163,7 @@ def test_another_structure_may_come_into_the_model_meanwhile(
     assert result.unchanged == dict.fromkeys((*BASE, "golgi", "tight_junction"), True)
 
 
-def test_what_it_sees_must_stay_what_it_was(
+def test_the_structures_that_it_sees_must_not_change(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replaced while it trains, the addition cannot be taken; while it is interrupted, it cannot go on."""
@@ -200,7 +199,7 @@ def test_an_earlier_structure_that_is_replaced_meanwhile_is_not_called_changed(
     assert added(model, manifest, steps=2).unchanged == dict.fromkeys(BASE, True)
 
 
-def test_one_process_alone_trains_a_structure(model: Path, manifest: Path) -> None:
+def test_only_one_process_trains_a_structure(model: Path, manifest: Path) -> None:
     before = files_of(model)
     with (
         training_lock(Model.open(model), "nucleolus"),
@@ -220,10 +219,10 @@ def killed_after_its_commit(
             added(model, manifest, **options)
 
 
-def test_another_command_is_not_answered_with_what_was_committed(
+def test_another_request_does_not_finish_a_committed_addition(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked for otherwise, it is done as asked for: refused, where the model has the structure, or trained."""
+    """It is done as requested: refused, where the model has the structure, or trained."""
     for other in ({"steps": 3}, {"steps": 2, "stage": True}, {"steps": 2, "min_r2": 1.0}):
         killed_after_its_commit(monkeypatch, model, manifest, steps=2)
         with pytest.raises(ModelError, match="has 'nucleolus' already"):
@@ -238,7 +237,7 @@ def test_another_command_is_not_answered_with_what_was_committed(
     assert second.history[-1].action == "replace"
 
 
-def test_a_version_that_came_before_is_not_taken_for_the_commit(
+def test_an_earlier_identical_version_is_not_mistaken_for_the_commit(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replacement that comes to the very bits that are there was not committed, whatever lies in pending."""
@@ -252,7 +251,7 @@ def test_a_version_that_came_before_is_not_taken_for_the_commit(
     assert [change.action for change in Model.open(model).history][-1] == "add"
 
 
-def test_what_was_removed_since_is_trained_again(
+def test_a_committed_addition_that_was_removed_is_trained_again(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed_after_its_commit(monkeypatch, model, manifest, steps=2)
@@ -262,7 +261,7 @@ def test_what_was_removed_since_is_trained_again(
     assert "nucleolus" in Model.open(model).structures
 
 
-def test_images_that_became_others_are_not_gone_on_with(
+def test_a_training_whose_images_changed_is_not_resumed(
     model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = shutil.copytree(manifest.parent, tmp_path / "images") / manifest.name
@@ -280,7 +279,7 @@ def test_images_that_became_others_are_not_gone_on_with(
     assert added(model, own, **OPTIONS).verified.ok
 
 
-def test_the_same_name_from_elsewhere_leaves_both_to_a_person(
+def test_a_name_conflict_leaves_the_choice_to_a_person(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare = AdditionRun._prepare

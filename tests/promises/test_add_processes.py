@@ -1,4 +1,4 @@
-"""Adding as other processes really do it: killed outright, and two of them at once."""
+"""Adding in separate processes: killed outright, and two at once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
-    """Wait until something is so; False if the process ended before."""
+    """Wait until `condition` holds; return False if the process ended before."""
     while not condition():
         if process.poll() is not None:
             return False
@@ -77,7 +77,7 @@ def test_killed_at_any_moment_it_ends_as_the_same_bits(base: Path, manifest: Pat
         assert Model.open(model).verify().ok
     assert kills >= KILLS - 2  # the last may come too late
     code, out = end(start(model, manifest, "nucleolus", *options))
-    # Killed after its commit it finishes; had it finished before, it says that it is there.
+    # Killed after its commit it finishes; had it finished before, the structure is there already.
     assert code == 0 or "has 'nucleolus' already" in out, out
     mine, other = (Model.open(path).entries["nucleolus"] for path in (model, whole))
     assert mine.digest == other.digest
@@ -86,7 +86,7 @@ def test_killed_at_any_moment_it_ends_as_the_same_bits(base: Path, manifest: Pat
     print(f"{kills} kills, {mine.provenance['steps']} steps, the same bits")
 
 
-def test_of_two_at_once_both_come_into_the_model(base: Path, manifest: Path, tmp_path: Path) -> None:
+def test_two_processes_add_two_structures_at_once(base: Path, manifest: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(base, tmp_path / "model"))
     names = ("nucleolus", "mitochondria")
     for code, out in [end(process) for process in [start(model, manifest, name) for name in names]]:
@@ -97,10 +97,12 @@ def test_of_two_at_once_both_come_into_the_model(base: Path, manifest: Path, tmp
     assert len(opened.history) == 3
 
 
-def test_of_two_that_add_the_same_one_is_refused(base: Path, manifest: Path, tmp_path: Path) -> None:
+def test_of_two_processes_that_add_the_same_structure_one_is_refused(
+    base: Path, manifest: Path, tmp_path: Path
+) -> None:
     model = Path(shutil.copytree(base, tmp_path / "model"))
-    found = [end(process) for process in [start(model, manifest, "nucleolus") for _ in range(2)]]
-    assert sorted(code for code, _ in found) == [0, 2]
-    [out] = [out for code, out in found if code == 2]
+    results = [end(process) for process in [start(model, manifest, "nucleolus") for _ in range(2)]]
+    assert sorted(code for code, _ in results) == [0, 2]
+    [out] = [out for code, out in results if code == 2]
     assert "another process is adding 'nucleolus'" in out or "has 'nucleolus' already" in out
     assert Model.open(model).verify().ok

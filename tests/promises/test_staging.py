@@ -10,12 +10,12 @@ import store_operations
 from stored_model import grown, liven
 from typer.testing import CliRunner
 
-from repmode_cl.cli import pending as staged_cli
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, RepmodeError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import make_candidate, pending, stage, staged, training_lock
+from repmode_cl.store.staging import OUTCOME, REQUEST
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_the_commands(waiting: Model) -> None:
     assert "nothing is pending" in run("pending", waiting.path)
 
 
-def test_pending_says_which_command_goes_on(model_path: Path) -> None:
+def test_pending_names_the_commands_that_resume(model_path: Path) -> None:
     """Of `replace` too, with quotes where a path needs them, and if others changed the model meanwhile."""
     path = model_path.rename(model_path.with_name("my model"))
 
@@ -193,14 +193,14 @@ def test_pending_says_which_command_goes_on(model_path: Path) -> None:
     for name in ("mitochondria", "desmosome"):
         model.pending(name).mkdir(parents=True)
         replace = name == "mitochondria"
-        (model.pending(name) / staged_cli.REQUEST).write_text(json.dumps({"replace": replace}))
+        (model.pending(name) / REQUEST).write_text(json.dumps({"replace": replace}))
     assert f"mitochondria: interrupted; `repmode-cl replace '{path}' --structure mitochondria`" in said()
     assert f"desmosome: interrupted; `repmode-cl add '{path}' --structure desmosome`" in said()
     digest = store_operations.add(path, "desmosome")
     assert (
         f"by now (version {digest[:8]}), which stays: `repmode-cl remove '{path}' desmosome` first" in said()
     )
-    (model.pending("desmosome") / staged_cli.OUTCOME).write_text(json.dumps({"digest": digest}))
+    (model.pending("desmosome") / OUTCOME).write_text(json.dumps({"digest": digest}))
     assert "has exactly this version already" in said()
     store_operations.remove(path, "mitochondria")
     assert "no longer has the version that it is to replace: `repmode-cl rollback" in said()

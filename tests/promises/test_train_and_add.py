@@ -1,4 +1,4 @@
-"""Training a base and adding to it: what is written down, what an addition takes over, and going on."""
+"""Training a base and adding to it: provenance, inherited settings, and resuming."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def cut_off(patch: pytest.MonkeyPatch, at: int) -> None:
     patch.setattr(StructureStrategy, "_train_step", interrupted)
 
 
-def test_a_model_says_how_its_base_was_trained(trained: Path) -> None:
+def test_a_model_records_how_its_base_was_trained(trained: Path) -> None:
     model = Model.open(trained)
     for name in BASE:
         provenance = model.entries[name].provenance
@@ -90,7 +90,7 @@ def test_an_addition_is_trained_as_the_base_was(
     assert training["activation_checkpointing"] is True
 
 
-def test_where_the_bases_precision_is_not_to_be_had_it_is_said(
+def test_a_note_tells_where_the_bases_precision_is_not_available(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     amx(monkeypatch, False)
@@ -104,7 +104,7 @@ def test_where_the_bases_precision_is_not_to_be_had_it_is_said(
     assert note in provenance["notes"]
 
 
-def test_an_interrupted_base_goes_on_in_its_precision(
+def test_an_interrupted_base_is_resumed_in_its_precision(
     manifest: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine whose rule says otherwise: what was resolved once is what counts."""
@@ -122,7 +122,7 @@ def test_an_interrupted_base_goes_on_in_its_precision(
     assert model.entries["dna"].metrics == before.entries["dna"].metrics
 
 
-def test_another_configuration_is_not_gone_on_with(
+def test_another_configuration_is_not_resumed(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(manifest, tmp_path)
@@ -140,7 +140,7 @@ def test_another_configuration_is_not_gone_on_with(
         train_base(other, tmp_path / "model")
 
 
-def test_what_exists_is_not_trained_over(trained: Path, manifest: Path) -> None:
+def test_an_existing_model_is_not_trained_over(trained: Path, manifest: Path) -> None:
     with pytest.raises(ModelError, match="exists already"):
         train_base(configured(manifest, trained.parent), trained)
     with pytest.raises(ModelError, match="has 'dna' already"):

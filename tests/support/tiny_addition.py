@@ -1,8 +1,9 @@
-"""A base that is not worth training, and what adding to it takes: what the tests of adding share."""
+"""A tiny untrained base, and helpers to add to it, shared by the tests of adding."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.workflows.add_structure import AddResult, add_structure
+from repmode_cl.workflows.addition_dry_run import AddDryRun, dry_run_add
+from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 
 TRAINING = TrainingConfig(
     batch_size=2,
@@ -59,6 +62,14 @@ def add_untrained(path: Path, name: str, spec: AdditionSpec | None = None, **how
 
 def added(path: Path, manifest: Path, name: str = "nucleolus", **options: Any) -> AddResult:
     return add_structure(path, name, manifest, **options)
+
+
+def dry_run(path: Path, manifest: Path, name: str = "nucleolus", **options: Any) -> AddDryRun:
+    """Dry-run the addition that `added` makes with the same arguments."""
+    names = {field.name for field in fields(AdditionOptions)}
+    addition = AdditionOptions(**{key: value for key, value in options.items() if key in names})
+    overrides = TrainingOverrides(**{key: value for key, value in options.items() if key not in names})
+    return dry_run_add(path, name, manifest, addition, overrides)
 
 
 def cut_off(patch: pytest.MonkeyPatch, at: int) -> None:

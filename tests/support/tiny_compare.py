@@ -1,4 +1,4 @@
-"""A tiny model to compare with, and what ends a comparison in the middle."""
+"""A tiny model to compare with, and an interruption of its comparison."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.strategies import StructureStrategy
 
 KNOWN, NEW = (*BASE, "mitochondria"), "nucleolus"
-ASKED: dict[str, Any] = {"steps": 4, "batch_size": 2, "device": "cpu", "precision": "float32", "seed": 3}
+SETTINGS: dict[str, Any] = {"steps": 4, "batch_size": 2, "device": "cpu", "precision": "float32", "seed": 3}
 
 
 class Interruption(Exception):  # noqa: N818 - it stands for a power cut
-    """What ends a comparison in the middle."""
+    """Interruption in the middle of a comparison."""
 
 
 def make_model(path: Path, *additions: tuple[str, AdditionSpec]) -> Path:

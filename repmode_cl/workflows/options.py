@@ -1,0 +1,108 @@
+"""Options of adding a structure and of comparing: made once by a command, passed whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from repmode_cl.nn import AdditionSpec
+
+__all__ = ["TrainingOverrides", "AdditionOptions", "ComparisonOptions"]
+
+
+@dataclass(frozen=True)
+class TrainingOverrides:
+    """Training settings that replace those of the base.
+
+    Attributes
+    ----------
+    steps, epochs
+        Length of the training, one or the other; ``None``: that of the base.
+    time_limit
+        Seconds of training, validation excluded, after which it is validated and ends.
+    patience
+        Validations without an improvement after which it ends.
+    learning_rate
+        Peak rate; ``None``: what the base's configuration names for additions, or else the base's own.
+    batch_size
+        Patches of a step; ``None``: as the base.
+    patch
+        Voxels (z, y, x); ``None``: as the base.
+    seed
+        Seed of new weights and of patches.
+    device, precision
+        As of the configuration; with ``auto`` the precision is the base's, where the device has instructions for it.
+    cache
+        Folder of prepared images; ``None`` keeps them with the training until it is done.
+    workers
+        Processes that prepare images.
+    loader_workers
+        Processes that cut patches ahead of the training; 0 cuts them in this one.
+    force
+        Whether to use images whose voxel size is missing or far from what the base was trained on.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    time_limit: float | None = None
+    patience: int | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    patch: Sequence[int] | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    cache: str | Path | None = None
+    workers: int = 1
+    loader_workers: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class AdditionOptions:
+    """Choices for one addition.
+
+    Attributes
+    ----------
+    spec
+        What the structure gets; ``None``: the paper's conv3, with own norms and resampling layers.
+    init_from
+        What it starts from: ``none`` is chance; the name of a known structure; ``best``, the known structure whose
+        mode has the lowest squared error on a sample of the training patches.
+    min_r2
+        Smallest R2 on held-out images with which it becomes part of the model; below it is staged.
+    stage
+        Whether to stage it whatever its R2 is.
+    replace
+        Whether to train another version of an addition that the model has.
+    """
+
+    spec: AdditionSpec | None = None
+    init_from: str = "none"
+    min_r2: float | None = None
+    stage: bool = False
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """Choices for one comparison that an addition does not have.
+
+    Attributes
+    ----------
+    out
+        Folder of the comparison; ``None``: ``runs/compare-<structure>``.
+    restart
+        Whether to start again in a folder that holds a comparison.
+    kernel
+        Edge of the separate network's kernels, 3 or 5.
+    fine_tuning_rate, network_rate
+        Peak learning rates; ``None``: the base's for fine-tuning, that of adding for the separate network.
+    """
+
+    out: str | Path | None = None
+    restart: bool = False
+    kernel: int = 3
+    fine_tuning_rate: float | None = None
+    network_rate: float | None = None
