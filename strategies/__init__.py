@@ -1,4 +1,7 @@
-"""Avalanche strategies: ours, and what it is compared with (imported as `repmode_cl.strategies`)."""
+"""Avalanche strategies: ours, and those that it is compared with (imported as `repmode_cl.strategies`)."""
+
+import warnings
+from typing import Any
 
 import repmode_cl.scenarios  # noqa: F401 - first: it imports Avalanche quietly
 from repmode_cl.strategies.agem import AGEM
@@ -16,19 +19,37 @@ from repmode_cl.strategies.replay import Replay
 from repmode_cl.strategies.synaptic_intelligence import SynapticIntelligence
 
 __all__ = [
-    "AGEM",
-    "Cumulative",
-    "EWC",
+    "StructureStrategy",
     "ExpertsFrozen",
     "FineTuning",
     "FrozenEncoder",
-    "Joint",
-    "LwF",
-    "MAS",
-    "MultiHead",
     "MultiNet",
     "PlainNetworks",
+    "MultiHead",
     "Replay",
-    "StructureStrategy",
+    "AGEM",
+    "EWC",
     "SynapticIntelligence",
+    "MAS",
+    "LwF",
+    "Cumulative",
+    "Joint",
 ]
+
+#: Names that classes had before, which are deprecated.
+_RENAMED = {
+    "AveragedGem": AGEM,
+    "ElasticWeights": EWC,
+    "LearningWithoutForgetting": LwF,
+    "MemoryAwareSynapses": MAS,
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a class by the name that it had before, with a warning."""
+    if name in _RENAMED:
+        kind = _RENAMED[name]
+        message = f"repmode_cl.strategies.{name} is deprecated: use {kind.__name__}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return kind
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

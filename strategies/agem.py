@@ -1,4 +1,7 @@
-"""A-GEM: a step never goes against the gradient of what is remembered (Chaudhry et al., ICLR 2019)."""
+"""A-GEM (averaged gradient episodic memory): gradients that would harm the buffer are projected.
+
+Chaudhry et al., ICLR 2019.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,35 @@ __all__ = ["AGEM"]
 
 
 class AGEM(RehearsalStrategy):
-    """Fine-tuning whose gradient g, where it has an obtuse angle with that of remembered patches r, is projected.
+    """Fine-tuning whose gradient g is projected where its angle with the gradient r of buffered patches is obtuse.
 
-    ``g - (g . r) / (r . r) r`` is taken instead, over all parameters that the experience trains. Nothing is trained on
-    what is remembered, but that it takes part in the running statistics of the norms.
+    The step then follows ``g - (g . r) / (r . r) r``, over all parameters that the experience trains. Buffered patches
+    are not trained on; they only take part in the running statistics of the norms.
     """
 
     def adjust_gradients(self) -> None:
-        """Project the gradient, where there is something remembered that it would harm."""
-        if not self.buffer.kept:
+        """Project the gradient where a step along it would increase the loss of buffered patches."""
+        if not self.buffer.patches:
             return
         trained = [p for p in self.optimized_param_id.values() if p.grad is not None]
-        reference = self._reference(trained)
+        reference = self._reference_gradient(trained)
         pairs = [
             (p.grad, r)
             for p, r in zip(trained, reference, strict=True)
             if p.grad is not None and r is not None
         ]
         product = _sum([(g * r).sum() for g, r in pairs])
-        if not product < 0:  # nor where a scaled gradient overflowed, which the scaler deals with
+        if not product < 0:  # also where a scaled gradient overflowed: the scaler skips that step
             return
         share = product / _sum([r.square().sum() for _, r in pairs])
         for g, r in pairs:
             g.sub_((share * r).to(g.dtype))
 
-    def _reference(self, trained: list[torch.nn.Parameter]) -> list[Tensor | None]:
-        """Return the gradient of the loss of this step's remembered patches, scaled as the others are."""
+    def _reference_gradient(self, trained: list[torch.nn.Parameter]) -> list[Tensor | None]:
+        """Return the gradient of the loss of this step's buffered patches, scaled as the others are."""
         total: list[Tensor | None] = [None] * len(trained)
         parts = self.training_config.accumulate
-        batches = [batch for part in range(parts) if (batch := self.remembered(part, parts))]
+        batches = [batch for part in range(parts) if (batch := self.rehearsal_batch(part, parts))]
         count = float(sum(len(batch[0]) for batch in batches))
         for batch in batches:
             x, y, labels = (tensor.to(self.device) for tensor in batch)
@@ -49,8 +52,10 @@ class AGEM(RehearsalStrategy):
             loss = masked_mse(output, y) * (len(x) / count)
             if self.scaler is not None:
                 loss = self.scaler.scale(loss)
-            found = torch.autograd.grad(loss, trained, allow_unused=True)
-            total = [g if t is None else t if g is None else t + g for t, g in zip(total, found, strict=True)]
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            total = [
+                g if t is None else t if g is None else t + g for t, g in zip(total, gradients, strict=True)
+            ]
         return total
 
 

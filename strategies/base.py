@@ -1,7 +1,7 @@
-"""What every strategy shares: Avalanche's training loop for dense regression of one named structure per image.
+"""Base class of all strategies: Avalanche's training loop for dense regression of one named structure per image.
 
-One step budget, the same patches, the same selection and schedule for all; a strategy says only what grows and
-what is trained when a structure arrives.
+All strategies share the budget of steps, the patches, the selection of the best state and the schedule. A strategy
+only decides how the network grows and which parameters are trained when a structure arrives.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = ["StructureStrategy"]
 
 
 class _NoLogger(BaseLogger):
-    """Figures are recorded by listeners; Avalanche warns of a first process without a logger and refuses another's."""
+    """Silent logger: listeners record the figures, but Avalanche warns where the first process has no logger."""
 
 
 class StructureStrategy(StrategyHooks, EvaluationMixin):
@@ -61,29 +61,29 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
     Parameters
     ----------
     network
-        What is trained; grown by `grow`.
+        Network to train; `grow` extends it.
     stream
-        The stream whose experiences it is given.
+        Stream whose experiences it learns.
     training, inference, patch
         The configuration's sections, and the voxels (z, y, x) of patch and window.
     addition_learning_rate
-        Learning rate of what comes after the base (all, for one network per structure); ``None`` takes the
-        training's.
+        Learning rate of the experiences after the base (of all, for one network per structure); ``None`` stands for
+        the training's.
     seed
-        Seed of weights that a new structure brings.
+        Seed of the weights of new structures.
     device, precision
-        Resolved here where they are not given.
+        Resolved from `training` where they are not given.
     ranks
-        The processes that train together; this one alone where not given. The first of them validates.
+        Processes that train together; by default only this one. The first of them validates.
 
     Notes
     -----
-    A subclass defines `grow`, and whatever else of `StrategyHooks` it decides otherwise. After each optimiser step the
-    functions in `listeners` are called with the strategy; after each validation those in `on_validation`.
+    A subclass defines `grow`, and overrides other methods of `StrategyHooks`. After each optimiser step the functions
+    in `listeners` are called with the strategy; after each validation those in `on_validation`.
 
-    To Avalanche's plugins an iteration is an optimiser step. Where its batch is accumulated from micro-batches, the
-    hooks of forward and backward are called for each of them, with that part of the loss which is its own; from the
-    hooks of the update on, `loss` is the joint batch's.
+    For Avalanche's plugins an iteration is an optimiser step. Where its batch is accumulated from micro-batches, the
+    hooks of forward and backward are called for each of them, with its part of the loss; from the hooks of the update
+    on, `loss` is that of the joint batch.
     """
 
     def __init__(
@@ -128,21 +128,22 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         self.scaler: torch.amp.GradScaler | None = None
         self.trained: frozenset[str] = frozenset()
         self.last_loss: Tensor | None = None
-        self._voxels: float | None = None  # that count in the joint batch; None where this batch is all of it
+        #: Voxels that count in the joint batch; None where this batch is all of it.
+        self._voxels: float | None = None
         self.listeners: list[Callable[[StructureStrategy], None]] = []
         self.on_validation: list[Callable[[StructureStrategy], None]] = []
-        self.bar: Task | None = None
+        self.progress_bar: Task | None = None
         #: Why the last experience ended: all its steps, no improvement, or the time limit.
-        self.stopped = ""
-        #: Called once, after model and optimiser of an experience exist: how a checkpoint comes back.
+        self.stop_reason = ""
+        #: Called once, after model and optimiser of an experience exist: loads a checkpoint into them.
         self.resume: Callable[[StructureStrategy], None] | None = None
-        #: Experience -> (structure, image) -> patches of it that were trained on, replayed ones included.
-        self.seen: dict[int, Counter[tuple[str, str]]] = {}
+        #: Experience -> (structure, image) -> number of its patches that were trained on, replayed ones included.
+        self.trained_patches: dict[int, Counter[tuple[str, str]]] = {}
 
     # -- Avalanche's hooks --------------------------------------------------------------------------------------
 
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
-        """Grow and freeze in training; in evaluation leave the network alone."""
+        """Grow and freeze the network in training; leave it unchanged in evaluation."""
         if self.is_training:
             names = self.stream.names_of(self.experience)
             new = [name for name in names if name not in self.network.structures]
@@ -152,7 +153,7 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         return self.model.to(self.device)
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
-        """Set up network, optimiser, schedule and selection for the experience, or take them from a checkpoint."""
+        """Set up network, optimiser, schedule and selection for the experience, or load them from a checkpoint."""
         self.model = self.model_adaptation()
         checkpoint_activations(self.model, self.training_config.activation_checkpointing)
         self.make_optimizer(**kwargs)
@@ -161,12 +162,12 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
             resume, self.resume = self.resume, None
             resume(self)
         if not self.progress.step:
-            self.seen[self._number] = Counter()
-            self.before_experience(self._number)
+            self.trained_patches[self._experience_number] = Counter()
+            self.before_experience(self._experience_number)
         self.model.train()
 
     def make_optimizer(self, **kwargs: Any) -> None:
-        """Make a fresh optimiser of what is trainable alone: one that held the rest would move it (weight decay)."""
+        """Make a fresh optimiser of only the trainable parameters: weight decay would move any others."""
         config = self.training_config
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = make_adam(
@@ -177,10 +178,10 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         self.scaler = self.precision.scaler()
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
-        """Load the patches in their own order, from where a resumed experience stopped."""
-        self.budget = self.budget_for(self._number)
+        """Load the patches in the order of the data set, from where a resumed experience stopped."""
+        self.budget = self.budget_for(self._experience_number)
         start = self.progress.step * self.train_mb_size
-        # Not Avalanche's dataset, which a worker could not read without importing Avalanche.
+        # Not Avalanche's data set: workers could not read it without importing Avalanche.
         loader = patch_loader(
             self.stream.patches_of(self.experience),
             batch_size=self.train_mb_size // self.training_config.accumulate,
@@ -207,22 +208,23 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         return self._predict_whole(names[0])
 
     def criterion(self) -> Tensor:
-        """Return the mean squared error over the voxels that count, or this part's share of the joint batch's."""
+        """Return the mean squared error over the voxels that count, or this part's share of that of the joint batch."""
         return masked_mse(self.mb_output, self.mb_y.to(self.mb_output.device), count=self._voxels)
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Run the experience's steps: mixed precision, clipping, schedule, validation and selection."""
-        names, validating = self.stream.experiences[self._number], self.stream.val[self._number]
-        check_patience(self.training_config, names, len(validating.dataset))
-        why = None
+        names = self.stream.experiences[self._experience_number]
+        validation = self.stream.val[self._experience_number]
+        check_patience(self.training_config, names, len(validation.dataset))
+        reason = None
         with joint_norms(self.model, self.ranks):
             began, began_cpu = time.perf_counter(), time.process_time()
             for parts in _grouped(self.dataloader, self.training_config.accumulate):
-                # Asked before a step and not after it: one that goes on with a checkpoint may have to end at once.
-                if (why := self._reason_to_stop()) is not None:
+                # Checked before a step and not after it: training that resumes may have to end at once.
+                if (reason := self._reason_to_stop()) is not None:
                     break
                 self._train_step(parts, **kwargs)
-                self._note_seen()
+                self._count_patches()
                 self.progress.step += 1
                 self.progress.seconds += time.perf_counter() - began
                 self.progress.cpu_seconds += time.process_time() - began_cpu
@@ -230,49 +232,50 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
                 self._after_training_iteration(**kwargs)
                 for listener in self.listeners:
                     listener(self)
-                if self.bar is not None:
-                    self.bar.advance()
+                if self.progress_bar is not None:
+                    self.progress_bar.advance()
                 if self.budget.validates(self.progress.step):
                     self._validate()
                 # Recording and validating are not training.
                 began, began_cpu = time.perf_counter(), time.process_time()
-            if why is not None and not validated_at(self.progress.curve, self._number, self.progress.step):
+            validated = validated_at(self.progress.curve, self._experience_number, self.progress.step)
+            if reason is not None and not validated:
                 self._validate()
         self._voxels = None
-        self.stopped = why or f"all {self.budget.steps} steps"
+        self.stop_reason = reason or f"all {self.budget.steps} steps"
         self.selection.restore(self.model)
 
-    def _note_seen(self) -> None:
+    def _count_patches(self) -> None:
         """Count the images of this step's patches, those of all processes."""
-        patches, first = self.stream.patches[self._number], self.progress.step * self.train_mb_size
-        shown = (
+        patches, first = self.stream.patches[self._experience_number], self.progress.step * self.train_mb_size
+        samples = (
             patches.sample_of(item) for item in range(first, min(first + self.train_mb_size, len(patches)))
         )
-        self.seen.setdefault(self._number, Counter()).update(
-            (sample.structure, sample.image_id) for sample in shown
+        self.trained_patches.setdefault(self._experience_number, Counter()).update(
+            (sample.structure, sample.image_id) for sample in samples
         )
 
     @property
-    def _number(self) -> int:
+    def _experience_number(self) -> int:
         return int(self.experience.current_experience)
 
     def _reason_to_stop(self) -> str | None:
-        """Say why no further step is made, or None; all processes decide alike."""
+        """Return why training stops here, or None to continue; all processes decide the same."""
         config, progress = self.training_config, self.progress
         if config.patience is not None:
-            idle = idle_validations(progress.curve, self._number, self.selection.step)
-            if (why := out_of_patience(config, idle)) is not None:
-                return why
+            idle = idle_validations(progress.curve, self._experience_number, self.selection.step)
+            if (reason := out_of_patience(config, idle)) is not None:
+                return reason
         if config.time_limit is None:
             return None
-        # Clocks of processes differ: the first one's counts.
+        # The clocks of processes differ: that of the first one decides.
         return self.ranks.from_first(lambda: out_of_time(config, progress.seconds))
 
     def _train_step(self, parts: Sequence[Any], **kwargs: Any) -> None:
         """Make one optimiser step of a joint batch: `parts` are its micro-batches, or this process's shares of them."""
         parts = [self.extend(part, number, len(parts)) for number, part in enumerate(parts)]
         if len(parts) > 1 or self.ranks.world > 1:
-            # Of the whole batch, so that each voxel weighs the same whichever part it lies in.
+            # The count of the whole batch, so that each voxel has the same weight in whichever part it lies.
             [self._voxels] = self.ranks.total([sum(voxels_that_count(part[1]) for part in parts)])
         else:
             self._voxels = None

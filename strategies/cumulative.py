@@ -1,4 +1,4 @@
-"""repmode_cl.strategies.cumulative."""
+"""Cumulative training: all earlier images are trained on again, in addition to the new ones."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ __all__ = ["Cumulative"]
 
 
 class Cumulative(FineTuning):
-    """All images so far are kept: beside the new patches, each step shows as many of all earlier images.
+    """Fine-tuning that trains each step on as many patches of all earlier images as of new ones.
 
-    No memory is saved: a reference for what replay could reach. The new patches are those of every other strategy;
-    the earlier ones are cut anew, elsewhere than when their images were first learned.
+    It saves no memory: a reference for what replay could reach. The new patches are those of every other strategy; the
+    earlier ones are cut again, in other places than when their images were first learned.
 
     Parameters
     ----------
     replay_batch
-        Earlier patches of a step; ``None`` takes as many as there are new ones.
+        Earlier patches of a step; ``None`` stands for as many as new ones.
     """
 
     def __init__(self, *, replay_batch: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.replay_batch = replay_batch or self.training_config.batch_size
-        self._earlier: tuple[int, PatchDataset] | None = (
-            None  # of the experience under way: a cache, not state
-        )
+        #: Experience, and its patches of earlier images: a cache, not state.
+        self._earlier: tuple[int, PatchDataset] | None = None
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
@@ -45,7 +44,7 @@ class Cumulative(FineTuning):
 
     @classmethod
     def cost_of_step(cls, options: StrategyConfig, training: TrainingConfig, earlier: int) -> float:
-        """Return the share of the earlier patches besides."""
+        """Return one, and the share of the earlier patches."""
         return Replay.cost_of_step(options, training, earlier)
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
@@ -53,10 +52,10 @@ class Cumulative(FineTuning):
         return super().choose_trained(self.network.structures)
 
     def extend(self, batch: list[Tensor], part: int, parts: int) -> list[Tensor]:
-        """Return the new patches, and then patches of earlier images."""
-        if not self._number:
+        """Return the new patches, followed by patches of earlier images."""
+        if not self._experience_number:
             return batch
-        patches = self._patches(parts)
+        patches = self._earlier_patches(parts)
         low, high = (
             self.progress.step * self.replay_batch + self.replay_batch * k // parts for k in (part, part + 1)
         )
@@ -64,32 +63,34 @@ class Cumulative(FineTuning):
         if not items:
             return batch
         samples = [patches.sample_of(item) for item in items]
-        self.seen[self._number].update((sample.structure, sample.image_id) for sample in samples)
-        cut = [patches[item] for item in items]
+        self.trained_patches[self._experience_number].update(
+            (sample.structure, sample.image_id) for sample in samples
+        )
+        pairs = [patches[item] for item in items]
         labels = torch.tensor([self.stream.labels[sample.structure] for sample in samples])
         return join_patches(
-            batch, [torch.stack([x for x, _ in cut]), torch.stack([y for _, y in cut]), labels]
+            batch, [torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs]), labels]
         )
 
-    def _patches(self, parts: int) -> PatchDataset:
-        if self._earlier is None or self._earlier[0] != self._number:
-            now = self.stream.patches[self._number]
+    def _earlier_patches(self, parts: int) -> PatchDataset:
+        if self._earlier is None or self._earlier[0] != self._experience_number:
+            new = self.stream.patches[self._experience_number]
             patches = PatchDataset(
-                _all_images(self.stream.images[: self._number]),
-                patch=now.patch,
-                seed=self._seed_of_earlier(now.seed),
+                _all_images(self.stream.images[: self._experience_number]),
+                patch=new.patch,
+                seed=self._seed_of_earlier(new.seed),
                 length=self.budget.steps * self.replay_batch,
-                flips=now.flips,
-                foreground=now.foreground,
+                flips=new.flips,
+                foreground=new.foreground,
                 batch=max(1, self.replay_batch // parts),
                 structures_per_batch=self.training_config.structures_per_batch,
             )
-            self._earlier = self._number, patches
+            self._earlier = self._experience_number, patches
         return self._earlier[1]
 
     def _seed_of_earlier(self, seed: int) -> int:
-        """Return a seed for each experience: by the stream's own, the crops would be those of earlier experiences."""
-        return int.from_bytes(digest_of("earlier", seed, self._number)[:7], "big")
+        """Return a seed for each experience: the stream's seed would give the crops of earlier experiences."""
+        return int.from_bytes(digest_of("earlier", seed, self._experience_number)[:7], "big")
 
     def costs(self) -> dict[str, float]:
         """Return number and bytes (signal and target, float32) of all images so far."""
@@ -101,5 +102,5 @@ class Cumulative(FineTuning):
 
 
 def _all_images(experiences: Iterable[Sequence[Sample]]) -> list[Sample]:
-    """Return each image once, also where a structure comes with it twice."""
+    """Return each image once, also where it arrives twice with its structure."""
     return list(dict.fromkeys(sample for images in experiences for sample in images))

@@ -1,4 +1,4 @@
-"""How every strategy evaluates: whole volumes, by the fused network and the Gaussian sliding window, in float32."""
+"""Evaluation of all strategies: whole volumes, by the fused network and the Gaussian sliding window, in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["EvaluationMixin"]
 
 
 class EvaluationMixin(SupervisedTemplate):
-    """The part of a strategy that validates, evaluates and predicts; training is `StructureStrategy`'s."""
+    """The part of a strategy that validates, evaluates and predicts; `StructureStrategy` trains."""
 
     dataloader: Any
     stream: StructureStream
@@ -33,23 +33,23 @@ class EvaluationMixin(SupervisedTemplate):
     selection: BestState
     ranks: Ranks
     on_validation: list[Callable[[Any], None]]
-    aside: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Entered while something is done in the middle of training that is none: validating, writing a checkpoint."""
+    outside_training: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Entered for work in the middle of training that is not training: validating, writing a checkpoint."""
     examples: dict[str, Example]
-    """Of the last evaluation: structure -> the slice of its first image where there is most to see."""
+    """Structure -> the slice with the most contrast in its first image, of the last evaluation."""
 
     @property
     def network(self) -> Any:
-        """The network, as what it is: a `StructureNetwork`."""
+        """The network, a `StructureNetwork`."""
         return self.model
 
     def _validate(self) -> None:
-        with self.aside():
+        with self.outside_training():
             self._validate_now()
 
     def _validate_now(self) -> None:
         number = int(self.experience.current_experience)
-        # The first process predicts; all decide alike, by the same figures.
+        # Only the first process predicts; all decide by its figures.
         figures = self.ranks.from_first(lambda: self.evaluate([self.stream.val[number]]))
         for structure, metrics in figures.items():
             for metric, value in metrics.items():
@@ -75,38 +75,37 @@ class EvaluationMixin(SupervisedTemplate):
         self._plain: dict[str, nn.Module] = {}  # fused once per evaluation, not once per volume
         self.eval([experience for experience in experiences if len(experience.dataset)])
         self._plain = {}
-        self.model.train(
-            self.is_training
-        )  # Avalanche restores modes layer by layer; frozen norms are ours to keep
+        # Avalanche restores modes layer by layer; the network itself keeps frozen norms in evaluation mode.
+        self.model.train(self.is_training)
         return {name: mean_metrics(images) for name, images in self._figures.items()}
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
-        """Load one volume after the other, all of them: Avalanche's loader would divide them among processes."""
+        """Load all volumes, one by one: Avalanche's loader would divide them among processes."""
         self.dataloader = DataLoader(self.adapted_dataset, batch_size=1)
 
     def _predict_whole(self, structure: str) -> Tensor:
-        """Predict the volume of the batch of one that is evaluated now."""
+        """Predict the volume of the current batch, which holds one."""
         if structure not in self._plain:
             self._plain[structure] = fold_norms(self.network.fuse(structure))
-        return torch.from_numpy(self._slide(self._plain[structure], self.mb_x[0, 0]))[None, None]
+        return torch.from_numpy(self._sliding_window(self._plain[structure], self.mb_x[0, 0]))[None, None]
 
     def _after_eval_iteration(self, **kwargs: Any) -> None:
         target = self.mb_y[0].cpu().numpy()
         mask = target[1] > 0 if len(target) > 1 else None
-        found = image_metrics(self.mb_output[0, 0].numpy(), target[0], mask)
+        metrics = image_metrics(self.mb_output[0, 0].numpy(), target[0], mask)
         [name] = self.stream.names(self.mb_task_id.tolist())
         if name not in self.examples:
             z = int(target[0].std(axis=(1, 2)).argmax())
             signal, prediction = self.mb_x[0, 0, z].float(), self.mb_output[0, 0, z].float()
             self.examples[name] = Example(signal.cpu().numpy(), target[0, z], prediction.cpu().numpy())
-        self._figures.setdefault(name, []).append(found)
+        self._figures.setdefault(name, []).append(metrics)
         super()._after_eval_iteration(**kwargs)
 
     def predict(self, volume: Tensor, structure: str) -> Any:
         """Predict one whole volume (Z, Y, X), z-scored, in float32; returns an array of that shape."""
-        return self._slide(fold_norms(self.network.fuse(structure)), volume)
+        return self._sliding_window(fold_norms(self.network.fuse(structure)), volume)
 
-    def _slide(self, plain: nn.Module, volume: Tensor) -> Any:
+    def _sliding_window(self, plain: nn.Module, volume: Tensor) -> Any:
         return sliding_window(
             plain,
             volume,

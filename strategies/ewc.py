@@ -1,4 +1,4 @@
-"""repmode_cl.strategies.ewc."""
+"""EWC (elastic weight consolidation): a penalty by the Fisher information of earlier experiences."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["EWC"]
 class EWC(GradientImportance):
     """Elastic weight consolidation (Kirkpatrick et al., PNAS 2017): the diagonal of the empirical Fisher information.
 
-    That of a Gaussian of unit variance around the prediction, taken per patch: the mean square of the gradient of the
-    patch's mean squared error.
+    The information is that of a Gaussian of unit variance around the prediction, for each patch: the mean square of the
+    gradient of the patch's mean squared error.
     """
 
     default_strength: ClassVar[float] = 1000.0
@@ -24,5 +24,5 @@ class EWC(GradientImportance):
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
         return masked_mse(output, target)
 
-    def _of_gradient(self, gradient: Tensor) -> Tensor:
+    def _importance_of_gradient(self, gradient: Tensor) -> Tensor:
         return gradient.square()

@@ -1,4 +1,4 @@
-"""Experts frozen (paper, section 4.4): each structure brings a fresh expert and gate; nothing old may change."""
+"""Experts frozen (paper, section 4.4): each added structure gets a fresh expert and gate; nothing old may change."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["ExpertsFrozen"]
 
 
 class ExpertsFrozen(StructureStrategy):
-    """Ours.
+    """Strategy of this package: each added structure trains only its own expert, gates and norms.
 
     Parameters
     ----------
     network
-        With the base structures of the first experience.
+        Network that knows the base structures, those of the first experience.
     spec
-        What each added structure gets.
+        Expert, gates and layers that each added structure gets.
 
     Raises
     ------
     ConfigError
-        If a structure comes again after another that would see its experts: training it further would change that one.
+        If a structure returns after another that sees its experts: training it further would change that one.
 
     Notes
     -----
-    A structure that comes again goes on learning in what it owns; all else stays as it is, to the bit.
+    A structure that returns trains its own parameters further; all others stay unchanged, to the bit.
     """
 
     stores_model: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class ExpertsFrozen(StructureStrategy):
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
-        """Refuse a structure that comes again after another that would see its experts."""
+        """Refuse a structure that returns after another that sees its experts."""
         super().check(config, options, experiences)
         _refuse_returns(cls.own_options(options)["spec"], experiences)
 
@@ -54,7 +54,7 @@ class ExpertsFrozen(StructureStrategy):
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return the specification of what is added."""
+        """Return the specification of an addition."""
         return {"spec": AdditionSpec(options.expert, options.sees, options.norm, options.resampling)}
 
     def grow(self, structures: Sequence[str]) -> None:
@@ -67,10 +67,10 @@ def _refuse_returns(spec: AdditionSpec, experiences: Experiences) -> None:
     if spec.sees != "all" or spec.expert == "none":
         return
     added = [name for names in experiences[1:] for name in names]
-    for place, name in enumerate(added):
-        between = [other for other in added[added.index(name) : place] if other != name]
+    for position, name in enumerate(added):
+        between = [other for other in added[added.index(name) : position] if other != name]
         if between:
             raise ConfigError(
                 f"experts_frozen with sees: all: {name} comes again after {between[0]}, which may see its experts "
-                "and would change with them; take sees: own, or a stream in which no structure comes again"
+                "and would change with them; set sees: own, or choose a stream in which no structure comes again"
             )

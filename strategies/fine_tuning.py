@@ -1,4 +1,4 @@
-"""Fine-tuning: every shared parameter goes on learning with each structure, which keeps only its gate rows."""
+"""Fine-tuning: each structure trains all shared parameters further, and owns only its gate rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["FineTuning", "FrozenEncoder"]
 class FineTuning(StructureStrategy):
     """All parameters but the gate rows of other structures are trained; the norms are shared and drift.
 
-    What a user does who has no incremental learner: the lower reference of forgetting. Strategies that soften it
-    (replay, penalties, distillation) begin as this one does and are subclasses of it.
+    What a user without an incremental learner does: the lower reference for forgetting. Strategies that reduce
+    forgetting (replay, penalties, distillation) start as this one does and are subclasses of it.
     """
 
     @classmethod
@@ -30,17 +30,19 @@ class FineTuning(StructureStrategy):
 
 
 class FrozenEncoder(FineTuning):
-    """Fine-tuning after the base of all but the encoder: its shared experts, norms and down layers stay as they are.
+    """Fine-tuning of all but the encoder: after the base, its shared experts, norms and down layers are frozen.
 
-    Bottleneck and decoder go on learning, and so do the structure's own gate rows, those in the encoder too: a row
-    that stayed as it was drawn would mix the encoder's experts at random.
+    Bottleneck and decoder are trained further, and so are the structure's own gate rows, also those in the encoder: a
+    row that stayed as it was drawn would mix the encoder's experts at random.
     """
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
-        """Train what fine-tuning does, less what the encoder shares once the base is trained."""
+        """Train the parameters that fine-tuning trains, after the base without the shared ones of the encoder."""
         trained = super().choose_trained(structures)
         if not int(self.experience.current_experience):
             return trained
-        kept = {name for name in trained if name.startswith(("encoder.", "down.")) and ".gates." not in name}
-        restricted: frozenset[str] = self.network.restrict_training(trained - kept)
+        frozen = {
+            name for name in trained if name.startswith(("encoder.", "down.")) and ".gates." not in name
+        }
+        restricted: frozenset[str] = self.network.restrict_training(trained - frozen)
         return restricted

@@ -1,7 +1,7 @@
-"""What a strategy decides for itself: the hooks of `StructureStrategy` that a subclass may override.
+"""Hooks of `StructureStrategy`: the methods that a strategy may override.
 
-What they decide by default is what fine-tuning does: the base's structures are learned together, then one structure
-after the other, with nothing kept besides the network.
+By default they do what fine-tuning does: the base's structures are learned together, then one structure after the
+other, with no state besides the network.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.state import TrainingProgress, architecture_of
 from repmode_cl.training import budget_of
 
-__all__ = ["REPMODE", "StrategyHooks", "Experiences", "Regrouped"]
+__all__ = ["StrategyHooks", "Experiences", "Regrouped", "REPMODE"]
 
 #: Structures of each experience.
 Experiences = tuple[tuple[str, ...], ...]
 
-#: Experiences as a strategy trains them, and the step of the stream after which each is done.
+#: Experiences as a strategy trains them, and the step of the stream that each completes.
 Regrouped = tuple[Experiences, tuple[int, ...]]
 
-#: Key of the base of all strategies that begin with the one RepMode network.
+#: Key of the base of all strategies that start with the one RepMode network.
 REPMODE = "repmode"
 
 
 class StrategyHooks:
-    """The hooks; see each.
+    """Methods and attributes by which strategies differ.
 
     Attributes
     ----------
     joint_base
-        Whether the structures of the first experience are learned together; else one network after another.
+        Whether the structures of the first experience are learned together; otherwise one network after another.
     stores_model
-        Whether what is learned is kept, and verified, as a model directory: the network is then a `RepModeUNet`
-        whose additions never change.
+        Whether the network is stored and verified as a model directory; it is a `RepModeUNet` then, whose additions
+        never change.
     """
 
     joint_base: ClassVar[bool] = True
     stores_model: ClassVar[bool] = False
 
-    # What `StructureStrategy` has.
+    # Attributes that `StructureStrategy` sets.
     network: Any
     stream: StructureStream
     training_config: TrainingConfig
@@ -61,7 +61,7 @@ class StrategyHooks:
         if "shared_base" not in vars(cls) and not cls.__module__.startswith("repmode_cl."):
             cls.shared_base = StrategyHooks.__dict__["shared_base"]  # type: ignore[method-assign]
 
-    # -- how it is made -----------------------------------------------------------------------------------------
+    # -- construction -------------------------------------------------------------------------------------------
 
     @classmethod
     def build(
@@ -76,11 +76,11 @@ class StrategyHooks:
         options
             The strategy's section of it.
         stream
-            What it will learn, grouped as `regroup` says.
+            Stream to learn, in the experiences that `regroup` returns.
         seed
             Seed of the weights.
         **common
-            What all strategies take: see `StructureStrategy`.
+            Arguments of all strategies: see `StructureStrategy`.
         """
         network = cls.make_network(config, options, stream.experiences[0], seed)
         make: Callable[..., Self] = cls
@@ -90,32 +90,32 @@ class StrategyHooks:
     def make_network(
         cls, config: Config, options: StrategyConfig, base: Sequence[str], seed: int
     ) -> nn.Module:
-        """Return the network that it begins with, which knows the structures `base` (if it has a joint base)."""
+        """Return the initial network, which knows the structures `base` (if the strategy has a joint base)."""
         return RepModeUNet(architecture_of(config), base, seed=seed)
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return what the constructor takes besides what all take; by default the configuration's ``options``."""
+        """Return the constructor's additional arguments; by default the configuration's ``options``."""
         return dict(options.options)
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
-        """Refuse what this strategy cannot learn, before anything is run or written; quick.
+        """Refuse a stream that this strategy cannot learn, before anything is run or written; it must be quick.
 
-        By default the experiences are regrouped, their steps counted and what these cost. A class that checks more does
-        that too.
+        By default `regroup`, `steps_of` and `cost_of_step` are called for all experiences. A class that checks more
+        calls this too.
 
         Parameters
         ----------
         config, options
             The whole configuration, and the strategy's section of it.
         experiences
-            Of one stream, before `regroup`.
+            Experiences of one stream, before `regroup`.
 
         Raises
         ------
         ConfigError
-            Saying what does not go together.
+            Naming the settings that contradict each other.
         """
         for number, names in enumerate(cls.regroup(experiences, options)[0]):
             steps = cls.steps_of(config.training, options, experiences, names, len(names))
@@ -127,11 +127,11 @@ class StrategyHooks:
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the trained base that it shares, or None where it trains one of its own.
+        """Return the key of the trained base that it shares, or None where it trains its own.
 
-        Strategies of equal keys begin with identical networks, and train the first experience alike to the bit. A
-        class outside this package shares one only if it defines this itself: what it inherits says nothing of what
-        it does otherwise.
+        Strategies of equal keys start with identical networks, and train the first experience the same to the bit. A
+        class outside this package shares a base only if it defines this method itself: an inherited key does not know
+        what the class changes.
         """
         return None
 
@@ -140,11 +140,11 @@ class StrategyHooks:
         """Key of the trained base that it shares (see `shared_base`); None where it trains its own."""
         return self._base_key
 
-    # -- what it is given ---------------------------------------------------------------------------------------
+    # -- experiences and their budgets --------------------------------------------------------------------------
 
     @classmethod
     def regroup(cls, experiences: Experiences, options: StrategyConfig) -> Regrouped:
-        """Return the experiences as this strategy trains them, and the step of the stream after which each is done."""
+        """Return the experiences as this strategy trains them, and the step of the stream that each completes."""
         return experiences, tuple(range(len(experiences)))
 
     @classmethod
@@ -161,13 +161,13 @@ class StrategyHooks:
         Parameters
         ----------
         training
-            The section of the configuration.
+            The training section of the configuration.
         options
-            The strategy's: its `steps` are those of each experience after the base.
+            The strategy's section: its `steps` are those of each experience after the base.
         experiences
-            Of the stream, before `regroup`.
+            Experiences of the stream, before `regroup`.
         structures, images
-            The experience's structures, as `regroup` gives it, and its number of training images.
+            Structures of the experience, as `regroup` returns it, and its number of training images.
         """
         if options.steps is not None and not set(structures) <= set(experiences[0]):
             return options.steps
@@ -175,31 +175,31 @@ class StrategyHooks:
 
     @classmethod
     def cost_of_step(cls, options: StrategyConfig, training: TrainingConfig, earlier: int) -> float:
-        """Return about how long a step takes, in steps of `batch_size` patches, where so many structures are known."""
+        """Return the cost of a step with so many earlier structures, in plain steps of `batch_size` patches."""
         return 1.0
 
-    # -- what is trained, and how -------------------------------------------------------------------------------
+    # -- training -----------------------------------------------------------------------------------------------
 
     def grow(self, structures: Sequence[str]) -> None:
-        """Make the network know `structures`, which arrive now."""
-        raise TypeError(f"{type(self).__name__} does not say how its network grows")
+        """Add `structures`, which arrive now, to the network."""
+        raise TypeError(f"{type(self).__name__} does not define grow")
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
-        """Make trainable what learning `structures` may change, freeze the rest, and return the parameters' names."""
+        """Make only the parameters trainable that learning `structures` may change, and return their names."""
         trained: frozenset[str] = self.network.train_only(structures)
         return trained
 
     def learning_rate(self) -> float:
         """Return the experience's peak learning rate: the training's for a joint base, else the strategy's own."""
         base = self.joint_base and int(self.experience.current_experience) == 0
-        given = self.base_learning_rate if base else self.addition_learning_rate
-        return self.training_config.learning_rate if given is None else given
+        rate = self.base_learning_rate if base else self.addition_learning_rate
+        return self.training_config.learning_rate if rate is None else rate
 
     def before_experience(self, number: int) -> None:
-        """Prepare for experience `number`, whose structures the network knows; not called where it is resumed."""
+        """Prepare for experience `number`, whose structures the network knows; not called when it is resumed."""
 
     def extend(self, batch: list[Tensor], part: int, parts: int) -> list[Tensor]:
-        """Return a micro-batch with what is trained on besides, after what came.
+        """Return a micro-batch with additional patches, such as replayed ones, appended.
 
         Parameters
         ----------
@@ -213,18 +213,18 @@ class StrategyHooks:
     def adjust_gradients(self) -> None:
         """Change the gradients of the whole batch, which a `scaler` may have scaled, before they are clipped."""
 
-    # -- what it keeps ------------------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------------------
 
     def after_experience(self, number: int) -> None:
-        """Keep what is needed of experience `number`, which was just trained, or whose trained base was taken."""
+        """Store state of experience `number`, which was just trained, or whose shared base was just loaded."""
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what a checkpoint must hold besides network, optimiser and progress: tensors, and a JSON value."""
+        """Return state for a checkpoint besides network, optimiser and progress: tensors, and a JSON value."""
         return {}, {}
 
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take back what `extra_state` returned; the network knows the structures of all finished experiences."""
+        """Load what `extra_state` returned; the network knows the structures of all finished experiences."""
 
     def costs(self) -> dict[str, float]:
-        """Return what else the strategy costs now, such as ``buffer_bytes``: rows of the results."""
+        """Return additional costs at this step, such as ``buffer_bytes``: rows of the results."""
         return {}

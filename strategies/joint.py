@@ -1,4 +1,4 @@
-"""Joint training of all structures at once (the paper's RepMode, section 4.2): the reference from above."""
+"""Joint training of all structures at once (the paper's RepMode, section 4.2): the upper reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Joint"]
 class Joint(StructureStrategy):
     """One experience of all structures of the stream, with as many steps as all its experiences have together.
 
-    It has what no incremental learner has, all images at once, so that it has figures after the last step alone.
+    It has all images at once, which no incremental learner has; so it has figures only after the last step.
     """
 
     @classmethod
@@ -53,5 +53,5 @@ class Joint(StructureStrategy):
         )
 
     def learning_rate(self) -> float:
-        """Return its own peak learning rate where it has one, else the training's."""
+        """Return the strategy's peak learning rate where it has one, else the training's."""
         return self.addition_learning_rate or self.training_config.learning_rate

@@ -1,4 +1,4 @@
-"""Learning without forgetting, for regression: the new network goes on predicting what the old one predicted."""
+"""LwF (learning without forgetting), for regression: the network is trained to repeat its earlier predictions."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from repmode_cl.training import masked_mse
 
 __all__ = ["LwF"]
 
-#: A network that only predicts costs about a third of one that is trained.
-_PREDICTING = 1 / 3
+#: Cost of predicting with a network, relative to training it.
+_PREDICTION_COST = 1 / 3
 
 
 class LwF(FineTuning):
     """Learning without forgetting (Li and Hoiem, 2016), with the squared error in place of its softmax.
 
-    On the signals of the new patches, and on no earlier image, the network that is trained predicts earlier structures
-    too; ``strength`` times the mean squared error to what the network of before the experience predicts, averaged over
+    On the signals of the new patches, and on no earlier image, the trained network predicts earlier structures too.
+    ``strength`` times the mean squared error to the predictions of the network before the experience, averaged over
     those structures, is added to the loss. They share a batch with the new structure, and so its norms; their gate
-    rows go on learning.
+    rows are trained further.
 
     Parameters
     ----------
     strength
-        0 is fine-tuning.
+        Weight of the added loss; 0 is fine-tuning.
     distilled
-        Earlier structures of a step, chosen at random by the seed; ``None`` takes all.
+        Earlier structures of a step, chosen at random by the seed; ``None`` stands for all.
     """
 
     default_strength: ClassVar[float] = 1.0
@@ -53,22 +53,22 @@ class LwF(FineTuning):
 
     @classmethod
     def cost_of_step(cls, options: StrategyConfig, training: TrainingConfig, earlier: int) -> float:
-        """Return one more for each structure that is distilled, and a third for the old network's prediction."""
-        return 1 + min(options.distilled or earlier, earlier) * (1 + _PREDICTING)
+        """Return one, and for each distilled structure one more and the cost of the old network's prediction."""
+        return 1 + min(options.distilled or earlier, earlier) * (1 + _PREDICTION_COST)
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
         """Train all parameters, where earlier structures are distilled."""
         return super().choose_trained(self.network.structures if self.strength else structures)
 
-    def chosen(self) -> list[str]:
+    def distilled_structures(self) -> list[str]:
         """Return the earlier structures that are distilled in this step."""
         if self._teacher is None or not self.strength:
             return []
-        now = self.stream.names_of(self.experience)
-        earlier = [name for name in self._teacher.structures if name not in now]
+        new = self.stream.names_of(self.experience)
+        earlier = [name for name in self._teacher.structures if name not in new]
         if self.distilled is None or self.distilled >= len(earlier):
             return earlier
-        number, step = self._number, self.progress.step
+        number, step = self._experience_number, self.progress.step
         return sorted(earlier, key=lambda name: digest_of("distil", self.seed, number, step, name))[
             : self.distilled
         ]
@@ -76,44 +76,44 @@ class LwF(FineTuning):
     def forward(self) -> Tensor:
         """Predict; in training the earlier structures too, on the same signals and in one batch."""
         self._students = {}
-        if not self.is_training or not (chosen := self.chosen()):
+        if not self.is_training or not (structures := self.distilled_structures()):
             return super().forward()
         names, size = self.stream.names(self.mb_task_id.tolist()), len(self.mb_x)
         with self.precision.autocast():
             output: Tensor = self.model(
-                self.mb_x.repeat(1 + len(chosen), 1, 1, 1, 1),
-                names + [name for name in chosen for _ in range(size)],
+                self.mb_x.repeat(1 + len(structures), 1, 1, 1, 1),
+                names + [name for name in structures for _ in range(size)],
             )
         new, *earlier = output.split(size)
-        self._students = dict(zip(chosen, earlier, strict=True))
+        self._students = dict(zip(structures, earlier, strict=True))
         return new
 
     def criterion(self) -> Tensor:
-        """Return the loss of the new structure, and of keeping to what the old network predicts."""
+        """Return the loss of the new structure, plus that of differing from the old network's predictions."""
         loss = super().criterion()
         if not self._students or self._teacher is None:
             return loss
         weights = self.mb_y[:, 1:]
-        kept = torch.zeros_like(loss)
+        distillation = torch.zeros_like(loss)
         for name, student in self._students.items():
             with torch.no_grad(), self.precision.autocast():
                 before = self._teacher(self.mb_x, [name] * len(self.mb_x))
             target = torch.cat([before.to(self.mb_y.dtype), weights], dim=1)
-            kept = kept + masked_mse(student, target, count=self._voxels)
-        return loss + self.strength * kept / len(self._students)
+            distillation = distillation + masked_mse(student, target, count=self._voxels)
+        return loss + self.strength * distillation / len(self._students)
 
     def after_experience(self, number: int) -> None:
-        """Keep the network as it is now."""
-        self._keep()
+        """Copy the network as the teacher of the next experience."""
+        self._copy_teacher()
 
-    def _keep(self) -> None:
+    def _copy_teacher(self) -> None:
         if self.strength:
             self._teacher = copy.deepcopy(self.network).to(self.device).eval().requires_grad_(False)
 
     def costs(self) -> dict[str, float]:
         """Return bytes of the old network."""
-        kept = {} if self._teacher is None else self._teacher.state_dict()
-        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept.values())}
+        tensors = {} if self._teacher is None else self._teacher.state_dict()
+        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())}
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the old network."""
@@ -122,11 +122,11 @@ class LwF(FineTuning):
         return {f"teacher.{name}": tensor for name, tensor in self._teacher.state_dict().items()}, {}
 
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take the old network back; it knows the structures that the present one knows now."""
+        """Load the old network; it knows the structures that the present one knows now."""
         state = {
             name.removeprefix("teacher."): t for name, t in tensors.items() if name.startswith("teacher.")
         }
         if state:
-            self._keep()
+            self._copy_teacher()
             assert self._teacher is not None
             self._teacher.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""repmode_cl.strategies.mas."""
+"""MAS (memory aware synapses): a penalty by how much parameters change the predictions of earlier experiences."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["MAS"]
 
 
 class MAS(GradientImportance):
-    """Memory aware synapses (Aljundi et al., ECCV 2018): how much a parameter moves the square of the prediction.
+    """Memory aware synapses (Aljundi et al., ECCV 2018): how much a parameter changes the square of the prediction.
 
-    The mean magnitude of the gradient of the prediction's mean square; targets have no part in it.
+    The importance is the mean magnitude of the gradient of the prediction's mean square; it does not use targets.
     """
 
     default_strength: ClassVar[float] = 1.0
@@ -22,5 +22,5 @@ class MAS(GradientImportance):
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
         return output.float().square().mean()
 
-    def _of_gradient(self, gradient: Tensor) -> Tensor:
+    def _importance_of_gradient(self, gradient: Tensor) -> Tensor:
         return gradient.abs()

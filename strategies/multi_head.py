@@ -1,4 +1,4 @@
-"""Multi-Head, all fine-tuned (paper, section 4.4, Table 3): a fresh head for each structure, and the rest drifts."""
+"""Multi-Head, all fine-tuned (paper, section 4.4, Table 3): one head for each structure; the shared network drifts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["MultiHead"]
 
 
 class MultiHead(StructureStrategy):
-    """The base's heads are trained jointly; then each structure trains its own head and all that is shared.
+    """Joint training of the base's heads; then each structure trains its own head and all shared parameters.
 
-    The heads of earlier structures stay as they are, and forget because what they stand on drifts: the paper's
+    The heads of earlier structures stay unchanged, and forget because the shared network drifts: the paper's
     "Multi-Head (Dec.), All Fine-Tuning" (Table 3), or with ``last`` its Multi-Head (Las.).
     """
 
@@ -28,7 +28,7 @@ class MultiHead(StructureStrategy):
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return a key of the kind of network."""
+        """Return a key that names the kind of network."""
         return f"multi_head_{options.head}_k{options.kernel}"
 
     def grow(self, structures: Sequence[str]) -> None:

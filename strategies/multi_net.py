@@ -1,4 +1,4 @@
-"""Multi-Net (paper, section 4.2): a fresh plain network for each structure, which never meet."""
+"""Multi-Net (paper, section 4.2): one plain network for each structure, which share nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PlainNetworks(nn.Module):
     Parameters
     ----------
     architecture
-        Width and depth; its experts have no meaning here.
+        Width and depth; its experts are not used.
     kernel
         Edge of the convolution kernels, 3 or 5.
     """
@@ -60,23 +60,23 @@ class PlainNetworks(nn.Module):
         for name, network in self.networks.items():
             network.requires_grad_(name == self._trained)
             if name != self._trained:
-                network.zero_grad()  # gradients of a finished network would stay in memory for nothing
+                network.zero_grad()  # else the gradients of a finished network would stay in memory
         self.train(self.training)
         return frozenset(name for name, p in self.named_parameters() if p.requires_grad)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode for the network that is trained; the others' norms must not drift."""
+        """Set training mode for only the network that is trained; the norms of the others must not drift."""
         super().train(mode)
         for name, network in self.networks.items():
             network.train(mode and name == self._trained)
         return self
 
     def fuse(self, structure: str) -> PlainUNet:
-        """Return the network of `structure`, in evaluation mode if the whole is."""
+        """Return the network of `structure`, in evaluation mode."""
         return self._get(structure).eval()
 
     def forward(self, x: Tensor, structures: Sequence[str]) -> Tensor:
-        """(N, 1, Z, Y, X) -> (N, 1, Z, Y, X), each sample by its structure's network."""
+        """Map (N, 1, Z, Y, X) to (N, 1, Z, Y, X), each sample by its structure's network."""
         distinct = dict.fromkeys(structures)
         if len(distinct) == 1:
             result: Tensor = self._get(structures[0])(x)
@@ -90,7 +90,7 @@ class PlainNetworks(nn.Module):
 
 
 class MultiNet(StructureStrategy):
-    """Individual training: never forgets, and grows by a whole network with each structure."""
+    """Individual training: it never forgets, and each structure adds a whole network."""
 
     joint_base: ClassVar[bool] = False
 
@@ -98,12 +98,12 @@ class MultiNet(StructureStrategy):
     def make_network(
         cls, config: Config, options: StrategyConfig, base: Sequence[str], seed: int
     ) -> PlainNetworks:
-        """Return what holds one plain network for each structure, none yet."""
+        """Return an empty collection of plain networks."""
         return PlainNetworks(architecture_of(config), options.kernel)
 
     @classmethod
     def regroup(cls, experiences: Experiences, options: StrategyConfig) -> Regrouped:
-        """Return one experience for each structure: those of a joint base too, or without them."""
+        """Return one experience for each structure, with or without those of a joint base."""
         first = 1 if options.networks == "added" and len(experiences) > 1 else 0
         pairs = [(name, step) for step, names in enumerate(experiences) if step >= first for name in names]
         return tuple((name,) for name, _ in pairs), tuple(step for _, step in pairs)

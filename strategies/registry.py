@@ -1,4 +1,4 @@
-"""From a strategy's section of a configuration to the strategy itself: the registry of strategies."""
+"""Registry of strategies: the package's by name, and a user's own by file and class."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ from repmode_cl.utils.atomic_files import sha256_file
 
 __all__ = [
     "STRATEGIES",
-    "base_key_of",
     "build_strategy",
-    "file_digest",
-    "load_strategy",
     "strategy_class",
+    "load_strategy",
     "strategy_file_digest",
+    "base_key_of",
 ]
 
-
+#: Name in a configuration -> class.
 STRATEGIES: dict[str, type[StructureStrategy]] = {
     "experts_frozen": ExpertsFrozen,
     "fine_tuning": FineTuning,
@@ -55,12 +54,12 @@ STRATEGIES: dict[str, type[StructureStrategy]] = {
 
 
 def strategy_class(options: StrategyConfig) -> type[StructureStrategy]:
-    """Return the class of a strategy: the package's, or a user's own.
+    """Return the class of a strategy, the package's or a user's own.
 
     Raises
     ------
     ConfigError
-        If it is a user's own, and cannot be imported.
+        If it is a user's own class that cannot be imported.
     """
     return load_strategy(options.name) if options.is_custom else STRATEGIES[options.name]
 
@@ -73,7 +72,7 @@ def strategy_file_digest(options: StrategyConfig) -> str | None:
     ConfigError
         If the file is not there.
     """
-    return file_digest(options.name) if options.is_custom else None
+    return sha256_file(_file_of(options.name)) if options.is_custom else None
 
 
 def build_strategy(
@@ -86,18 +85,18 @@ def build_strategy(
     config
         The whole configuration: network, training, patch, inference.
     options
-        Which one, and its options.
+        The strategy's section: its name and options.
     stream
-        What it will learn, grouped as its `regroup` says; its first experience's structures are the base.
+        Stream to learn, in the experiences that its `regroup` returns; those of the first are the base.
     seed
         Seed of the weights.
     **common
-        For `StructureStrategy`.
+        Arguments of `StructureStrategy`.
 
     Raises
     ------
     ConfigError
-        If it is a user's own and does not take the options that the configuration gives it.
+        If it is a user's own class that does not take the options of the configuration.
     """
     kind = strategy_class(options)
     common = {
@@ -121,12 +120,12 @@ def build_strategy(
 def base_key_of(config: Config, options: StrategyConfig) -> str | None:
     """Return the key of the trained base that a strategy with these options shares, or None.
 
-    Bases of one key are trained alike to the bit: by strategies of the same network, with the same rate.
+    Bases of one key are trained the same to the bit: by strategies with the same network and learning rate.
     """
     key = strategy_class(options).shared_base(options)
-    rate, usual = options.base_learning_rate, config.training.learning_rate
-    # By every digit of the rate that it comes to: equal rates share, and different ones never do.
-    return key if key is None or rate in (None, usual) else f"{key}_rate{rate!r}"
+    rate, default = options.base_learning_rate, config.training.learning_rate
+    # With every digit of the rate: equal rates share a base, and different ones never do.
+    return key if key is None or rate in (None, default) else f"{key}_rate{rate!r}"
 
 
 def load_strategy(name: str) -> type[StructureStrategy]:
@@ -137,9 +136,9 @@ def load_strategy(name: str) -> type[StructureStrategy]:
     ConfigError
         If there is no such file or class, the file cannot be imported, or the class is no `StructureStrategy`.
     """
-    file, wanted = _file_of(name), name.rpartition(":")[2]
+    file, class_name = _file_of(name), name.rpartition(":")[2]
     content = file.read_bytes()
-    # Named by its content, so that two files of one name, or two states of one file, are two modules.
+    # Named by its content, so that two files of one name, or two versions of one file, are two modules.
     module_name = f"repmode_cl_own_{file.stem}_{hashlib.sha256(content).hexdigest()[:12]}"
     module = sys.modules.get(module_name)
     if module is None:
@@ -155,33 +154,24 @@ def load_strategy(name: str) -> type[StructureStrategy]:
             raise ConfigError(
                 f"strategies: {name}: importing {file} failed: {type(error).__name__}: {error}"
             ) from error
-    found = getattr(module, wanted, None)
-    if not isinstance(found, type) or not issubclass(found, StructureStrategy):
-        own = [
+    kind = getattr(module, class_name, None)
+    if not isinstance(kind, type) or not issubclass(kind, StructureStrategy):
+        available = [
             key
             for key, value in vars(module).items()
             if isinstance(value, type)
             and issubclass(value, StructureStrategy)
             and value.__module__ == module_name
         ]
-        what = (
-            f"has no {wanted}"
-            if found is None
-            else f"has {wanted}, which is no subclass of StructureStrategy"
+        problem = (
+            f"has no {class_name}"
+            if kind is None
+            else f"has {class_name}, which is no subclass of StructureStrategy"
         )
-        raise ConfigError(f"strategies: {name}: {file} {what}; its strategies are {', '.join(own) or 'none'}")
-    return found
-
-
-def file_digest(name: str) -> str:
-    """Return the SHA-256 of the file of a user's own strategy.
-
-    Raises
-    ------
-    ConfigError
-        If the file is not there.
-    """
-    return sha256_file(_file_of(name))
+        raise ConfigError(
+            f"strategies: {name}: {file} {problem}; its strategies are {', '.join(available) or 'none'}"
+        )
+    return kind
 
 
 def _file_of(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Penalties on moving what mattered: elastic weight consolidation and memory aware synapses."""
+"""Base classes of regularization strategies: a penalty on changing parameters that matter to earlier experiences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from repmode_cl.config import StrategyConfig
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.strategies.fine_tuning import FineTuning
 
-__all__ = ["GradientImportance", "RegularizationStrategy"]
+__all__ = ["RegularizationStrategy", "GradientImportance"]
 
 
 class RegularizationStrategy(FineTuning):
     """Fine-tuning with ``strength / 2 * sum_i importance_i (theta_i - anchor_i)^2`` added to the loss.
 
-    The importances of all experiences are summed, and the anchor is where the last one ended: what the publications
-    of synaptic intelligence and memory aware synapses do, and for elastic weight consolidation the online form with
-    nothing forgotten (Schwarz et al., 2018; Huszar, 2018). Gate rows are no part of it: each is its structure's own.
+    The importances of all experiences are summed, and the anchor is the state at the end of the last one. So do the
+    publications of synaptic intelligence and memory aware synapses; of elastic weight consolidation this is the online
+    form without decay (Schwarz et al., 2018; Huszar, 2018). Gate rows have no penalty: each belongs to one structure.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class RegularizationStrategy(FineTuning):
         0 is fine-tuning.
     """
 
-    #: Where the configuration gives none.
+    #: Strength where the configuration gives none.
     default_strength: ClassVar[float] = 1.0
 
     def __init__(self, *, strength: float | None = None, **kwargs: Any) -> None:
@@ -43,8 +43,8 @@ class RegularizationStrategy(FineTuning):
         return {"strength": options.strength}
 
     def importance_of(self, number: int) -> Mapping[str, Tensor]:
-        """Return how much each shared parameter mattered to experience `number`, which was just learned."""
-        raise TypeError(f"{type(self).__name__} does not say what is important")
+        """Return how much each shared parameter matters to experience `number`, which was just learned."""
+        raise TypeError(f"{type(self).__name__} does not define importance_of")
 
     def shared(self) -> dict[str, nn.Parameter]:
         """Return the parameters that structures share, by name."""
@@ -54,7 +54,7 @@ class RegularizationStrategy(FineTuning):
         """Add the penalty's gradient."""
         if not self.strength or not self.importance:
             return
-        # Written out: the penalty is quadratic, and no part of the loss that micro-batches share.
+        # Computed here: the penalty is quadratic, and not part of the loss that is divided among micro-batches.
         factor = self.strength if self.scaler is None else self.strength * self.scaler.get_scale()
         with torch.no_grad():
             for name, parameter in self.shared().items():
@@ -64,10 +64,10 @@ class RegularizationStrategy(FineTuning):
                 parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
 
     def after_experience(self, number: int) -> None:
-        """Add up the importances, and take the parameters as the new anchor."""
-        for name, found in self.importance_of(number).items():
+        """Sum up the importances, and set the anchor to the present parameters."""
+        for name, importance in self.importance_of(number).items():
             before = self.importance.get(name)
-            self.importance[name] = found if before is None else before + found
+            self.importance[name] = importance if before is None else before + importance
         self.anchor = {name: p.detach().clone() for name, p in self.shared().items()}
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,33 +78,33 @@ class RegularizationStrategy(FineTuning):
 
     def costs(self) -> dict[str, float]:
         """Return bytes of importances and anchor."""
-        kept = [*self.importance.values(), *self.anchor.values()]
-        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in kept)}
+        stored = [*self.importance.values(), *self.anchor.values()]
+        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored)}
 
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take back importances and anchor."""
+        """Load importances and anchor."""
         self.importance = self._part(tensors, "importance.")
         self.anchor = self._part(tensors, "anchor.")
 
     def _part(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Return the tensors whose names begin with `prefix`, in the memory order of their parameters."""
-        shared, found = self.shared(), {}
+        """Return the tensors whose names start with `prefix`, in the memory order of their parameters."""
+        shared, part = self.shared(), {}
         for name, tensor in tensors.items():
             if name.startswith(prefix):
                 parameter = shared[name.removeprefix(prefix)]
-                found[name.removeprefix(prefix)] = torch.empty_like(
+                part[name.removeprefix(prefix)] = torch.empty_like(
                     parameter, device=self.device, requires_grad=False
                 ).copy_(tensor)
-        return found
+        return part
 
 
 class GradientImportance(RegularizationStrategy):
-    """What mattered is the mean over one patch of each image of the experience, norms as in evaluation, in float32."""
+    """Importance by gradients: the mean over one patch of each image, with norms in evaluation mode, in float32."""
 
     def importance_of(self, number: int) -> Mapping[str, Tensor]:
-        """Return the mean over patches of what `_of_gradient` makes of the gradient of `_quantity`."""
+        """Return the mean over patches of `_importance_of_gradient` of the gradient of `_quantity`."""
         images = self.stream.images[number]
-        patches = self._one_of_each(number)
+        patches = self._patch_of_each_image(number)
         shared = {name: p for name, p in self.shared().items() if p.requires_grad}
         total = {name: torch.zeros_like(p, requires_grad=False) for name, p in shared.items()}
         training = self.model.training
@@ -115,19 +115,21 @@ class GradientImportance(RegularizationStrategy):
             gradients = torch.autograd.grad(quantity, list(shared.values()), allow_unused=True)
             for name, gradient in zip(shared, gradients, strict=True):
                 if gradient is not None:
-                    total[name] += self._of_gradient(gradient) / len(images)
+                    total[name] += self._importance_of_gradient(gradient) / len(images)
         self.model.train(training)
         return total
 
-    def _one_of_each(self, number: int) -> PatchDataset:
-        """Return one patch of each image, however the batches of the experience's own sequence are made up."""
-        images, own = self.stream.images[number], self.stream.patches[number]
-        return PatchDataset(images, patch=own.patch, seed=own.seed, length=len(images), flips=own.flips)
+    def _patch_of_each_image(self, number: int) -> PatchDataset:
+        """Return one patch of each image, however the experience's batches are composed."""
+        images, trained = self.stream.images[number], self.stream.patches[number]
+        return PatchDataset(
+            images, patch=trained.patch, seed=trained.seed, length=len(images), flips=trained.flips
+        )
 
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the number whose gradient tells what matters, from a patch's output and target."""
-        raise TypeError(f"{type(self).__name__} does not say what it takes the gradient of")
+        """Return the scalar whose gradient gives the importance, from a patch's output and target."""
+        raise TypeError(f"{type(self).__name__} does not define _quantity")
 
-    def _of_gradient(self, gradient: Tensor) -> Tensor:
-        """Return importances from the gradient of one patch's `_quantity`."""
-        raise TypeError(f"{type(self).__name__} does not say how a gradient becomes an importance")
+    def _importance_of_gradient(self, gradient: Tensor) -> Tensor:
+        """Return importances from the gradient of `_quantity` of one patch."""
+        raise TypeError(f"{type(self).__name__} does not define _importance_of_gradient")

@@ -1,4 +1,4 @@
-"""Replay: earlier patches are trained on beside the new ones, from a small buffer or from all earlier images."""
+"""Replay (rehearsal): patches of a small buffer are trained on in addition to the new ones."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from repmode_cl.strategies.replay_buffer import BufferedPatch, PatchBuffer, join
 
 __all__ = ["RehearsalStrategy", "Replay"]
 
-
-#: Patches that are kept where nothing else is asked for.
+#: Patches of a buffer where the configuration sets no number.
 BUFFER = 64
 
 
 class RehearsalStrategy(FineTuning):
-    """Fine-tuning with a buffer of earlier patches: what replay and A-GEM share.
+    """Fine-tuning with a buffer of earlier patches, the base of replay and A-GEM.
 
     Parameters
     ----------
     buffer
-        Most patches that are kept, as many of each experience, if `buffer_bytes` is not given.
+        Most patches in it, as many of each experience, if `buffer_bytes` is not given.
     buffer_bytes
         Most bytes of them.
     replay_batch
-        Earlier patches of a step; ``None`` takes as many as there are new ones.
+        Earlier patches of a step; ``None`` stands for as many as new ones.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class RehearsalStrategy(FineTuning):
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
-        """Refuse a buffer that is smaller than one patch: it would keep nothing, and be fine-tuning unnoticed."""
+        """Refuse a buffer that is smaller than one patch: it would stay empty, which is fine-tuning."""
         super().check(config, options, experiences)
         patch = 2 * 4 * math.prod(config.patch.size)
         if options.buffer_bytes and options.buffer_bytes < patch:
@@ -61,21 +60,21 @@ class RehearsalStrategy(FineTuning):
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return the size of the buffer and of what is drawn from it."""
+        """Return the size of the buffer and of the batches drawn from it."""
         keys = ("buffer", "buffer_bytes", "replay_batch")
         return {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     @classmethod
     def cost_of_step(cls, options: StrategyConfig, training: TrainingConfig, earlier: int) -> float:
-        """Return the share of the earlier patches besides."""
+        """Return one, and the share of the earlier patches."""
         return 1 + (options.replay_batch or training.batch_size) / training.batch_size if earlier else 1.0
 
-    def remembered(self, part: int, parts: int) -> list[Tensor]:
-        """Return micro-batch `part` of `parts` of this step's earlier patches, as a batch; empty without a buffer."""
+    def rehearsal_batch(self, part: int, parts: int) -> list[Tensor]:
+        """Return micro-batch `part` of `parts` of this step's earlier patches; an empty list without a buffer."""
         low, high = (self.replay_batch * k // parts for k in (part, part + 1))
         first = self.progress.step * self.replay_batch
-        drawn = self.buffer.draw(first + low, high - low, self._number)
-        self.seen[self._number].update((one.structure, one.image_id) for one in drawn)
+        drawn = self.buffer.draw(first + low, high - low, self._experience_number)
+        self.trained_patches[self._experience_number].update((one.structure, one.image_id) for one in drawn)
         return self._batch(drawn) if drawn else []
 
     def _batch(self, drawn: Sequence[BufferedPatch]) -> list[Tensor]:
@@ -87,27 +86,27 @@ class RehearsalStrategy(FineTuning):
         return joined
 
     def after_experience(self, number: int) -> None:
-        """Keep patches of it."""
-        self.buffer.take(number, self.stream.patches[number])
+        """Add patches of the experience to the buffer."""
+        self.buffer.add(number, self.stream.patches[number])
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return which patches are kept; they themselves can be cut again."""
-        return {}, {"kept": self.buffer.places()}
+        """Return which patches are in the buffer; they can be cut again from the images."""
+        return {}, {"kept": self.buffer.item_numbers()}
 
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Cut the patches again."""
         self.buffer.restore(values["kept"], self.stream.patches)
 
     def costs(self) -> dict[str, float]:
-        """Return bytes of the buffer, and how many images it shows."""
+        """Return bytes of the buffer, and how many images its patches are from."""
         return {"buffer_bytes": self.buffer.bytes, "buffer_images": self.buffer.images}
 
 
 class Replay(RehearsalStrategy):
     """Replay with a buffer balanced over experiences (Rolnick et al., 2019; Chaudhry et al., 2019).
 
-    In each step patches of the buffer are in the batch beside the new ones, so that they share its norms, and each
-    voxel of both weighs the same. The gate rows of earlier structures go on learning.
+    In each step patches of the buffer are in the same batch as the new ones, so that they share its norms, and each
+    voxel of both has the same weight. The gate rows of earlier structures are trained further.
     """
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
@@ -115,6 +114,6 @@ class Replay(RehearsalStrategy):
         return super().choose_trained(self.network.structures)
 
     def extend(self, batch: list[Tensor], part: int, parts: int) -> list[Tensor]:
-        """Return the new patches, and then earlier ones."""
-        earlier = self.remembered(part, parts)
+        """Return the new patches, followed by earlier ones."""
+        earlier = self.rehearsal_batch(part, parts)
         return join_patches(batch, earlier) if earlier else batch

@@ -1,4 +1,4 @@
-"""Patches of earlier experiences, kept in memory: as many of each experience, of its structures, and of its images."""
+"""Buffer of earlier patches, balanced over experiences, their structures and their images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["BufferedPatch", "PatchBuffer", "join_patches"]
 
 @dataclass(frozen=True)
 class BufferedPatch:
-    """One patch that is kept."""
+    """One patch in the buffer."""
 
     experience: int
-    """Number of the experience that it was trained on in."""
+    """Number of the experience in which it was trained on."""
     item: int
     """Its number among the patches of that experience."""
     structure: str
@@ -38,101 +38,105 @@ class BufferedPatch:
 
 
 class PatchBuffer:
-    """Keeps patches, balanced over experiences; which, and in which order they come again, a seed decides.
+    """Buffer of patches, balanced over experiences.
 
     Parameters
     ----------
-    patches
-        Most patches, if `size` is not given.
-    size
+    capacity
+        Most patches, if `capacity_bytes` is not given.
+    capacity_bytes
         Most bytes.
     seed
-        Decides the choice.
+        Decides which patches are stored, and in which order they are drawn.
+
+    Attributes
+    ----------
+    patches
+        The patches in the buffer, those of earlier experiences first.
     """
 
-    def __init__(self, patches: int, size: int | None = None, *, seed: int = 0) -> None:
-        self.patches, self.size, self.seed = patches, size, seed
-        self.kept: list[BufferedPatch] = []
-        self._pass: tuple[tuple[int, int], list[BufferedPatch]] | None = (
-            None  # the last asked for: a cache, not state
-        )
+    def __init__(self, capacity: int, capacity_bytes: int | None = None, *, seed: int = 0) -> None:
+        self.capacity, self.capacity_bytes, self.seed = capacity, capacity_bytes, seed
+        self.patches: list[BufferedPatch] = []
+        #: Experience and number of the last pass over the buffer, and its order: a cache, not state.
+        self._pass: tuple[tuple[int, int], list[BufferedPatch]] | None = None
 
     @property
     def bytes(self) -> int:
-        """Bytes of all patches that are kept."""
-        return sum(one.bytes for one in self.kept)
+        """Bytes of all patches in the buffer."""
+        return sum(one.bytes for one in self.patches)
 
     @property
     def images(self) -> int:
         """Number of different images that they were cut from."""
-        return len({(one.structure, one.image_id) for one in self.kept})
+        return len({(one.structure, one.image_id) for one in self.patches})
 
-    def take(self, number: int, patches: PatchDataset) -> None:
-        """Keep patches of experience `number`, and of each earlier one as many less as make room for them."""
-        capacity = self.patches
-        if self.size is not None:
+    def add(self, number: int, patches: PatchDataset) -> None:
+        """Add patches of experience `number`; drop as many of each earlier one as makes room for them."""
+        capacity = self.capacity
+        if self.capacity_bytes is not None:
             largest = max(
-                [4 * (1 + patches.channels) * math.prod(patches.patch), *(k.bytes for k in self.kept)]
+                [4 * (1 + patches.channels) * math.prod(patches.patch), *(one.bytes for one in self.patches)]
             )
-            capacity = self.size // largest
-        numbers = sorted({one.experience for one in self.kept} | {number})
-        # What cannot be shared out evenly goes to the earliest.
+            capacity = self.capacity_bytes // largest
+        numbers = sorted({one.experience for one in self.patches} | {number})
+        # The earliest experiences get the rest that cannot be divided evenly.
         quota = {
-            one: capacity // len(numbers) + (place < capacity % len(numbers))
-            for place, one in enumerate(numbers)
+            one: capacity // len(numbers) + (position < capacity % len(numbers))
+            for position, one in enumerate(numbers)
         }
         earlier = [one for other in numbers if other != number for one in self._of(other)[: quota[other]]]
         new = [_cut(number, item, patches) for item in self._choice(number, patches)[: quota[number]]]
-        self.kept = earlier + new
+        self.patches = earlier + new
         self._pass = None
 
-    def restore(self, kept: Iterable[Sequence[int]], patches: Sequence[PatchDataset]) -> None:
-        """Keep again what `places` told: the patches are cut from the same images, to the same bits."""
-        self.kept = [_cut(number, item, patches[number]) for number, item in kept]
+    def restore(self, items: Iterable[Sequence[int]], patches: Sequence[PatchDataset]) -> None:
+        """Cut the patches that `item_numbers` named again from the same images, to the same bits."""
+        self.patches = [_cut(number, item, patches[number]) for number, item in items]
         self._pass = None
 
-    def places(self) -> list[list[int]]:
-        """Return experience and item of each patch that is kept."""
-        return [[one.experience, one.item] for one in self.kept]
+    def item_numbers(self) -> list[list[int]]:
+        """Return experience and item of each patch in the buffer."""
+        return [[one.experience, one.item] for one in self.patches]
 
     def draw(self, first: int, count: int, experience: int) -> list[BufferedPatch]:
-        """Return patches `first` to ``first + count`` of an endless sequence that shows each equally often.
+        """Return patches `first` to ``first + count`` of an endless sequence that repeats each equally often.
 
         Parameters
         ----------
         first, count
-            Places in the sequence.
+            Positions in the sequence.
         experience
-            During which they are shown: each has a sequence of its own.
+            Experience that trains on them; each has its own sequence.
         """
-        if not self.kept:
+        if not self.patches:
             return []
-        found = []
-        for place in range(first, first + count):
-            number, within = divmod(place, len(self.kept))
+        drawn = []
+        for position in range(first, first + count):
+            number, within = divmod(position, len(self.patches))
             if self._pass is None or self._pass[0] != (experience, number):
                 self._pass = (experience, number), self._shuffled(experience, number)
-            found.append(self._pass[1][within])
-        return found
+            drawn.append(self._pass[1][within])
+        return drawn
 
     def _of(self, number: int) -> list[BufferedPatch]:
-        return [one for one in self.kept if one.experience == number]
+        return [one for one in self.patches if one.experience == number]
 
     def _shuffled(self, experience: int, number: int) -> list[BufferedPatch]:
         return sorted(
-            self.kept,
+            self.patches,
             key=lambda one: digest_of("replay", self.seed, experience, number, one.experience, one.item),
         )
 
     def _choice(self, number: int, patches: PatchDataset) -> list[int]:
-        """Return all items of an experience, so that the first ones show all structures and images evenly."""
+        """Return all items of an experience, ordered so that the first ones cover all structures and images evenly."""
         items = sorted(range(len(patches)), key=lambda item: digest_of("keep", self.seed, number, item))
         items = _in_rounds(items, lambda item: patches.sample_of(item).image_id)
         return _in_rounds(items, patches.structure_of)
 
 
 def join_patches(batch: Sequence[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
-    """Return one batch of two: signals, targets and task labels; where one has weights, all have."""
+    """Join two batches of signals, targets and task labels; where one has weights, both get them."""
     (x, y, labels), (more_x, more_y, more_labels) = batch, more
     if y.shape[1] != more_y.shape[1]:
         y, more_y = (t if t.shape[1] == 2 else torch.cat([t, torch.ones_like(t)], dim=1) for t in (y, more_y))
@@ -146,7 +150,7 @@ def _cut(number: int, item: int, patches: PatchDataset) -> BufferedPatch:
 
 
 def _in_rounds(items: Sequence[int], key: Callable[[int], Hashable]) -> list[int]:
-    """Return `items` in rounds, each of which has one of each key."""
+    """Order `items` in rounds, each of which has one item of each key."""
     count: Counter[Hashable] = Counter()
     turn: dict[int, int] = {}
     for item in items:

@@ -1,4 +1,4 @@
-"""What strategies share that is no strategy: a network's interface, and where training stands."""
+"""Types that strategies share: the interface of a network, and the progress of training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from repmode_cl.config import Config
 from repmode_cl.nn import Architecture, PlainUNet
 
-__all__ = ["Evaluation", "Example", "TrainingProgress", "StructureNetwork", "architecture_of"]
+__all__ = ["TrainingProgress", "StructureNetwork", "Evaluation", "Example", "architecture_of"]
 
 
 def architecture_of(config: Config) -> Architecture:
-    """Return the network's shape."""
+    """Return the architecture that a configuration describes."""
     return Architecture(config.network.width, config.network.depth, config.network.experts)
 
 
@@ -28,7 +28,7 @@ class StructureNetwork(Protocol):
         """Structures that it knows."""
 
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
-        """Freeze all but what training `structures` may change, and return those parameters' names."""
+        """Freeze all parameters but those that training `structures` may change, and return the names of these."""
 
     def fuse(self, structure: str) -> PlainUNet:
         """Return the plain network that predicts `structure`, in evaluation mode."""
@@ -36,14 +36,14 @@ class StructureNetwork(Protocol):
 
 @dataclass
 class TrainingProgress:
-    """Where training stands within an experience; everything that a checkpoint must bring back."""
+    """Progress of training within an experience; a checkpoint restores all of it."""
 
     experience: int = 0
     step: int = 0
     seconds: float = 0.0
-    """Of training, on the clock; validating and recording are not training."""
+    """Wall-clock seconds of training, without validating and recording."""
     cpu_seconds: float = 0.0
-    """Of all of the process's threads in the same time: comparable where runs share a machine."""
+    """Processor seconds of all threads in the same time: comparable where runs share a machine."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Validation figures: experience, structure, train_step, metric, value."""
 

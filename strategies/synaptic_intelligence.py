@@ -1,4 +1,4 @@
-"""Synaptic intelligence: what a parameter did for the loss along its path is what it matters (Zenke et al., 2017)."""
+"""Synaptic intelligence: a penalty by how much each parameter's path lowered the loss (Zenke et al., 2017)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["SynapticIntelligence"]
 
 
 class SynapticIntelligence(RegularizationStrategy):
-    """Importance is the loss that a parameter's own steps took away, over the square of how far it came.
+    """Importance is the loss that a parameter's steps took away, divided by the square of its displacement.
 
     ``omega_i = sum over steps of -g_i * delta_i``, with the gradient g of the loss without the penalty and the
-    step delta that the optimiser made of it, and ``Omega_i += max(omega_i, 0) / (way_i^2 + damping)``. Path and way end
-    at the validated state that the experience ends with.
+    step delta that the optimiser made of it, and ``Omega_i += max(omega_i, 0) / (displacement_i^2 + damping)``. Both
+    end at the validated state that the experience ends with.
 
     Notes
     -----
-    It needs the path of the base too, so that it trains a base of its own.
+    It needs the path of the base too, so it trains its own base.
     """
 
     default_strength: ClassVar[float] = 1.0
-    #: Keeps the importance of a parameter that hardly moved finite (the publication's xi, for its image data).
+    #: Bounds the importance of a parameter that hardly moved (the publication's xi, for its image data).
     damping: ClassVar[float] = 1e-3
 
     def __init__(self, **kwargs: Any) -> None:
@@ -37,8 +37,8 @@ class SynapticIntelligence(RegularizationStrategy):
         self._path: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}  # the path up to the best validated state
         self._gradient: dict[str, Tensor] = {}
-        # The first listener: a checkpoint, which is another, holds what this one notes.
-        self.on_validation.append(self._note_best)
+        # The first listener: a checkpoint, which is a later one, holds what this one records.
+        self.on_validation.append(self._record_best)
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:
@@ -46,14 +46,14 @@ class SynapticIntelligence(RegularizationStrategy):
         return None
 
     def before_experience(self, number: int) -> None:
-        """Begin a path."""
+        """Start a path."""
         shared = {name: p.detach() for name, p in self.shared().items()}
         self._start = {name: tensor.clone() for name, tensor in shared.items()}
         self._path = {name: torch.zeros_like(tensor) for name, tensor in shared.items()}
         self._best = {}
 
     def adjust_gradients(self) -> None:
-        """Remember the loss's own gradient, then add the penalty's."""
+        """Record the gradient of the loss without the penalty, then add that of the penalty."""
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         self._gradient = {
             name: p.grad.detach().float() / scale for name, p in self.shared().items() if p.grad is not None
@@ -61,31 +61,31 @@ class SynapticIntelligence(RegularizationStrategy):
         super().adjust_gradients()
 
     def optimizer_step(self) -> None:
-        """Update the weights, and add what each did for the loss to its path."""
+        """Update the weights, and add the loss that each step took away to its path."""
         shared = self.shared()
         before = {name: shared[name].detach().clone() for name in self._gradient}
         super().optimizer_step()
         with torch.no_grad():
             for name, gradient in self._gradient.items():
                 step = shared[name] - before[name]
-                # A step that a scaler skipped, because its gradient overflowed, is none.
+                # A step that a scaler skipped, because its gradient overflowed, does not count.
                 self._path[name] -= torch.where(step == 0, 0, gradient * step)
         self._gradient = {}
 
-    def _note_best(self, _: StructureStrategy) -> None:
+    def _record_best(self, _: StructureStrategy) -> None:
         if self.selection.step == self.progress.step:
             self._best = {name: tensor.clone() for name, tensor in self._path.items()}
 
     def importance_of(self, number: int) -> Mapping[str, Tensor]:
-        """Return what each parameter did for the loss, over the square of its way."""
+        """Return the loss that each parameter's path took away, divided by the square of its displacement."""
         path = self._best or self._path
-        found = {}
+        importance = {}
         with torch.no_grad():
             for name, parameter in self.shared().items():
-                way = parameter - self._start[name]
-                found[name] = path[name].clamp_min(0) / (way.square() + self.damping)
+                displacement = parameter - self._start[name]
+                importance[name] = path[name].clamp_min(0) / (displacement.square() + self.damping)
         self._start, self._path, self._best = {}, {}, {}
-        return found
+        return importance
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return importances, anchor, and the path so far."""
@@ -95,7 +95,7 @@ class SynapticIntelligence(RegularizationStrategy):
         return tensors, values
 
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Load them."""
         super().load_extra_state(tensors, values)
         for prefix, part in self._parts().items():
             part |= self._part(tensors, prefix)

@@ -66,7 +66,7 @@ class SharedBase:
         state: dict[str, Any] = {
             "progress": asdict(strategy.progress),
             "memory": memory,
-            "seen": [[*key, count] for key, count in strategy.seen.get(0, Counter()).items()],
+            "seen": [[*key, count] for key, count in strategy.trained_patches.get(0, Counter()).items()],
             "of": _content_digest(strategy),
         }
         save_checkpoint(self.folder, tensors=strategy.network.state_dict(), state=state)
@@ -93,9 +93,11 @@ class SharedBase:
             return False
         strategy.network.load_state_dict(tensors)
         strategy.progress = TrainingProgress(**state["progress"])
-        strategy.seen[0] = Counter({(structure, image): count for structure, image, count in state["seen"]})
+        strategy.trained_patches[0] = Counter(
+            {(structure, image): count for structure, image, count in state["seen"]}
+        )
         strategy.network.eval()
-        memory.highest = state["memory"]
+        memory.peak = state["memory"]
         return True
 
 

@@ -138,7 +138,7 @@ class TrialRun:
             return
         with self._resumed(self.base.folder / "training"):
             self._train(0)
-            self.base.save(self.strategy, self.memory.highest)
+            self.base.save(self.strategy, self.memory.peak)
 
     @contextmanager
     def _resumed(self, folder: Path) -> Iterator[tuple[TensorBoardLogger, StrategyCheckpoint]]:
@@ -152,7 +152,7 @@ class TrialRun:
             if extra is not None:
                 self.rows = [Result(*row) for row in extra["rows"]]
                 self._resume_memory(extra["memory"])
-            self.strategy.aside = self.memory.paused
+            self.strategy.outside_training = self.memory.paused
             logger.begin(self.strategy)
             self.strategy.listeners += [logger.after_step, checkpoint.after_step]
             self.strategy.on_validation += [logger.after_validation, checkpoint.save]
@@ -164,14 +164,14 @@ class TrialRun:
     def _resume_memory(self, memory: int | None) -> None:
         """Continue from the peak memory before an interruption; leave it out if not all of it was measured."""
         if memory is None:
-            self.memory.give_up()
-        if self.memory.measures:
-            self.memory.highest = memory
+            self.memory.stop_measuring()
+        if self.memory.measurable:
+            self.memory.peak = memory
         else:
             self.rows = [row for row in self.rows if row.metric != "peak_memory_bytes"]
 
     def _checkpoint_extra(self) -> dict[str, Any]:
-        return {"rows": [list(row) for row in self.rows], "memory": self.memory.look()}
+        return {"rows": [list(row) for row in self.rows], "memory": self.memory.update()}
 
     def _learn(self, number: int, logger: TensorBoardLogger, checkpoint: StrategyCheckpoint) -> None:
         strategy, step = self.strategy, self.done_after[number]
@@ -179,7 +179,7 @@ class TrialRun:
         if not (number == 0 and not strategy.progress.step and self._load_base()):
             self._train(number)
             if number == 0 and self.base is not None and not self.base.trained:
-                self.base.save(strategy, self.memory.highest)
+                self.base.save(strategy, self.memory.peak)
         # The same whether the base was trained here or loaded.
         _seed(self.seed, number, "after")
         # Work after training, such as computing importances, is part of learning.
@@ -199,7 +199,7 @@ class TrialRun:
                 self.rows += [self._row(step, structure, metric, value) for metric, value in metrics.items()]
         self._store(number)
         strategy.progress = TrainingProgress(number + 1, curve=strategy.progress.curve)
-        self.memory.restart()
+        self.memory.reset()
         # Before the checkpoint, which records that this experience is done.
         write_curve(self.folder / CURVE, self._curve())
         checkpoint.save(strategy)
@@ -212,9 +212,9 @@ class TrialRun:
         description = f"{self.trial}: {' + '.join(self.stream.experiences[number])}"
         with task(description, total=self.strategy.budget_for(number).steps) as bar, self.memory:
             bar.update(completed=progress.step)
-            self.strategy.bar = bar
+            self.strategy.progress_bar = bar
             self.strategy.train(self.stream.train[number], eval_streams=[])
-            self.strategy.bar = None
+            self.strategy.progress_bar = None
 
     def _load_base(self) -> bool:
         return self.base is not None and self.base.load(self.strategy, self.memory)
@@ -269,8 +269,8 @@ class TrialRun:
             "images": len({(sample.structure, sample.image_id) for sample in self.stream.images[number]}),
             **self.strategy.costs(),
         }
-        if self.memory.highest is not None:
-            costs["peak_memory_bytes"] = self.memory.highest
+        if self.memory.peak is not None:
+            costs["peak_memory_bytes"] = self.memory.peak
         self.rows += [self._row(self.done_after[number], structure, metric, v) for metric, v in costs.items()]
 
     def _curve(self) -> list[dict[str, Any]]:

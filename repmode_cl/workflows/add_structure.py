@@ -305,7 +305,7 @@ class AdditionRun:
         metrics, split = evaluate_held_out(strategy, stream)
         notes = [*notes, *warnings, *self._training_notes(strategy)]
         outcome = PendingOutcome(
-            "", metrics.get(name, {}), split, strategy.progress.seconds, notes, strategy.stopped
+            "", metrics.get(name, {}), split, strategy.progress.seconds, notes, strategy.stop_reason
         )
         candidate = make_candidate(
             plan.model,
@@ -351,7 +351,7 @@ class AdditionRun:
         training, step = plan.config.training, strategy.progress.step
         if step < strategy.budget.steps and training.schedule != "constant":
             notes.append(
-                f"training ended at step {step} of {strategy.budget.steps} ({strategy.stopped}), before the learning "
+                f"training ended at step {step} of {strategy.budget.steps} ({strategy.stop_reason}), before the learning "
                 f"rate had come down: with {step} steps from the start it may well do better"
             )
         return notes

@@ -95,10 +95,10 @@ def train_experience(strategy: StructureStrategy, work: Path, title: str) -> Non
     try:
         with task(title, total=steps) as bar:
             bar.update(completed=step)
-            strategy.bar = bar
+            strategy.progress_bar = bar
             strategy.train(strategy.stream.train[0], eval_streams=[])
     finally:
-        strategy.bar = None
+        strategy.progress_bar = None
         events.close()
 
 

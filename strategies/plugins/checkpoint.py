@@ -1,4 +1,4 @@
-"""A strategy's checkpoint: network, optimiser, schedule, random states, best state and figures; interrupted anywhere.
+"""Checkpoint of a strategy: network, optimiser, schedule, random states, best state and figures.
 
 The format is `repmode_cl.training.checkpoint`'s: safetensors and JSON, the newest two kept.
 """
@@ -26,14 +26,14 @@ __all__ = ["StrategyCheckpoint"]
 
 
 class StrategyCheckpoint:
-    """Where a strategy's state is kept while it learns a stream.
+    """Checkpoints of a strategy while it learns a stream.
 
     Parameters
     ----------
     folder
         Folder of the checkpoints.
     extra
-        Called at each saving; returns JSON that is kept besides, such as the figures so far.
+        Called at each saving; returns additional JSON for the checkpoint, such as the figures so far.
     """
 
     def __init__(self, folder: Path, extra: Callable[[], Any] = lambda: None) -> None:
@@ -42,7 +42,7 @@ class StrategyCheckpoint:
 
     def save(self, strategy: StructureStrategy) -> None:
         """Write the strategy's state; in the middle of an experience, the optimiser's and the best state too."""
-        with strategy.aside():
+        with strategy.outside_training():
             self._save(strategy)
 
     def _save(self, strategy: StructureStrategy) -> None:
@@ -55,7 +55,9 @@ class StrategyCheckpoint:
             "extra": self._extra(),
             "own": values,
             "seen": [
-                [number, *key, count] for number, seen in strategy.seen.items() for key, count in seen.items()
+                [number, *key, count]
+                for number, counts in strategy.trained_patches.items()
+                for key, count in counts.items()
             ],
             "training": None,
             "best": None,
@@ -71,15 +73,15 @@ class StrategyCheckpoint:
         save_checkpoint(self.folder, tensors=tensors, state=state)
 
     def after_step(self, strategy: StructureStrategy) -> None:
-        """Save between validations, where the configuration asks for it (``training.checkpoint_every``)."""
+        """Save between validations, where the configuration sets ``training.checkpoint_every``."""
         every, step = strategy.training_config.checkpoint_every, strategy.progress.step
         if every is not None and step % every == 0 and not strategy.budget.validates(step):
             self.save(strategy)
 
     def resume(self, strategy: StructureStrategy) -> Any:
-        """Bring `strategy` to the last checkpoint, if there is one, and return what was kept besides (or None).
+        """Restore `strategy` from the last checkpoint, if there is one, and return its additional JSON (or None).
 
-        The state of an experience under way is set when its training begins: only then does its network exist.
+        The state of an unfinished experience is restored when its training starts: only then does its network exist.
         """
         if not has_checkpoint(self.folder):
             return None
@@ -90,19 +92,19 @@ class StrategyCheckpoint:
 
         strategy.progress = TrainingProgress(**state["progress"])
         if state.get("precision", strategy.precision.format) != strategy.precision.format:
-            what = f"the training kept in {self.folder}"
-            strategy.precision = recall_precision(state["precision"], strategy.device, what)
+            source = f"the checkpoint in {self.folder}"
+            strategy.precision = recall_precision(state["precision"], strategy.device, source)
         for names in strategy.stream.experiences[: strategy.progress.experience]:
             if new := [name for name in names if name not in strategy.network.structures]:
                 strategy.grow(new)
         for number, structure, image, count in state.get("seen", ()):
-            strategy.seen.setdefault(number, Counter())[structure, image] = count
+            strategy.trained_patches.setdefault(number, Counter())[structure, image] = count
         strategy.load_extra_state(part("own."), state.get("own", {}))
         if not strategy.progress.step:
             strategy.network.load_state_dict(part("network."))
             return state["extra"]
 
-        def bring_back(strategy: StructureStrategy) -> None:
+        def restore(strategy: StructureStrategy) -> None:
             strategy.network.load_state_dict(part("network."))
             reinstate(
                 tensors,
@@ -114,5 +116,5 @@ class StrategyCheckpoint:
             if state["best"] is not None:
                 strategy.selection.load(part("best."), *state["best"])
 
-        strategy.resume = bring_back
+        strategy.resume = restore
         return state["extra"]

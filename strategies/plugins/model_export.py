@@ -1,4 +1,4 @@
-"""repmode_cl.strategies.plugins.model_export."""
+"""Export of a trained network as a model directory, with the provenance of its structures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["create_model", "provenance_of"]
 def provenance_of(
     config: Config, options: StrategyConfig, seed: int, images: Sequence[Sample], precision: Precision
 ) -> dict[str, Any]:
-    """Return what a model keeps of how a structure was learned; `add` takes its defaults from it."""
+    """Return a model's record of how a structure was learned; `add` reads its defaults from it."""
     return {
         "config": config.name,
         "seed": seed,
         "training": config.training.model_dump(mode="json"),
-        # What the settings, which may be "auto", came to.
+        # The values that the settings, which may be "auto", were resolved to.
         "precision": precision.format,
         "device": precision.device,
         "patch": list(config.patch.size),
@@ -40,7 +40,7 @@ def provenance_of(
 def create_model(
     path: Path, network: RepModeUNet, config: Config, provenance: dict[str, Any], metrics: dict[str, Any]
 ) -> Model:
-    """Write the model directory of a network trained as `config` says."""
+    """Write the model directory of a network that was trained by `config`."""
     preprocessing = config.data.preprocessing
     return Model.create(
         path,

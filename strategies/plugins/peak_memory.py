@@ -1,4 +1,4 @@
-"""The most memory that a training takes: on a GPU as torch's allocator counts it, on a CPU as the system sees it."""
+"""Peak memory of training: on a GPU as torch's allocator counts it, on a CPU as the system reports it."""
 
 from __future__ import annotations
 
@@ -16,119 +16,119 @@ from repmode_cl.utils.memory import resident_memory
 
 __all__ = ["PeakMemory"]
 
-#: Seconds between two looks at the process. Each costs some microseconds.
+#: Seconds between two readings of the process's memory. Each costs some microseconds.
 INTERVAL = 0.02
 
-#: Whether this process has trained on its CPU: what that left to the allocator, a later training takes unseen.
+#: Whether this process has trained on its CPU: a later training reuses unmeasured what that left to the allocator.
 _trained_here = False
 
 
 class PeakMemory:
-    """Bytes above what was taken when this object was made, the most of them while it is entered and not paused.
+    """Peak memory while this object is entered and not paused, above the memory when it was made.
 
     Parameters
     ----------
     device
-        Where the training computes.
+        Device of the training.
 
     Attributes
     ----------
-    measures
-        Whether it can tell: on a GPU always, on a CPU for the first training of a process alone.
-    highest
-        Bytes; None where they were not measured. May be set, to go on with what was found before an interruption.
+    measurable
+        Whether it can be measured: on a GPU always, on a CPU only for the first training of a process.
+    peak
+        Bytes; None where they were not measured. May be set, to continue from the peak before an interruption.
 
     Notes
     -----
-    On a CPU it is resident memory that is looked at, every 20 ms. What validation leaves to the allocator is given
-    back to the system before training goes on, where the C library can (glibc): else it would be counted as
-    training's. On a GPU the allocator's peak is begun anew there.
+    On a CPU, resident memory is read every 20 ms. Before training continues, memory that validation left to the
+    allocator is returned to the system, where the C library can do so (glibc); otherwise it would count as training's.
+    On a GPU the allocator's peak is reset there.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.measures = device.type == "cuda" or not _trained_here
-        self.highest: int | None = 0 if self.measures else None
+        self.measurable = device.type == "cuda" or not _trained_here
+        self.peak: int | None = 0 if self.measurable else None
         self._trim()
-        self._before = self._now()
-        self._watching = False
-        self._lock = threading.Lock()  # no look is under way when what is not training begins
-        self._ended = threading.Event()
+        self._baseline = self._now()
+        self._active = False
+        self._lock = threading.Lock()  # no reading is under way when a pause starts
+        self._stop_sampling = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Start measuring."""
         global _trained_here
         if self.device.type != "cuda":
             _trained_here = True
-        self._go_on()
-        if self.measures and self.device.type != "cuda":
-            self._ended.clear()
-            self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._continue()
+        if self.measurable and self.device.type != "cuda":
+            self._stop_sampling.clear()
+            self._thread = threading.Thread(target=self._sample, daemon=True)
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Look a last time."""
-        self._stop()
+        """Take the last reading."""
+        self._pause()
         if self._thread is not None:
-            self._ended.set()
+            self._stop_sampling.set()
             self._thread.join()
             self._thread = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Look away while something is done that is not training, such as validation; may be nested."""
-        if not self._watching:
+        """Do not measure work that is not training, such as validation; may be nested."""
+        if not self._active:
             yield
             return
-        self._stop()
+        self._pause()
         try:
             yield
         finally:
-            self._go_on()
+            self._continue()
 
-    def restart(self) -> None:
-        """Begin anew, for another experience."""
-        self.highest = 0 if self.measures else None
+    def reset(self) -> None:
+        """Start again, for another experience."""
+        self.peak = 0 if self.measurable else None
 
-    def give_up(self) -> None:
-        """Measure no more: a part of the training went unseen."""
-        self.measures, self.highest = False, None
+    def stop_measuring(self) -> None:
+        """Stop measuring for good: a part of the training was not measured."""
+        self.measurable, self.peak = False, None
 
-    def look(self) -> int | None:
-        """Look now, if entered and not paused, and return the most so far."""
+    def update(self) -> int | None:
+        """Take a reading, if entered and not paused, and return the peak so far."""
         with self._lock:
-            if not self._watching or self.highest is None:
-                return self.highest
+            if not self._active or self.peak is None:
+                return self.peak
             if self.device.type == "cuda":
-                grown = torch.cuda.max_memory_allocated(self.device) - self._before
+                grown = torch.cuda.max_memory_allocated(self.device) - self._baseline
             else:
-                grown = self._now() - self._before
-            self.highest = max(self.highest, grown)
-            return self.highest
+                grown = self._now() - self._baseline
+            self.peak = max(self.peak, grown)
+            return self.peak
 
-    def _stop(self) -> None:
-        self.look()
+    def _pause(self) -> None:
+        self.update()
         with self._lock:
-            self._watching = False
+            self._active = False
 
-    def _go_on(self) -> None:
-        if not self.measures:
+    def _continue(self) -> None:
+        if not self.measurable:
             return
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             self._trim()
         with self._lock:
-            self._watching = True
+            self._active = True
 
     def _trim(self) -> None:
-        """Let the C library give the system back what is free."""
-        if self.measures and self.device.type != "cuda" and sys.platform == "linux":
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        """Make the C library return free memory to the system."""
+        if self.measurable and self.device.type != "cuda" and sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
             if trim is not None:
                 trim(0)
 
@@ -137,6 +137,6 @@ class PeakMemory:
             return int(torch.cuda.memory_allocated(self.device))
         return resident_memory()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(INTERVAL):
-            self.look()
+    def _sample(self) -> None:
+        while not self._stop_sampling.wait(INTERVAL):
+            self.update()

@@ -1,7 +1,7 @@
-"""TensorBoard events of one run: what it did step by step, what its predictions look like, and what it was made with.
+"""TensorBoard events of one trial: its figures step by step, slices of its predictions, and its hyper-parameters.
 
-Every tag counts the optimiser steps of the whole stream, so that the figures of a structure stand where it was trained
-and evaluated, and a run that goes on after an interruption can take back what it had written beyond its checkpoint.
+Every tag counts the optimiser steps of the whole stream. So the figures of a structure stand at the step where it was
+trained and evaluated, and a trial that resumes can drop the events that it had written after its checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GAP = 3
 
 
 class TensorBoardLogger:
-    """TensorBoard events of one run.
+    """Writer of the TensorBoard events of one trial.
 
     Tags: ``train/mse`` and ``train/learning_rate``, ``val/<structure>/<metric>`` while it learns,
     ``test/<structure>/<metric>`` and the picture ``slices/<structure>`` (signal, truth, prediction: one fixed slice
@@ -38,50 +38,50 @@ class TensorBoardLogger:
     Parameters
     ----------
     folder
-        Where to; nothing is written before `begin`.
+        Folder of the events; nothing is written before `begin`.
     every
         Steps between two values of the training loss.
     """
 
     def __init__(self, folder: Path, every: int = 10) -> None:
         self._folder, self._every = folder, every
-        self._open: SummaryWriter | None = None
-        self._seen = 0
+        self._summary_writer: SummaryWriter | None = None
+        self._validations_written = 0
 
     def begin(self, strategy: StructureStrategy) -> None:
-        """Go on where the strategy stands; whatever was written of later steps counts no more."""
+        """Open the file at the strategy's present step; events of later steps are dropped."""
         at = self._step(strategy)
-        self._seen = len(strategy.progress.curve)
-        # Of an interrupted run there may be events after its checkpoint; they are going to be written again.
-        self._open = SummaryWriter(str(self._folder), purge_step=at + 1 if at else 0)
+        self._validations_written = len(strategy.progress.curve)
+        # An interrupted trial may have events after its checkpoint; they will be written again.
+        self._summary_writer = SummaryWriter(str(self._folder), purge_step=at + 1 if at else 0)
 
     @property
     def _writer(self) -> SummaryWriter:
-        if self._open is None:
-            raise ValueError("no events before `begin`")
-        return self._open
+        if self._summary_writer is None:
+            raise ValueError("call `begin` before writing events")
+        return self._summary_writer
 
     def _step(
         self, strategy: StructureStrategy, experience: int | None = None, step: int | None = None
     ) -> int:
-        """Return a step of the whole stream; by default the one at which the strategy stands."""
+        """Return a step of the whole stream; by default the present one."""
         number = strategy.progress.experience if experience is None else experience
         before: int = sum(strategy.budget_for(k).steps for k in range(number))
         return before + (strategy.progress.step if step is None else step)
 
     def after_step(self, strategy: StructureStrategy) -> None:
-        """Write the training loss now and then."""
+        """Write training loss and learning rate every so many steps."""
         at = self._step(strategy)
         if at % self._every == 0 and strategy.last_loss is not None:
             self._writer.add_scalar("train/mse", float(strategy.last_loss), at)
             self._writer.add_scalar("train/learning_rate", strategy.optimizer.param_groups[0]["lr"], at)
 
     def after_validation(self, strategy: StructureStrategy) -> None:
-        """Write what was validated since the last time; of a base that was taken, its own steps."""
-        for row in strategy.progress.curve[self._seen :]:
+        """Write the validation figures since the last call; those of a shared base at the steps of its training."""
+        for row in strategy.progress.curve[self._validations_written :]:
             at = self._step(strategy, row["experience"], row["train_step"])
             self._writer.add_scalar(f"val/{row['structure']}/{row['metric']}", row["value"], at)
-        self._seen = len(strategy.progress.curve)
+        self._validations_written = len(strategy.progress.curve)
         self._writer.flush()
 
     def after_experience(self, strategy: StructureStrategy, figures: Evaluation) -> None:
@@ -101,7 +101,7 @@ class TensorBoardLogger:
         parameters: Mapping[str, bool | str | float],
         rows: Iterable[Result],
     ) -> None:
-        """Write the hyper-parameters beside the means of the last step's figures over all structures."""
+        """Write the hyper-parameters, and the means of the last step's figures over all structures."""
         measured = [row for row in rows if row.metric in HIGHER_IS_BETTER]
         last = max((row.step for row in measured), default=0)
         finals = {
@@ -110,7 +110,7 @@ class TensorBoardLogger:
             )
             for metric in dict.fromkeys(row.metric for row in measured)
         }
-        # One step later than all else: a run that ends twice takes back the first.
+        # One step later than all else: a trial that ends twice drops the first of these.
         at = self._step(strategy) + 1
         if self._writer.file_writer is not None:
             for summary in hparams(dict(parameters), dict.fromkeys(finals, 0)):
@@ -120,15 +120,15 @@ class TensorBoardLogger:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
-        if self._open is not None:
-            self._open.close()
+        """Write the remaining events and close the file."""
+        if self._summary_writer is not None:
+            self._summary_writer.close()
 
 
 def hyper_parameters(
     config: Config, options: StrategyConfig, seed: int, stream: str
 ) -> dict[str, bool | str | float]:
-    """Return what TensorBoard compares runs by: the strategy's options and the settings that all share."""
+    """Return the hyper-parameters of a trial: the strategy's options and the settings that all share."""
     training, network = config.training, config.network
     parameters: dict[str, bool | str | float] = {
         "strategy": options.title,

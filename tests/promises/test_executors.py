@@ -195,13 +195,13 @@ def test_peak_memory_sees_what_is_taken_and_given_back(monkeypatch: pytest.Monke
             aside = torch.ones(2 * size, dtype=torch.uint8)
             time.sleep(0.1)
             del aside
-        assert (memory.look() or 0) < size // 2
+        assert (memory.update() or 0) < size // 2
         taken = torch.ones(size, dtype=torch.uint8)
         time.sleep(0.2)
         del taken
-    assert memory.highest is not None
-    assert size // 2 < memory.highest < 2 * size
-    assert memory.look() == memory.highest  # outside it looks no more
+    assert memory.peak is not None
+    assert size // 2 < memory.peak < 2 * size
+    assert memory.update() == memory.peak  # outside it looks no more
     later = PeakMemory(torch.device("cpu"))  # what the first left to the allocator it would take unseen
     with later:
-        assert later.look() is None
+        assert later.update() is None

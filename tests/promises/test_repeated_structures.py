@@ -67,7 +67,7 @@ def test_a_structure_is_learned_further_from_where_it_stands(name: str, samples:
         assert same == set(OTHERS)
         assert {key for key in changed if "nucleolus" not in key} == set()
     # On its own images, each time others.
-    images = [{image for _, image in strategy.seen[number]} for number in (first, count - 1)]
+    images = [{image for _, image in strategy.trained_patches[number]} for number in (first, count - 1)]
     assert images == [{sample.image_id for sample in strategy.stream.images[n]} for n in (first, count - 1)]
     assert not images[0] & images[1]
     assert sum(map(len, images)) == 3

@@ -113,8 +113,8 @@ def images_of(strategy: StructureStrategy, *numbers: int) -> set[tuple[str, str]
 def test_without_memory_it_sees_the_images_of_its_experience_alone(samples: list[Sample], name: str) -> None:
     strategy = learn(configured(name, samples, **ALL[name]))
     for number in range(3):
-        assert set(strategy.seen[number]) == images_of(strategy, number)
-        assert strategy.seen[number].total() == 4 * 2  # steps and patches
+        assert set(strategy.trained_patches[number]) == images_of(strategy, number)
+        assert strategy.trained_patches[number].total() == 4 * 2  # steps and patches
 
 
 def test_replay_sees_the_patches_of_its_buffer(samples: list[Sample]) -> None:
@@ -123,24 +123,24 @@ def test_replay_sees_the_patches_of_its_buffer(samples: list[Sample]) -> None:
     strategy.listeners.append(lambda s: batches.append(s.mb_x.clone()))
     assert isinstance(learn(strategy, 0), Replay)
     assert [len(batch) for batch in batches] == [2] * 4
-    kept = {(one.structure, one.image_id) for one in strategy.buffer.kept}
-    assert Counter(one.structure for one in strategy.buffer.kept) == {"dna": 3, "cell_membrane": 2}
+    kept = {(one.structure, one.image_id) for one in strategy.buffer.patches}
+    assert Counter(one.structure for one in strategy.buffer.patches) == {"dna": 3, "cell_membrane": 2}
     assert len(kept) == 5
     assert kept <= images_of(strategy, 0)
-    patches = [one.signal for one in strategy.buffer.kept]
+    patches = [one.signal for one in strategy.buffer.patches]
     learn(strategy, 1)
     assert [len(batch) for batch in batches[4:]] == [5] * 4
     replayed = [patch for batch in batches[4:] for patch in batch[2:]]
     assert all(any(torch.equal(patch, one) for one in patches) for patch in replayed)
     times = [sum(torch.equal(patch, one) for patch in replayed) for one in patches]
     assert sorted(times) == [2, 2, 2, 3, 3]  # each as often
-    assert set(strategy.seen[1]) == kept | images_of(strategy, 1)
-    assert strategy.seen[1].total() == 4 * (2 + 3)
+    assert set(strategy.trained_patches[1]) == kept | images_of(strategy, 1)
+    assert strategy.trained_patches[1].total() == 4 * (2 + 3)
     # The new experience takes its part, and all the earlier ones give way alike.
-    assert Counter(one.experience for one in strategy.buffer.kept) == {0: 3, 1: 2}
+    assert Counter(one.experience for one in strategy.buffer.patches) == {0: 3, 1: 2}
     learn(strategy, 2)
-    assert Counter(one.experience for one in strategy.buffer.kept) == {0: 2, 1: 2, 2: 1}
-    assert set(strategy.seen[2]) <= images_of(strategy, 0, 1, 2)
+    assert Counter(one.experience for one in strategy.buffer.patches) == {0: 2, 1: 2, 2: 1}
+    assert set(strategy.trained_patches[2]) <= images_of(strategy, 0, 1, 2)
     assert strategy.costs() == {"buffer_bytes": 5 * 2 * 4 * 4 * 8 * 8, "buffer_images": 5}
 
 
@@ -151,17 +151,17 @@ def test_a_buffer_shows_structures_and_images_evenly(samples: list[Sample]) -> N
     patches = PatchDataset(images, patch=(4, 8, 8), seed=0, length=40)
     for seed in range(3):
         buffer = PatchBuffer(9, seed=seed)
-        buffer.take(0, patches)
-        assert sorted(Counter(one.structure for one in buffer.kept).values()) == [4, 5]
-        shown = Counter(one.image_id for one in buffer.kept if one.structure == "dna")
+        buffer.add(0, patches)
+        assert sorted(Counter(one.structure for one in buffer.patches).values()) == [4, 5]
+        shown = Counter(one.image_id for one in buffer.patches if one.structure == "dna")
         assert len(shown) == 3
         assert max(shown.values()) == 2
-        assert len({one.item for one in buffer.kept}) == 9
-        buffer.take(1, patches)  # the rest is even still
-        assert Counter(one.experience for one in buffer.kept) == {0: 5, 1: 4}
+        assert len({one.item for one in buffer.patches}) == 9
+        buffer.add(1, patches)  # the rest is even still
+        assert Counter(one.experience for one in buffer.patches) == {0: 5, 1: 4}
         for number in (0, 1):
             assert {2, 3} >= set(
-                Counter(one.structure for one in buffer.kept if one.experience == number).values()
+                Counter(one.structure for one in buffer.patches if one.experience == number).values()
             )
 
 
@@ -169,21 +169,21 @@ def test_a_buffer_may_be_limited_in_bytes(samples: list[Sample]) -> None:
     patch = 2 * 4 * 4 * 8 * 8
     strategy = learn(configured("replay", samples, TWO, buffer_bytes=3 * patch + 1))
     assert isinstance(strategy, Replay)
-    assert len(strategy.buffer.kept) == 3
+    assert len(strategy.buffer.patches) == 3
     assert strategy.costs()["buffer_bytes"] == 3 * patch
 
 
 def test_cumulative_sees_all_images_so_far_and_joint_all(samples: list[Sample]) -> None:
     strategy = learn(configured("cumulative", samples))
     for number in range(3):
-        assert set(strategy.seen[number]) <= images_of(strategy, *range(number + 1))
-        assert images_of(strategy, number) <= set(strategy.seen[number])
-        assert strategy.seen[number].total() == 8 * (2 if number else 1)
-    assert set(strategy.seen[1]) == images_of(strategy, 0, 1)  # six earlier ones, in eight patches
+        assert set(strategy.trained_patches[number]) <= images_of(strategy, *range(number + 1))
+        assert images_of(strategy, number) <= set(strategy.trained_patches[number])
+        assert strategy.trained_patches[number].total() == 8 * (2 if number else 1)
+    assert set(strategy.trained_patches[1]) == images_of(strategy, 0, 1)  # six earlier ones, in eight patches
     joint = learn(configured("joint", samples))
     assert joint.stream.experiences == (STRUCTURES,)
-    assert set(joint.seen[0]) == {(s.structure, s.image_id) for s in samples if s.split == "train"}
-    assert joint.seen[0].total() == 12 * 2  # the steps of all three
+    assert set(joint.trained_patches[0]) == {(s.structure, s.image_id) for s in samples if s.split == "train"}
+    assert joint.trained_patches[0].total() == 12 * 2  # the steps of all three
     assert set(predictions(joint, STRUCTURES)) == set(STRUCTURES)
 
 
@@ -255,7 +255,7 @@ def test_interrupted_within_an_experience_it_ends_with_the_same_bits(
     run(again, tmp_path / "cut")
     assert steps == list(range(3, whole.budget.steps + 1))
     assert differing(state_of(whole), state_of(again)) == set()
-    assert again.seen == whole.seen
+    assert again.trained_patches == whole.trained_patches
     assert again.progress.curve == whole.progress.curve
     kept, values = whole.extra_state()
     kept_again, values_again = again.extra_state()

@@ -202,6 +202,6 @@ def test_micro_batches_are_one_batch_to_every_strategy(samples: list[Sample]) ->
             strategy = learn(configured(name, samples, TWO, training=training, **cast(Any, options)), 0)
             learn(strategy, 1)
             losses.append(float(strategy.last_loss or 0))
-            shown.append(strategy.seen[1])
+            shown.append(strategy.trained_patches[1])
         assert losses[0] == pytest.approx(losses[1], rel=0.3)
         assert shown[0] == shown[1]

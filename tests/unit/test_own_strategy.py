@@ -9,6 +9,7 @@ import pytest
 from tiny_run import changed, make_manifest, tiny
 from tiny_strategies import STREAM, configured, learn, state_of
 
+from repmode_cl import strategies
 from repmode_cl.benchmark import run_benchmark
 from repmode_cl.config import StrategyConfig
 from repmode_cl.config.load import dump_config, load_config, parse_config
@@ -144,3 +145,19 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, code: str, message:
 def test_options_that_it_does_not_take_are_named(samples: list[Sample], example: str) -> None:
     with pytest.raises(ConfigError, match="unexpected keyword argument"):
         configured(example, samples, TWO, options={"shar": 1})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("AveragedGem", "AGEM"),
+        ("ElasticWeights", "EWC"),
+        ("LearningWithoutForgetting", "LwF"),
+        ("MemoryAwareSynapses", "MAS"),
+    ],
+)
+def test_classes_have_their_earlier_names_too(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"strategies.{old} is deprecated: use {new}"):
+        assert getattr(strategies, old) is getattr(strategies, new)
+    with pytest.raises(AttributeError, match="NoSuchStrategy"):
+        strategies.NoSuchStrategy  # noqa: B018

@@ -146,7 +146,7 @@ def test_an_addition_that_comes_again_goes_on_learning_by_itself(samples: list[S
     assert after.keys() == before.keys()
     mine = {name for name in before if ".own.nucleolus." in name}
     assert differing(before, after) == mine
-    first, second = ({image for _, image in strategy.seen[number]} for number in (1, 3))
+    first, second = ({image for _, image in strategy.trained_patches[number]} for number in (1, 3))
     assert first
     assert second
     assert not first & second
@@ -163,9 +163,9 @@ def test_every_strategy_takes_a_structure_that_comes_again(samples: list[Sample]
     strategy = learn(configured(name, samples, AGAIN))
     again = len(strategy.stream.experiences) - 1
     assert strategy.stream.experiences[again] == ("nucleolus",)
-    assert "nucleolus" in {structure for structure, _ in strategy.seen[again]}
+    assert "nucleolus" in {structure for structure, _ in strategy.trained_patches[again]}
     if name == "multi_net":
-        assert set(strategy.seen) == set(range(5))
+        assert set(strategy.trained_patches) == set(range(5))
         assert strategy.network.structures == (*BASE, "nucleolus", "mitochondria")
 
 
