@@ -28,15 +28,15 @@ from repmode_cl.training import (
     Precision,
     Ranks,
     budget_of_steps,
-    joint_norms,
+    count_voxels,
     make_adam,
     make_schedule,
     masked_mse,
     resolve_precision,
     sum_gradients,
-    voxels_that_count,
+    sync_batch_norms,
 )
-from repmode_cl.training.best_state import changing_names
+from repmode_cl.training.best_state import trained_state_names
 from repmode_cl.training.early_stopping import (
     check_patience,
     idle_validations,
@@ -157,7 +157,7 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         self.model = self.model_adaptation()
         checkpoint_activations(self.model, self.training_config.activation_checkpointing)
         self.make_optimizer(**kwargs)
-        self.selection = BestState(changing_names(self.model))
+        self.selection = BestState(trained_state_names(self.model))
         if self.resume is not None:
             resume, self.resume = self.resume, None
             resume(self)
@@ -217,7 +217,7 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         validation = self.stream.val[self._experience_number]
         check_patience(self.training_config, names, len(validation.dataset))
         reason = None
-        with joint_norms(self.model, self.ranks):
+        with sync_batch_norms(self.model, self.ranks):
             began, began_cpu = time.perf_counter(), time.process_time()
             for parts in _grouped(self.dataloader, self.training_config.accumulate):
                 # Checked before a step and not after it: training that resumes may have to end at once.
@@ -276,7 +276,7 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         parts = [self.extend(part, number, len(parts)) for number, part in enumerate(parts)]
         if len(parts) > 1 or self.ranks.world > 1:
             # The count of the whole batch, so that each voxel has the same weight in whichever part it lies.
-            [self._voxels] = self.ranks.total([sum(voxels_that_count(part[1]) for part in parts)])
+            [self._voxels] = self.ranks.total([sum(count_voxels(part[1]) for part in parts)])
         else:
             self._voxels = None
         losses: list[Tensor] = []

@@ -46,7 +46,7 @@ from repmode_cl.results.trial_record import (
 from repmode_cl.scenarios import StreamVariant, stream_variants, task_labels
 from repmode_cl.strategies.joint import Joint
 from repmode_cl.strategies.registry import base_key_of, strategy_class, strategy_file_digest
-from repmode_cl.training import refuse_several
+from repmode_cl.training import refuse_distributed
 from repmode_cl.utils.process_pool import workers_here
 from repmode_cl.utils.progress import task
 
@@ -132,7 +132,7 @@ def run_benchmark(
     check_strategies(config, streams)
     if dry_run:
         return estimate_run(config, streams)
-    refuse_several("a benchmark")
+    refuse_distributed("a benchmark")
     folder = Path(config.output) / config.name
     check_not_started(folder, resume=resume)
     with _run_lock(folder):

@@ -46,8 +46,8 @@ def train(
 
     continue_with(ctx)
     train_base(loaded, out, workers=workers or workers_here())
-    from repmode_cl.training.distributed import started_together
+    from repmode_cl.training.distributed import launched_ranks
 
-    ranks = started_together()
+    ranks = launched_ranks()
     if ranks is None or ranks[0] == 0:
         show(out)

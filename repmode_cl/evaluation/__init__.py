@@ -1,4 +1,4 @@
-"""What a stream of structures did to each of them: performance matrix, forgetting, transfer, statistics."""
+"""Measures of continual learning: performance matrix, forgetting, transfer, statistics."""
 
 from __future__ import annotations
 

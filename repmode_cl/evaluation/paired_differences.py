@@ -23,7 +23,7 @@ Values = Mapping[int, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class PairedDifferences:
-    """The first strategy minus the second, turned so that above 0 the first is better.
+    """Differences of two strategies, with the sign by which the first is better above 0.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ def structure_values(
     results
         The table of a run.
     strategy, metric
-        Whose, and what.
+        Title of the strategy, and name of the metric.
     streams
         Name -> structures learned in each step. A structure's value is its mean over the streams that count it.
     seeds
@@ -65,7 +65,7 @@ def structure_values(
     structures
         ``"added"``: in each stream those that arrive after its first step. ``"all"``: the base's too. Or names.
     """
-    found: dict[int, dict[str, float]] = {}
+    values_of: dict[int, dict[str, float]] = {}
     for seed in seeds:
         if not all(
             results.select(strategy=strategy, stream=stream, seed=seed, metric=metric) for stream in streams
@@ -79,8 +79,8 @@ def structure_values(
             for name, value in values.items():
                 if name not in base and (isinstance(structures, str) or name in structures):
                     by_structure.setdefault(name, []).append(value)
-        found[seed] = {name: mean_or_nan(values) for name, values in by_structure.items()}
-    return found
+        values_of[seed] = {name: mean_or_nan(values) for name, values in by_structure.items()}
+    return values_of
 
 
 def paired_differences(first: Values, second: Values, metric: str) -> PairedDifferences:
@@ -89,7 +89,7 @@ def paired_differences(first: Values, second: Values, metric: str) -> PairedDiff
     Parameters
     ----------
     first, second
-        Of `structure_values`. Seeds that only one has are left out, and so are structures that are missing
+        Results of `structure_values`. Seeds that only one has are left out, and so are structures that are missing
         in one of them with any of the seeds.
     metric
         Decides the sign: above 0 the first is better, for metrics of either direction.

@@ -1,4 +1,4 @@
-"""The structure-by-step matrix of a stream, and what is read off it: forgetting, transfer, averages.
+"""Structure-by-step matrix of a stream, and the measures computed from it: forgetting, transfer, averages.
 
 Signs are fixed once, for metrics of either direction: forgetting above 0 is worse, backward transfer above 0
 is better. Nothing is padded with zeros or clipped: R2 may be negative, and MSE is better when lower.
@@ -46,8 +46,8 @@ class PerformanceMatrix:
         evaluated.
     learned
         For each structure the step in which it was first learned.
-    again
-        For each structure the step in which it was last learned; another than `learned` where a stream brings
+    relearned
+        For each structure the step in which it was last learned; differs from `learned` where a stream brings
         a structure back. None: as `learned`.
     """
 
@@ -55,12 +55,12 @@ class PerformanceMatrix:
     structures: tuple[str, ...]
     values: NDArray[np.float64]
     learned: tuple[int, ...]
-    again: tuple[int, ...] | None = None
+    relearned: tuple[int, ...] | None = None
 
     @property
     def last_learned(self) -> tuple[int, ...]:
         """For each structure the step in which it was last learned."""
-        return self.learned if self.again is None else self.again
+        return self.learned if self.relearned is None else self.relearned
 
     @property
     def sign(self) -> float:
@@ -83,7 +83,7 @@ def performance_matrix(
     results
         The table of a run.
     strategy, metric, seed
-        Which rows.
+        Strategy, metric and seed of the rows.
     experiences
         Names of the structures learned in each step; a structure may be learned again in a later one. None
         takes the first step in which a structure was evaluated as the one in which it was learned. The matrix
@@ -113,21 +113,21 @@ def performance_matrix(
         first[row.structure] = min(row.step, first.get(row.structure, row.step))
     if experiences is None:
         learned = dict(sorted(first.items(), key=lambda item: item[1]))
-        again = dict(learned)
+        relearned = dict(learned)
     else:
         arrived = [(name, step) for step, names in enumerate(experiences[:n_steps]) for name in names]
-        # Reversed, because of several steps the last one written stays: the first that it was learned in.
+        # Reversed, so that of several steps the first one stays.
         earliest = dict(reversed(arrived))
-        # What it never predicts (Multi-Net without networks for the base) has no column.
-        again = {name: max(step, first[name]) for name, step in arrived if name in first}
-        learned = {name: max(earliest[name], first[name]) for name in again}
+        # A structure that is never predicted (Multi-Net without networks for the base) has no column.
+        relearned = {name: max(step, first[name]) for name, step in arrived if name in first}
+        learned = {name: max(earliest[name], first[name]) for name in relearned}
     values = np.full((n_steps, len(learned)), math.nan)
     columns = {name: column for column, name in enumerate(learned)}
     for row in rows:
         if row.structure in columns and row.step >= learned[row.structure]:
             values[row.step, columns[row.structure]] = row.value
     return PerformanceMatrix(
-        metric, tuple(columns), values, tuple(learned.values()), tuple(again[name] for name in learned)
+        metric, tuple(columns), values, tuple(learned.values()), tuple(relearned[name] for name in learned)
     )
 
 
@@ -143,7 +143,7 @@ def final_average(matrix: PerformanceMatrix, structures: Iterable[str] | None = 
 
 
 def forgetting(matrix: PerformanceMatrix) -> dict[str, float]:
-    """Return for each structure what was lost: its best value since it was (last) learned against its final one.
+    """Return for each structure its best value since it was (last) learned, minus its final one.
 
     Positive means worse, for metrics of either direction; negative means that later learning helped. A
     structure learned (or learned again) in the last step had no time to be forgotten and is left out. NaN
@@ -153,14 +153,14 @@ def forgetting(matrix: PerformanceMatrix) -> dict[str, float]:
     for column, name in enumerate(matrix.structures):
         earlier = matrix.sign * matrix.values[matrix.last_learned[column] : -1, column]
         if matrix.last_learned[column] < len(matrix.values) - 1:
-            known = earlier[~np.isnan(earlier)]
-            best = float(known.max()) if known.size else math.nan
+            finite = earlier[~np.isnan(earlier)]
+            best = float(finite.max()) if finite.size else math.nan
             lost[name] = best - matrix.sign * float(matrix.values[-1, column])
     return lost
 
 
 def backward_transfer(matrix: PerformanceMatrix) -> dict[str, float]:
-    """Return for each structure its final value against the one just after it was (last) learned.
+    """Return for each structure its final value, minus the one just after it was (last) learned.
 
     Positive means better, for metrics of either direction. Structures of the last step are left out.
     """
@@ -173,7 +173,7 @@ def backward_transfer(matrix: PerformanceMatrix) -> dict[str, float]:
 
 
 def mean_or_nan(values: Iterable[float]) -> float:
-    """Return the mean; NaN of nothing."""
+    """Return the mean; NaN if there are no values."""
     listed = list(values)
     return math.fsum(listed) / len(listed) if listed else math.nan
 
@@ -197,7 +197,7 @@ class Summary:
     Attributes
     ----------
     mean
-        Arithmetic mean; NaN of nothing.
+        Arithmetic mean; NaN if there are no values.
     half_width
         Half the width of the 95% confidence interval of the mean (Student's t, n - 1 degrees of freedom);
         None for a single value, which has no interval.
@@ -219,7 +219,7 @@ def summarise(values: Iterable[float]) -> Summary:
         return Summary(mean, None, n)
     if not all(math.isfinite(value) for value in listed):
         return Summary(mean, math.nan, n)
-    # Here, because a table of one seed must not pay for importing it.
+    # Lazy, for start-up: a table of one seed does not need scipy.
     from scipy.special import stdtrit
 
     # Values that are all equal have no spread: without this, rounding of the mean would invent one.

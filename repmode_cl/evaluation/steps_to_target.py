@@ -1,7 +1,7 @@
-"""How little training suffices: the smallest budget that reaches what Multi-Net reaches with all its steps.
+"""Smallest budget of training that reaches what Multi-Net reaches with all its steps.
 
-Each budget is a run of its own with a whole learning-rate schedule. A point in the middle of a longer run is no
-such budget: its learning rate has not come down yet, and it looks worse than it need be.
+Each budget is a separate run with a whole learning-rate schedule. A point in the middle of a longer run does not
+count as a budget: its learning rate has not come down yet, and its value is worse than it could be.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TriedBudget:
     value
         Just after learning, averaged over structures and seeds.
     target
-        Multi-Net's with all its steps, averaged over the same structures and seeds.
+        Value of Multi-Net with all its steps, averaged over the same structures and seeds.
     """
 
     strategy: str
@@ -41,7 +41,7 @@ class TriedBudget:
     target: float
 
     def reaches(self, metric: str) -> bool:
-        """Tell whether the value is at least as good as the target; NaN is not."""
+        """Return whether the value is at least as good as the target; NaN is not."""
         return self.value >= self.target if HIGHER_IS_BETTER[metric] else self.value <= self.target
 
 
@@ -53,12 +53,12 @@ def smallest_budget(tried: Iterable[TriedBudget], metric: str) -> TriedBudget | 
 
 
 def is_steady(tried: Iterable[TriedBudget], metric: str) -> bool | None:
-    """Tell whether every budget above the smallest that reaches its target reaches it too; None if none does."""
+    """Return whether all budgets above the smallest that reaches its target reach it too; None if none does."""
     budgets = list(tried)
-    found = smallest_budget(budgets, metric)
-    if found is None:
+    smallest = smallest_budget(budgets, metric)
+    if smallest is None:
         return None
-    return all(budget.reaches(metric) for budget in budgets if budget.steps >= found.steps)
+    return all(budget.reaches(metric) for budget in budgets if budget.steps >= smallest.steps)
 
 
 def cost_per_structure(
@@ -69,14 +69,14 @@ def cost_per_structure(
     seed: int,
     experiences: Sequence[Sequence[str]],
 ) -> dict[str, float]:
-    """Return what the (first) learning of each structure after the base cost in one run.
+    """Return the cost of the (first) learning of each structure after the base, in one trial.
 
-    Where several structures were learned jointly in a step, each takes an equal part of it.
+    Where several structures were learned jointly in a step, each has an equal part of it.
 
     Parameters
     ----------
     results, strategy, metric, stream, seed
-        Which rows; `metric` is one of `COSTS`.
+        Strategy, metric, stream and seed of the rows; `metric` is one of `COSTS`.
     experiences
         Structures of each step.
 
@@ -88,11 +88,13 @@ def cost_per_structure(
     rows = results.select(strategy=strategy, stream=stream, seed=seed, metric=metric)
     costs: dict[str, float] = {}
     for step, names in enumerate(experiences):
-        here = {row.structure: row.value for row in rows if row.step == step}
+        step_costs = {row.structure: row.value for row in rows if row.step == step}
         for name in names if step else ():
-            if name in here and (len(names) == 1 or len(here) > 1):
-                cost = here[name]  # its own row, also where several were learned one by one in this step
+            if name in step_costs and (len(names) == 1 or len(step_costs) > 1):
+                cost = step_costs[
+                    name
+                ]  # its own row, also where several were learned one by one in this step
             else:
-                cost = math.fsum(here.values()) / len(names) if here else math.nan
+                cost = math.fsum(step_costs.values()) / len(names) if step_costs else math.nan
             costs.setdefault(name, cost)
     return costs

@@ -1,6 +1,6 @@
-"""How well a structure was learned, against a network of its own and against joint training.
+"""Forward transfer and intransigence: a structure's learning against its own network and against joint training.
 
-Both measures compare the value just after learning, before anything later can spoil it, with that of another
+Both measures compare the value just after learning, before later learning can change it, with that of another
 strategy with the same seed and stream. Nothing is clipped; NaN in either value gives NaN.
 """
 
@@ -20,10 +20,10 @@ def learned_values(matrix: PerformanceMatrix) -> dict[str, float]:
     }
 
 
-def forward_transfer(matrix: PerformanceMatrix, alone: PerformanceMatrix) -> dict[str, float]:
-    """Return for each structure what knowing others was worth when it was learned.
+def forward_transfer(matrix: PerformanceMatrix, multi_net: PerformanceMatrix) -> dict[str, float]:
+    """Return for each structure how much knowing others helped when it was learned.
 
-    The value just after learning, minus that of a network that learned the structure alone. Wolczyk et al.,
+    That is the value just after learning, minus that of a network that learned only this structure. Wolczyk et al.,
     "Continual World" (NeurIPS 2021), compare with such a network too, but over whole curves of training, and
     relative to what it left to gain. The measure of this name in Lopez-Paz and Ranzato, "Gradient episodic
     memory" (NeurIPS 2017), looks at a task before it is learned: here nothing predicts an unknown structure.
@@ -32,13 +32,13 @@ def forward_transfer(matrix: PerformanceMatrix, alone: PerformanceMatrix) -> dic
     ----------
     matrix
         The strategy.
-    alone
+    multi_net
         Multi-Net, of the same metric, seed and stream.
 
     Returns
     -------
     dict
-        Structure -> difference; positive means better, for metrics of either direction. Structures that `alone`
+        Structure -> difference; positive means better, for metrics of either direction. Structures that `multi_net`
         does not know are left out.
 
     Raises
@@ -46,8 +46,8 @@ def forward_transfer(matrix: PerformanceMatrix, alone: PerformanceMatrix) -> dic
     RepmodeError
         If the two are of different metrics.
     """
-    _same_metric(matrix, alone)
-    reference = learned_values(alone)
+    _check_same_metric(matrix, multi_net)
+    reference = learned_values(multi_net)
     return {
         name: matrix.sign * (value - reference[name])
         for name, value in learned_values(matrix).items()
@@ -56,11 +56,11 @@ def forward_transfer(matrix: PerformanceMatrix, alone: PerformanceMatrix) -> dic
 
 
 def intransigence(matrix: PerformanceMatrix, joint: PerformanceMatrix) -> dict[str, float]:
-    """Return for each structure how far its learning stayed behind joint training of all structures.
+    """Return for each structure how far its learning fell short of joint training of all structures.
 
-    Joint training's final value, minus the strategy's just after it (last) learned the structure (Chaudhry et
-    al., "Riemannian walk for incremental learning", ECCV 2018; their reference is trained on the tasks so far,
-    this one on all structures of the stream).
+    That is the final value of joint training, minus the strategy's just after it (last) learned the structure
+    (Chaudhry et al., "Riemannian walk for incremental learning", ECCV 2018; their reference is trained on the tasks so
+    far, this one on all structures of the stream).
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def intransigence(matrix: PerformanceMatrix, joint: PerformanceMatrix) -> dict[s
     RepmodeError
         If the two are of different metrics.
     """
-    _same_metric(matrix, joint)
+    _check_same_metric(matrix, joint)
     reference = dict(zip(joint.structures, joint.values[-1].tolist(), strict=True))
     columns = zip(matrix.structures, matrix.last_learned, strict=True)
     return {
@@ -90,8 +90,8 @@ def intransigence(matrix: PerformanceMatrix, joint: PerformanceMatrix) -> dict[s
     }
 
 
-def _same_metric(one: PerformanceMatrix, other: PerformanceMatrix) -> None:
+def _check_same_metric(one: PerformanceMatrix, other: PerformanceMatrix) -> None:
     if one.metric != other.metric:
         raise RepmodeError(
-            f"{one.metric} cannot be compared with {other.metric}: take matrices of one metric"
+            f"{one.metric} cannot be compared with {other.metric}: pass matrices of one metric"
         )

@@ -1,4 +1,4 @@
-"""What a training loop needs and Avalanche lacks: budget, precision, schedule, selection, checkpoints."""
+"""Parts of a training loop that Avalanche lacks: budget, precision, schedule, selection, checkpoints."""
 
 from repmode_cl.training.best_state import BestState
 from repmode_cl.training.budget import Budget, budget_of, budget_of_steps
@@ -9,8 +9,8 @@ from repmode_cl.training.checkpoint import (
     reinstate,
     save_checkpoint,
 )
-from repmode_cl.training.distributed import Ranks, joined, refuse_several, sum_gradients
-from repmode_cl.training.loss import masked_mse, voxels_that_count
+from repmode_cl.training.distributed import Ranks, process_group, refuse_distributed, sum_gradients
+from repmode_cl.training.loss import count_voxels, masked_mse
 from repmode_cl.training.optim import make_adam, make_schedule
 from repmode_cl.training.precision import (
     Precision,
@@ -18,7 +18,7 @@ from repmode_cl.training.precision import (
     recall_precision,
     resolve_precision,
 )
-from repmode_cl.training.sync_batch_norm import joint_norms
+from repmode_cl.training.sync_batch_norm import sync_batch_norms
 
 __all__ = [
     "Budget",
@@ -30,17 +30,17 @@ __all__ = [
     "capture",
     "has_checkpoint",
     "inherit_precision",
-    "joined",
-    "joint_norms",
+    "process_group",
+    "sync_batch_norms",
     "load_checkpoint",
     "make_adam",
     "make_schedule",
     "masked_mse",
     "recall_precision",
-    "refuse_several",
+    "refuse_distributed",
     "reinstate",
     "resolve_precision",
     "save_checkpoint",
     "sum_gradients",
-    "voxels_that_count",
+    "count_voxels",
 ]

@@ -1,4 +1,4 @@
-"""What a computation keeps for its backward pass, in bytes: the same on every machine."""
+"""Bytes that a computation saves for its backward pass: the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 __all__ = ["saved_bytes"]
 
 
-def saved_bytes(compute: Callable[[], Tensor], held: Iterable[Tensor] = ()) -> int:
-    """Return the bytes that autograd keeps for the backward pass of what `compute` returns.
+def saved_bytes(compute: Callable[[], Tensor], excluded: Iterable[Tensor] = ()) -> int:
+    """Return the bytes that autograd saves for the backward pass of the result of `compute`.
 
     Parameters
     ----------
     compute
         Run once, with gradients.
-    held
-        Tensors that are there anyway, such as the parameters: what shares their memory is not counted.
+    excluded
+        Tensors that exist anyway, such as the parameters: storage that they share is not counted.
 
     Notes
     -----
-    Storage is counted once however many tensors share it, and whole even if a view of it is kept.
+    Storage that several tensors share is counted once, and wholly even if only a view of it is saved.
     """
     sizes: dict[int, int] = {}
 
@@ -33,8 +33,8 @@ def saved_bytes(compute: Callable[[], Tensor], held: Iterable[Tensor] = ()) -> i
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = compute()
-    for tensor in held:
+    for tensor in excluded:
         sizes.pop(tensor.untyped_storage().data_ptr(), None)
-    # Only now may the graph go: as long as it lives, no address is given out twice.
+    # The graph is freed only now: as long as it lives, no address is used twice.
     del result
     return sum(sizes.values())

@@ -1,4 +1,4 @@
-"""Best-validation selection: the state with the lowest validation MSE is what an experience ends with."""
+"""Selection by validation: an experience ends with the state of the lowest validation MSE."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BestState", "changing_names"]
+__all__ = ["BestState", "trained_state_names"]
 
 
-def changing_names(network: nn.Module) -> tuple[str, ...]:
-    """Return the state-dict names that training may change: what takes gradients, and running statistics in use."""
+def trained_state_names(network: nn.Module) -> tuple[str, ...]:
+    """Return the state-dict names that training may change: trainable parameters, and running statistics in use."""
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm3d) and module.weight.requires_grad:
@@ -21,12 +21,12 @@ def changing_names(network: nn.Module) -> tuple[str, ...]:
 
 
 class BestState:
-    """Holds a copy of the best state seen in an experience.
+    """Copy of the best state of an experience.
 
     Parameters
     ----------
     names
-        State-dict names to hold; the rest does not change.
+        State-dict names to copy; the rest does not change.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -36,7 +36,7 @@ class BestState:
         self.tensors: dict[str, Tensor] = {}
 
     def offer(self, network: nn.Module, step: int, mse: float) -> bool:
-        """Keep the network's state if `mse` is the lowest so far (paper, section 4.1); tell whether it was.
+        """Copy the network's state if `mse` is the lowest so far (paper, section 4.1), and return whether it was.
 
         A value that is not finite is never the best.
         """
@@ -48,12 +48,12 @@ class BestState:
         return True
 
     def restore(self, network: nn.Module) -> None:
-        """Give the network the best state; without any validated one it is left as it is."""
+        """Load the best state into the network; without any validated state it stays unchanged."""
         state = network.state_dict()
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 state[name].copy_(tensor)
 
     def load(self, tensors: Mapping[str, Tensor], step: int, best: float) -> None:
-        """Take back what a checkpoint holds."""
+        """Load the state that a checkpoint holds."""
         self.tensors, self.step, self.best = dict(tensors), step, best

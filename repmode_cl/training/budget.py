@@ -1,12 +1,10 @@
-"""How long an experience trains, and when it validates: one rule for every strategy."""
+"""Budget of an experience: its steps and validations, by one rule for every strategy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from repmode_cl.config import TrainingConfig
+from repmode_cl.config import TrainingConfig
 
 __all__ = ["Budget", "budget_of", "budget_of_steps"]
 
@@ -18,7 +16,7 @@ class Budget:
     Attributes
     ----------
     steps
-        Steps in all.
+        Number of steps.
     validate_every
         Steps between validations; the last step is validated too.
     """
@@ -27,12 +25,12 @@ class Budget:
     validate_every: int
 
     def validates(self, step: int) -> bool:
-        """Tell whether a validation follows after `step` steps."""
+        """Return whether a validation follows after `step` steps."""
         return step == self.steps or step % self.validate_every == 0
 
 
 def budget_of(training: TrainingConfig, structures: int, images: int) -> Budget:
-    """Return the budget of an experience with so many structures and training images.
+    """Return the budget of an experience with these numbers of structures and training images.
 
     With `epochs`, a step sees `batch_size` patches and an epoch one patch of each image (paper, section 4.1).
     """
@@ -46,7 +44,7 @@ def budget_of(training: TrainingConfig, structures: int, images: int) -> Budget:
 
 
 def budget_of_steps(training: TrainingConfig, steps: int, images: int) -> Budget:
-    """Return the budget of an experience that has `steps`, however that was decided, and so many training images."""
+    """Return the budget of an experience with these numbers of steps and training images."""
     if training.validate_every is not None:
         every = training.validate_every
     elif training.validate_every_epochs is not None:

@@ -1,16 +1,16 @@
-"""The one checkpoint format: what training needs to go on as if it had never stopped.
+"""Checkpoint format: the state from which training resumes as if it had never stopped.
 
 A checkpoint is a pair of files, tensors (safetensors) and everything else (JSON), and a pointer that is
-replaced last: a process may die at any instant, and the folder still holds a whole checkpoint. The one before
-is kept too, for a disk that lied about having written. Nothing is ever pickled.
+replaced last: a process may die at any instant, and the folder still holds a whole checkpoint. The previous one
+is kept too, in case a disk reported a write that it had not made. Nothing is ever pickled.
 
     checkpoints/
       00000007.safetensors  00000007.json
       00000008.safetensors  00000008.json
-      latest.json           which numbers count, newest first, with the SHA-256 of their files
+      latest.json           numbers of the valid ones, newest first, with the SHA-256 of their files
 
-Any nested value of dicts, lists, tuples, numbers, strings, tensors and arrays can be stored: `flatten` takes
-the tensors out of it, `restore` puts them back. `capture` and `reinstate` do so for an optimiser, a schedule
+Any nested value of dicts, lists, tuples, numbers, strings, tensors and arrays can be stored: `flatten` separates
+the tensors from it, `restore` puts them back. `capture` and `reinstate` do so for an optimiser, a schedule
 and the random number generators.
 """
 
@@ -48,14 +48,16 @@ __all__ = [
 
 FORMAT = "repmode-cl checkpoint"
 VERSION = 1
+#: Checkpoints that a folder holds: the newest, and the one before it.
 KEEP = 2
+#: File that names them.
 POINTER = "latest.json"
 
 _log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    """What `load_checkpoint` read."""
+    """Tensors by name, and the rest of the state."""
 
     tensors: dict[str, Tensor]
     state: Any
@@ -68,16 +70,16 @@ class Stateful(Protocol):
         """Return its whole state."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Take a state back."""
+        """Load a state."""
 
 
 def save_checkpoint(folder: str | Path, *, tensors: Mapping[str, Tensor], state: Any) -> None:
-    """Write a checkpoint; the newest before it stays, older ones go.
+    """Write a checkpoint; the previous one stays, older ones are removed.
 
     Parameters
     ----------
     folder
-        Made if it is not there. One writer at a time.
+        Created if it does not exist. Only one process may write at a time.
     tensors
         By name, any shape, dtype and device; stored as they are.
     state
@@ -85,22 +87,22 @@ def save_checkpoint(folder: str | Path, *, tensors: Mapping[str, Tensor], state:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = _pointer(folder)["checkpoints"] if (folder / POINTER).is_file() else []
-    number = 1 + max((entry["number"] for entry in kept), default=0)
+    entries = _pointer(folder)["checkpoints"] if (folder / POINTER).is_file() else []
+    number = 1 + max((entry["number"] for entry in entries), default=0)
     names = {suffix: f"{number:08d}.{suffix}" for suffix in ("safetensors", "json")}
     write_tensors(folder / names["safetensors"], tensors, {"format": FORMAT, "version": str(VERSION)})
     write_json(
         folder / names["json"], {"format": FORMAT, "version": VERSION, "state": flatten(state, "state")[1]}
     )
     entry = {"number": number, "files": {name: sha256_file(folder / name) for name in names.values()}}
-    kept = [entry, *kept][:KEEP]
-    # Until this line the folder's checkpoint is the one before; from it on, the new one.
-    write_json(folder / POINTER, {"format": FORMAT, "version": VERSION, "checkpoints": kept})
-    _sweep(folder, {name for entry in kept for name in entry["files"]})
+    entries = [entry, *entries][:KEEP]
+    # Until this line the previous checkpoint is valid; from it on, the new one.
+    write_json(folder / POINTER, {"format": FORMAT, "version": VERSION, "checkpoints": entries})
+    _remove_unlisted(folder, {name for entry in entries for name in entry["files"]})
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Say whether `folder` holds a checkpoint; one whose first write was cut short does not."""
+    """Return whether `folder` holds a checkpoint; one whose first write was cut short does not."""
     return (Path(folder) / POINTER).is_file()
 
 
@@ -110,7 +112,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     Raises
     ------
     ModelError
-        If there is none, it has another format's version, or every one that is kept is damaged.
+        If there is none, its format has another version, or all are damaged.
     """
     folder = Path(folder)
     if not has_checkpoint(folder):
@@ -158,11 +160,11 @@ def _pointer(folder: Path) -> dict[str, Any]:
     return dict(pointer)
 
 
-def _sweep(folder: Path, keep: set[str]) -> None:
-    """Remove what no pointer names: older checkpoints, and what a killed process left."""
+def _remove_unlisted(folder: Path, keep: set[str]) -> None:
+    """Remove files that the pointer does not name: older checkpoints, and those of a killed process."""
     for path in folder.iterdir():
-        ours = path.suffix in {".safetensors", ".json"} and path.stem.isdigit() and path.name not in keep
-        if ours or TEMPORARY_MARK in path.name:
+        unlisted = path.suffix in {".safetensors", ".json"} and path.stem.isdigit() and path.name not in keep
+        if unlisted or TEMPORARY_MARK in path.name:
             try:
                 path.unlink()
             except OSError as error:  # on Windows a reader may hold it open: the next write removes it
@@ -170,7 +172,7 @@ def _sweep(folder: Path, keep: set[str]) -> None:
 
 
 def flatten(value: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:
-    """Split a nested value into its tensors and a JSON value that says where they belong.
+    """Split a nested value into its tensors and a JSON value that names their places.
 
     Parameters
     ----------
@@ -207,19 +209,19 @@ def flatten(value: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:
             return {"dict": [[key, walk(below, f"{name}.{key}")] for key, below in item.items()]}
         if isinstance(item, list | tuple):
             kind = "list" if isinstance(item, list) else "tuple"
-            return {kind: [walk(below, f"{name}.{place}") for place, below in enumerate(item)]}
+            return {kind: [walk(below, f"{name}.{index}") for index, below in enumerate(item)]}
         raise TypeError(f"{name}: a value of type {type(item).__name__} cannot be stored without pickling it")
 
     return tensors, walk(value, prefix)
 
 
 def restore(state: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Put together again what `flatten` took apart.
+    """Return the value that `flatten` split.
 
     Raises
     ------
     ModelError
-        If a tensor that it speaks of is not among `tensors`.
+        If a tensor that it names is not among `tensors`.
     """
     if not isinstance(state, dict):
         return state
@@ -257,7 +259,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Take back a state of `random_state`; that of GPUs only on a machine with as many of them."""
+    """Set the state that `random_state` returned; that of GPUs only on a machine with as many of them."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -271,7 +273,7 @@ def capture(**parts: Stateful | None) -> tuple[dict[str, Tensor], dict[str, Any]
     Parameters
     ----------
     **parts
-        Such as ``optimizer=..., scheduler=..., scaler=...``; what is None is left out.
+        Such as ``optimizer=..., scheduler=..., scaler=...``; parts that are None are left out.
 
     Examples
     --------
@@ -284,13 +286,13 @@ def capture(**parts: Stateful | None) -> tuple[dict[str, Tensor], dict[str, Any]
     tensors: dict[str, Tensor] = {}
     state: dict[str, Any] = {}
     for name, value in values.items():
-        found, state[name] = flatten(value, f"capture.{name}")
-        tensors |= found
+        part_tensors, state[name] = flatten(value, f"capture.{name}")
+        tensors |= part_tensors
     return tensors, state
 
 
 def reinstate(tensors: Mapping[str, Tensor], state: Mapping[str, Any], **parts: Stateful | None) -> None:
-    """Give named parts, and the random number generators, the state that `capture` took.
+    """Load the state that `capture` returned into named parts and the random number generators.
 
     Raises
     ------
@@ -303,5 +305,5 @@ def reinstate(tensors: Mapping[str, Tensor], state: Mapping[str, Any], **parts: 
         if name not in state:
             raise ModelError(f"the checkpoint holds no {name!r} (it holds {', '.join(sorted(state))})")
         part.load_state_dict(restore(state[name], tensors))
-    # Last, because taking a state back may draw numbers.
+    # Last, because loading a state may draw numbers.
     set_random_state(restore(state["random"], tensors))

@@ -1,10 +1,10 @@
 """Several processes that train one network together, as ``torchrun`` starts them (data parallelism).
 
-Each process computes a share of every batch; what they add up to is what one process would compute of the whole
+Each process computes a share of every batch; the sum of the shares is what one process would compute of the whole
 batch. There is no wrapper around the network: gradients are summed in buckets after the backward pass, in
 `sum_gradients`. torch's DistributedDataParallel would overlap that with the backward pass, but it *averages*, which
-is wrong where masks make shares count differently, it takes a gate row that no process had in its batch for one
-whose gradient is 0, which Adam would move by momentum and weight decay, and it hides the network behind another.
+is wrong where masks make shares count differently, it gives a gate row that no process had in its batch
+the gradient 0, with which Adam would move it by momentum and weight decay, and it hides the network behind another.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from torch import Tensor, nn
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.utils.devices import resolve_device
 
-__all__ = ["Ranks", "joined", "refuse_several", "started_together", "sum_gradients"]
+__all__ = ["Ranks", "process_group", "refuse_distributed", "launched_ranks", "sum_gradients"]
 
 T = TypeVar("T")
 
-dist: Any = torch.distributed  # whose types leave out much of what it exports
+dist: Any = torch.distributed  # its type stubs lack much of what it exports
 
-#: How long processes wait for the first, which prepares images and validates alone. One that died is noticed at once.
+#: How long processes wait for the first, which alone prepares images and validates. One that died is noticed at once.
 _PATIENCE = timedelta(days=14)
 #: Gradients are reduced this many bytes at a time: few messages, little memory.
 _BUCKET = 32 << 20
-#: How often this process joined others.
-_times = count()
+#: Numbers of the process groups that this process has joined.
+_group_numbers = count()
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together; by default this one alone.
+    """The processes that train together; by default only this one.
 
     Attributes
     ----------
@@ -76,12 +76,12 @@ class Ranks:
             )
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """Let the first process alone do `work`, and return its result in all; the others wait.
+        """Do `work` only in the first process, and return its result in all; the others wait.
 
         Raises
         ------
         RepmodeError
-            In the others, if it failed there: they end with it and wait for nothing.
+            In the others, if it failed there: they end too.
         """
         if self.world == 1:
             return work()
@@ -110,12 +110,12 @@ class Ranks:
         """Return the tensors of all processes, of one shape and type, stacked in the order of their ranks."""
         if self.world == 1:
             return tensor[None]
-        found = [torch.empty_like(tensor) for _ in range(self.world)]
-        dist.all_gather(found, tensor)
-        return torch.stack(found)
+        tensors = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(tensors, tensor)
+        return torch.stack(tensors)
 
 
-def started_together() -> tuple[int, int, int] | None:
+def launched_ranks() -> tuple[int, int, int] | None:
     """Return rank, world and rank on this machine if a launcher started several processes, else None."""
     values = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if not all(value.isdecimal() for value in values) or "MASTER_ADDR" not in os.environ:
@@ -124,56 +124,56 @@ def started_together() -> tuple[int, int, int] | None:
     return (rank, world, local) if world > 1 else None
 
 
-def refuse_several(what: str) -> None:
+def refuse_distributed(what: str) -> None:
     """Refuse what is not distributed, if a launcher started several processes.
 
     Raises
     ------
     ConfigError
-        If there are several: each would do the whole, and write over the others.
+        If there are several: each would do all of it, and overwrite the files of the others.
     """
-    if (found := started_together()) is not None:
+    if (launched := launched_ranks()) is not None:
         raise ConfigError(
-            f"{found[1]} processes were started together, but {what} is the work of one: start it without "
+            f"{launched[1]} processes were started together, but {what} is the work of one: start it without "
             "torchrun (the training of a base, `repmode-cl train`, can be distributed)"
         )
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the processes that ``torchrun`` started, and leave them at the end; without it, be alone.
+def process_group(device: str) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the processes that ``torchrun`` started, and leave them at the end; without it, use only this process.
 
     Parameters
     ----------
     device
-        ``training.device``: with several processes ``auto`` and ``cuda`` give each a GPU of its own.
+        ``training.device``: with several processes ``auto`` and ``cuda`` give each its own GPU.
 
     Yields
     ------
     Ranks
-        Who is here.
+        The processes of the group.
     torch.device
-        What this process computes on.
+        Device of this process.
 
     Raises
     ------
     ConfigError
         If there are fewer GPUs than processes of this machine, or one GPU is named for all.
     """
-    started = started_together()
-    if started is None:
+    launched = launched_ranks()
+    if launched is None:
         yield Ranks(), resolve_device(device)
         return
-    rank, world, local = started
-    own = _own_device(device, local)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
-    # Addresses of an earlier time together, which the launcher's store still holds, must not be found again.
-    store = dist.PrefixStore(f"repmode-cl/{next(_times)}", _launchers_store())
-    backend = "nccl" if own.type == "cuda" else "gloo"
+    rank, world, local = launched
+    own_device = _device_of_rank(device, local)
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
+    # Addresses of an earlier group, which the launcher's store still holds, must not be used again.
+    store = dist.PrefixStore(f"repmode-cl/{next(_group_numbers)}", _launchers_store())
+    backend = "nccl" if own_device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
-        yield Ranks(rank, world, dist.new_group(backend="gloo", timeout=_PATIENCE)), own
+        yield Ranks(rank, world, dist.new_group(backend="gloo", timeout=_PATIENCE)), own_device
     finally:
         dist.destroy_process_group()
 
@@ -185,13 +185,13 @@ def _launchers_store() -> Any:
     return store
 
 
-def _own_device(setting: str, local: int) -> torch.device:
+def _device_of_rank(setting: str, local: int) -> torch.device:
     device = resolve_device(setting)
     if device.type == "cpu":
         return device
     if ":" in setting:
         raise ConfigError(
-            f"training.device is {setting}, one GPU for all processes: give auto or cuda, and each takes its own"
+            f"training.device is {setting}, one GPU for all processes: set auto or cuda, and each uses its own"
         )
     if local >= torch.cuda.device_count():
         raise ConfigError(
@@ -202,17 +202,17 @@ def _own_device(setting: str, local: int) -> torch.device:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], loss: Tensor, ranks: Ranks) -> Tensor:
-    """Give each parameter the sum of its gradients over all processes, and return the sum of `loss`.
+    """Sum each parameter's gradients over all processes, and return the sum of `loss`.
 
     Parameters
     ----------
     parameters
         The same ones in the same order in each process. A parameter that got no gradient in any of them, such as
-        the gate row of a structure that the joint batch does not show, has none afterwards either.
+        the gate row of a structure that is not in the joint batch, has none afterwards either.
     loss
         Scalar; a part of the joint batch's in each process.
     ranks
-        Who takes part.
+        The processes.
 
     Notes
     -----
@@ -220,10 +220,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter], loss: Tensor, ranks: Ranks
     """
     if ranks.world == 1:
         return loss
-    held = list(parameters)
-    present = ranks.total([parameter.grad is not None for parameter in held])
+    listed = list(parameters)
+    present = ranks.total([parameter.grad is not None for parameter in listed])
     with torch.no_grad():
-        for bucket in _buckets([p for p, here in zip(held, present, strict=True) if here]):
+        for bucket in _buckets([p for p, here in zip(listed, present, strict=True) if here]):
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = torch.cat([grad.reshape(-1) for grad in grads])
             dist.all_reduce(flat)

@@ -1,25 +1,23 @@
-"""When an experience ends before its last step: no more improvement, or no more time.
+"""Early stopping of an experience: patience and time limit.
 
-The answer is a function of what a checkpoint holds (figures of the validations, the best step, seconds), and of
-nothing else: a training that is interrupted ends where it would have ended.
+The decision depends only on what a checkpoint holds (validation figures, the best step, seconds): a training that is
+interrupted ends where it would have ended.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from repmode_cl.config import TrainingConfig
 from repmode_cl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from repmode_cl.config import TrainingConfig
 
 __all__ = ["check_patience", "idle_validations", "out_of_patience", "out_of_time", "validated_at"]
 
 
 def check_patience(training: TrainingConfig, structures: Iterable[str], images: int) -> None:
-    """Refuse to count the validations of an experience that has no image to validate on.
+    """Refuse patience for an experience that has no image to validate on.
 
     Raises
     ------
@@ -39,7 +37,7 @@ def _steps(curve: Iterable[Mapping[str, Any]], experience: int) -> set[int]:
 
 
 def validated_at(curve: Iterable[Mapping[str, Any]], experience: int, step: int) -> bool:
-    """Tell whether the state after `step` steps was validated, on at least one image."""
+    """Return whether the state after `step` steps was validated, on at least one image."""
     return step in _steps(curve, experience)
 
 
@@ -51,22 +49,22 @@ def idle_validations(curve: Iterable[Mapping[str, Any]], experience: int, best_s
     curve
         Validation figures: each names its ``experience`` and its ``train_step``.
     experience
-        Which one.
+        Number of the experience.
     best_step
-        Step of the best validation; 0 if there was none, as where every figure was NaN.
+        Step of the best validation; 0 if there was none, such as where every figure was NaN.
     """
     return sum(step > best_step for step in _steps(curve, experience))
 
 
 def out_of_patience(training: TrainingConfig, idle: int) -> str | None:
-    """Return why training stops after `idle` validations without an improvement, or None to go on."""
+    """Return why training stops after `idle` validations without an improvement, or None to continue."""
     if training.patience is None or idle < training.patience:
         return None
     return f"no improvement in {idle} validation{'s' if idle > 1 else ''}"
 
 
 def out_of_time(training: TrainingConfig, seconds: float) -> str | None:
-    """Return why training stops after `seconds` seconds, or None to go on."""
+    """Return why training stops after `seconds` seconds, or None to continue."""
     if training.time_limit is None or seconds < training.time_limit:
         return None
     return f"the time limit of {_duration(training.time_limit)}"

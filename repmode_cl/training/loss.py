@@ -1,11 +1,11 @@
-"""The loss: mean squared error over the voxels that count (paper, section 4.1)."""
+"""Loss: mean squared error over the voxels that count (paper, section 4.1)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["masked_mse", "voxels_that_count"]
+__all__ = ["masked_mse", "count_voxels"]
 
 
 def masked_mse(output: Tensor, target: Tensor, *, count: float | None = None) -> Tensor:
@@ -18,8 +18,8 @@ def masked_mse(output: Tensor, target: Tensor, *, count: float | None = None) ->
     target
         (N, 1, Z, Y, X), or (N, 2, Z, Y, X) whose second channel weighs each voxel with 0 or 1.
     count
-        Where these are a part of a larger batch: the voxels that count in all of it. The parts' losses then sum
-        to the whole batch's, and so do their gradients, however unevenly masks are spread over the parts.
+        For a part of a larger batch: the voxels that count in all of it. The losses of the parts then sum to that of
+        the whole batch, and so do their gradients, however unevenly masks are spread over the parts.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def masked_mse(output: Tensor, target: Tensor, *, count: float | None = None) ->
     return total / (weight.sum().clamp_min(1.0) if count is None else max(count, 1.0))
 
 
-def voxels_that_count(target: Tensor) -> float:
+def count_voxels(target: Tensor) -> float:
     """Return the number of voxels that `masked_mse` divides by for `target`."""
     if target.shape[1] == 1:
         return float(target.numel())

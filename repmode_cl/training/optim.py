@@ -1,4 +1,4 @@
-"""The optimiser, in the fastest form that torch has for what it is given."""
+"""Optimiser (Adam, in the fastest form that torch has) and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["make_adam", "make_schedule"]
 
+#: One cycle: part of the steps that the rate climbs, and its start and end relative to its peak.
+_CLIMB, _START, _END = 0.3, 0.04, 1e-3
 
 #: Devices whose fused Adam updates all parameters in one pass over memory.
 _FUSED = frozenset({"cpu", "cuda"})
@@ -25,19 +27,19 @@ def make_adam(
     Parameters
     ----------
     parameters
-        What is trained, and nothing else: what an optimiser holds it may move.
+        Only the trained parameters: an optimiser may move all that it holds.
     learning_rate, weight_decay
         As of `torch.optim.Adam`.
 
     Notes
     -----
-    The form follows from the parameters' devices and types alone, so that a resumed training on the same kind of
-    device goes on with the same arithmetic.
+    The form depends only on the parameters' devices and types, so that a training that resumes on the same kind of
+    device uses the same arithmetic.
     """
-    held = list(parameters)
-    fused = all(_fusable(parameter) for parameter in held)
+    trained = list(parameters)
+    fused = all(_fusable(parameter) for parameter in trained)
     optimizer = torch.optim.Adam(
-        held, lr=learning_rate, weight_decay=weight_decay, fused=fused, foreach=None if fused else True
+        trained, lr=learning_rate, weight_decay=weight_decay, fused=fused, foreach=None if fused else True
     )
     optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
     return optimizer
@@ -59,10 +61,6 @@ def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-#: One cycle: part of the steps that the rate climbs, and what it starts from and ends at, relative to its peak.
-_CLIMB, _START, _END = 0.3, 0.04, 1e-3
 
 
 def make_schedule(optimizer: Optimizer, kind: str, steps: int) -> LambdaLR:

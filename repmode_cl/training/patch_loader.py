@@ -1,7 +1,7 @@
-"""Batches of patches, cut in this process or by workers ahead of time: the same batches either way.
+"""Loader of patches, cut in this process or ahead of time by worker processes: the same batches either way.
 
-Workers are spawned processes that import torch and this package's core, and never Avalanche. What an item is depends
-on its number alone, so that neither their count nor their speed can change a batch.
+Workers are spawned processes that import torch and this package's core, and never Avalanche. An item depends only on
+its number, so that neither the number of workers nor their speed changes a batch.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def patch_loader(
         Items of a joint batch, over all processes that train together. The last batch is smaller where the items
         do not fill it.
     start
-        First item: where an interrupted training stopped.
+        First item, where an interrupted training stopped.
     workers
-        Processes that cut patches ahead, two batches each; 0 cuts them here when they are asked for. They start
+        Processes that cut patches ahead, two batches each; 0 cuts them in this process when they are needed. They start
         with the first iteration and stay for later ones, until `PatchLoader.close` or until the loader is gone.
     pin_memory
-        Put batches where a GPU copies them from while it computes; without a GPU it does nothing.
+        Put batches into pinned memory, from which a GPU copies while it computes; ignored without a GPU.
     rank, world
         Number of this process among the `world` that train together. Each gets its contiguous share of every
-        joint batch: the shares, in the order of the ranks, are the batch that one process alone would get.
+        joint batch: the shares, in the order of the ranks, are the batch that a single process would get.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def patch_loader(
 class PatchLoader:
     """Batches of patches, to be iterated over; see `patch_loader`, which makes it.
 
-    ``len()`` is the number of batches. Each iteration begins at the loader's first batch; only one runs at a time
+    ``len()`` is the number of batches. Each iteration starts at the loader's first batch; only one runs at a time
     where there are workers.
     """
 
@@ -90,19 +90,19 @@ class PatchLoader:
         if self._loader is None:
             self._loader = self._make()
         with starting_workers():
-            found = iter(self._loader)
+            batches = iter(self._loader)
         try:
-            for batch in found:
+            for batch in batches:
                 yield _checked(batch)
         except GeneratorExit:
-            raise  # whoever stops early may iterate again
+            raise  # a caller that stops early may iterate again
         except BaseException as error:
-            del found  # which holds the workers
+            del batches  # which holds the workers
             self.close()
-            if _is_a_lost_worker(error):
+            if _is_lost_worker(error):
                 raise RepmodeError(
                     f"a process that loads patches was ended by the system ({error}); memory may have run out, or the "
-                    "shared memory that batches travel in (/dev/shm; containers have little unless told otherwise): "
+                    "shared memory that batches travel in (/dev/shm; containers have little by default): "
                     "run the same command with a smaller training.loader_workers"
                 ) from error
             raise
@@ -121,7 +121,7 @@ class PatchLoader:
             persistent_workers=self._workers > 0,
             worker_init_fn=within_worker if self._workers else None,
             pin_memory=self._pin,
-            # Of its own, because drawing from torch's would make weights depend on how patches are loaded.
+            # A separate generator: drawing from torch's would make weights depend on how patches are loaded.
             generator=torch.Generator(),
         )
 
@@ -129,12 +129,12 @@ class PatchLoader:
 def _checked(batch: PatchBatch | RepmodeError) -> PatchBatch:
     if isinstance(batch, RepmodeError):
         raise batch
-    # Pinning makes lists of tuples.
+    # Pinning turns tuples into lists.
     return batch._replace(structures=tuple(batch.structures))
 
 
-def _is_a_lost_worker(error: BaseException) -> bool:
-    """Tell a worker that is gone from one that did something wrong, whose error says "Caught ..."."""
+def _is_lost_worker(error: BaseException) -> bool:
+    """Return whether a worker process ended; an error that a worker raised starts with "Caught ..." instead."""
     if isinstance(error, ConnectionError | EOFError):
         return True
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")

@@ -1,4 +1,4 @@
-"""Mixed precision: `auto` is resolved once, by a written rule, and what it came to is stored with the run."""
+"""Mixed precision: `auto` is resolved once, by a fixed rule, and the result is stored with the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Precision:
-    """The number format that a training step computes in; weights, loss and metrics stay float32.
+    """Number format of a training step; weights, loss and metrics stay float32.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Precision:
 
     @property
     def possible(self) -> bool:
-        """Whether the device computes in the format at all; a CPU does in each, if need be without instructions."""
+        """Whether the device computes in the format at all; a CPU does in every format, if need be by emulation."""
         return self.device == "cpu" or self.native
 
     @property
@@ -62,11 +62,11 @@ class Precision:
 
 
 def resolve_precision(setting: str, device: torch.device) -> Precision:
-    """Return the precision that `setting` means on `device`.
+    """Return the precision of `setting` on `device`.
 
     ``auto`` is bfloat16 where the hardware multiplies matrices of it: GPUs that have it, and CPUs with AMX tiles.
-    GPUs without it take float16 with scaling, other CPUs float32. A CPU that has bfloat16 as vector instructions
-    alone (AVX-512 BF16) counts among the others: convolutions of a U-Net's first levels, with 8 or 16 channels,
+    GPUs without it use float16 with scaling, other CPUs float32. A CPU that has bfloat16 only as vector
+    instructions (AVX-512 BF16) counts among the others: convolutions of a U-Net's first levels, with 8 or 16 channels,
     were measured 1.5 to 2.3 times *slower* there than in float32.
 
     Raises
@@ -79,25 +79,25 @@ def resolve_precision(setting: str, device: torch.device) -> Precision:
         if device.type == "cuda":
             return bfloat16 if bfloat16.native else Precision("float16", "cuda")
         return bfloat16 if torch.cpu._is_amx_tile_supported() else Precision("float32", device.type)
-    named = Precision(cast(Format, setting), device.type)
-    if not named.possible:
+    precision = Precision(cast(Format, setting), device.type)
+    if not precision.possible:
         raise ConfigError(
-            f"training.precision is {setting}, which {_name(device)} does not compute in: give auto or float16"
+            f"training.precision is {setting}, which {_name(device)} does not compute in: set auto or float16"
         )
-    return named
+    return precision
 
 
 def recall_precision(stored: str, device: torch.device, what: str) -> Precision:
-    """Return the precision that an interrupted training began with, whatever the rule would say now.
+    """Return the precision that an interrupted training was started with, whatever the rule would give now.
 
     Parameters
     ----------
     stored
-        The format that was written down.
+        The recorded format.
     device
-        Where the training goes on.
+        Device that the training resumes on.
     what
-        What goes on, for messages: ``the run runs/quickstart``.
+        Name of the training, for messages: ``the run runs/quickstart``.
 
     Raises
     ------
@@ -107,12 +107,12 @@ def recall_precision(stored: str, device: torch.device, what: str) -> Precision:
     precision = Precision(cast(Format, stored), device.type)
     if not precision.possible:
         raise ConfigError(
-            f"{what} was begun in {stored}, which {_name(device)} does not compute in: resume it on a device that "
-            "does, or begin it anew"
+            f"{what} was started in {stored}, which {_name(device)} does not compute in: resume it on a device that "
+            "does, or start it again"
         )
     if not precision.native:
         _log.warning(
-            "%s was begun in %s and goes on in it, but %s has no instructions for it: this will be slow",
+            "%s was started in %s and continues in it, but %s has no instructions for it: this will be slow",
             what,
             stored,
             _name(device),
@@ -121,7 +121,7 @@ def recall_precision(stored: str, device: torch.device, what: str) -> Precision:
 
 
 def inherit_precision(setting: str, device: torch.device, base: str | None) -> Precision:
-    """Return the precision of what is added to a base that was trained in the format `base`.
+    """Return the precision of an addition to a base that was trained in the format `base`.
 
     ``auto`` is the base's format where `device` has instructions for it, and follows the rule of `resolve_precision`
     elsewhere, or where the base's format is not known (``None``).

@@ -1,4 +1,4 @@
-"""Batch norm over the joint batch of all processes that train together: the statistics that one process would take.
+"""Synchronised batch norm: statistics over the joint batch of all processes that train together.
 
 torch's SyncBatchNorm computes on GPUs only; this one computes wherever the processes can send tensors.
 """
@@ -16,15 +16,15 @@ from torch.autograd.function import once_differentiable
 
 from repmode_cl.training.distributed import Ranks
 
-__all__ = ["JointBatchNorm3d", "joint_norms"]
+__all__ = ["SyncBatchNorm3d", "sync_batch_norms"]
 
 
 @contextmanager
-def joint_norms(network: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Within this, the network's batch norms take their statistics over the processes of `ranks`.
+def sync_batch_norms(network: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Make the network's batch norms compute their statistics over the processes of `ranks`, within this context.
 
-    Weights, biases and running statistics stay the same tensors under the same names; one process alone keeps torch's
-    own norms.
+    Weights, biases and running statistics stay the same tensors under the same names; a single process keeps torch's
+    norms.
     """
     replaced = [
         (parent, name, child)
@@ -33,7 +33,7 @@ def joint_norms(network: nn.Module, ranks: Ranks) -> Iterator[None]:
         if ranks.world > 1 and isinstance(child, nn.BatchNorm3d)
     ]
     for parent, name, norm in replaced:
-        setattr(parent, name, JointBatchNorm3d(norm, ranks))
+        setattr(parent, name, SyncBatchNorm3d(norm, ranks))
     try:
         yield
     finally:
@@ -42,15 +42,15 @@ def joint_norms(network: nn.Module, ranks: Ranks) -> Iterator[None]:
             setattr(parent, name, norm)
 
 
-class JointBatchNorm3d(nn.BatchNorm3d):
-    """A batch norm whose batch is that of all processes; in evaluation it is torch's.
+class SyncBatchNorm3d(nn.BatchNorm3d):
+    """Batch norm over the batches of all processes; in evaluation mode it is torch's.
 
     Parameters
     ----------
     norm
-        What it shares weight, bias and running statistics with.
+        Norm whose weight, bias and running statistics it shares.
     ranks
-        The processes. Each must call it as often as the others do.
+        The processes. All must call it equally often.
     """
 
     def __init__(self, norm: nn.BatchNorm3d, ranks: Ranks) -> None:
@@ -62,17 +62,17 @@ class JointBatchNorm3d(nn.BatchNorm3d):
         self._ranks = ranks
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, Z, Y, X) -> the same, normalised by the joint batch in training."""
+        """Normalise (N, C, Z, Y, X), in training by the statistics of the joint batch."""
         if not self.training:
             return super().forward(x)
         normalise = cast(Callable[..., tuple[Tensor, ...]], _Normalise.apply)
         y, mean, variance, count = normalise(x, self.weight, self.bias, self.eps, self._ranks)
         with torch.no_grad():
-            mine, theirs = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+            running_mean, running_var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
             momentum = cast(float, self.momentum)
-            mine.mul_(1 - momentum).add_(mean, alpha=momentum)
+            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
             # Running variances are unbiased, as torch's are.
-            theirs.mul_(1 - momentum).add_(variance * (count / (count - 1)), alpha=momentum)
+            running_var.mul_(1 - momentum).add_(variance * (count / (count - 1)), alpha=momentum)
             cast(Tensor, self.num_batches_tracked).add_(1)
         return y
 
@@ -84,12 +84,12 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ranks: Ranks
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normalise by the joint statistics, combined from each process's own (Chan et al.: nothing cancels)."""
+        """Normalise by the joint statistics, combined from those of each process without cancellation (Chan et al.)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(wide, _axes(x), correction=0)
         count = torch.full_like(mean[:1], x.numel() / x.shape[1])
-        found = ranks.gathered(torch.cat([mean, variance, count]))
-        means, variances, counts = torch.split(found, [len(mean), len(mean), 1], dim=1)
+        statistics = ranks.gathered(torch.cat([mean, variance, count]))
+        means, variances, counts = torch.split(statistics, [len(mean), len(mean), 1], dim=1)
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         variance = ((variances + (means - mean).square()) * counts).sum(0) / total
@@ -103,20 +103,20 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients of this process's share; weight's and bias's are summed with all others later."""
+        """Return the gradients of this process's share; those of weight and bias are summed over processes later."""
         x, weight, mean, inverse, total = ctx.saved_tensors
         shape = (1, -1, 1, 1, 1)
         wide = grad.to(mean.dtype)
         normalised = (x.to(mean.dtype) - mean.view(shape)) * inverse.view(shape)
         bias_grad = wide.sum(_axes(x))
         weight_grad = (wide * normalised).sum(_axes(x))
-        along = ctx.ranks.gathered(torch.stack([bias_grad, weight_grad])).sum(0) / total
-        x_grad = (wide - along[0].view(shape) - normalised * along[1].view(shape)) * (weight * inverse).view(
+        joint = ctx.ranks.gathered(torch.stack([bias_grad, weight_grad])).sum(0) / total
+        x_grad = (wide - joint[0].view(shape) - normalised * joint[1].view(shape)) * (weight * inverse).view(
             shape
         )
         return x_grad.to(x.dtype), weight_grad, bias_grad, None, None
 
 
 def _axes(x: Tensor) -> tuple[int, ...]:
-    """Return all axes but the channels'."""
+    """Return all axes but that of the channels."""
     return (0, *range(2, x.ndim))

@@ -19,7 +19,7 @@ from repmode_cl.store.staging import OUTCOME, REQUEST, clear_pending, training_l
 from repmode_cl.store.staging import stage as stage_candidate
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.structures import check_structure_name
-from repmode_cl.training import has_checkpoint, refuse_several
+from repmode_cl.training import has_checkpoint, refuse_distributed
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.command_text import command
 from repmode_cl.utils.devices import resolve_device
@@ -186,7 +186,7 @@ def run_addition(
     ConfigError, ModelError, ManifestError
         As of `add_structure`.
     """
-    refuse_several("adding a structure")
+    refuse_distributed("adding a structure")
     given = model if isinstance(model, Model) else None
     opened = Model.open(model.path if isinstance(model, Model) else model)
     check_structure_name(structure)

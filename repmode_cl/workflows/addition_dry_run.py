@@ -24,7 +24,7 @@ from repmode_cl.nn import RepModeUNet
 from repmode_cl.store.probe import probe_shape
 from repmode_cl.store.staging import REQUEST
 from repmode_cl.strategies.timing import minutes_text, time_training, windows_of_row
-from repmode_cl.training import budget_of, has_checkpoint, masked_mse, refuse_several
+from repmode_cl.training import budget_of, has_checkpoint, masked_mse, refuse_distributed
 from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.budget import Budget
 from repmode_cl.utils.devices import resolve_device
@@ -73,7 +73,7 @@ def dry_run_add(
     ConfigError, ModelError, ManifestError
         As of `add_structure`, except for images that cannot be used: those are listed.
     """
-    refuse_several("adding a structure")
+    refuse_distributed("adding a structure")
     check_min_r2(options.min_r2)
     plan = plan_addition(model, structure, data, options, overrides)
     check_not_staged(plan.model, structure)

@@ -38,7 +38,7 @@ from repmode_cl.results.predictions import Prediction, write_prediction
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.structures import check_structure_name
-from repmode_cl.training import has_checkpoint, inherit_precision, refuse_several
+from repmode_cl.training import has_checkpoint, inherit_precision, refuse_distributed
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
@@ -216,7 +216,7 @@ def run_comparison(
     ConfigError, ManifestError, ModelError
         As of `compare_structure`.
     """
-    refuse_several("a comparison")
+    refuse_distributed("a comparison")
     model = model if isinstance(model, Model) else Model.open(model)
     check_structure_name(structure)
     if options.kernel not in (3, 5):

@@ -14,7 +14,7 @@ from repmode_cl.scenarios import base_structures
 from repmode_cl.store.staging import REQUEST
 from repmode_cl.strategies.plugins.model_export import create_model, provenance_of
 from repmode_cl.strategies.registry import build_strategy
-from repmode_cl.training import joined, resolve_precision
+from repmode_cl.training import process_group, resolve_precision
 from repmode_cl.workflows.train_one_experience import (
     evaluate_held_out,
     make_stream,
@@ -71,7 +71,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     )
     seed = config.seeds[0]
     work = out.with_name(f"{out.name}.training")
-    with joined(config.training.device) as (ranks, device):
+    with process_group(config.training.device) as (ranks, device):
         ranks.check_shares(config.training.batch_size, config.training.accumulate)
 
         def prepare() -> tuple[list[Sample], list[str], str]:

@@ -18,8 +18,8 @@ from repmode_cl.config import DataConfig, StreamConfig
 from repmode_cl.config.load import dump_config
 from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
-from repmode_cl.training import Ranks, joined, refuse_several
-from repmode_cl.training.distributed import started_together
+from repmode_cl.training import Ranks, process_group, refuse_distributed
+from repmode_cl.training.distributed import launched_ranks
 from repmode_cl.workflows.add_structure import add_structure
 from repmode_cl.workflows.train_base import train_base
 
@@ -74,7 +74,7 @@ import sys
 import torch
 from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.nn.unet import checkpoint_activations
-from repmode_cl.training import joined, joint_norms, make_adam, masked_mse, sum_gradients, voxels_that_count
+from repmode_cl.training import process_group, sync_batch_norms, make_adam, masked_mse, sum_gradients, count_voxels
 
 names = ["dna", "dna", "dna", "nucleolus", "dna", "cell_membrane", "cell_membrane", "nucleolus"]
 base = ("dna", "cell_membrane", "nucleolus", "mitochondria")
@@ -87,14 +87,14 @@ def steps(ranks, accumulate, dtype, checkpointing):
     losses = []
     size = len(names) // accumulate
     share = size // ranks.world
-    with joint_norms(network, ranks):
+    with sync_batch_norms(network, ranks):
         for step in range(4):
             x, y, chance = (torch.randn((8, 1, 4, 8, 8), generator=random).to(dtype) for _ in range(3))
             cut = torch.linspace(-2, 2, 8).view(-1, 1, 1, 1, 1)
             target = torch.cat([y, (chance > cut).to(dtype)], 1)
             starts = [number * size + ranks.rank * share for number in range(accumulate)]
             parts = [slice(start, start + share) for start in starts]
-            [count] = ranks.total([sum(voxels_that_count(target[part]) for part in parts)])
+            [count] = ranks.total([sum(count_voxels(target[part]) for part in parts)])
             optimizer.zero_grad()
             loss = torch.zeros((), dtype=dtype)
             for part in parts:
@@ -108,7 +108,7 @@ def steps(ranks, accumulate, dtype, checkpointing):
     assert network.get_parameter("head.gates.mitochondria").grad is None
     return {**network.state_dict(), "losses": torch.stack(losses)}
 
-with joined("cpu") as (ranks, device):
+with process_group("cpu") as (ranks, device):
     found = {
         "plain": steps(ranks, 1, torch.float32, False),
         "all at once": steps(ranks, 2, torch.float64, True),
@@ -138,12 +138,12 @@ def test_two_processes_come_to_the_joint_batch(tmp_path: Path) -> None:
 FAILING = """
 import os, time
 from repmode_cl.errors import RepmodeError
-from repmode_cl.training import joined
+from repmode_cl.training import process_group
 
 def unreadable():
     raise FileNotFoundError("no such manifest")
 
-with joined("cpu") as (ranks, device):
+with process_group("cpu") as (ranks, device):
     assert ranks.from_first(lambda: {"rank": ranks.rank}) == {"rank": 0}
     try:
         ranks.from_first(unreadable)
@@ -240,13 +240,13 @@ def test_the_command_is_a_module() -> None:
 
 
 def test_who_was_started_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert started_together() is None
+    assert launched_ranks() is None
     launched(monkeypatch, 1, 2)
-    assert started_together() == (1, 2, 1)
+    assert launched_ranks() == (1, 2, 1)
     launched(monkeypatch, 0, 1)  # torchrun with one process is no company
-    assert started_together() is None
-    refuse_several("anything")
-    with joined("cpu") as (ranks, device):
+    assert launched_ranks() is None
+    refuse_distributed("anything")
+    with process_group("cpu") as (ranks, device):
         assert (ranks, device) == (Ranks(), torch.device("cpu"))
 
 
@@ -271,7 +271,13 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     launched(monkeypatch, 2, 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"at least 3 processes here, but torch sees 2 GPU"), joined("auto"):
+    with (
+        pytest.raises(ConfigError, match=r"at least 3 processes here, but torch sees 2 GPU"),
+        process_group("auto"),
+    ):
         pass
-    with pytest.raises(ConfigError, match=r"training.device is cuda:1, one GPU for all"), joined("cuda:1"):
+    with (
+        pytest.raises(ConfigError, match=r"training.device is cuda:1, one GPU for all"),
+        process_group("cuda:1"),
+    ):
         pass

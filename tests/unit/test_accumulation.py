@@ -19,7 +19,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.scenarios import stream_of_samples
 from repmode_cl.strategies import StructureStrategy
-from repmode_cl.training import masked_mse, voxels_that_count
+from repmode_cl.training import count_voxels, masked_mse
 
 BATCH, STEPS = 4, 3
 
@@ -85,7 +85,7 @@ def test_the_losses_of_parts_sum_to_the_whole(seed: int, sizes: list[int], weigh
         target = torch.cat(
             [target, (chance > torch.rand(len(chance), generator=random)[:, None, None, None, None])], 1
         )
-    count = sum(voxels_that_count(part) for part in target.split(sizes))
+    count = sum(count_voxels(part) for part in target.split(sizes))
     parts = zip(output.split(sizes), target.split(sizes), strict=True)
     total = sum(masked_mse(one, other, count=count) for one, other in parts)
     torch.testing.assert_close(total, masked_mse(output, target), rtol=1e-12, atol=0)

@@ -127,7 +127,7 @@ def test_a_format_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPat
     ):
         resolve_precision("bfloat16", GPU)
     with pytest.raises(
-        ConfigError, match="the run r was begun in bfloat16, which the GPU GeForce Old does not"
+        ConfigError, match="the run r was started in bfloat16, which the GPU GeForce Old does not"
     ):
         recall_precision("bfloat16", GPU, "the run r")
     bfloat16_on_gpu(monkeypatch, True)
@@ -146,7 +146,7 @@ def test_what_was_begun_goes_on_in_its_format(
     with caplog.at_level(logging.WARNING):
         assert recall_precision("bfloat16", CPU, "the run r") == Precision("bfloat16", "cpu")
     [message] = caplog.messages
-    assert "the run r was begun in bfloat16" in message
+    assert "the run r was started in bfloat16" in message
     assert "slow" in message
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from repmode_cl.config import TrainingConfig
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.training import BestState, Budget, budget_of, make_schedule, masked_mse
-from repmode_cl.training.best_state import changing_names
+from repmode_cl.training.best_state import trained_state_names
 
 # -- budget -----------------------------------------------------------------------------------------------------
 
@@ -200,6 +200,6 @@ def test_what_training_may_change_is_parameters_and_their_norms_statistics() -> 
 
 def names_when_training(network: RepModeUNet, *structures: str) -> set[str]:
     network.train_only(structures)
-    names = changing_names(network)
+    names = trained_state_names(network)
     assert len(set(names)) == len(names)
     return set(names)
