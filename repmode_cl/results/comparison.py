@@ -1,6 +1,6 @@
-"""What comparing three ways of learning a structure came to: the figures, as values, JSON, CSV and sentences.
+"""``compare.json`` and ``compare.csv``: the figures of three methods of learning one structure.
 
-The terminal, the page and the files beside it all show what stands here.
+The terminal and the page show these figures.
 """
 
 from __future__ import annotations
@@ -17,49 +17,48 @@ from repmode_cl.errors import RepmodeError
 from repmode_cl.utils.atomic_files import write_json, write_text
 
 __all__ = [
-    "ADDING",
-    "COMPARISON",
-    "FINE_TUNING",
-    "METHODS",
-    "OWN_NETWORK",
     "Comparison",
     "MethodResult",
     "PredictionChange",
     "read_comparison",
     "write_comparison",
+    "METHODS",
+    "ADDING",
+    "FINE_TUNING",
+    "OWN_NETWORK",
+    "COMPARISON",
 ]
 
-
-#: The three ways, in the order in which everything shows them.
+#: The three methods, in the order of tables and charts.
 ADDING, FINE_TUNING, OWN_NETWORK = "adding", "fine_tuning", "own_network"
 METHODS = (ADDING, FINE_TUNING, OWN_NETWORK)
 
-#: The file in a comparison's folder that holds everything the page shows but the pictures.
+#: File in a comparison's folder: everything that the page shows, except the images.
 COMPARISON = "compare.json"
 _FORMAT, _VERSION = "repmode-cl comparison", 1
 
 
 @dataclass(frozen=True)
 class PredictionChange:
-    """What a way of learning did to one structure that the model knows.
+    """Change of the predictions of one structure of the model, by one method.
 
     Attributes
     ----------
     structure
         Its name.
     images
-        Held-out images that it was predicted on, before and after.
+        Number of held-out images that it was predicted on, before and after.
     identical
         Whether all these predictions are the same bits as before.
     r2
-        R2 of the prediction after, taking the one before for the truth, mean over images: 1 is unchanged, 0 as
-        far from it as a constant. ``None`` where it is undefined (constant or not finite predictions).
+        R2 of the prediction after against the one before, mean over images: 1 is unchanged, 0 is as far from it as
+        a constant. ``None`` where it is undefined (constant or not finite predictions).
     max_difference
         Largest absolute difference of a voxel, in z-score units; ``None`` where predictions are not finite.
     truth_images
         How many of the images have the structure's fluorescence.
     truth_before, truth_after
-        R2 on those, mean over images; ``None`` where there are none or it is undefined.
+        R2 on those images, mean over them; ``None`` where there are none or it is undefined.
     """
 
     structure: str
@@ -81,34 +80,35 @@ class PredictionChange:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One way of learning the structure.
+    """Result of one method of learning the structure.
 
     Attributes
     ----------
     key
         ``adding``, ``fine_tuning`` or ``own_network``.
     title
-        How tables call it.
+        Its name in tables.
     metrics
         Mean figures (``r2``, ``pearson``, ``mse``, ``mae``) of the new structure on the held-out images; one that
         is not finite is left out.
     changes
-        What it did to each structure of the model; empty for a network of its own, which shares nothing with it.
+        Change of each structure of the model; empty for a separate network, which shares nothing with it.
     steps, selected_step
         Optimiser steps, and the one with the best validation figure; 0 where nothing was validated.
     learning_rate
-        Peak of its schedule.
+        Peak of its learning-rate schedule.
     seconds
-        Of training, validation excluded.
+        Seconds of training, without validation.
     parameters
-        Numbers that have to be stored besides the model.
+        Number of parameters that have to be stored in addition to the model.
     bytes
-        What they take on a disk: the file that the model would get, with its proof and its record; of a fine-tuned copy
-        the files of a second model; of a network of its own one file of its tensors.
+        Their bytes on a disk: the file that the model would get, with its proof and its record; of a fine-tuned copy
+        the files of a second model; of a separate network one file of its tensors.
     curve
         Validation R2 while it was learned: (step, value).
     began
-        The known structure that it started from; None where it was chance (or, fine-tuning, the whole model).
+        The structure of the model that it was initialised from; None where its weights were random (or, for
+        fine-tuning, those of the whole model).
     """
 
     key: str
@@ -139,7 +139,7 @@ class MethodResult:
 
     @property
     def worst(self) -> PredictionChange | None:
-        """The structure that changed most, by R2 against before; None where nothing changed."""
+        """The structure that changed most, by R2 against the prediction before; None where nothing changed."""
         changed = [change for change in self.changes if not change.identical]
         return min(changed, key=lambda c: float("-inf") if c.r2 is None else c.r2, default=None)
 
@@ -155,7 +155,7 @@ class MethodResult:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MethodResult:
-        """Return what `to_json` gave."""
+        """Return the result that `to_json` wrote."""
         changes = tuple(PredictionChange(**change) for change in value["changes"])
         curve = tuple((int(step), float(r2)) for step, r2 in value["curve"])
         return cls(**{**value, "changes": changes, "curve": curve})
@@ -163,26 +163,26 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Three ways of learning one structure on the same images.
+    """Three methods of learning one structure on the same images.
 
     Attributes
     ----------
     structure
-        What was learned.
+        The structure that was learned.
     known
         The structures of the model.
     held_out, images
-        Which images the figures are of (``test`` or ``val``), and how many.
+        Split of the images that the figures are of (``test`` or ``val``), and their number.
     training_images
-        Images that it was learned from.
+        Number of images that it was learned from.
     ways
-        The ways, in the order `METHODS`.
+        Results of the methods, in the order `METHODS`.
     settings
-        What was asked for, as a page shows it: (what, value).
+        Settings as the page shows them: (name, value).
     notes
-        What a person should know of the split.
+        Sentences on the split that a person should know.
     folder
-        Where it is kept.
+        Its folder.
     """
 
     structure: str
@@ -196,7 +196,7 @@ class Comparison:
     folder: Path = field(default=Path(), compare=False)
 
     def __getitem__(self, key: str) -> MethodResult:
-        """Return one way by its key."""
+        """Return one method's result by its key."""
         for way in self.ways:
             if way.key == key:
                 return way
@@ -204,7 +204,7 @@ class Comparison:
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """File of the page."""
         return self.folder / "report.html"
 
 
@@ -228,13 +228,13 @@ def _rows(way: MethodResult, structure: str) -> list[tuple[str, str, str]]:
     costs = {key: getattr(way, key) for key in ("seconds", "steps", "parameters", "bytes")}
     rows = [(structure, key, repr(value)) for key, value in {**way.metrics, **costs}.items()]
     for change in way.changes:
-        found = {
+        figures = {
             "r2_to_before": change.r2,
             "max_difference": change.max_difference,
             "r2_before": change.truth_before,
             "r2_after": change.truth_after,
         }
-        rows += [(change.structure, key, repr(value)) for key, value in found.items() if value is not None]
+        rows += [(change.structure, key, repr(value)) for key, value in figures.items() if value is not None]
     return rows
 
 
@@ -246,7 +246,7 @@ def _from_json(value: dict[str, Any], folder: Path) -> Comparison:
             **value,
             "known": tuple(value["known"]),
             "ways": tuple(MethodResult.from_json(way) for way in value["ways"]),
-            "settings": tuple((what, text) for what, text in value["settings"]),
+            "settings": tuple((name, text) for name, text in value["settings"]),
             "notes": tuple(value["notes"]),
             "folder": folder,
         }
@@ -269,5 +269,5 @@ def read_comparison(folder: str | Path) -> Comparison:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RepmodeError(
             f"{path}: cannot be read as a comparison ({type(error).__name__}: {error}); `repmode-cl compare` "
-            "with --restart makes it anew"
+            "with --restart makes it again"
         ) from error
