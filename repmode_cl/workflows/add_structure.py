@@ -351,8 +351,8 @@ class AdditionRun:
         training, step = plan.config.training, strategy.progress.step
         if step < strategy.budget.steps and training.schedule != "constant":
             notes.append(
-                f"training ended at step {step} of {strategy.budget.steps} ({strategy.stop_reason}), before the learning "
-                f"rate had come down: with {step} steps from the start it may well do better"
+                f"training ended at step {step} of {strategy.budget.steps} ({strategy.stop_reason}), before the "
+                f"learning rate had come down: with {step} steps from the start it may well do better"
             )
         return notes
 

@@ -171,7 +171,7 @@ class AdditionPlan:
             "manifest": self.manifest.path.name,
             "steps": strategy.progress.step,
             "selected_step": strategy.selection.step,
-            "stopped": strategy.stopped,
+            "stopped": strategy.stop_reason,
             "seconds": round(strategy.progress.seconds, 3),
             "init": {"asked": self.init_from, **init},
         }

@@ -228,7 +228,9 @@ def test_a_resumed_training_is_refused_on_a_device_without_its_format(
     elsewhere = deep_patches(samples, Precision("float16", "cuda"))
     elsewhere.device = GPU
     bfloat16_on_gpu(monkeypatch, False)
-    with pytest.raises(ConfigError, match="started in bfloat16, which the GPU GeForce Old does not compute in"):
+    with pytest.raises(
+        ConfigError, match="started in bfloat16, which the GPU GeForce Old does not compute in"
+    ):
         StrategyCheckpoint(tmp_path).resume(elsewhere)
 
 
