@@ -6,7 +6,7 @@ import colorsys
 import hashlib
 from types import MappingProxyType
 
-__all__ = ["STRUCTURE_COLOURS", "TRANSMITTED_LIGHT_COLOUR", "colour_of", "hexadecimal"]
+__all__ = ["colour_of", "STRUCTURE_COLOURS", "TRANSMITTED_LIGHT_COLOUR", "hexadecimal"]
 
 Colour = tuple[int, int, int]
 

@@ -15,7 +15,7 @@ from repmode_cl.inference.streaming.journal import PredictionJournal
 from repmode_cl.inference.writers.image_metadata import NAMESPACE
 from repmode_cl.utils.atomic_files import canonical_json
 
-__all__ = ["input_fingerprint", "is_predicted", "prediction_uuid", "stored_uuid"]
+__all__ = ["prediction_uuid", "is_predicted", "input_fingerprint", "stored_uuid"]
 
 #: Bytes at either end of each input file that its fingerprint covers.
 _SAMPLE_BYTES = 1 << 16

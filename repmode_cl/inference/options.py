@@ -11,7 +11,7 @@ from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.window_batches import Network
 from repmode_cl.utils.memory import parse_memory
 
-__all__ = ["PredictedFile", "PredictionOptions"]
+__all__ = ["PredictionOptions", "PredictedFile"]
 
 
 @dataclass(frozen=True)

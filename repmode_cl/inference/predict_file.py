@@ -38,7 +38,7 @@ from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import available_memory, format_bytes, resident_memory
 
-__all__ = ["FilePrediction", "FusedNetworks", "fused_network_on", "predict_file"]
+__all__ = ["predict_file", "FilePrediction", "FusedNetworks", "fused_network_on"]
 
 
 @overload

@@ -18,12 +18,12 @@ from repmode_cl.data.readers.region import shape_text
 from repmode_cl.errors import ImageError, RepmodeError
 
 __all__ = [
-    "Window",
     "WindowGrid",
-    "checked_window_grid",
+    "Window",
     "gaussian_weights",
-    "plan_windows",
     "summed_weights",
+    "checked_window_grid",
+    "plan_windows",
 ]
 
 #: Least weight, relative to a Gaussian of height 1: a corner of the volume is covered only by the far corner of one

@@ -27,7 +27,7 @@ from repmode_cl.model import Model
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import available_memory, format_bytes
 
-__all__ = ["PredictedVolume", "VolumeRequest", "predict_volume"]
+__all__ = ["predict_volume", "VolumeRequest", "PredictedVolume"]
 
 #: Most float32 arrays in memory at once: of the image's size (itself, one result), and of the prepared grid's size
 #: (resampled, z-scored, sum, weights).

@@ -15,7 +15,7 @@ from repmode_cl.inference.streaming.blocks import BlockPlan
 from repmode_cl.inference.windows import WindowGrid
 from repmode_cl.utils.memory import format_bytes
 
-__all__ = ["MemoryNeeds", "MemoryPlan", "activation_bytes", "plan_memory", "tile_bytes"]
+__all__ = ["MemoryPlan", "plan_memory", "MemoryNeeds", "activation_bytes", "tile_bytes"]
 
 #: Copies of one full-resolution level, of `width` channels each, that a batch holds at most: the decoder's last
 #: concatenation is two, a convolution's other layout of it two more, and its result one. Measured for widths of 4 to

@@ -23,7 +23,7 @@ from repmode_cl.inference.writers import check_suffix, move_into_place, write_im
 from repmode_cl.inference.writers.image_metadata import ImageMetadata
 from repmode_cl.inference.writers.pyramid import Pyramid
 
-__all__ = ["Output", "output_disk_bytes", "result_path", "write_output"]
+__all__ = ["Output", "write_output", "output_disk_bytes", "result_path"]
 
 _Convert = Callable[[NDArray[Any]], NDArray[Any]]
 

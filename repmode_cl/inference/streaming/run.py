@@ -42,7 +42,7 @@ from repmode_cl.inference.window_batches import Network, predict_batches
 from repmode_cl.inference.windows import WindowGrid, gaussian_weights, summed_weights
 from repmode_cl.utils.memory import format_bytes
 
-__all__ = ["PredictionStopped", "StreamingJob", "run_streaming_job"]
+__all__ = ["run_streaming_job", "StreamingJob", "PredictionStopped"]
 
 
 class PredictionStopped(Exception):  # noqa: N818 - nothing went wrong

@@ -9,7 +9,7 @@ import numpy as np
 
 from repmode_cl.version import __version__
 
-__all__ = ["NAMESPACE", "ChannelMetadata", "ImageMetadata", "software"]
+__all__ = ["ImageMetadata", "ChannelMetadata", "NAMESPACE", "software"]
 
 #: Namespace of our annotations in OME-XML, and key of our attributes in zarr.
 NAMESPACE = "urn:repmode-cl:prediction"

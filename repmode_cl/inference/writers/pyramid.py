@@ -18,7 +18,7 @@ from repmode_cl.data.preprocessing.normalisation import strips
 from repmode_cl.inference.raw_volume import RawVolume
 from repmode_cl.inference.volume_source import VolumeSource
 
-__all__ = ["TILE", "Pyramid", "halve", "level_shapes"]
+__all__ = ["Pyramid", "TILE", "halve", "level_shapes"]
 
 Box = tuple[slice, slice, slice]
 
