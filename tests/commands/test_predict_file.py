@@ -20,7 +20,9 @@ from repmode_cl.data.preprocessing.normalisation import normalise
 from repmode_cl.data.preprocessing.resampling import resample, resample_to
 from repmode_cl.data.readers import open_image
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
+from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.predict_file import predict_file
+from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.inference.streaming.memory_plan import MemoryNeeds, MemoryPlan
 from repmode_cl.model import Model
@@ -168,6 +170,40 @@ def test_several_structures_share_one_pass_and_equal_single_ones(models, tmp_pat
             assert image.channel_names == (name,)
             assert image.voxel_size == pytest.approx(voxel)
     assert np.array_equal(np.load(tmp_path / "golgi.npy"), tifffile.imread(folder / "golgi.ome.tif"))
+
+
+def test_options_and_keywords_are_one_set_of_settings(models, tmp_path):
+    path = write(tmp_path, photo((8, 20, 20)), "npy")
+    first, second = tmp_path / "first.ome.tif", tmp_path / "second.ome.tif"
+    options = PredictionOptions(overlap=0.25, voxel_size=VOXEL, rescale=Rescale(-1, 1, "uint8"), device="cpu")
+    predict_file(models[1], "dna", path, first, options)
+    keywords = {"overlap": 0.25, "voxel_size": list(VOXEL), "rescale": "-1:1:uint8", "device": "cpu"}
+    predict_file(models[1], "dna", path, second, **keywords)
+    assert np.array_equal(tifffile.imread(first), tifffile.imread(second))
+    assert tifffile.imread(first).dtype == np.uint8
+    # A keyword replaces the field of the options.
+    done = predict_file(models[1], "dna", path, tmp_path / "third.npy", options, rescale=None)
+    assert (np.load(done.path).dtype, done.values) == (np.float32, "z-score units")
+    assert PredictionOptions(memory="2GB", window=[4, 8, 8]) == PredictionOptions(
+        memory=2 * 10**9, window=(4, 8, 8)
+    )
+    with pytest.raises(TypeError, match="overlaps"):
+        predict_file(models[1], "dna", path, tmp_path / "out.npy", overlaps=0.25)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"overlap": 1.0}, "overlap 1.0: a number from 0 to below 1"),
+        ({"window": (4, 8)}, "three positive whole numbers"),
+        ({"voxel_size": (0.3, 0, 0.3)}, "three positive numbers in um"),
+        ({"rescale": "8:2"}, "the lower first"),
+        ({"memory": "plenty"}, "such as 2GB"),
+    ],
+)
+def test_options_out_of_range_are_refused_when_made(settings, message):
+    with pytest.raises(RepmodeError, match=message):
+        PredictionOptions(**settings)
 
 
 def command(*arguments: object) -> tuple[int, str, str]:
