@@ -7,7 +7,7 @@ from repmode_cl.nn.mode_block import ModeBlock
 from repmode_cl.nn.multi_head_unet import MultiHeadUNet
 from repmode_cl.nn.norm_folding import FoldedUNet, fold_norms, fold_structure
 from repmode_cl.nn.plain_unet import PlainUNet
-from repmode_cl.nn.repmode_unet import RepModeUNet, trainable_names
+from repmode_cl.nn.repmode_unet import RepModeUNet
 from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
 
 __all__ = [
@@ -27,5 +27,4 @@ __all__ = [
     "make_expert",
     "smallest_size",
     "structure_seed",
-    "trainable_names",
 ]

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a stage's activations are computed again in the backward pass instead of kept."""
+"""Activation checkpointing: a stage's activations are computed again in the backward pass, not stored."""
 
 from __future__ import annotations
 
@@ -10,69 +10,69 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["frozen_statistics", "mark_for_compiler", "recomputed"]
+__all__ = ["checkpointed", "frozen_statistics", "mark_for_compiler"]
 
 
 #: torch's checkpoint, marked for its compiler, once `mark_for_compiler` was called.
-_marked: Callable[..., Any] = checkpoint
+_torch_checkpoint: Callable[..., Any] = checkpoint
 
 
 def mark_for_compiler() -> None:
-    """Have torch's compiler leave checkpoints alone: it gives up on those with contexts of their own.
+    """Keep torch's compiler out of checkpoints: it gives up on those that are given contexts.
 
-    Called when checkpointing is switched on and not at import: it loads the compiler, which takes seconds.
+    This is called when checkpointing is switched on and not at import: it loads the compiler, which takes seconds.
     """
-    global _marked
-    if _marked is checkpoint:
-        _marked = cast(Callable[..., Any], cast(Any, torch.compiler).disable(checkpoint))
+    global _torch_checkpoint
+    if _torch_checkpoint is checkpoint:
+        _torch_checkpoint = cast(Callable[..., Any], cast(Any, torch.compiler).disable(checkpoint))
 
 
-def recomputed(stage: Callable[..., Tensor], modules: Iterable[nn.Module], *inputs: Tensor) -> Tensor:
-    """Compute ``stage(*inputs)`` and keep nothing of it for the backward pass but `inputs`.
+def checkpointed(stage: Callable[..., Tensor], modules: Iterable[nn.Module], *inputs: Tensor) -> Tensor:
+    """Compute ``stage(*inputs)``, storing only `inputs` for the backward pass.
 
     Parameters
     ----------
     stage
-        What is computed, now and once more in the backward pass.
+        The function to compute, now and once more in the backward pass.
     modules
-        What it computes with: the running statistics of their batch norms move the first time only.
+        The modules that it uses: the running statistics of their batch norms are updated the first time only.
     *inputs
-        Tensors; whatever else `stage` needs it brings itself.
+        Tensors; anything else that `stage` needs is part of it already.
 
     Returns
     -------
     Tensor
-        What `stage` returns. Output, gradients and running statistics are the same to the bit as without.
+        The result of `stage`. Output, gradients and running statistics are the same bits as without checkpointing.
     """
     norms = [norm for module in modules for norm in module.modules() if isinstance(norm, nn.BatchNorm3d)]
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), frozen_statistics(norms)
 
-    # Nothing here draws random numbers, so that no state of a generator needs to be kept.
+    # Nothing here draws random numbers, so no generator's state needs to be stored.
     return cast(
         Tensor,
-        _marked(stage, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts),
+        _torch_checkpoint(stage, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts),
     )
 
 
 @contextmanager
 def frozen_statistics(norms: Iterable[nn.BatchNorm3d]) -> Iterator[None]:
-    """Let running statistics move on copies that are forgotten at the end.
+    """Update copies of the running statistics within this context, and drop the copies at its end.
 
-    Copies, because a recomputation has to save exactly as many tensors as the first computation did, and because
-    statistics that were set back in place would count as modified since.
+    Copies, because a recomputation must save exactly as many tensors as the first computation did, and because
+    autograd would take statistics that were reset in place for modified ones.
     """
-    kept = [
+    saved = [
         (norm, name, buffer)
         for norm in norms
         if norm.training
         for name, buffer in norm.named_buffers(recurse=False)
     ]
-    for norm, name, buffer in kept:
+    for norm, name, buffer in saved:
         setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, name, buffer in kept:
+        for norm, name, buffer in saved:
             setattr(norm, name, buffer)

@@ -1,4 +1,4 @@
-"""What a network looks like, as plain values that a model directory can hold as JSON."""
+"""The shape of a network and of its additions, as plain values that a model directory holds as JSON."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Architecture:
-        """Read what `to_json` gave."""
+        """Read the values that `to_json` returns."""
         return cls(int(values["width"]), int(values["depth"]), tuple(values["experts"]))
 
 
@@ -78,7 +78,7 @@ class AdditionSpec:
     resampling
         ``own``: it has its own copies of the down and up layers. ``base``: it uses the base's, frozen.
     needs
-        Additions whose experts it sees, in the order of the gate's rows; filled in when it is added.
+        Additions whose experts it sees, in the order of the gate's rows; filled in when the structure is added.
     """
 
     expert: str = "conv3"
@@ -97,7 +97,7 @@ class AdditionSpec:
                 raise ValueError(f"{key} is {' or '.join(allowed)}, not {getattr(self, key)!r}")
         if self.sees == "own" and self.needs:
             raise ValueError(
-                f"an addition that sees its own expert alone needs no other, not {list(self.needs)}"
+                f"an addition that sees only its own expert needs no other addition, not {list(self.needs)}"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class AdditionSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> AdditionSpec:
-        """Read what `to_json` gave."""
+        """Read the values that `to_json` returns."""
         return cls(
             expert=str(values["expert"]),
             sees=cast(Literal["own", "all"], values["sees"]),

@@ -1,4 +1,4 @@
-"""repmode_cl.nn.convolution."""
+"""The convolution of every block: stride 1, zero "same" padding, channels-last; and cuts to the centre of kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["convolve", "taps_within"]
+__all__ = ["centre_taps", "convolve", "taps_within"]
 
 
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -18,9 +18,9 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
     goes, that halves the time of a training step on CPUs.
     """
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    kernel = _within_reach(kernel, x.shape[2:])
+    kernel = _without_padding_taps(kernel, x.shape[2:])
     padding = [size // 2 for size in kernel.shape[2:]]
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and _shallow(x, kernel):
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and _is_shallow(x, kernel):
         # oneDNN reads uninitialised memory for the weight gradient of a half-precision convolution over a volume
         # that is shallower than the kernel, as in the bottleneck; so small a layer costs nothing in float32.
         with torch.autocast("cpu", enabled=False):
@@ -36,19 +36,26 @@ def taps_within(size: Sequence[int]) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _within_reach(kernel: Tensor, size: Sequence[int]) -> Tensor:
+def centre_taps(kernel: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the central `size` taps (z, y, x) of a kernel (C_out, C_in, K, K, K), a view.
+
+    Where the kernel has fewer taps on an axis, all of them are returned.
+    """
+    margins = [max(0, (taps - most) // 2) for taps, most in zip(kernel.shape[2:], size, strict=True)]
+    if not any(margins):
+        return kernel
+    z, y, x = (slice(margin, taps - margin) for margin, taps in zip(margins, kernel.shape[2:], strict=True))
+    return kernel[:, :, z, y, x]
+
+
+def _without_padding_taps(kernel: Tensor, size: Sequence[int]) -> Tensor:
     """Cut off the taps that only ever meet the zero padding: in a volume of n voxels, those n or more from the centre.
 
     The result is the same. At the bottleneck, with one or two planes left, it is most of the work (the weight
     gradient of a kernel far larger than its volume is also where oneDNN is slowest).
     """
-    wanted = [min(k, most) for k, most in zip(kernel.shape[2:], taps_within(size), strict=True)]
-    cuts = [(k - taps) // 2 for k, taps in zip(kernel.shape[2:], wanted, strict=True)]
-    if not any(cuts):
-        return kernel
-    z, y, x = (slice(cut, k - cut) for cut, k in zip(cuts, kernel.shape[2:], strict=True))
-    return kernel[:, :, z, y, x]
+    return centre_taps(kernel, taps_within(size))
 
 
-def _shallow(x: Tensor, kernel: Tensor) -> bool:
+def _is_shallow(x: Tensor, kernel: Tensor) -> bool:
     return any(n < k for n, k in zip(x.shape[2:], kernel.shape[2:], strict=True))

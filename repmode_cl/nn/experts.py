@@ -1,4 +1,4 @@
-"""The experts of a MoDE block (paper, section 3.3): each tells its kernel and its gradients, all that GatRep needs."""
+"""The experts of a MoDE block (paper, section 3.3), as kernels and gradients: all that GatRep needs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,28 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AvgExpert", "ConvExpert", "Expert", "LowRankExpert", "kaiming", "make_expert", "without_values"]
+__all__ = [
+    "AvgExpert",
+    "ConvExpert",
+    "Expert",
+    "LowRankExpert",
+    "kaiming",
+    "make_expert",
+    "uninitialised_weights",
+]
 
-_without_values = ContextVar("without_values", default=False)
+_uninitialised_weights = ContextVar("uninitialised_weights", default=False)
 
 
 def kaiming(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> nn.Parameter:
     """Return a parameter drawn Kaiming-uniform with a = sqrt(5), torch's default for convolutions.
 
-    The generator is explicit, so that building a network leaves torch's global generator alone. Kernels lie in
-    memory channels-last, as their gradients come: with input channels next to each other, the centre of a kernel
+    The generator is explicit, so that building a network does not touch torch's global generator. Kernels lie in
+    memory channels-last, as their gradients do: with input channels next to each other, the centre of a kernel
     is a few long runs and not many of three numbers, and fusing is four times as fast.
     """
     bound = 1 / math.sqrt(fan_in)
-    if _without_values.get():
+    if _uninitialised_weights.get():
         values = torch.empty(shape)
     else:
         values = torch.rand(shape, generator=generator).mul_(2).sub_(1).mul_(bound)
@@ -34,13 +42,13 @@ def kaiming(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> 
 
 
 @contextmanager
-def without_values() -> Iterator[None]:
-    """Build networks whose large weights are left as memory is: for those who set every one of them at once."""
-    token = _without_values.set(True)
+def uninitialised_weights() -> Iterator[None]:
+    """Build networks without drawing their weights, for callers that set every one of them at once."""
+    token = _uninitialised_weights.set(True)
     try:
         yield
     finally:
-        _without_values.reset(token)
+        _uninitialised_weights.reset(token)
 
 
 class Expert(nn.Module):
@@ -59,11 +67,11 @@ class Expert(nn.Module):
     kernel_size: int
 
     def weights(self) -> tuple[nn.Parameter, ...]:
-        """Return the parameters, in the order that the other methods take them."""
+        """Return the parameters, in the order in which the other methods take them."""
         return tuple(self.parameters())
 
-    def part(self, channels: slice) -> tuple[Tensor, ...]:
-        """Return the weights, as `taps` takes them, of some output channels alone."""
+    def channel_weights(self, channels: slice) -> tuple[Tensor, ...]:
+        """Return the weights of only some output channels, in the order in which `taps` takes them."""
         return tuple(weight.detach()[channels] for weight in self.weights())
 
     def taps(self, *weights: Tensor) -> Tensor:
@@ -88,7 +96,7 @@ class ConvExpert(Expert):
         return weights[0]
 
     def weight_gradients(self, grad: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Return the taps' own."""
+        """Return the gradient of the taps, which is that of the weight."""
         return (grad,)
 
 
@@ -118,8 +126,8 @@ class LowRankExpert(Expert):
         self.spatial = kaiming((rank, c_in, 3, 3, 3), c_in * 27, generator)
         self.mix = kaiming((c_out, rank), rank, generator)
 
-    def part(self, channels: slice) -> tuple[Tensor, ...]:
-        """Return the convolution, which all output channels share, and their part of the mixing."""
+    def channel_weights(self, channels: slice) -> tuple[Tensor, ...]:
+        """Return the convolution, which all output channels share, and these channels' rows of the mixing matrix."""
         return self.spatial.detach(), self.mix.detach()[channels]
 
     def taps(self, *weights: Tensor) -> Tensor:
@@ -131,7 +139,7 @@ class LowRankExpert(Expert):
         return merged.reshape(shape).permute(0, 4, 1, 2, 3)
 
     def weight_gradients(self, grad: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Return those of both factors of a matrix product."""
+        """Return the gradients of both factors of the matrix product."""
         spatial, mix = weights
         grad = grad.permute(0, 2, 3, 4, 1).flatten(1)
         rows = spatial.permute(0, 2, 3, 4, 1)
@@ -155,12 +163,12 @@ def make_expert(spec: str, c_in: int, c_out: int, generator: torch.Generator) ->
     ValueError
         If `spec` names no expert.
     """
-    if found := re.fullmatch(r"conv([135])", spec):
-        return ConvExpert(c_in, c_out, int(found[1]), generator)
-    if found := re.fullmatch(r"avg([35])", spec):
-        return AvgExpert(c_in, c_out, int(found[1]), generator)
-    if found := re.fullmatch(r"lowrank:([1-9][0-9]*)", spec):
-        return LowRankExpert(c_in, c_out, int(found[1]), generator)
+    if match := re.fullmatch(r"conv([135])", spec):
+        return ConvExpert(c_in, c_out, int(match[1]), generator)
+    if match := re.fullmatch(r"avg([35])", spec):
+        return AvgExpert(c_in, c_out, int(match[1]), generator)
+    if match := re.fullmatch(r"lowrank:([1-9][0-9]*)", spec):
+        return LowRankExpert(c_in, c_out, int(match[1]), generator)
     raise ValueError(
         f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R"
     )

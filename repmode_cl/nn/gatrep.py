@@ -1,8 +1,8 @@
 """GatRep (paper, section 3.4): gate rows and the experts they see become one convolution kernel each.
 
-The cost of a RepMode network beside a plain one is what happens here, so it is one autograd function: it keeps
-the parameters themselves for the backward pass and nothing made of them, and reads each kernel's gradient
-once for all experts of a size.
+This is all that a RepMode network costs in addition to a plain one, so it is one autograd function: for the backward
+pass it stores only the parameters themselves and nothing computed from them, and it reads each kernel's gradient
+once for all experts of one size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from repmode_cl.nn.convolution import centre_taps
 from repmode_cl.nn.experts import Expert
 
-__all__ = ["fuse_channels", "fuse_kernels", "fuse_rows"]
+__all__ = ["fuse_kernels", "fuse_rows", "fuse_channels"]
 
-#: Most elements of a product that is summed at once: what an inner product of large kernels takes as scratch.
+#: Most elements of a product that is summed at once: the scratch memory of an inner product of large kernels.
 _SCRATCH = 1 << 22
 
 V = TypeVar("V")
@@ -53,7 +54,7 @@ def fuse_rows(
     experts: Sequence[Expert],
     rows: Sequence[Tensor],
     dtype: torch.dtype | None = None,
-    reach: Sequence[int] | None = None,
+    max_taps: Sequence[int] | None = None,
 ) -> tuple[Tensor, ...]:
     """Merge the same experts into one kernel for each of several gate rows, as a mixed batch needs.
 
@@ -65,8 +66,8 @@ def fuse_rows(
         Gate rows, (T, C_out) each.
     dtype
         Precision to compute in, ``None`` for the parameters' own.
-    reach
-        Most taps (z, y, x) that are wanted of a kernel, odd numbers; the others are left out. ``None`` is all.
+    max_taps
+        Most taps (z, y, x) of a kernel, odd numbers; the others are left out. ``None`` is all.
 
     Returns
     -------
@@ -81,7 +82,7 @@ def fuse_rows(
 
     Notes
     -----
-    What autograd keeps is the experts' weights and the rows. A second derivative is refused by torch.
+    Autograd stores only the experts' weights and the rows. torch refuses a second derivative.
     Under autocast everything is computed in the parameters' precision: a convolution rounds the finished kernel.
     """
     if not experts:
@@ -90,20 +91,20 @@ def fuse_rows(
         if row.shape[0] != len(experts):
             raise ValueError(f"the gate row has {row.shape[0]} entries for {len(experts)} experts")
     weights = [weight.to(dtype) for expert in experts for weight in expert.weights()]
-    given = [row.to(dtype) for row in rows]
-    sizes = _sizes(experts, reach)
+    logits = [row.to(dtype) for row in rows]
+    sizes = _kernel_sizes(experts, max_taps)
     if torch.compiler.is_compiling():
-        # What is kept for the backward pass is the compiler's affair, and that of torch 2.11 loses the gradients of
-        # a function which it cannot trace to its end.
-        with torch.autocast(given[0].device.type, enabled=False):
-            taps = _wanted(_taps(experts, weights), sizes)
-            return tuple([_summed(sizes, taps, torch.softmax(row, 0)) for row in given])
-    apply = cast(Callable[..., tuple[Tensor, ...]], _Fuse.apply)
-    return apply(tuple(experts), sizes, len(given), *given, *weights)
+        # The compiler decides itself what is stored for the backward pass, and that of torch 2.11 loses the gradients
+        # of a function which it cannot trace to its end.
+        with torch.autocast(logits[0].device.type, enabled=False):
+            taps = _crop_taps(_expert_taps(experts, weights), sizes)
+            return tuple([_merge_traceable(sizes, taps, torch.softmax(row, 0)) for row in logits])
+    apply = cast(Callable[..., tuple[Tensor, ...]], _FuseKernels.apply)
+    return apply(tuple(experts), sizes, len(logits), *logits, *weights)
 
 
 def fuse_channels(experts: Sequence[Expert], logits: Tensor, channels: slice, dtype: torch.dtype) -> Tensor:
-    """Return `fuse_kernels` for some output channels alone, without gradients: the rest is never made.
+    """Return `fuse_kernels` for only some output channels, without gradients: the rest is never computed.
 
     Parameters
     ----------
@@ -118,12 +119,15 @@ def fuse_channels(experts: Sequence[Expert], logits: Tensor, channels: slice, dt
         (channels, C_in, K, K, K), channels-last.
     """
     with torch.no_grad():
-        taps = [expert.taps(*(weight.to(dtype) for weight in expert.part(channels))) for expert in experts]
-        return _merge(_sizes(experts, None), taps, torch.softmax(logits[:, channels].to(dtype), 0))
+        taps = [
+            expert.taps(*(weight.to(dtype) for weight in expert.channel_weights(channels)))
+            for expert in experts
+        ]
+        return _merge(_kernel_sizes(experts, None), taps, torch.softmax(logits[:, channels].to(dtype), 0))
 
 
-class _Fuse(torch.autograd.Function):
-    """``apply(experts, sizes, S, *rows, *weights)`` -> S kernels, `sizes` being what is wanted of each expert's."""
+class _FuseKernels(torch.autograd.Function):
+    """``apply(experts, sizes, S, *rows, *weights)`` -> S kernels; `sizes` are the taps used of each expert."""
 
     @staticmethod
     def forward(
@@ -134,45 +138,47 @@ class _Fuse(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         with torch.autocast(tensors[0].device.type, enabled=False):
-            taps = _wanted(_taps(experts, tensors[count:]), sizes)
+            taps = _crop_taps(_expert_taps(experts, tensors[count:]), sizes)
             return tuple(_merge(sizes, taps, torch.softmax(row, 0)) for row in tensors[:count])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        """Turn the kernels' gradients into those of rows and weights; frozen ones cost nothing."""
+        """Turn the kernels' gradients into those of rows and weights; frozen weights cost nothing."""
         experts: tuple[Expert, ...] = ctx.experts
-        saved = ctx.saved_tensors  # asked for once: activation checkpointing allows no second time
+        saved = ctx.saved_tensors  # read only once: activation checkpointing allows no second time
         rows, weights = saved[: ctx.count], saved[ctx.count :]
         needed = list(ctx.needs_input_grad[3:])
         row_grads: list[Tensor | None] = [None] * ctx.count
         tap_grads: list[Tensor | None] = [None] * len(experts)
-        learns = _learning(experts, needed[ctx.count :])
+        learning = _need_gradients(experts, needed[ctx.count :])
         with torch.autocast(rows[0].device.type, enabled=False):
-            whole = _taps(experts, weights)
-            taps = _wanted(whole, ctx.sizes)
+            full_taps = _expert_taps(experts, weights)
+            taps = _crop_taps(full_taps, ctx.sizes)
             for s, (row, grad) in enumerate(zip(rows, grads, strict=True)):
                 if grad is None:
                     continue
                 shares = torch.softmax(row, 0)
-                parts = _Parts(grad)
-                inner = []
+                crops = _GradientCrops(grad)
+                products = []
                 for t, (size, tap) in enumerate(zip(ctx.sizes, taps, strict=True)):
-                    part = parts.of(size, spread=_is_spread(tap, size))
+                    part = crops.of(size, summed=_is_uniform(tap, size))
                     if needed[s]:
-                        inner.append(_inner_products(tap, part))
-                    if learns[t]:
-                        tap_grads[t] = _add(tap_grads[t], part, _column(shares[t]))
+                        products.append(_inner_products(tap, part))
+                    if learning[t]:
+                        tap_grads[t] = _add_scaled(tap_grads[t], part, _per_channel(shares[t]))
                 if needed[s]:
-                    along = torch.stack(inner)
-                    row_grads[s] = shares * (along - (shares * along).sum(0))
-            tap_grads = [g if g is None else _grown(g, tap) for g, tap in zip(tap_grads, whole, strict=True)]
+                    share_grads = torch.stack(products)
+                    row_grads[s] = shares * (share_grads - (shares * share_grads).sum(0))
+            tap_grads = [
+                g if g is None else _pad_gradient(g, tap) for g, tap in zip(tap_grads, full_taps, strict=True)
+            ]
             weight_grads = _weight_gradients(experts, weights, tap_grads, needed[ctx.count :])
         return (None, None, None, *row_grads, *weight_grads)
 
 
-def _by_expert(experts: Sequence[Expert], values: Sequence[V]) -> Iterator[tuple[Expert, Sequence[V]]]:
-    """Yield each expert with its own of `values`, which hold one entry for each weight of all experts."""
+def _group_by_expert(experts: Sequence[Expert], values: Sequence[V]) -> Iterator[tuple[Expert, Sequence[V]]]:
+    """Yield each expert with its part of `values`, which hold one entry for each weight of all experts."""
     first = 0
     for expert in experts:
         count = len(expert.weights())
@@ -180,126 +186,120 @@ def _by_expert(experts: Sequence[Expert], values: Sequence[V]) -> Iterator[tuple
         first += count
 
 
-def _taps(experts: Sequence[Expert], weights: Sequence[Tensor]) -> list[Tensor]:
+def _expert_taps(experts: Sequence[Expert], weights: Sequence[Tensor]) -> list[Tensor]:
     """Return each expert's kernel, (C_out, C_in, K, K, K), or (C_out, C_in, 1, 1, 1) where all taps are the same."""
-    return [expert.taps(*mine) for expert, mine in _by_expert(experts, weights)]
+    return [expert.taps(*own) for expert, own in _group_by_expert(experts, weights)]
 
 
-def _learning(experts: Sequence[Expert], needed: Sequence[bool]) -> list[bool]:
-    """Say of each expert whether a weight of it takes a gradient."""
-    return [any(mine) for _, mine in _by_expert(experts, needed)]
+def _need_gradients(experts: Sequence[Expert], needed: Sequence[bool]) -> list[bool]:
+    """Return, for each expert, whether any of its weights takes a gradient."""
+    return [any(own) for _, own in _group_by_expert(experts, needed)]
 
 
-def _sizes(experts: Sequence[Expert], reach: Sequence[int] | None) -> tuple[Size, ...]:
-    """Return the taps (z, y, x) that are wanted of each expert."""
-    found = []
+def _kernel_sizes(experts: Sequence[Expert], max_taps: Sequence[int] | None) -> tuple[Size, ...]:
+    """Return the taps (z, y, x) that are used of each expert."""
+    sizes = []
     for expert in experts:
-        z, y, x = (min(expert.kernel_size, most) for most in reach or [expert.kernel_size] * 3)
-        found.append((z, y, x))
-    return tuple(found)
+        z, y, x = (min(expert.kernel_size, most) for most in max_taps or [expert.kernel_size] * 3)
+        sizes.append((z, y, x))
+    return tuple(sizes)
 
 
-def _wanted(taps: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
+def _crop_taps(taps: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
+    """Return the central taps of each kernel; one number that stands for all taps stays as it is."""
     return [
-        tap if tap.shape[2:].numel() == 1 else _centre(tap, size)
+        tap if tap.shape[2:].numel() == 1 else centre_taps(tap, size)
         for tap, size in zip(taps, sizes, strict=True)
     ]
 
 
-def _is_spread(tap: Tensor, size: Size) -> bool:
-    """Say whether `tap` is one number for all of `size` taps."""
+def _is_uniform(tap: Tensor, size: Size) -> bool:
+    """Return whether `tap` is one number that stands for all of `size` taps."""
     return tap.shape[2:].numel() < math.prod(size)
 
 
-def _grown(grad: Tensor, tap: Tensor) -> Tensor:
-    """Return the gradient of whole taps: zero where they were left out."""
+def _pad_gradient(grad: Tensor, tap: Tensor) -> Tensor:
+    """Return the gradient of all taps of an expert: zero where taps were left out."""
     if grad.shape == tap.shape:
         return grad
-    grown = torch.zeros_like(tap, memory_format=torch.channels_last_3d)
-    _centre(grown, (grad.shape[2], grad.shape[3], grad.shape[4])).copy_(grad)
-    return grown
+    padded = torch.zeros_like(tap, memory_format=torch.channels_last_3d)
+    centre_taps(padded, grad.shape[2:]).copy_(grad)
+    return padded
 
 
 def _merge(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Tensor) -> Tensor:
-    """Add up ``share * tap``, from the largest kernels to the smallest, each size in the centre of the last."""
+    """Sum ``share * tap`` from the largest kernels to the smallest, each size in the centre of the one before."""
     c_out, c_in = taps[0].shape[:2]
-    steps = sorted(set(sizes), key=math.prod, reverse=True)
+    distinct = sorted(set(sizes), key=math.prod, reverse=True)
     fused = torch.empty(
-        (c_out, c_in, *steps[0]),
+        (c_out, c_in, *distinct[0]),
         dtype=taps[0].dtype,
         device=taps[0].device,
         memory_format=torch.channels_last_3d,
     )
-    for step in steps:
-        place = _centre(fused, step)
+    for size in distinct:
+        centre = centre_taps(fused, size)
         same = [
-            (tap, _column(share))
-            for size, tap, share in zip(sizes, taps, shares, strict=True)
-            if size == step
+            (tap, _per_channel(share))
+            for own_size, tap, share in zip(sizes, taps, shares, strict=True)
+            if own_size == size
         ]
-        full = [pair for pair in same if not _is_spread(pair[0], step)]
-        # What is the same in all taps is summed small, and enters with the first pass over the large kernel.
-        level = [tap * share for tap, share in same if _is_spread(tap, step)]
-        spread = sum(level[1:], level[0]) if level else None
-        if step == steps[0]:
-            if not full:
-                place.copy_(cast(Tensor, spread).expand_as(place))
-            elif spread is None:
-                torch.mul(*full[0], out=place)
+        varying = [pair for pair in same if not _is_uniform(pair[0], size)]
+        # Experts with the same number in all taps are summed small, and enter with the first pass over the kernel.
+        uniform = [tap * share for tap, share in same if _is_uniform(tap, size)]
+        offset = sum(uniform[1:], uniform[0]) if uniform else None
+        if size == distinct[0]:
+            if not varying:
+                centre.copy_(cast(Tensor, offset).expand_as(centre))
+            elif offset is None:
+                torch.mul(*varying[0], out=centre)
             else:
-                torch.addcmul(spread, *full[0], out=place)
-            full = full[1:]
-        elif spread is not None:
-            place.add_(spread)
-        for tap, share in full:
-            place.addcmul_(tap, share)
+                torch.addcmul(offset, *varying[0], out=centre)
+            varying = varying[1:]
+        elif offset is not None:
+            centre.add_(offset)
+        for tap, share in varying:
+            centre.addcmul_(tap, share)
     return fused
 
 
-def _summed(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Tensor) -> Tensor:
-    """Return what `_merge` does, by operations that autograd knows; added in another order, so not to the same bits."""
-    edges = max(sizes, key=math.prod)
+def _merge_traceable(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Return what `_merge` does by operations that autograd traces; summed in another order, so not the same bits."""
+    largest = max(sizes, key=math.prod)
     parts: list[Tensor] = []
     for size, tap, share in zip(sizes, taps, shares, strict=True):
-        z, y, x = ((whole - own) // 2 for whole, own in zip(edges, size, strict=True))
-        parts.append(functional.pad(tap.expand(*tap.shape[:2], *size) * _column(share), (x, x, y, y, z, z)))
+        z, y, x = ((whole - own) // 2 for whole, own in zip(largest, size, strict=True))
+        parts.append(
+            functional.pad(tap.expand(*tap.shape[:2], *size) * _per_channel(share), (x, x, y, y, z, z))
+        )
     return sum(parts[1:], parts[0]).contiguous(memory_format=torch.channels_last_3d)
 
 
-class _Parts:
-    """A kernel's gradient as experts of each size see it: its centre, or the sum over that; each made once."""
+class _GradientCrops:
+    """The parts of a kernel's gradient for each size of experts, computed once: its centre, or the sum over that."""
 
     def __init__(self, grad: Tensor) -> None:
         self.grad = grad
-        self._made: dict[tuple[Size, bool], Tensor] = {}
+        self._crops: dict[tuple[Size, bool], Tensor] = {}
 
-    def of(self, size: Size, *, spread: bool) -> Tensor:
-        """Return the part of the central `size` taps, or with `spread` their sum, (C_out, C_in, 1, 1, 1)."""
-        if (size, spread) not in self._made:
-            if spread:
-                part = self.of(size, spread=False).sum((2, 3, 4), keepdim=True)
+    def of(self, size: Size, *, summed: bool) -> Tensor:
+        """Return the gradient of the central `size` taps, or with `summed` their sum, (C_out, C_in, 1, 1, 1)."""
+        if (size, summed) not in self._crops:
+            if summed:
+                part = self.of(size, summed=False).sum((2, 3, 4), keepdim=True)
             else:
-                part = _centre(self.grad, size).contiguous(memory_format=torch.channels_last_3d)
-            self._made[size, spread] = part
-        return self._made[size, spread]
+                part = centre_taps(self.grad, size).contiguous(memory_format=torch.channels_last_3d)
+            self._crops[size, summed] = part
+        return self._crops[size, summed]
 
 
-def _centre(kernel: Tensor, size: Size) -> Tensor:
-    """Return the central `size` taps (z, y, x), a view."""
-    margins = [(whole - wanted) // 2 for whole, wanted in zip(kernel.shape[2:], size, strict=True)]
-    if not any(margins):
-        return kernel
-    z, y, x = (slice(margin, margin + wanted) for margin, wanted in zip(margins, size, strict=True))
-    return kernel[:, :, z, y, x]
-
-
-def _column(share: Tensor) -> Tensor:
-    """(C_out,) -> (C_out, 1, 1, 1, 1)."""
+def _per_channel(share: Tensor) -> Tensor:
+    """Reshape (C_out,) -> (C_out, 1, 1, 1, 1)."""
     return share[:, None, None, None, None]
 
 
 def _inner_products(tap: Tensor, part: Tensor) -> Tensor:
-    """Return the inner product of two kernels for each output channel, (C_out,), in bounded scratch."""
+    """Return the inner product of two kernels for each output channel, (C_out,), in bounded scratch memory."""
     # In memory order, channels last: no copy is made.
     first, second = (x.permute(0, 2, 3, 4, 1).flatten(1) for x in (tap, part))
     rows = max(1, _SCRATCH // first.shape[1])
@@ -308,7 +308,7 @@ def _inner_products(tap: Tensor, part: Tensor) -> Tensor:
     return products[0] if len(products) == 1 else torch.cat(products)
 
 
-def _add(total: Tensor | None, part: Tensor, share: Tensor) -> Tensor:
+def _add_scaled(total: Tensor | None, part: Tensor, share: Tensor) -> Tensor:
     """Add ``part * share`` to `total` in place."""
     return part * share if total is None else total.addcmul_(part, share)
 
@@ -320,9 +320,11 @@ def _weight_gradients(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return the gradient of each weight of each expert, None where it takes none."""
-    found: list[Tensor | None] = []
-    each = zip(_by_expert(experts, weights), _by_expert(experts, needed), tap_grads, strict=True)
-    for (expert, mine), (_, wanted), grad in each:
-        made = [None] * len(mine) if grad is None else expert.weight_gradients(grad, *mine)
-        found += [g if takes else None for g, takes in zip(made, wanted, strict=True)]
-    return found
+    grads: list[Tensor | None] = []
+    per_expert = zip(
+        _group_by_expert(experts, weights), _group_by_expert(experts, needed), tap_grads, strict=True
+    )
+    for (expert, own), (_, learning), grad in per_expert:
+        computed = [None] * len(own) if grad is None else expert.weight_gradients(grad, *own)
+        grads += [g if learns else None for g, learns in zip(computed, learning, strict=True)]
+    return grads

@@ -1,6 +1,6 @@
-"""Predict a structure without holding its network: each layer is made when it is needed, and freed after.
+"""Predict a structure layer by layer: each fused layer is made when it is needed, and freed afterwards.
 
-A stored model is checked on the machine that predicts with it, beside a model that fills half its memory.
+This lets a stored model be verified on the machine that predicts with it, even if it fills half the memory.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from repmode_cl.nn.convolution import convolve
 from repmode_cl.nn.experts import Expert
 from repmode_cl.nn.gatrep import fuse_channels
 from repmode_cl.nn.mode_block import ModeBlock
-from repmode_cl.nn.norm_folding import laid_out, layers_of
+from repmode_cl.nn.norm_folding import folded_layer_factories, in_plain_layout
 from repmode_cl.nn.per_structure_layers import Resampling, StructureResampling
 from repmode_cl.nn.repmode_unet import RepModeUNet
 from repmode_cl.nn.unet import UNet
 
-__all__ = ["kernel_parts", "predict_float64", "predict_once"]
+__all__ = ["predict_layerwise", "predict_float64", "kernel_slices"]
 
-#: Most numbers of a float64 kernel that are there at once.
+#: Most numbers of a float64 kernel that are in memory at once.
 _SCRATCH = 1 << 18
 
 Layer = Callable[[Tensor], Tensor]
 
 
-def predict_once(network: RepModeUNet, structure: str, x: Tensor, *, folded: bool) -> Tensor:
+def predict_layerwise(network: RepModeUNet, structure: str, x: Tensor, *, folded: bool) -> Tensor:
     """Predict in the precision of the network's parameters.
 
     Parameters
     ----------
     network
-        In any mode: running statistics are what counts.
+        A network in any mode: its running statistics are used.
     structure
-        One that it knows.
+        One of its structures.
     x
         (N, 1, Z, Y, X), each size a multiple of 2^depth.
     folded
@@ -50,15 +50,15 @@ def predict_once(network: RepModeUNet, structure: str, x: Tensor, *, folded: boo
         (N, 1, Z, Y, X), bit for bit what `fold_structure` (`folded`) or ``network.fuse`` predicts.
     """
     if folded:
-        makers = layers_of(network, structure)
-        layers = {name: partial(_made_once, make) for name, make in makers.items()}
+        factories = folded_layer_factories(network, structure)
+        layers = {name: partial(_build_and_apply, make) for name, make in factories.items()}
     else:
         layers = {
             name: partial(_unfolded_block, block, structure) for name, block in network.named_mode_blocks()
         }
-        layers |= {name: partial(_resampled, site, structure) for name, site in _sites(network)}
+        layers |= {name: partial(_resample, layer, structure) for name, layer in network.named_resampling()}
     with torch.inference_mode():
-        return cast(Tensor, _Transient(network.width, network.depth, layers)(x))
+        return cast(Tensor, _LayerwiseUNet(network.width, network.depth, layers)(x))
 
 
 def predict_float64(
@@ -66,18 +66,18 @@ def predict_float64(
     structure: str,
     x: Tensor,
     *,
-    each: Callable[[str, slice, Tensor], None] = lambda name, channels, kernel: None,
+    on_kernel: Callable[[str, slice, Tensor], None] = lambda name, channels, kernel: None,
 ) -> Tensor:
-    """Predict in float64 with unfolded norms, from kernels that are fused in float64 and never whole.
+    """Predict in float64 with unfolded norms, from kernels that are fused in float64 a few channels at a time.
 
     Parameters
     ----------
     network, structure
-        As of `predict_once`.
+        As for `predict_layerwise`.
     x
         float64 (1, 1, Z, Y, X), each size a multiple of 2^depth.
-    each
-        Called with a block's name, output channels and their kernels, as these come.
+    on_kernel
+        Called with the name of a block, output channels and their kernels, as these are computed.
 
     Returns
     -------
@@ -85,15 +85,15 @@ def predict_float64(
         float64 (1, 1, Z, Y, X).
     """
     layers: dict[str, Layer] = {
-        name: partial(_float64_block, block, structure, partial(each, name))
+        name: partial(_float64_block, block, structure, partial(on_kernel, name))
         for name, block in network.named_mode_blocks()
     }
-    layers |= {name: partial(_resampled, site, structure) for name, site in _sites(network)}
+    layers |= {name: partial(_resample, layer, structure) for name, layer in network.named_resampling()}
     with torch.inference_mode():
-        return cast(Tensor, _Transient(network.width, network.depth, layers)(x))
+        return cast(Tensor, _LayerwiseUNet(network.width, network.depth, layers)(x))
 
 
-def kernel_parts(block: ModeBlock, structure: str) -> Iterator[tuple[slice, Tensor]]:
+def kernel_slices(block: ModeBlock, structure: str) -> Iterator[tuple[slice, Tensor]]:
     """Yield the float64 kernel of a block, a few output channels at a time: (channels, C_in, K, K, K)."""
     labelled, gate = block.visible(structure)
     experts: list[Expert] = [expert for _, expert in labelled]
@@ -104,14 +104,14 @@ def kernel_parts(block: ModeBlock, structure: str) -> Iterator[tuple[slice, Tens
         yield channels, fuse_channels(experts, gate.detach(), channels, torch.float64)
 
 
-class _Transient(UNet):
+class _LayerwiseUNet(UNet):
     """A U-Net without parameters: every layer is a function."""
 
     def __init__(self, width: int, depth: int, layers: Mapping[str, Layer]) -> None:
         super().__init__(width, depth, lambda *_: nn.Identity(), lambda *_: nn.Identity())
         for name, layer in layers.items():
             parent, _, last = name.rpartition(".")
-            setattr(self.get_submodule(parent), last, _Function(layer))
+            setattr(self.get_submodule(parent), last, _FunctionLayer(layer))
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class _Transient(UNet):
         return self.run(x, None)
 
 
-class _Function(nn.Module):
+class _FunctionLayer(nn.Module):
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self._layer = layer
@@ -129,57 +129,53 @@ class _Function(nn.Module):
         return self._layer(x)
 
 
-def _made_once(make: Callable[[], nn.Module], x: Tensor) -> Tensor:
+def _build_and_apply(make: Callable[[], nn.Module], x: Tensor) -> Tensor:
     return cast(Tensor, make()(x))
 
 
-def _sites(network: RepModeUNet) -> Iterator[tuple[str, StructureResampling]]:
-    for name, site in network.named_resampling():
-        yield name, cast(StructureResampling, site)
-
-
 def _unfolded_block(block: ModeBlock, structure: str, x: Tensor) -> Tensor:
-    x = convolve(x, laid_out(block.kernel(structure)))
-    return x if block.norm is None else torch.relu(_normed(x, block.norm.of(structure)))
+    x = convolve(x, in_plain_layout(block.kernel(structure)))
+    return x if block.norm is None else torch.relu(_normalise(x, block.norm.of(structure)))
 
 
 def _float64_block(
-    block: ModeBlock, structure: str, each: Callable[[slice, Tensor], None], x: Tensor
+    block: ModeBlock, structure: str, on_kernel: Callable[[slice, Tensor], None], x: Tensor
 ) -> Tensor:
     out = x.new_empty((1, block.c_out, *x.shape[2:]))
     size = block.kernel_shape(structure)[-1]
     padded = F.pad(x, [size // 2] * 6)
-    for channels, kernel in kernel_parts(block, structure):
-        each(channels, kernel)
+    for channels, kernel in kernel_slices(block, structure):
+        on_kernel(channels, kernel)
         out[0, channels] = _convolve_float64(padded[0], kernel, (x.shape[2], x.shape[3], x.shape[4]))
-    return out if block.norm is None else torch.relu(_normed(out, block.norm.of(structure)))
+    return out if block.norm is None else torch.relu(_normalise(out, block.norm.of(structure)))
 
 
 def _convolve_float64(padded: Tensor, kernel: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """(C_in, Z + K - 1, ...) -> (C_out, Z, Y, X): a matrix product for each tap.
+    """Convolve (C_in, Z + K - 1, ...) -> (C_out, Z, Y, X) by a matrix product for each tap.
 
-    torch convolves in float64 by writing all taps of all voxels out, which takes a gigabyte for the first levels
+    torch convolves in float64 by writing out all taps of all voxels, which takes a gigabyte for the first levels
     of the paper's network.
     """
     out = padded.new_zeros((len(kernel), size[0] * size[1] * size[2]))
     half = kernel.shape[-1] // 2
-    near = [range(max(0, half - (n - 1)), min(kernel.shape[-1], half + n)) for n in size]
-    for z in near[0]:
-        for y in near[1]:
-            for x in near[2]:
-                seen = padded[:, z : z + size[0], y : y + size[1], x : x + size[2]]
-                out.addmm_(kernel[:, :, z, y, x], seen.reshape(len(padded), -1))
+    taps = [range(max(0, half - (n - 1)), min(kernel.shape[-1], half + n)) for n in size]
+    for z in taps[0]:
+        for y in taps[1]:
+            for x in taps[2]:
+                shifted = padded[:, z : z + size[0], y : y + size[1], x : x + size[2]]
+                out.addmm_(kernel[:, :, z, y, x], shifted.reshape(len(padded), -1))
     return out.reshape(len(kernel), *size)
 
 
-def _resampled(site: StructureResampling, structure: str, x: Tensor) -> Tensor:
-    layer = cast(Resampling, site.of(structure))
-    resample = F.conv_transpose3d if layer.up else F.conv3d
-    return torch.relu(_normed(resample(x, layer.weight.to(x.dtype), stride=2), site.norm.of(structure)))
+def _resample(module: StructureResampling, structure: str, x: Tensor) -> Tensor:
+    layer = cast(Resampling, module.of(structure))
+    convolution = F.conv_transpose3d if layer.up else F.conv3d
+    x = convolution(x, layer.weight.to(x.dtype), stride=2)
+    return torch.relu(_normalise(x, module.norm.of(structure)))
 
 
-def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-    """Apply a batch norm with its running statistics, whatever mode it is in, in the precision of `x`."""
+def _normalise(x: Tensor, norm: nn.Module) -> Tensor:
+    """Apply a batch norm with its running statistics, in the precision of `x`, whatever its mode."""
     norm = cast(nn.BatchNorm3d, norm)
     parts = (cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var), norm.weight, norm.bias)
     mean, variance, weight, bias = (part.to(x.dtype) for part in parts)

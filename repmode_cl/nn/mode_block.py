@@ -13,7 +13,7 @@ from repmode_cl.nn.architecture import AdditionSpec
 from repmode_cl.nn.convolution import convolve, taps_within
 from repmode_cl.nn.experts import Expert, make_expert
 from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
-from repmode_cl.nn.per_structure_layers import StructureGroups, StructureNorm, by_group
+from repmode_cl.nn.per_structure_layers import StructureGroups, StructureNorm, apply_by_structure
 
 __all__ = ["ModeAddition", "ModeBlock"]
 
@@ -27,7 +27,7 @@ def new_gate(experts: int, c_out: int, generator: torch.Generator) -> nn.Paramet
 
 
 class ModeAddition(nn.Module):
-    """What an added structure owns in one block: a gate row and, unless it has none, a fresh expert."""
+    """The part of an added structure in one block: a gate row and, unless it has none, a fresh expert."""
 
     def __init__(self, expert: Expert | None, gate: nn.Parameter, needs: tuple[str, ...]) -> None:
         super().__init__()
@@ -71,24 +71,24 @@ class ModeBlock(nn.Module):
         self.norm = StructureNorm(c_out) if activation else None
 
     def add_gate(self, name: str, generator: torch.Generator) -> None:
-        """Give `name` a gate row over the shared experts, and nothing else."""
+        """Add a gate row over the shared experts for `name`, and nothing else."""
         self.gates[name] = new_gate(len(self.experts), self.c_out, generator)
 
     def add(self, name: str, spec: AdditionSpec, generator: torch.Generator) -> None:
-        """Give `name` a fresh expert and a gate row over all that it sees (paper, Fig. 8)."""
+        """Add a fresh expert and a gate row over all visible experts for `name` (paper, Fig. 8)."""
         expert = None if spec.expert == "none" else make_expert(spec.expert, self.c_in, self.c_out, generator)
-        seen = [self.addition(other).expert for other in spec.needs]
-        rows = len(self.experts) + sum(e is not None for e in [*seen, expert])
+        earlier = [self.addition(other).expert for other in spec.needs]
+        rows = len(self.experts) + sum(e is not None for e in [*earlier, expert])
         self.own[name] = ModeAddition(expert, new_gate(rows, self.c_out, generator), spec.needs)
         if self.norm is not None and spec.norm == "own":
             self.norm.add(name)
 
     def addition(self, name: str) -> ModeAddition:
-        """Return what the addition `name` owns here."""
+        """Return the part of the addition `name` in this block."""
         return cast(ModeAddition, self.own[name])
 
     def visible(self, name: str) -> tuple[list[tuple[str, Expert]], Tensor]:
-        """Return the labelled experts that `name` sees, and its gate row (T, C_out) over them."""
+        """Return the experts that `name` sees, with their labels, and its gate row (T, C_out) over them."""
         shared = [(label, cast(Expert, expert)) for label, expert in self.experts.items()]
         if name in self.gates:
             return shared, self.gates[name]
@@ -99,33 +99,33 @@ class ModeBlock(nn.Module):
         return shared + [(f"of {other}", e) for other, e in added if e is not None], own.gate
 
     def kernel_shape(self, name: str) -> tuple[int, int, int, int, int]:
-        """Return the shape of what `kernel` returns, (C_out, C_in, K, K, K), without computing it."""
+        """Return the shape of `kernel`, (C_out, C_in, K, K, K), without computing it."""
         size = max(expert.kernel_size for _, expert in self.visible(name)[0])
         return self.c_out, self.c_in, size, size, size
 
     def kernel(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the one kernel that `name` convolves with here, (C_out, C_in, K, K, K) (paper, eq. 6)."""
+        """Return the fused kernel of `name`, (C_out, C_in, K, K, K) (paper, eq. 6)."""
         experts, gate = self.visible(name)
         return fuse_kernels([expert for _, expert in experts], gate, dtype)
 
-    def kernels(self, names: Sequence[str], reach: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """Return the kernel of each of `names`, of which at most `reach` taps (z, y, x) are wanted.
+    def kernels(self, names: Sequence[str], max_taps: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return the fused kernel of each of `names`, with at most `max_taps` taps (z, y, x).
 
-        Those of the base, which see the same experts, are fused together.
+        The structures of the base, which see the same experts, are fused together.
         """
         base = [name for name in names if name in self.gates]
         experts = [cast(Expert, expert) for expert in self.experts.values()]
         rows = [self.gates[name] for name in base]
-        fused = dict(zip(base, fuse_rows(experts, rows, reach=reach), strict=True)) if base else {}
+        fused = dict(zip(base, fuse_rows(experts, rows, max_taps=max_taps), strict=True)) if base else {}
         for name in names:
             if name not in fused:
-                seen, row = self.visible(name)
-                [fused[name]] = fuse_rows([expert for _, expert in seen], [row], reach=reach)
+                visible, row = self.visible(name)
+                [fused[name]] = fuse_rows([expert for _, expert in visible], [row], max_taps=max_taps)
         return fused
 
     def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:
-        """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X): one kernel and one convolution for each structure in the batch."""
-        # Without gradients kernels are whole, bit for bit those of the network that `fuse` gives.
+        """Convolve (N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X) with one kernel for each structure in the batch."""
+        # Without gradients kernels are whole, bit for bit those of the network that `fuse` returns.
         kernels = self.kernels(groups.names, taps_within(x.shape[2:]) if torch.is_grad_enabled() else None)
-        x = by_group(x, groups, lambda part, name: convolve(part, kernels[name]))
+        x = apply_by_structure(x, groups, lambda part, name: convolve(part, kernels[name]))
         return x if self.norm is None else torch.relu(self.norm(x, groups))

@@ -1,4 +1,4 @@
-"""Multi-Head (paper, section 4.2): one shared plain U-Net with a decoder, or a last layer, of each structure's own."""
+"""Multi-Head (paper, section 4.2): one shared plain U-Net with a decoder, or a last layer, for each structure."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from torch import Tensor, nn
 
 from repmode_cl.errors import StructureError
 from repmode_cl.nn.architecture import Architecture
-from repmode_cl.nn.per_structure_layers import StructureGroups, by_group
+from repmode_cl.nn.per_structure_layers import StructureGroups, apply_by_structure
 from repmode_cl.nn.plain_unet import PlainBlock, PlainResampling, PlainUNet
 from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["Head", "MultiHeadUNet"]
 
-#: What each structure has of its own.
+#: The part of the network that each structure has to itself.
 Head = Literal["decoder", "last"]
 
 #: Makes one layer, from a generator of its weights.
-MakeLayer = Callable[[torch.Generator], nn.Module]
+LayerFactory = Callable[[torch.Generator], nn.Module]
 
 
-class _OwnLayer(nn.Module):
-    """A place of the network where each structure has a layer of its own."""
+class _PerStructureLayer(nn.Module):
+    """A layer of which each structure has its own."""
 
-    def __init__(self, make: MakeLayer) -> None:
+    def __init__(self, make: LayerFactory) -> None:
         super().__init__()
         self.make = make
         self.own = nn.ModuleDict()
 
     def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:
-        """Compute each structure's samples of `x` (N, C, Z, Y, X) by its own layer."""
-        return by_group(x, groups, lambda part, name: cast(Tensor, self.own[name](part)))
+        """Compute each structure's samples of `x` (N, C, Z, Y, X) with its own layer."""
+        return apply_by_structure(x, groups, lambda part, name: cast(Tensor, self.own[name](part)))
 
 
 class MultiHeadUNet(StructureUNet):
-    """A plain U-Net whose decoder, or last layer alone, each structure has of its own.
+    """A plain U-Net in which each structure has its own decoder, or only its own last layer.
 
     The paper's Multi-Head (Dec.) and Multi-Head (Las.). Encoder and bottleneck are shared (for ``last`` the decoder
     too), with their norms.
@@ -50,12 +50,12 @@ class MultiHeadUNet(StructureUNet):
     kernel
         Edge of the convolution kernels, 3 or 5.
     structures
-        What it knows at first.
+        Structures that it has heads for at first.
     head
-        ``decoder``: up layers, decoder and last layer are each structure's own; ``last``: the last layer alone.
+        ``decoder``: up layers, decoder and last layer are each structure's own; ``last``: only the last layer is.
     seed
-        Seed of the initial weights; torch's global generator is left alone. A head's depend on its structure too,
-        and not on which others there are.
+        Seed of the initial weights; torch's global generator is not touched. The weights of a head depend on
+        its structure too, and not on which others there are.
 
     Raises
     ------
@@ -88,11 +88,14 @@ class MultiHeadUNet(StructureUNet):
         if head == "decoder":
             for level in range(self.depth):
                 channels = self.width << level
-                self.up[level] = _OwnLayer(_make_up(2 * channels, channels))
+                self.up[level] = _PerStructureLayer(_up_layer_factory(2 * channels, channels))
                 self.decoder[level] = nn.ModuleList(
-                    [_OwnLayer(_make_block(c, channels, kernel)) for c in (2 * channels, channels)]
+                    [
+                        _PerStructureLayer(_block_factory(c, channels, kernel))
+                        for c in (2 * channels, channels)
+                    ]
                 )
-        self.head = _OwnLayer(_make_block(self.width, 1, kernel, activation=False))
+        self.head = _PerStructureLayer(_block_factory(self.width, 1, kernel, activation=False))
         for name in structures:
             self.add(name, seed=seed)
 
@@ -102,18 +105,18 @@ class MultiHeadUNet(StructureUNet):
         return self._structures
 
     def add(self, name: str, *, seed: int) -> None:
-        """Give `name` a fresh head; its weights depend on the seed and the name."""
+        """Add a fresh head for `name`; its weights depend on the seed and the name."""
         check_structure_name(name)
         if name in self._structures:
             raise StructureError(f"{name!r} has a head already")
         generator = torch.Generator().manual_seed(structure_seed(seed, name))
         device = next(self.parameters()).device
         for module in self.modules():
-            if isinstance(module, _OwnLayer):
+            if isinstance(module, _PerStructureLayer):
                 module.own[name] = module.make(generator).to(device)
         self._structures = (*self._structures, name)
-        if self._trained is not None:
-            self.restrict_training(self._trained)
+        if self._trainable is not None:
+            self.restrict_training(self._trainable)
         self.train(self.training)
 
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
@@ -122,11 +125,11 @@ class MultiHeadUNet(StructureUNet):
             raise StructureError("nothing to train: name at least one structure")
         for name in structures:
             self._check(name)
-        mine = tuple(f".own.{name}." for name in structures)
+        own_parts = tuple(f".own.{name}." for name in structures)
         names = frozenset(
             name
             for name, _ in self.named_parameters()
-            if ".own." not in name or any(part in name for part in mine)
+            if ".own." not in name or any(part in name for part in own_parts)
         )
         return self.restrict_training(names)
 
@@ -144,9 +147,9 @@ class MultiHeadUNet(StructureUNet):
         return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
 
 
-def _make_block(c_in: int, c_out: int, kernel: int, *, activation: bool = True) -> MakeLayer:
+def _block_factory(c_in: int, c_out: int, kernel: int, *, activation: bool = True) -> LayerFactory:
     return lambda generator: PlainBlock(c_in, c_out, kernel, activation=activation, generator=generator)
 
 
-def _make_up(c_in: int, c_out: int) -> MakeLayer:
+def _up_layer_factory(c_in: int, c_out: int) -> LayerFactory:
     return lambda generator: PlainResampling(c_in, c_out, up=True, generator=generator)

@@ -1,4 +1,4 @@
-"""Fold batch norms into the convolutions before them: what a fused network still spends beside convolving."""
+"""Fold batch norms into the convolutions before them, the last cost of a fused network besides convolving."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from repmode_cl.nn.repmode_unet import RepModeUNet
 from repmode_cl.nn.unet import UNet
 
 __all__ = [
-    "FoldedBlock",
-    "FoldedResampling",
     "FoldedUNet",
     "fold_norms",
     "fold_structure",
-    "laid_out",
-    "layers_of",
+    "FoldedBlock",
+    "FoldedResampling",
+    "folded_layer_factories",
+    "in_plain_layout",
 ]
 
-#: Most numbers that are scaled at once: what folding takes as scratch, in float64.
+#: Most numbers that are scaled at once: the scratch memory of folding, in float64.
 _SCRATCH = 1 << 17
 
 
 class FoldedBlock(nn.Module):
-    """A K x K x K convolution with a bias, and ReLU unless it is the last.
+    """A K x K x K convolution with a bias; ReLU follows, except in the last block.
 
     Parameters
     ----------
     weight
-        (C_out, C_in, K, K, K); from now on this block's own: it is scaled in place.
+        (C_out, C_in, K, K, K); it belongs to this block from now on, which scales it in place.
     norm
-        What is folded into it; None for the last block.
+        The norm to fold into it; None for the last block.
     """
 
     weight: Tensor
@@ -49,7 +49,7 @@ class FoldedBlock(nn.Module):
         bias = None
         if norm is not None:
             scale, bias = _scale_and_bias(norm)
-            _scale(weight, scale, axis=0)
+            _scale_channels(weight, scale, axis=0)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -65,9 +65,9 @@ class FoldedResampling(nn.Module):
     Parameters
     ----------
     layer
-        Its weight is copied.
+        The layer, whose weight is copied.
     norm
-        What is folded into it.
+        The norm to fold into it.
     """
 
     weight: Tensor
@@ -79,7 +79,7 @@ class FoldedResampling(nn.Module):
         scale, bias = _scale_and_bias(norm)
         # A transposed convolution's weight has its output channels second.
         weight = layer.weight.detach().clone()
-        _scale(weight, scale, axis=1 if self.up else 0)
+        _scale_channels(weight, scale, axis=1 if self.up else 0)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -89,7 +89,7 @@ class FoldedResampling(nn.Module):
 
 
 class FoldedUNet(UNet):
-    """A plain U-Net for prediction alone, whose convolutions carry their batch norms.
+    """A plain U-Net that only predicts: its convolutions carry their batch norms.
 
     Made by `fold_norms` and `fold_structure`.
 
@@ -98,7 +98,7 @@ class FoldedUNet(UNet):
     width, depth, kernel
         As of `PlainUNet`.
     layers
-        Makes each layer, by its name.
+        Functions that make the layers, by layer name.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class FoldedUNet(UNet):
 def fold_norms(network: PlainUNet) -> FoldedUNet:
     """Return a copy of `network` with every batch norm folded into the convolution before it.
 
-    The same function but for rounding: scales are computed and multiplied in float64 and rounded once. The copy
-    takes no gradients, and nothing is ever taken apart again: the unmerged experts stay the truth.
+    It computes the same but for rounding: scales are computed and multiplied in float64 and rounded once. The copy
+    takes no gradients, and is never unfolded again: the unmerged experts stay the truth.
 
     Parameters
     ----------
     network
-        In evaluation mode: running statistics are what is folded.
+        A network in evaluation mode: its running statistics are folded.
 
     Raises
     ------
@@ -150,10 +150,10 @@ def fold_norms(network: PlainUNet) -> FoldedUNet:
 
 
 def fold_structure(network: RepModeUNet, structure: str) -> FoldedUNet:
-    """Return the folded network that `structure` comes to: ``fold_norms(network.fuse(structure))``, bit for bit.
+    """Return the folded network of `structure`: ``fold_norms(network.fuse(structure))``, bit for bit.
 
-    One layer is fused at a time, so that no whole network but the result is made beside `network`, whose mode does
-    not matter: its running statistics are what is folded.
+    One layer is fused at a time, so that besides `network` only the result is ever in memory. The mode of `network`
+    does not matter: its running statistics are folded.
 
     Raises
     ------
@@ -163,33 +163,35 @@ def fold_structure(network: RepModeUNet, structure: str) -> FoldedUNet:
     blocks = dict(network.named_mode_blocks())
     kernel = blocks["head"].kernel_shape(structure)[-1]
     with torch.no_grad():
-        return FoldedUNet(network.width, network.depth, kernel, layers_of(network, structure)).eval()
+        return FoldedUNet(
+            network.width, network.depth, kernel, folded_layer_factories(network, structure)
+        ).eval()
 
 
-def layers_of(network: RepModeUNet, structure: str) -> dict[str, Callable[[], nn.Module]]:
-    """Return what makes each folded layer of `structure`, by its name; nothing is made yet."""
+def folded_layer_factories(network: RepModeUNet, structure: str) -> dict[str, Callable[[], nn.Module]]:
+    """Return a function for each folded layer of `structure` that makes it, by layer name; nothing is made yet."""
 
     def block(name: str) -> nn.Module:
         module = blocks[name]
         norm = None if module.norm is None else cast(nn.BatchNorm3d, module.norm.of(structure))
-        return FoldedBlock(laid_out(module.kernel(structure).detach()), norm)
+        return FoldedBlock(in_plain_layout(module.kernel(structure).detach()), norm)
 
-    def resampling(site: StructureResampling) -> nn.Module:
-        layer, norm = site.of(structure), site.norm.of(structure)
+    def resampling(module: StructureResampling) -> nn.Module:
+        layer, norm = module.of(structure), module.norm.of(structure)
         return FoldedResampling(cast(Resampling, layer), cast(nn.BatchNorm3d, norm))
 
     blocks = dict(network.named_mode_blocks())
     layers: dict[str, Callable[[], nn.Module]] = {name: partial(block, name) for name in blocks}
     for name, module in network.named_resampling():
-        layers[name] = partial(resampling, cast(StructureResampling, module))
+        layers[name] = partial(resampling, module)
     return layers
 
 
-def laid_out(kernel: Tensor) -> Tensor:
+def in_plain_layout(kernel: Tensor) -> Tensor:
     """Return a fused kernel in the memory layout of a plain network's weight, which decides how it is convolved.
 
-    They differ where there is one input channel alone: such a kernel is channels-last and contiguous at once, and
-    only its strides say as which of both it is taken.
+    The layouts differ where there is only one input channel: such a kernel is both channels-last and contiguous, and
+    only its strides tell torch which of the two to use.
     """
     return kernel if kernel.shape[1] > 1 else kernel.clone(memory_format=torch.contiguous_format)
 
@@ -202,7 +204,7 @@ def _scale_and_bias(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     return scale, bias.to(norm.bias.dtype)
 
 
-def _scale(weight: Tensor, scale: Tensor, axis: int) -> None:
+def _scale_channels(weight: Tensor, scale: Tensor, axis: int) -> None:
     """Multiply `weight` in place by a factor for each channel of an axis: in float64, rounded once."""
     shape = [1] * weight.ndim
     shape[axis] = -1

@@ -1,4 +1,4 @@
-"""Places of the network where an added structure may have its own copy of what the base has: norms and resampling."""
+"""Layers of which an added structure may have its own copy: batch norm and resampling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from repmode_cl.nn.experts import kaiming
 
-__all__ = ["StructureGroups", "StructureNorm", "Resampling", "StructureResampling", "by_group"]
+__all__ = ["StructureNorm", "StructureResampling", "Resampling", "StructureGroups", "apply_by_structure"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class StructureGroups:
     counts: tuple[int, ...]
 
 
-def by_group(x: Tensor, groups: StructureGroups, compute: Callable[[Tensor, str], Tensor]) -> Tensor:
+def apply_by_structure(
+    x: Tensor, groups: StructureGroups, compute: Callable[[Tensor, str], Tensor]
+) -> Tensor:
     """Apply ``compute(part, structure)`` to each structure's samples of `x` (N, C, Z, Y, X), and join."""
     if len(groups.names) == 1:
         return compute(x, groups.names[0])
@@ -40,7 +42,11 @@ def by_group(x: Tensor, groups: StructureGroups, compute: Callable[[Tensor, str]
 
 
 class StructureNorm(nn.Module):
-    """Batch norm: the base's, and the own copies of added structures (why: running statistics drift, DESIGN 4)."""
+    """Batch norm: the base's, and a copy for each added structure.
+
+    A shared norm would not do: even with frozen weights, its running statistics would drift while a new structure
+    trains, and the predictions of all others with them.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,7 +54,7 @@ class StructureNorm(nn.Module):
         self.own = nn.ModuleDict()
 
     def add(self, name: str) -> None:
-        """Give `name` its own copy, started from the base's."""
+        """Add a copy of the base's norm for `name`."""
         self.own[name] = copy.deepcopy(self.base)
 
     def of(self, name: str) -> nn.Module:
@@ -56,12 +62,12 @@ class StructureNorm(nn.Module):
         return self.own[name] if name in self.own else self.base
 
     def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:
-        """Normalise `x`; structures that share a norm are one batch to it."""
+        """Normalise `x`; structures that share a norm are normalised as one batch."""
         norms = {id(self.of(name)): self.of(name) for name in groups.names}
         if len(norms) == 1:
             result: Tensor = next(iter(norms.values()))(x)
             return result
-        return by_group(x, groups, lambda part, name: self.of(name)(part))
+        return apply_by_structure(x, groups, lambda part, name: self.of(name)(part))
 
 
 class Resampling(nn.Module):
@@ -80,7 +86,7 @@ class Resampling(nn.Module):
 
 
 class StructureResampling(nn.Module):
-    """A resampling layer, batch norm and ReLU: the base's, and own copies of added structures."""
+    """A resampling layer, batch norm and ReLU: the base's, and a copy for each added structure that has one."""
 
     def __init__(self, c_in: int, c_out: int, *, up: bool, generator: torch.Generator) -> None:
         super().__init__()
@@ -89,7 +95,7 @@ class StructureResampling(nn.Module):
         self.norm = StructureNorm(c_out)
 
     def add(self, name: str) -> None:
-        """Give `name` its own copy of the layer, started from the base's."""
+        """Add a copy of the base's layer for `name`."""
         self.own[name] = copy.deepcopy(self.base)
 
     def of(self, name: str) -> nn.Module:
@@ -99,7 +105,7 @@ class StructureResampling(nn.Module):
     def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, ...) with half or twice the size."""
         if any(name in self.own for name in groups.names):
-            x = by_group(x, groups, lambda part, name: self.of(name)(part))
+            x = apply_by_structure(x, groups, lambda part, name: self.of(name)(part))
         else:
             x = self.base(x)
         return torch.relu(self.norm(x, groups))

@@ -1,4 +1,4 @@
-"""The plain U-Net: the topology of RepMode with one convolution per block, as Multi-Net trains and GatRep yields."""
+"""The plain U-Net: one convolution per block. Multi-Net trains it, and GatRep fuses RepMode into it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PlainBlock", "PlainResampling", "PlainUNet"]
 
 
 class PlainBlock(nn.Module):
-    """A K x K x K convolution without bias; batch norm and ReLU unless it is the last."""
+    """A K x K x K convolution without bias; batch norm and ReLU follow, except in the last block."""
 
     def __init__(
         self, c_in: int, c_out: int, kernel: int, *, activation: bool, generator: torch.Generator
@@ -52,9 +52,9 @@ class PlainUNet(UNet):
     width, depth
         As of `Architecture`.
     kernel
-        Edge K of the kernels: 3 or 5 for Multi-Net, 1 too for what a fused network may come to.
+        Edge K of the kernels: 3 or 5 for Multi-Net; a fused network may also have 1.
     seed
-        Seed of the initial weights; torch's global generator is left alone.
+        Seed of the initial weights; torch's global generator is not touched.
     """
 
     def __init__(self, width: int, depth: int, kernel: int, *, seed: int = 0) -> None:

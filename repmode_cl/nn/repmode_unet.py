@@ -17,7 +17,7 @@ from repmode_cl.nn.plain_unet import PlainBlock, PlainResampling, PlainUNet
 from repmode_cl.nn.structure_unet import StructureUNet, structure_seed
 from repmode_cl.structures import check_structure_name
 
-__all__ = ["RepModeUNet", "trainable_names"]
+__all__ = ["RepModeUNet"]
 
 
 class RepModeUNet(StructureUNet):
@@ -30,7 +30,7 @@ class RepModeUNet(StructureUNet):
     base_structures
         Structures that share the base's norms and are trained jointly; at least one.
     seed
-        Seed of the initial weights; torch's global generator is left alone.
+        Seed of the initial weights; torch's global generator is not touched.
     """
 
     def __init__(self, architecture: Architecture, base_structures: Sequence[str], *, seed: int = 0) -> None:
@@ -50,11 +50,11 @@ class RepModeUNet(StructureUNet):
         self._base = names
         self._additions: dict[str, AdditionSpec] = {}
 
-    # -- what is here -------------------------------------------------------------------------------------------
+    # -- structures and layers ------------------------------------------------------------------------------------
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """All structures, the base's first, then the additions in the order they came."""
+        """All structures: the base's first, then the additions in the order in which they were added."""
         return (*self._base, *self._additions)
 
     @property
@@ -64,13 +64,18 @@ class RepModeUNet(StructureUNet):
 
     @property
     def additions(self) -> Mapping[str, AdditionSpec]:
-        """Added structures and how each was added, in the order they came."""
+        """Added structures and how each was added, in that order."""
         return dict(self._additions)
 
     def named_mode_blocks(self) -> Iterator[tuple[str, ModeBlock]]:
         """Yield the MoDE blocks with their names, from input to output."""
         for name, block in self.named_blocks():
             yield name, cast(ModeBlock, block)
+
+    def named_resampling(self) -> Iterator[tuple[str, StructureResampling]]:
+        """Yield the down and up layers with their names."""
+        for name, layer in super().named_resampling():
+            yield name, cast(StructureResampling, layer)
 
     def kernels(self, structure: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return the fused kernel of each block for `structure`, (C_out, C_in, K, K, K) (paper, eq. 6)."""
@@ -98,8 +103,8 @@ class RepModeUNet(StructureUNet):
         name
             The new structure.
         spec
-            What it gets; the paper's choice where not given. With ``sees="all"`` its `needs` are filled in here,
-            unless they are given (as when a stored structure is loaded).
+            How it is added; the paper's way by default. With ``sees="all"``, `needs` are filled in here, unless
+            they are given (as when a stored structure is loaded).
         seed
             Seed of the new weights, combined with the name.
 
@@ -120,17 +125,17 @@ class RepModeUNet(StructureUNet):
         generator = self._generator(name, seed)
         for _, block in self.named_mode_blocks():
             block.add(name, spec, generator)
-        for _, site in self._resampling_sites():
+        for _, layer in self.named_resampling():
             if spec.norm == "own":
-                site.norm.add(name)
+                layer.norm.add(name)
             if spec.resampling == "own":
-                site.add(name)
+                layer.add(name)
         self._additions[name] = spec
-        self._settle()
+        self._align_new_modules()
         return spec
 
     def drop_structure(self, name: str) -> None:
-        """Forget the addition `name` and all that it owns: the undoing of `add_structure`.
+        """Remove the addition `name` and all that it owns, the reverse of `add_structure`.
 
         Raises
         ------
@@ -141,18 +146,18 @@ class RepModeUNet(StructureUNet):
         """
         if name not in self._additions:
             raise UnknownStructureError(name, self._additions, "the additions of this network")
-        if users := [other for other, spec in self._additions.items() if name in spec.needs]:
-            raise StructureError(f"{name!r} cannot go: {', '.join(users)} need its experts")
+        if dependents := [other for other, spec in self._additions.items() if name in spec.needs]:
+            raise StructureError(f"{name!r} cannot be dropped: {', '.join(dependents)} need its experts")
         for module in self.modules():
             own = getattr(module, "own", None)
             if isinstance(own, nn.ModuleDict) and name in own:
                 del own[name]
         del self._additions[name]
-        if self._trained is not None:
-            self._trained = frozenset(n for n in self._trained if f".own.{name}." not in n)
+        if self._trainable is not None:
+            self._trainable = frozenset(n for n in self._trainable if f".own.{name}." not in n)
 
     def add_base_structure(self, name: str, *, seed: int = 0) -> None:
-        """Give `name` a gate row over the shared experts and nothing of its own: what fine-tuning everything does."""
+        """Add `name` to the base with only a gate row over the shared experts, as fine-tuning of all weights does."""
         self._check_new(name)
         if self._additions:
             raise StructureError(
@@ -162,7 +167,7 @@ class RepModeUNet(StructureUNet):
         for _, block in self.named_mode_blocks():
             block.add_gate(name, generator)
         self._base = (*self._base, name)
-        self._settle()
+        self._align_new_modules()
 
     def _check_new(self, name: str) -> None:
         check_structure_name(name)
@@ -173,22 +178,57 @@ class RepModeUNet(StructureUNet):
     def _generator(name: str, seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(structure_seed(seed, name))
 
-    def _resampling_sites(self) -> Iterator[tuple[str, StructureResampling]]:
-        for name, site in self.named_resampling():
-            yield name, cast(StructureResampling, site)
-
-    def _settle(self) -> None:
-        """Bring what was just built to the device, trainability and mode of the rest."""
+    def _align_new_modules(self) -> None:
+        """Bring newly built modules to the device, trainability and mode of the rest."""
         self.to(next(self.parameters()).device)
-        if self._trained is not None:
-            self.restrict_training(self._trained)
+        if self._trainable is not None:
+            self.restrict_training(self._trainable)
         self.train(self.training)
 
-    # -- what may change ----------------------------------------------------------------------------------------
+    # -- training -----------------------------------------------------------------------------------------------
 
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
-        """Make exactly what `trainable_names` tells trainable, everything else frozen, and return those names."""
-        return self.restrict_training(trainable_names(self, structures))
+        """Make exactly the parameters of `trainable_names` trainable, freeze the rest, and return those names."""
+        return self.restrict_training(self.trainable_names(structures))
+
+    def trainable_names(self, structures: Sequence[str]) -> frozenset[str]:
+        """Return the names of the parameters that training `structures` together may change.
+
+        For one added structure: what it owns, and nothing else (paper, section 4.4: "experts frozen"). For base
+        structures: the shared experts, the base's resampling layers and norms, and the gate rows of these structures.
+
+        Raises
+        ------
+        UnknownStructureError
+            If the network does not know one of them.
+        StructureError
+            If there are none, if an addition is mixed with others, or if the base is to be trained although additions
+            depend on it.
+        """
+        for name in structures:
+            self._check(name)
+        selected = set(structures)
+        if not selected:
+            raise StructureError("nothing to train: name at least one structure")
+        parameters = [name for name, _ in self.named_parameters()]
+        if added := selected & set(self._additions):
+            if len(selected) > 1:
+                raise StructureError(
+                    f"{', '.join(sorted(added))} cannot be trained together with others: an added structure has its "
+                    "own norms and is trained by itself"
+                )
+            return frozenset(self.owned_names(*added)).intersection(parameters)
+        if self._additions:
+            raise StructureError(
+                f"the base cannot be trained any more: {', '.join(self._additions)} depend on it; make another base"
+            )
+        frozen_rows = {
+            f"{block}.gates.{name}"
+            for block, _ in self.named_mode_blocks()
+            for name in self._base
+            if name not in selected
+        }
+        return frozenset(parameters) - frozen_rows
 
     # -- tensors by owner ---------------------------------------------------------------------------------------
 
@@ -200,70 +240,70 @@ class RepModeUNet(StructureUNet):
         return {name: name.replace(part, ".") for name in self.state_dict() if part in name}
 
     def structure_state(self, structure: str) -> dict[str, Tensor]:
-        """Return what the addition `structure` owns, named without it: ``encoder.0.0.gate`` and so on."""
+        """Return the tensors that the addition `structure` owns, named without it: ``encoder.0.0.gate`` and so on."""
         state = self.state_dict()
         return {local: state[name].detach() for name, local in self.owned_names(structure).items()}
 
     def base_state(self) -> dict[str, Tensor]:
-        """Return all that no addition owns: shared experts, resampling, base norms, gate rows of base structures."""
+        """Return the tensors that no addition owns: shared experts, resampling, base norms and base gate rows."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items() if ".own." not in name}
 
     def load_structure_state(self, structure: str, state: Mapping[str, Tensor]) -> None:
-        """Set what the addition `structure` owns.
+        """Set the tensors that the addition `structure` owns.
 
         Raises
         ------
         ModelError
             If a tensor is missing, unexpected, or of another shape or type.
         """
-        self._load(
+        self._load_tensors(
             {local: name for name, local in self.owned_names(structure).items()}, state, repr(structure)
         )
 
     def load_base_state(self, state: Mapping[str, Tensor]) -> None:
-        """Set all that no addition owns.
+        """Set the tensors that no addition owns.
 
         Raises
         ------
         ModelError
             If a tensor is missing, unexpected, or of another shape or type.
         """
-        self._load({name: name for name in self.base_state()}, state, "the base")
+        self._load_tensors({name: name for name in self.base_state()}, state, "the base")
 
-    def _load(self, names: Mapping[str, str], state: Mapping[str, Tensor], what: str) -> None:
+    def _load_tensors(self, names: Mapping[str, str], state: Mapping[str, Tensor], what: str) -> None:
         if missing := sorted(set(names) - set(state)):
             raise ModelError(f"{what}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
         if extra := sorted(set(state) - set(names)):
             raise ModelError(
                 f"{what}: tensor {extra[0]!r} does not belong to this network ({len(extra)} in all)"
             )
-        own = self.state_dict()
+        current = self.state_dict()
         for local, name in names.items():
-            given, here = state[local], own[name]
-            if given.shape != here.shape or given.dtype != here.dtype:
+            new, old = state[local], current[name]
+            if new.shape != old.shape or new.dtype != old.dtype:
                 raise ModelError(
-                    f"{what}: tensor {local!r} is {given.dtype} {tuple(given.shape)}, "
-                    f"this network's is {here.dtype} {tuple(here.shape)}"
+                    f"{what}: tensor {local!r} is {new.dtype} {tuple(new.shape)}, "
+                    f"this network's is {old.dtype} {tuple(old.shape)}"
                 )
         with torch.no_grad():
             for local, name in names.items():
-                own[name].copy_(state[local])
+                current[name].copy_(state[local])
 
     # -- computing ----------------------------------------------------------------------------------------------
 
     def _check_mixture(self, structures: Sequence[str]) -> None:
         if self.training and any(name in self._additions for name in structures):
             raise StructureError(
-                f"{', '.join(structures)} cannot be mixed in a training batch: added structures have norms of their own"
+                f"{', '.join(structures)} cannot be mixed in a training batch: added structures have their own norms"
             )
 
     def fuse(self, structure: str) -> PlainUNet:
-        """Return the plain network that `structure` comes to (paper, section 3.4), a copy in evaluation mode.
+        """Return the fused plain network of `structure` (paper, section 3.4), a copy in evaluation mode.
 
         Its predictions are bit-identical to this network's in evaluation mode.
         """
         self._check(structure)
-        blocks = dict(self.named_mode_blocks())
+        blocks, resampling = dict(self.named_mode_blocks()), dict(self.named_resampling())
         plain = PlainUNet(self.width, self.depth, blocks["head"].kernel_shape(structure)[-1])
         state: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -273,47 +313,8 @@ class RepModeUNet(StructureUNet):
                 if norm is not None:
                     state |= {f"{name}.norm.{k}": v for k, v in norm.of(structure).state_dict().items()}
             for name, layer in plain.named_resampling():
-                site = cast(StructureResampling, self.get_submodule(name))
-                cast(PlainResampling, layer).layer.load_state_dict(site.of(structure).state_dict())
-                state |= {f"{name}.norm.{k}": v for k, v in site.norm.of(structure).state_dict().items()}
+                own = resampling[name]
+                cast(PlainResampling, layer).layer.load_state_dict(own.of(structure).state_dict())
+                state |= {f"{name}.norm.{k}": v for k, v in own.norm.of(structure).state_dict().items()}
             plain.load_state_dict(state, strict=False)
         return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
-
-
-def trainable_names(network: RepModeUNet, structures: Sequence[str]) -> frozenset[str]:
-    """Return the names of the parameters that training `structures` together may change.
-
-    For one added structure: what it owns, and nothing else (paper, section 4.4: "experts frozen"). For base
-    structures: the shared experts, the base's resampling layers and norms, and the gate rows of these structures.
-
-    Raises
-    ------
-    UnknownStructureError
-        If the network does not know one of them.
-    StructureError
-        If there are none, if an addition is mixed with others, or if the base is to be trained although additions
-        depend on it.
-    """
-    for name in structures:
-        if name not in network.structures:
-            raise UnknownStructureError(name, network.structures)
-    chosen = set(structures)
-    if not chosen:
-        raise StructureError("nothing to train: name at least one structure")
-    added = chosen & set(network.additions)
-    if added:
-        if len(chosen) > 1:
-            raise StructureError(
-                f"{', '.join(sorted(added))} cannot be trained together with others: an added structure has "
-                "norms of its own and is trained alone"
-            )
-        return frozenset(network.owned_names(*added)) & {name for name, _ in network.named_parameters()}
-    if network.additions:
-        raise StructureError(
-            f"the base cannot be trained any more: {', '.join(network.additions)} depend on it; make another base"
-        )
-    rows = {
-        f"{block}.gates.{name}" for block, _ in network.named_mode_blocks() for name in network.structures
-    }
-    kept = {f"{block}.gates.{name}" for block, _ in network.named_mode_blocks() for name in chosen}
-    return frozenset(name for name, _ in network.named_parameters() if name not in rows or name in kept)

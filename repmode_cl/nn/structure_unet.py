@@ -1,4 +1,4 @@
-"""What RepMode and Multi-Head share: a U-Net of named structures, of which parts are frozen, and mixed batches."""
+"""A U-Net of named structures, with mixed batches and frozen parts: the base class of RepMode and Multi-Head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["StructureUNet", "structure_seed"]
 
 
 def structure_seed(seed: int, name: str) -> int:
-    """Return the seed of what the structure `name` brings: not that of another, nor of another run."""
+    """Return the seed of the weights of the structure `name`: another for each structure and each run."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
 
 
@@ -25,11 +25,11 @@ class StructureUNet(UNet):
     """A U-Net whose layers are called with the structures of the batch; see `UNet` for its parameters."""
 
     #: Names of the parameters that may change; None where that was never restricted, as in a fresh network.
-    _trained: frozenset[str] | None = None
+    _trainable: frozenset[str] | None = None
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """Structures that it knows."""
+        """Structures that the network predicts."""
         raise TypeError(f"{type(self).__name__} does not say which structures it knows")
 
     def _check(self, name: str) -> None:
@@ -37,21 +37,21 @@ class StructureUNet(UNet):
             raise UnknownStructureError(name, self.structures)
 
     def restrict_training(self, names: frozenset[str]) -> frozenset[str]:
-        """Let exactly the parameters `names` take gradients; norms without one stay in evaluation mode from now on."""
-        self._trained = frozenset(names)
+        """Let exactly the parameters `names` take gradients; frozen norms stay in evaluation mode from now on."""
+        self._trainable = frozenset(names)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in names)
             if name not in names:
                 parameter.grad = None
         self.train(self.training)
-        return self._trained
+        return self._trainable
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, but for frozen norms: whoever calls this, their running statistics must not drift."""
+        """Set training mode, except for frozen norms, whose running statistics must never drift."""
         super().train(mode)
-        if self._trained is not None:
+        if self._trainable is not None:
             for name, module in self.named_modules():
-                if isinstance(module, nn.BatchNorm3d) and f"{name}.weight" not in self._trained:
+                if isinstance(module, nn.BatchNorm3d) and f"{name}.weight" not in self._trainable:
                     module.eval()
         return self
 
@@ -90,9 +90,9 @@ class StructureUNet(UNet):
             return self.run(x, groups)
         self._check_mixture(distinct)
         order = sorted(range(len(names)), key=lambda i: distinct.index(names[i]))
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return self.run(x[order], groups)[back.to(x.device)]
+        inverse = torch.empty(len(order), dtype=torch.long)
+        inverse[torch.tensor(order)] = torch.arange(len(order))
+        return self.run(x[order], groups)[inverse.to(x.device)]
 
     def _check_mixture(self, structures: Sequence[str]) -> None:
-        """Refuse a batch of structures that cannot be computed together; by default none is refused."""
+        """Refuse a batch of structures that cannot be computed together; by default any can."""

@@ -1,4 +1,4 @@
-"""The U-Net's topology (paper, section 3.2), one for both networks, so that they differ in their blocks alone."""
+"""The U-Net's topology (paper, section 3.2), shared by all networks, so that they differ only in their layers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmode_cl.errors import ImageError
-from repmode_cl.nn.activation_checkpointing import mark_for_compiler, recomputed
+from repmode_cl.nn.activation_checkpointing import checkpointed, mark_for_compiler
 from repmode_cl.nn.architecture import smallest_size
 
 __all__ = ["UNet", "checkpoint_activations"]
 
 
 def checkpoint_activations(network: nn.Module, active: bool) -> None:
-    """Let every U-Net in `network` compute activations again in the backward pass (`active`), or keep them."""
+    """Switch activation checkpointing of every U-Net in `network` on (`active`) or off."""
     for part in network.modules():
         if isinstance(part, UNet):
             part.activation_checkpointing = active
@@ -39,7 +39,7 @@ class UNet(nn.Module):
 
     Notes
     -----
-    `context` is passed through untouched: RepMode's blocks get the structures of the batch by it.
+    `context` is passed to every layer untouched: it tells RepMode's blocks the structures of the batch.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class UNet(nn.Module):
         super().__init__()
         self.width, self.depth = width, depth
         self.activation_checkpointing = False
-        """Whether training keeps each level's input alone and computes the rest again in the backward pass."""
+        """Whether training stores only each level's input and computes the rest again in the backward pass."""
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
 
@@ -83,20 +83,20 @@ class UNet(nn.Module):
 
     def named_resampling(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the down and up layers with their names."""
-        for name in [f"{way}.{level}" for way in ("down", "up") for level in range(self.depth)]:
+        for name in [f"{direction}.{level}" for direction in ("down", "up") for level in range(self.depth)]:
             yield name, self.get_submodule(name)
 
     def run(self, x: Tensor, context: Any) -> Tensor:
-        """Compute (N, 1, Z, Y, X) -> (N, 1, Z, Y, X); sizes that 2^depth does not divide are padded and cropped."""
+        """Compute (N, 1, Z, Y, X) -> (N, 1, Z, Y, X); sizes that are no multiple of 2^depth are padded and cropped."""
         x, crop = self._pad(x)
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            x = self._recomputing(x, context)
+            x = self._forward_checkpointed(x, context)
         else:
-            x = self._keeping(x, context)
+            x = self._forward_plain(x, context)
         return x[crop] if crop is not None else x
 
-    def _keeping(self, x: Tensor, context: Any) -> Tensor:
-        # One frame and one name for all of it: what a block no longer needs is freed at once.
+    def _forward_plain(self, x: Tensor, context: Any) -> Tensor:
+        # One function and one name for every activation: each is freed as soon as no block needs it.
         skips = []
         for level in range(self.depth):
             for block in cast(nn.ModuleList, self.encoder[level]):
@@ -112,41 +112,41 @@ class UNet(nn.Module):
         result: Tensor = self.head(x, context)
         return result
 
-    def _recomputing(self, x: Tensor, context: Any) -> Tensor:
-        """Compute the same, keeping for the backward pass no more than what each level begins with."""
+    def _forward_checkpointed(self, x: Tensor, context: Any) -> Tensor:
+        """Compute the same, storing only the input of each level for the backward pass."""
 
-        def through(modules: Iterable[nn.Module], *inputs: Tensor) -> Tensor:
-            chain = list(modules)
+        def run_checkpointed(modules: Iterable[nn.Module], *inputs: Tensor) -> Tensor:
+            layers = list(modules)
 
             def stage(x: Tensor, skip: Tensor | None = None) -> Tensor:
-                for module in chain:
-                    x = module(x, context)
-                    if skip is not None:  # the first is an up layer, which the skip is joined to
+                for layer in layers:
+                    x = layer(x, context)
+                    if skip is not None:  # the first layer is an up layer: its output is joined to the skip
                         x, skip = torch.cat([skip, x], dim=1), None
                 return x
 
-            return recomputed(stage, chain, *inputs)
+            return checkpointed(stage, layers, *inputs)
 
         skips = []
         for level in range(self.depth):
-            x = through(cast(nn.ModuleList, self.encoder[level]), x)
+            x = run_checkpointed(cast(nn.ModuleList, self.encoder[level]), x)
             skips.append(x)
-            x = through([self.down[level]], x)
-        x = through(self.bottleneck, x)
+            x = run_checkpointed([self.down[level]], x)
+        x = run_checkpointed(self.bottleneck, x)
         for level in reversed(range(self.depth)):
             blocks = cast(nn.ModuleList, self.decoder[level])
-            x = through([self.up[level], *blocks], x, skips.pop())
-        return through([self.head], x)
+            x = run_checkpointed([self.up[level], *blocks], x, skips.pop())
+        return run_checkpointed([self.head], x)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[slice, ...] | None]:
         if x.ndim != 5 or x.shape[1] != 1:
             raise ImageError(f"the network takes batches (N, 1, Z, Y, X), not {tuple(x.shape)}")
         multiple, sizes = 1 << self.depth, x.shape[2:]
-        least = smallest_size(self.depth)
-        if min(sizes) < least:
+        smallest = smallest_size(self.depth)
+        if min(sizes) < smallest:
             raise ImageError(
                 f"a volume of {' x '.join(map(str, sizes))} voxels (z, y, x) is too small: a network of depth "
-                f"{self.depth} needs at least {least} along each axis; use a larger volume, or a network of less depth"
+                f"{self.depth} needs at least {smallest} along each axis; use a larger volume or a shallower network"
             )
         before = [(-size % multiple) // 2 for size in sizes]
         after = [-size % multiple - b for size, b in zip(sizes, before, strict=True)]

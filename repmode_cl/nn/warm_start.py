@@ -1,8 +1,8 @@
-"""What an added structure may start with instead of chance: the mode of a structure that is known already.
+"""Warm start of an added structure: initial weights from the mode of another structure, instead of random ones.
 
-The paper starts from chance (section 4.4). A mode is one kernel for each block, and an addition that sees the
-same experts can begin near it: with the known structure's gate rows, and with an expert of its own that says what
-those say already. Where the known structure is itself an addition, what it owns is taken over as far as it fits.
+The paper starts from random weights (section 4.4). A mode is one kernel for each block, and an addition that sees the
+same experts can start near it: with the other structure's gate rows, and with a fresh expert that approximates the
+other's kernel. Where the other structure is itself an addition, its own tensors are copied as far as they fit.
 """
 
 from __future__ import annotations
@@ -14,59 +14,60 @@ import torch
 from torch import Tensor
 
 from repmode_cl.errors import ModelError, UnknownStructureError
+from repmode_cl.nn.convolution import centre_taps
 from repmode_cl.nn.experts import AvgExpert, ConvExpert, Expert, LowRankExpert
 from repmode_cl.nn.mode_block import ModeBlock
-from repmode_cl.nn.per_structure_layers import StructureNorm, StructureResampling
+from repmode_cl.nn.per_structure_layers import StructureNorm
 from repmode_cl.nn.repmode_unet import RepModeUNet
 
-__all__ = ["FreshExpert", "begin_from"]
+__all__ = ["FreshExpert", "warm_start"]
 
-#: What the addition's own expert starts as, where it cannot take over the known structure's: as it was drawn, as
-#: nothing, or as the centre of the known structure's fused kernel.
+#: Start of the addition's own expert where the other structure has none of its kind to copy: as it was drawn at random,
+#: as zero, or as the centre of the other structure's fused kernel.
 FreshExpert = Literal["drawn", "zero", "kernel"]
 
-#: What `begin_from` does unless it is told otherwise.
-EXPERT: FreshExpert = "kernel"
-SHARE: float | None = None
+#: Defaults of `warm_start`.
+DEFAULT_EXPERT: FreshExpert = "kernel"
+DEFAULT_SHARE: float | None = None
 
-#: Share of the softmax that each expert gets which the addition sees and the known structure does not.
+#: Share of the softmax of each expert that the addition sees and the other structure does not.
 _UNSEEN = 0.02
 
 
-def begin_from(
+def warm_start(
     network: RepModeUNet,
     name: str,
     other: str,
     *,
     source: RepModeUNet | None = None,
-    expert: FreshExpert = EXPERT,
-    share: float | None = SHARE,
+    expert: FreshExpert = DEFAULT_EXPERT,
+    share: float | None = DEFAULT_SHARE,
 ) -> tuple[str, ...]:
-    """Let the fresh addition `name` start from the mode of the known structure `other`.
+    """Set the initial weights of the fresh addition `name` from the mode of the structure `other`.
 
     Parameters
     ----------
     network
-        Holds `name`, untrained. Nothing but what `name` owns changes.
+        The network with `name`, untrained. Only the tensors that `name` owns change.
     name
-        An addition.
+        An addition of `network`.
     other
         A structure of `source`.
     source
-        A network of the same base that holds `other`; `network` itself where not given. It may hold an earlier
-        version of `name`, which can then be `other`.
+        A network with the same base that has `other`; `network` itself by default. It may have an earlier version
+        of `name`, which can then be `other`.
     expert
-        What the own expert starts as where `other` has none of its kind to take over: ``drawn`` at random as it
-        is, ``zero``, or ``kernel``, the centre of the fused kernel of `other` (for a low-rank expert the best
+        Start of the fresh expert where `other` has none of its kind to copy: ``drawn`` at random as it is,
+        ``zero``, or ``kernel``, the centre of the fused kernel of `other` (for a low-rank expert the best
         approximation of its rank, a truncated singular value decomposition).
     share
-        Share of the softmax, in each output channel, that such an expert starts with, above 0 and below 1; None
-        leaves its logit as it was drawn.
+        Share of the softmax, in each output channel, of such an expert, above 0 and below 1; None leaves its logit as
+        it was drawn.
 
     Returns
     -------
     tuple of str
-        What was taken over, in words: ``gate rows``, ``expert``, ``centre of its kernels``, ``norms``,
+        What was copied, in words: ``gate rows``, ``expert``, ``centre of its kernels``, ``norms``,
         ``resampling layers``.
 
     Raises
@@ -76,7 +77,7 @@ def begin_from(
     ModelError
         If the two networks differ in their architecture or their base structures.
     ValueError
-        If `share` is none.
+        If `share` is not above 0 and below 1.
 
     Notes
     -----
@@ -92,124 +93,120 @@ def begin_from(
     if (network.architecture, network.base_structures) != (source.architecture, source.base_structures):
         raise ModelError(f"{name!r} cannot start from {other!r} of another base")
     if share is not None and not 0 < share < 1:
-        raise ValueError(f"share is above 0 and below 1, not {share}")
-    taken: dict[str, None] = {"gate rows": None}
+        raise ValueError(f"share must be above 0 and below 1, not {share}")
+    copied: dict[str, None] = {"gate rows": None}  # a set in order
+    source_blocks, source_layers = dict(source.named_mode_blocks()), dict(source.named_resampling())
     with torch.no_grad():
         for block_name, block in network.named_mode_blocks():
-            there = cast(ModeBlock, source.get_submodule(block_name))
-            if (found := _begin_block(block, there, name, other, expert, share)) is not None:
-                taken[found] = None
+            source_block = source_blocks[block_name]
+            if expert_copied := _warm_start_block(block, source_block, name, other, expert, share):
+                copied[expert_copied] = None
             if block.norm is not None and _copy_norm(
-                block.norm, cast(StructureNorm, there.norm), name, other
+                block.norm, cast(StructureNorm, source_block.norm), name, other
             ):
-                taken["norms"] = None
-        for site_name, layer in network.named_resampling():
-            site = cast(StructureResampling, layer)
-            from_ = cast(StructureResampling, source.get_submodule(site_name))
-            if _copy_norm(site.norm, from_.norm, name, other):
-                taken["norms"] = None
-            if name in site.own and other in from_.own:
-                site.own[name].load_state_dict(from_.own[other].state_dict())
-                taken["resampling layers"] = None
-    return tuple(taken)
+                copied["norms"] = None
+        for layer_name, layer in network.named_resampling():
+            source_layer = source_layers[layer_name]
+            if _copy_norm(layer.norm, source_layer.norm, name, other):
+                copied["norms"] = None
+            if name in layer.own and other in source_layer.own:
+                layer.own[name].load_state_dict(source_layer.own[other].state_dict())
+                copied["resampling layers"] = None
+    return tuple(copied)
 
 
-def _copy_norm(here: StructureNorm, there: StructureNorm, name: str, other: str) -> bool:
-    """Copy an addition's norm; that of the base an own copy starts from anyway."""
-    if name not in here.own or other not in there.own:
+def _copy_norm(norm: StructureNorm, source: StructureNorm, name: str, other: str) -> bool:
+    """Copy an addition's norm, and return whether there is one; a fresh norm is a copy of the base's anyway."""
+    if name not in norm.own or other not in source.own:
         return False
-    here.own[name].load_state_dict(there.own[other].state_dict())
+    norm.own[name].load_state_dict(source.own[other].state_dict())
     return True
 
 
-def _begin_block(
-    block: ModeBlock, source: ModeBlock, name: str, other: str, kind: FreshExpert, share: float | None
+def _warm_start_block(
+    block: ModeBlock,
+    source: ModeBlock,
+    name: str,
+    other: str,
+    expert_start: FreshExpert,
+    share: float | None,
 ) -> str | None:
-    """Set gate row and expert in one block; say what the own expert took over, if anything."""
-    seen, gate = block.visible(name)
-    known, row = source.visible(other)
-    logits = {label: row[place] for place, (label, _) in enumerate(known)}
-    theirs, mine = dict(known).get(f"of {other}"), block.addition(name).expert
-    labels = [label for label, _ in seen[:-1]] if mine is not None else [label for label, _ in seen]
-    said = None
-    copied = [place for place, label in enumerate(labels) if label in logits]
-    for place in copied:
-        gate[place] = logits[labels[place]]
-    if mine is not None:
+    """Set gate row and expert in one block; return what the fresh expert got, in words, or None."""
+    visible, gate = block.visible(name)
+    source_experts, source_gate = source.visible(other)
+    logits = {label: source_gate[row] for row, (label, _) in enumerate(source_experts)}
+    expert = block.addition(name).expert
+    source_expert = dict(source_experts).get(f"of {other}")
+    # A fresh expert has the last row.
+    shared = [label for label, _ in (visible if expert is None else visible[:-1])]
+    copied_rows = [row for row, label in enumerate(shared) if label in logits]
+    for row in copied_rows:
+        gate[row] = logits[shared[row]]
+    expert_copied = None
+    if expert is not None:
         # An expert of `other` that the addition sees anyway is not needed twice.
-        if theirs is not None and f"of {other}" not in labels and _alike(mine, theirs):
-            mine.load_state_dict(theirs.state_dict())
+        if source_expert is not None and f"of {other}" not in shared and _same_shapes(expert, source_expert):
+            expert.load_state_dict(source_expert.state_dict())
             gate[-1] = logits[f"of {other}"]
-            copied.append(len(labels))
-            said = "expert"
+            copied_rows.append(len(shared))
+            expert_copied = "expert"
         else:
-            if kind != "drawn":
-                _set(mine, source.kernel(other) if kind == "kernel" else None)
+            if expert_start != "drawn":
+                _approximate_kernel(expert, source.kernel(other) if expert_start == "kernel" else None)
             if share is not None:
-                gate[-1] = _logit_of(share, gate[copied])
-            said = "centre of its kernels" if kind == "kernel" else None
-    for place, label in enumerate(labels):
+                gate[-1] = _logit_for_share(share, gate[copied_rows])
+            expert_copied = "centre of its kernels" if expert_start == "kernel" else None
+    for row, label in enumerate(shared):
         if label not in logits:
-            gate[place] = _logit_of(_UNSEEN, gate[copied])
-    return said
+            gate[row] = _logit_for_share(_UNSEEN, gate[copied_rows])
+    return expert_copied
 
 
-def _logit_of(share: float, others: Tensor) -> Tensor:
+def _logit_for_share(share: float, others: Tensor) -> Tensor:
     """Return the logit (C_out,) that has `share` of a softmax beside `others` (T, C_out)."""
     return torch.logsumexp(others, 0) + math.log(share / (1 - share))
 
 
-def _alike(mine: Expert, theirs: Expert) -> bool:
-    return type(mine) is type(theirs) and [w.shape for w in mine.weights()] == [
-        w.shape for w in theirs.weights()
-    ]
+def _same_shapes(first: Expert, second: Expert) -> bool:
+    shapes = [[weight.shape for weight in expert.weights()] for expert in (first, second)]
+    return type(first) is type(second) and shapes[0] == shapes[1]
 
 
-def _set(expert: Expert, kernel: Tensor | None) -> None:
-    """Let `expert` come as near to `kernel` (C_out, C_in, K, K, K) as it can; to nothing where that is None."""
+def _approximate_kernel(expert: Expert, kernel: Tensor | None) -> None:
+    """Make `expert` as near to `kernel` (C_out, C_in, K, K, K) as it can be; zero where that is None."""
     if isinstance(expert, LowRankExpert):
         if kernel is None:
-            expert.mix.zero_()  # and not the other factor too, which would then never take a gradient
+            expert.mix.zero_()  # not the other factor too: neither would then ever take a gradient
         else:
-            _truncate(expert, _centre(kernel, 3))
+            _set_low_rank(expert, centre_taps(kernel, [3] * 3))
     elif isinstance(expert, ConvExpert):
         expert.weight.zero_()
         if kernel is not None:
-            size = min(expert.kernel_size, kernel.shape[-1])
-            _centre(expert.weight, size).copy_(_centre(kernel, size))
+            centre_taps(expert.weight, kernel.shape[2:]).copy_(centre_taps(kernel, expert.weight.shape[2:]))
     elif isinstance(expert, AvgExpert):
         expert.weight.zero_()
         if kernel is not None:
             # The same number in all taps: their mean is nearest.
-            inside = _centre(kernel, min(expert.kernel_size, kernel.shape[-1]))
-            expert.weight.copy_(inside.sum((2, 3, 4), keepdim=True))
+            centre = centre_taps(kernel, [expert.kernel_size] * 3)
+            expert.weight.copy_(centre.sum((2, 3, 4), keepdim=True))
     else:
         raise TypeError(f"{type(expert).__name__} cannot start from a kernel")
 
 
-def _truncate(expert: LowRankExpert, kernel: Tensor) -> None:
+def _set_low_rank(expert: LowRankExpert, kernel: Tensor) -> None:
     """Set both factors to the kernel's truncated singular value decomposition (Eckart and Young, 1936)."""
-    whole = torch.zeros((*kernel.shape[:2], 3, 3, 3), dtype=torch.float64, device=kernel.device)
-    _centre(whole, kernel.shape[-1]).copy_(kernel)
-    flat = whole.flatten(1)
-    # Of the small square instead of the wide matrix: at the paper's width that has 27,648 columns.
+    padded = torch.zeros((*kernel.shape[:2], 3, 3, 3), dtype=torch.float64, device=kernel.device)
+    centre_taps(padded, kernel.shape[2:]).copy_(kernel)
+    flat = padded.flatten(1)
+    # Decomposed is the small square matrix, not the wide one: at the paper's width that has 27,648 columns.
     values, vectors = torch.linalg.eigh(flat @ flat.T)
     rank = min(expert.mix.shape[1], len(values))
     vectors = vectors[:, -rank:].flip(1)
-    roots = (
-        values[-rank:].flip(0).clamp_min(0).sqrt().sqrt()
-    )  # of the singular values, shared by both factors
-    useful = (
-        roots > roots[0] * 1e-6
-    )  # what is beyond the kernel's own rank stays as it was drawn, mixed with 0
+    # Square roots of the singular values: both factors share them.
+    roots = values[-rank:].flip(0).clamp_min(0).sqrt().sqrt()
+    # Ranks beyond the kernel's own stay as they were drawn, mixed with 0.
+    useful = roots > roots[0] * 1e-6
     expert.mix.zero_()
     expert.mix[:, :rank] = (vectors * roots * useful).to(expert.mix.dtype)
     spatial = (vectors.T @ flat)[useful] / roots[useful, None]
     expert.spatial[:rank][useful] = spatial.reshape(-1, *expert.spatial.shape[1:]).to(expert.spatial.dtype)
-
-
-def _centre(kernel: Tensor, size: int) -> Tensor:
-    """Return the central `size` taps on each axis, or all where there are fewer; a view."""
-    margin = max(0, (kernel.shape[-1] - size) // 2)
-    inside = slice(margin, kernel.shape[-1] - margin)
-    return kernel[:, :, inside, inside, inside]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from repmode_cl.errors import ModelError
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.nn.experts import without_values
+from repmode_cl.nn.experts import uninitialised_weights
 from repmode_cl.store import record_files as records
 from repmode_cl.store.registry import Entry
 from repmode_cl.utils.safetensors_io import TensorFile, open_tensors
@@ -39,7 +39,7 @@ def load_base(path: Path, document: Mapping[str, Any]) -> RepModeUNet:
         If a tensor is not the one that was stored.
     """
     architecture = Architecture.from_json(document["architecture"])
-    with without_values():
+    with uninitialised_weights():
         network = RepModeUNet(architecture, document["base_structures"])
     with open_tensors(path / records.BASE) as file:
         records.check_version(file.path, file.header.metadata, [records.BASE_VERSION])
@@ -70,7 +70,7 @@ def load_structure(network: RepModeUNet, path: Path, entry: Entry, base: str) ->
     """
     with open_tensors(path / entry.file) as file:
         facts = _facts(file, entry, base)
-        with without_values():
+        with uninitialised_weights():
             network.add_structure(entry.name, entry.spec)
         right = False
         try:

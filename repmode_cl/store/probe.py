@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.nn.layerwise_forward import kernel_parts, predict_float64, predict_once
+from repmode_cl.nn.layerwise_forward import kernel_slices, predict_float64, predict_layerwise
 from repmode_cl.utils.tensor_digests import Described, stream_digest, tensor_digest
 
 __all__ = [
@@ -62,7 +62,7 @@ def kernel_digest(network: RepModeUNet, structure: str) -> str:
 def predict_probe(network: RepModeUNet, structure: str, *, folded: bool = True) -> Tensor:
     """Return the probe's float32 prediction (Z, Y, X) by a network on the CPU, norms folded or not."""
     x = probe_volume(network.architecture)[None, None]
-    return predict_once(network, structure, x, folded=folded)[0, 0].clone()
+    return predict_layerwise(network, structure, x, folded=folded)[0, 0].clone()
 
 
 def prediction_digest(network: RepModeUNet, structure: str, *, folded: bool = True) -> tuple[str, Tensor]:
@@ -104,10 +104,10 @@ def references(network: RepModeUNet, structure: str, *, prediction: bool = True)
         found[f"kernels.{name}"] = torch.empty((_PROJECTIONS, block.c_out), dtype=torch.float64)
     if prediction:
         x = probe_volume(network.architecture).double()[None, None]
-        found["prediction"] = predict_float64(network, structure, x, each=project)[0, 0].clone()
+        found["prediction"] = predict_float64(network, structure, x, on_kernel=project)[0, 0].clone()
     else:
         for name, block in network.named_mode_blocks():
-            for channels, kernel in kernel_parts(block, structure):
+            for channels, kernel in kernel_slices(block, structure):
                 project(name, channels, kernel)
     return found
 

@@ -18,7 +18,7 @@ from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet, fold_norms
-from repmode_cl.nn.warm_start import begin_from
+from repmode_cl.nn.warm_start import warm_start
 from repmode_cl.utils.progress import track
 from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
 
@@ -113,7 +113,7 @@ def initialise(
             "chance (init_from none)"
         )
     best = min(errors, key=errors.__getitem__)
-    copied = begin_from(network, name, best, source=model.network([best]))
+    copied = warm_start(network, name, best, source=model.network([best]))
     step_0 = _figures(fold_norms(network.eval().fuse(name)), sample, device)
     return Initialisation(best, figures, step_0, copied, len(sample))
 

@@ -19,7 +19,7 @@ def branch(expert, spec, shape):
         c_out, c_in, size = weight.shape[0], weight.shape[1], weight.shape[2]
         layer = nn.Conv3d(c_in, c_out, size, padding=size // 2, bias=False, dtype=weight.dtype)
         del layer.weight
-        layer.weight = weight  # the same tensor: gradients reach the expert
+        layer.weight = weight  # the same tensor: gradients max_taps the expert
         return layer
 
     if spec.startswith("conv"):
@@ -127,14 +127,14 @@ def parameters(experts):
 @settings(max_examples=30, deadline=None)
 @given(
     specs=st.lists(st.sampled_from(SPECS), min_size=1, max_size=6),
-    reach=st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 3),
+    max_taps=st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 3),
     seed=st.integers(0, 2**31),
 )
-def test_taps_out_of_reach_are_left_out_and_take_no_gradient(specs, reach, seed):
+def test_taps_beyond_max_taps_are_left_out_and_take_no_gradient(specs, max_taps, seed):
     experts, [gate] = experts_and_rows(specs, 1, seed=seed)
     whole = fuse_kernels(experts, gate)
-    [part] = fuse_rows(experts, [gate], reach=reach)
-    cut = [max(0, (whole.shape[-1] - most) // 2) for most in reach]
+    [part] = fuse_rows(experts, [gate], max_taps=max_taps)
+    cut = [max(0, (whole.shape[-1] - most) // 2) for most in max_taps]
     z, y, x = (slice(c, whole.shape[-1] - c) for c in cut)
     # Experts that are cut to one size are summed in another order.
     assert torch.allclose(part, whole[:, :, z, y, x], rtol=1e-12, atol=1e-14)
@@ -146,15 +146,15 @@ def test_taps_out_of_reach_are_left_out_and_take_no_gradient(specs, reach, seed)
         assert torch.allclose(grad, other, rtol=1e-10, atol=1e-12)
 
 
-def test_several_rows_are_as_each_alone_and_their_gradients_add_up():
+def test_several_rows_fuse_as_each_by_itself_and_their_gradients_add_up():
     experts, rows = experts_and_rows(SPECS, 3)
     together = fuse_rows(experts, rows)
-    alone = [fuse_kernels(experts, row) for row in rows]
-    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    single = [fuse_kernels(experts, row) for row in rows]
+    assert all(torch.equal(a, b) for a, b in zip(together, single, strict=True))
     wanted = [*rows, *parameters(experts)]
     weights = [torch.randn_like(kernel) for kernel in together]
     grads = torch.autograd.grad(sum((k * w).sum() for k, w in zip(together, weights, strict=True)), wanted)
-    expected = torch.autograd.grad(sum((k * w).sum() for k, w in zip(alone, weights, strict=True)), wanted)
+    expected = torch.autograd.grad(sum((k * w).sum() for k, w in zip(single, weights, strict=True)), wanted)
     for grad, other in zip(grads, expected, strict=True):
         assert torch.allclose(grad, other, rtol=1e-10, atol=1e-12)
 
@@ -207,25 +207,25 @@ def test_backward_under_autocast_is_computed_in_full_precision():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_nothing_but_weights_and_rows_is_kept_for_the_backward_pass():
+def test_only_weights_and_rows_are_stored_for_the_backward_pass():
     experts, rows = experts_and_rows(SPECS, 2)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    stored = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: stored.append(t) or t, lambda t: t):
         fuse_rows(experts, rows)
-    known = {tensor.data_ptr() for tensor in (*rows, *parameters(experts))}
-    assert kept
-    assert {tensor.data_ptr() for tensor in kept} == known
+    expected = {tensor.data_ptr() for tensor in (*rows, *parameters(experts))}
+    assert stored
+    assert {tensor.data_ptr() for tensor in stored} == expected
 
 
 def test_compiled_code_may_fuse():
-    """Not to the same bits: the compiler is given a sum in another order, and decides itself what it keeps."""
+    """Not to the same bits: the compiler gets a sum in another order, and decides itself what it stores."""
     experts, rows = experts_and_rows(SPECS, 2)
     weights = [parameter for expert in experts for parameter in expert.parameters()]
     torch._dynamo.reset()
-    for reach in (None, (1, 3, 5)):
+    for max_taps in (None, (1, 3, 5)):
 
-        def fused(*rows: torch.Tensor, reach: tuple[int, ...] | None = reach) -> torch.Tensor:
-            return torch.stack(fuse_rows(experts, rows, reach=reach)) * 2
+        def fused(*rows: torch.Tensor, max_taps: tuple[int, ...] | None = max_taps) -> torch.Tensor:
+            return torch.stack(fuse_rows(experts, rows, max_taps=max_taps)) * 2
 
         kernels = torch.compile(fused, backend="eager")(*rows), fused(*rows)
         torch.testing.assert_close(*kernels)

@@ -1,4 +1,4 @@
-"""Activation checkpointing changes memory, and nothing else by one bit."""
+"""Activation checkpointing changes memory, and not one bit of anything else."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def gradients(network: nn.Module) -> dict[str, Tensor | None]:
 @pytest.mark.parametrize("size", [(8, 16, 16), (7, 13, 16)])
 def test_gradients_and_statistics_are_the_same_to_the_bit(case: str, size: tuple[int, ...]) -> None:
     make, arguments = CASES[case]
-    kept, again = make().train(), make().train()
-    checkpoint_activations(again, True)
+    stored, recomputed = make().train(), make().train()
+    checkpoint_activations(recomputed, True)
     for _ in range(2):
-        outputs = [network(images(size), *arguments) for network in (kept, again)]
+        outputs = [network(images(size), *arguments) for network in (stored, recomputed)]
         assert torch.equal(*outputs)
         for output in outputs:
             output.square().mean().backward()
-    one, other = gradients(kept), gradients(again)
+    one, other = gradients(stored), gradients(recomputed)
     assert any(gradient is not None for gradient in one.values())
     for name, gradient in one.items():
         theirs = other[name]
         assert (gradient is None) == (theirs is None)
         assert gradient is None or theirs is None or torch.equal(gradient, theirs), name
-    before, after = kept.state_dict(), again.state_dict()
+    before, after = stored.state_dict(), recomputed.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == set()
     counts = [int(tensor) for name, tensor in after.items() if name.endswith("num_batches_tracked")]
     assert max(counts) == 2  # a recomputation is no second batch
@@ -70,28 +70,28 @@ def test_gradients_and_statistics_are_the_same_to_the_bit(case: str, size: tuple
 
 # Of torch 2.11, which has no cycles to tell of here.
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
-def test_much_less_is_kept_for_the_backward_pass() -> None:
-    def kept(network: nn.Module) -> int:
-        network(images(), MIXED)  # what is made once and stays
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+def test_much_less_is_stored_for_the_backward_pass() -> None:
+    def stored_bytes(network: nn.Module) -> int:
+        network(images(), MIXED)  # allocates what is made once
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             output = network(images(), MIXED)
-        size = sum(event.self_cpu_memory_usage for event in found.key_averages())
+        size = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
         assert output.requires_grad
         return size
 
     network = repmode().train()
-    everything = kept(network)
+    everything = stored_bytes(network)
     checkpoint_activations(network, True)
-    assert 0 < kept(network) < everything / 3
+    assert 0 < stored_bytes(network) < everything / 3
 
 
-def test_where_nothing_is_learned_nothing_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_recomputed_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Tensor:
         raise AssertionError
 
     network = repmode()
     checkpoint_activations(network, True)
-    monkeypatch.setattr(unet_module, "recomputed", refuse)
+    monkeypatch.setattr(unet_module, "checkpointed", refuse)
     network.eval()
     network(images(), MIXED)
     network.train()
@@ -107,6 +107,6 @@ def test_strategies_learn_the_same(samples: list[Sample], name: str) -> None:
         training = TRAINING.model_copy(update={"activation_checkpointing": active})
         return learn(build(name, samples, training=training), 0, 1)
 
-    kept, again = run(False), run(True)
-    assert differing(state_of(kept), state_of(again)) == set()
-    assert kept.progress.curve == again.progress.curve
+    stored, recomputed = run(False), run(True)
+    assert differing(state_of(stored), state_of(recomputed)) == set()
+    assert stored.progress.curve == recomputed.progress.curve

@@ -1,4 +1,4 @@
-"""The one convolution of all blocks equals torch's own, whatever is left out for speed."""
+"""The convolution of all blocks equals torch's own, whatever it skips for speed."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from repmode_cl.nn.convolution import convolve
     bias=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_taps_that_meet_padding_alone_change_nothing(size, kernel, bias, seed):
+def test_leaving_out_taps_that_only_meet_padding_changes_nothing(size, kernel, bias, seed):
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -23,13 +23,13 @@ def test_taps_that_meet_padding_alone_change_nothing(size, kernel, bias, seed):
 
     x, weight, offset = normal(2, 3, *size), normal(4, 3, *[kernel] * 3), normal(4) if bias else None
     inputs = [tensor for tensor in (x, weight, offset) if tensor is not None]
-    found = convolve(x, weight, offset)
-    wanted = torch.nn.functional.conv3d(x, weight, offset, padding=kernel // 2)
-    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
-    pull = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    result = convolve(x, weight, offset)
+    expected = torch.nn.functional.conv3d(x, weight, offset, padding=kernel // 2)
+    assert torch.allclose(result, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(result.shape, generator=generator, dtype=torch.float64)
     for a, b in zip(
-        torch.autograd.grad((found * pull).sum(), inputs),
-        torch.autograd.grad((wanted * pull).sum(), inputs),
+        torch.autograd.grad((result * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
         strict=True,
     ):
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)
@@ -37,7 +37,7 @@ def test_taps_that_meet_padding_alone_change_nothing(size, kernel, bias, seed):
 
 @pytest.mark.parametrize("size", [(1, 4, 4), (2, 8, 8), (3, 3, 3), (4, 8, 8)], ids=str)
 def test_half_precision_gradients_of_shallow_volumes_are_repeatable_and_right(size):
-    """oneDNN's own for volumes shallower than the kernel differ from run to run."""
+    """oneDNN's own gradients for volumes shallower than the kernel differ from run to run."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8, *size, generator=generator)
     weight = (torch.randn(8, 8, 5, 5, 5, generator=generator) / 30).requires_grad_()

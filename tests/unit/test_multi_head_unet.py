@@ -1,4 +1,4 @@
-"""The Multi-Head network, and its strategy: what is shared, and what each structure has of its own."""
+"""The Multi-Head network and its strategy: what is shared, and what each structure has to itself."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def network_of(head: str, seed: int = 0) -> MultiHeadUNet:
 
 
 @HEADS
-def test_a_head_is_what_the_paper_calls_it(head: str) -> None:
+def test_a_head_has_the_layers_that_the_paper_gives_it(head: str) -> None:
     own = {name.split(".own.")[0] for name, _ in network_of(head).named_parameters() if ".own." in name}
     assert own == ({"up.0", "decoder.0.0", "decoder.0.1", "head"} if head == "decoder" else {"head"})
-    # Each structure's way through the network is a plain U-Net.
+    # Each structure's path through the network is a plain U-Net.
     plain = {name: tensor.shape for name, tensor in PlainUNet(4, 1, 3).state_dict().items()}
-    found = {
+    path = {
         name.replace(".own.dna.", "."): tensor.shape
         for name, tensor in network_of(head).state_dict().items()
         if ".own." not in name or ".own.dna." in name
     }
-    assert found == plain
+    assert path == plain
 
 
 @HEADS
@@ -44,17 +44,17 @@ def test_a_mixed_batch_is_each_structure_by_itself(head: str) -> None:
     with torch.no_grad():
         mixed = network(x, names)
         for place, name in enumerate(names):
-            alone = network(x[place : place + 1], name)
-            torch.testing.assert_close(mixed[place : place + 1], alone, rtol=1e-4, atol=1e-5)
+            single = network(x[place : place + 1], name)
+            torch.testing.assert_close(mixed[place : place + 1], single, rtol=1e-4, atol=1e-5)
             plain = network.fuse(name)(x[place : place + 1])
-            assert torch.equal(alone, plain)
+            assert torch.equal(single, plain)
             torch.testing.assert_close(
                 fold_norms(network.fuse(name))(x[place : place + 1]), plain, rtol=1e-3, atol=1e-4
             )
     assert not torch.allclose(network(x, "dna"), network(x, "cell_membrane"))
 
 
-def test_heads_depend_on_seed_and_name_alone() -> None:
+def test_heads_depend_only_on_seed_and_name() -> None:
     one = MultiHeadUNet(ARCHITECTURE, 3, ["dna"], seed=1)
     two = MultiHeadUNet(ARCHITECTURE, 3, ["cell_membrane", "dna"], seed=1)
     assert differing(one.state_dict(), two.state_dict()) == set()

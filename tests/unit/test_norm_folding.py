@@ -1,4 +1,4 @@
-"""A folded network is the fused one but for rounding, and the fused one is left alone."""
+"""A folded network predicts as the fused one but for rounding, and the fused one is not changed."""
 
 import copy
 
@@ -18,7 +18,7 @@ from repmode_cl.nn import (
     fold_norms,
     fold_structure,
 )
-from repmode_cl.nn.layerwise_forward import kernel_parts, predict_float64, predict_once
+from repmode_cl.nn.layerwise_forward import kernel_slices, predict_float64, predict_layerwise
 from repmode_cl.store import proof, prove
 from repmode_cl.store.proof import FOLDING_TOLERANCE
 
@@ -41,12 +41,12 @@ def test_folded_predicts_as_fused(trained, structure, dtype, tolerance):
     fused = trained.fuse(structure).to(dtype)
     x = torch.randn(2, 1, 9, 12, 10, dtype=dtype, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        wanted, found = fused(x), fold_norms(fused)(x)
-    assert found.dtype == dtype
-    assert float((found - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
+        wanted, folded = fused(x), fold_norms(fused)(x)
+    assert folded.dtype == dtype
+    assert float((folded - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
 
 
-def test_folding_leaves_the_network_alone_and_shares_nothing_with_it(trained):
+def test_folding_does_not_change_the_network_and_shares_nothing_with_it(trained):
     fused = trained.fuse("dna")
     before = copy.deepcopy(fused.state_dict())
     folded = fold_norms(fused)
@@ -87,7 +87,7 @@ def grown(trained):
 
 
 @pytest.mark.parametrize("structure", ["dna", "nucleolus", "desmosome", "golgi_apparatus", "tight_junction"])
-def test_a_network_that_is_never_whole_predicts_the_same_bits(grown, structure):
+def test_a_layerwise_forward_pass_predicts_the_same_bits(grown, structure):
     before = copy.deepcopy(grown.state_dict())
     x = torch.randn(1, 1, 8, 12, 8, generator=torch.Generator().manual_seed(2))
     fused = grown.fuse(structure)
@@ -98,31 +98,31 @@ def test_a_network_that_is_never_whole_predicts_the_same_bits(grown, structure):
         assert again.state_dict()[name].stride() == value.stride(), name
     with torch.no_grad():
         assert torch.equal(again(x), folded(x))
-        assert torch.equal(predict_once(grown, structure, x, folded=True), folded(x))
-        assert torch.equal(predict_once(grown, structure, x, folded=False), fused(x))
+        assert torch.equal(predict_layerwise(grown, structure, x, folded=True), folded(x))
+        assert torch.equal(predict_layerwise(grown, structure, x, folded=False), fused(x))
         double = copy.deepcopy(grown).double().eval()
         wanted = double(x.double(), structure)
-        found = predict_float64(grown, structure, x.double())
-    assert float((found - wanted).abs().max()) <= 1e-13 * float(wanted.abs().max())
+        layerwise = predict_float64(grown, structure, x.double())
+    assert float((layerwise - wanted).abs().max()) <= 1e-13 * float(wanted.abs().max())
     after = grown.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_kernels_in_parts_are_those_of_one_piece(grown, monkeypatch):
+def test_kernel_slices_join_to_the_kernel(grown, monkeypatch):
     monkeypatch.setattr("repmode_cl.nn.layerwise_forward._SCRATCH", 400)
     for structure in grown.structures:
         for name, block in grown.named_mode_blocks():
-            parts = [part for _, part in kernel_parts(block, structure)]
+            parts = [part for _, part in kernel_slices(block, structure)]
             whole = block.kernel(structure, torch.float64)
             assert whole.shape == block.kernel_shape(structure)
             assert torch.allclose(torch.cat(parts), whole, rtol=1e-13, atol=1e-17), (structure, name)
             assert len(parts) > 1 or name == "head"
 
 
-# -- the bound, and what happens beyond it --------------------------------------------------------
+# -- the folding tolerance --------------------------------------------------------
 
 
-def test_every_stored_structure_says_how_much_folding_changes(stored):
+def test_proofs_record_how_much_folding_changes(stored):
     for name, entry in Model.open(stored).entries.items():
         assert entry.proof.folding_error is not None
         assert 0 < entry.proof.folding_error <= FOLDING_TOLERANCE / 10, name
@@ -130,7 +130,7 @@ def test_every_stored_structure_says_how_much_folding_changes(stored):
         assert isinstance(Model.open(stored).fuse(name), FoldedUNet)
 
 
-def test_beyond_the_bound_norms_stay_unfolded(tmp_path, monkeypatch, capsys):
+def test_norms_stay_unfolded_beyond_the_tolerance(tmp_path, monkeypatch, capsys):
     image = np.random.default_rng(0).standard_normal((8, 12, 10)).astype(np.float32)
     folded = Model.open(make_model(tmp_path / "folded"))
     wanted = folded.predict(image, "dna")

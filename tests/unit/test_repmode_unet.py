@@ -12,7 +12,7 @@ SMALL = Architecture(width=3, depth=2)
 
 
 def grown(**spec):
-    """Two base structures and two additions, with norms that differ from their start."""
+    """Return a network of two base structures and two additions, with norms that differ from their start."""
     network = RepModeUNet(SMALL, ("dna", "cell_membrane"), seed=0)
     network.add_structure("nucleolus", AdditionSpec(**spec), seed=1)
     network.add_structure("mitochondria", AdditionSpec(**spec), seed=2)
@@ -195,7 +195,7 @@ def test_padding_is_a_reflection():
         assert torch.equal(network(x), network(padded)[..., 1:-1, :])
 
 
-def test_unknown_structure_is_refused_never_replaced():
+def test_an_unknown_structure_is_refused_and_never_replaced_by_another():
     network = grown()
     for call in (
         lambda: network(volumes(1, 8, 8, 8), "nucleolous"),
@@ -223,16 +223,16 @@ def test_names_that_cannot_be_added(name):
 @pytest.mark.parametrize(
     "spec", [{}, {"norm": "base"}, {"resampling": "base"}, {"expert": "none"}, {"sees": "all"}]
 )
-def test_exactly_what_an_addition_trains(spec):
+def test_trainable_names_of_an_addition(spec):
     network = grown(**spec)
     names = network.train_only(["mitochondria"])
     blocks = [name for name, _ in network.named_mode_blocks()]
     expected = {f"{b}.own.mitochondria.gate" for b in blocks}
     if spec.get("expert") != "none":
         expected |= {f"{b}.own.mitochondria.expert.weight" for b in blocks}
-    sites = blocks[:-1] + [name for name, _ in network.named_resampling()]
+    normed = blocks[:-1] + [name for name, _ in network.named_resampling()]
     if spec.get("norm") != "base":
-        expected |= {f"{s}.norm.own.mitochondria.{k}" for s in sites for k in ("weight", "bias")}
+        expected |= {f"{s}.norm.own.mitochondria.{k}" for s in normed for k in ("weight", "bias")}
     if spec.get("resampling") != "base":
         expected |= {f"{name}.own.mitochondria.weight" for name, _ in network.named_resampling()}
     assert names == expected
@@ -240,11 +240,11 @@ def test_exactly_what_an_addition_trains(spec):
     network.train()
     training = {n for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm3d) and m.training}
     assert training == (
-        {f"{s}.norm.own.mitochondria" for s in sites} if spec.get("norm") != "base" else set()
+        {f"{s}.norm.own.mitochondria" for s in normed} if spec.get("norm") != "base" else set()
     )
 
 
-def test_exactly_what_the_base_trains():
+def test_trainable_names_of_the_base():
     network = RepModeUNet(SMALL, ("dna", "cell_membrane"))
     everything = {name for name, _ in network.named_parameters()}
     assert network.train_only(["dna", "cell_membrane"]) == everything
@@ -257,7 +257,7 @@ def test_exactly_what_the_base_trains():
     network.add_structure("mitochondria")
     with pytest.raises(StructureError, match="the base cannot be trained any more: mitochondria depend"):
         network.train_only(["dna"])
-    with pytest.raises(StructureError, match="trained alone"):
+    with pytest.raises(StructureError, match="trained by itself"):
         network.train_only(["dna", "mitochondria"])
     with pytest.raises(StructureError, match="cannot join the base"):
         network.add_base_structure("desmosome")
@@ -271,8 +271,8 @@ def test_own_norms_and_layers_start_from_the_bases():
     assert set(state) == set(fresh.structure_state("nucleolus"))
     for key, value in fresh.structure_state("nucleolus").items():
         if not key.endswith("gate"):
-            site, leaf = key.rsplit(".", 1)
-            assert torch.equal(value, fresh.state_dict()[f"{site}.base.{leaf}"])
+            layer, leaf = key.rsplit(".", 1)
+            assert torch.equal(value, fresh.state_dict()[f"{layer}.base.{leaf}"])
 
 
 def test_states_by_owner_cover_everything_and_load_back():
@@ -311,7 +311,7 @@ def test_a_wrong_state_is_refused_before_anything_changes(spoil, message):
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
 
-def test_building_leaves_the_global_generator_alone_and_is_seeded():
+def test_building_does_not_touch_the_global_generator_and_is_seeded():
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     one, two = grown(), grown()
@@ -328,7 +328,7 @@ def test_dropping_an_addition_undoes_it():
     before = copy.deepcopy(network.state_dict())
     network.add_structure("nucleolus")
     network.add_structure("mitochondria", AdditionSpec(sees="all"))
-    with pytest.raises(StructureError, match="'nucleolus' cannot go: mitochondria"):
+    with pytest.raises(StructureError, match="'nucleolus' cannot be dropped: mitochondria need its experts"):
         network.drop_structure("nucleolus")
     with pytest.raises(UnknownStructureError):
         network.drop_structure("dna")
