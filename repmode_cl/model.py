@@ -1,13 +1,13 @@
-"""The model directory: a frozen base that grows by one file per structure, and never changes what it holds.
+"""`Model`: a frozen base that grows by one file per structure, and never changes the structures it has.
 
     model.json        architecture, base structures, voxel size, normalisation, inference, digest of the base
     base.safetensors  everything that no addition owns
     structures/       one file per version of an addition, <name>-<first 8 digits of its digest>.safetensors
-    registry.json     what counts, with digests, proofs and the history; replaced last
-    pending/          additions under way or waiting to be accepted; not part of the model
+    registry.json     the structures of the model, with digests, proofs and the history; replaced last
+    pending/          additions in training or waiting to be accepted; not part of the model
 
-Every write goes beside, is fsynced and put in place under a lock, the registry last: a process that dies at
-any instant leaves the old model or the new one.
+Every file is written under a temporary name, fsynced and put in place under a lock, the registry last: a process that
+dies at any instant leaves the old model or the new one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.store.staging import PendingStructure, accept, discard
 from repmode_cl.store.verify import verify_model
 from repmode_cl.store.verify_report import Level, VerifyReport
-from repmode_cl.store.versions import GarbageReport, collect, remove, roll_back
+from repmode_cl.store.versions import GarbageReport, collect_garbage, remove, roll_back
 
 __all__ = ["Model", "check_prediction_request"]
 
@@ -43,10 +43,10 @@ __all__ = ["Model", "check_prediction_request"]
 class Model(ModelSnapshot):
     """A model directory as it was when it was opened, or when this object last changed it.
 
-    Make one with `Model.create`, or open one with `Model.open`. Every change is of what is on disk by then.
+    Make one with `Model.create`, or open one with `Model.open`. A change starts from the model on disk at that time.
     """
 
-    # -- making ---------------------------------------------------------------------------------------------
+    # -- creating -------------------------------------------------------------------------------------------
 
     @classmethod
     def create(
@@ -60,20 +60,20 @@ class Model(ModelSnapshot):
         provenance: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Model:
-        """Write a trained network as a new model directory; additions that it has are added one by one.
+        """Write a trained network as a new model directory; its additions are added one by one.
 
         Parameters
         ----------
         path
             A folder that does not exist, is empty, or holds an interrupted creation.
         network
-            On any device.
+            The trained network, on any device.
         voxel_size
-            um (z, y, x) of the images that it was trained on; None where that was never known.
+            um (z, y, x) of the images that it was trained on; None if it is unknown.
         preprocessing
             How images were prepared: JSON.
         inference
-            ``window`` in voxels (z, y, x), ``overlap`` in [0, 1), ``batch``: what predictions use by default.
+            ``window`` in voxels (z, y, x), ``overlap`` in [0, 1), ``batch``: the defaults of predictions.
         provenance
             Where it comes from (data, configuration, versions): JSON, kept with each structure.
         metrics
@@ -82,7 +82,7 @@ class Model(ModelSnapshot):
         Raises
         ------
         ModelError
-            If the folder holds anything else, a value is no JSON, or the network predicts non-finite numbers.
+            If the folder holds anything else, a value is not JSON, or the network predicts non-finite numbers.
         """
         path = Path(path)
         metrics = dict(metrics or {})
@@ -126,7 +126,7 @@ class Model(ModelSnapshot):
         Raises
         ------
         StructureError, ImageError
-            If `structure` is not there, or `volume` is no array of three axes and finite numbers.
+            If the model has no such structure, or `volume` is not an array of three axes and finite numbers.
         """
         check_prediction_request(volume, structure)
         settings = self.inference
@@ -139,7 +139,7 @@ class Model(ModelSnapshot):
         )
 
     def verify(self, level: Level = "predictions", against: str | Path | None = None) -> VerifyReport:
-        """Check what is on disk now against what was recorded, or against a copy too; see `verify_model`."""
+        """Check the model on disk against its records, and with `against` also against a copy; see `verify_model`."""
         return verify_model(self.path, level, against)
 
     # -- changing ------------------------------------------------------------------------------------
@@ -153,19 +153,19 @@ class Model(ModelSnapshot):
         metrics: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> Entry:
-        """Store the addition `name` of a trained network; nothing that is stored is written again.
+        """Store the addition `name` of a trained network; no stored file is written again.
 
         Parameters
         ----------
         name
             A structure that the model does not hold yet; with `replace`, an addition that it holds.
         network
-            One that was loaded from this model and learned `name`: all else that it shares with the model must be
-            the same bits. Stored additions that `name` does not need may be absent.
+            A network that was loaded from this model and trained for `name`: everything else that it shares with the
+            model must be the same bits. Stored additions that `name` does not need may be absent.
         provenance, metrics
             JSON, kept in the registry.
         replace
-            Store another version of an addition that no other structure needs; the one so far is kept until `gc`.
+            Store another version of an addition that no other structure needs; the present one is kept until `gc`.
 
         Raises
         ------
@@ -194,7 +194,7 @@ class Model(ModelSnapshot):
         return self.history[-1]
 
     def rollback(self, number: int) -> Change | None:
-        """Make active what was active after change `number`; None if it still is.
+        """Make the structures active that were active after change `number`; None if they still are.
 
         Raises
         ------
@@ -209,45 +209,45 @@ class Model(ModelSnapshot):
         return export_pack(self, name, file)
 
     def import_pack(self, file: str | Path) -> ImportResult:
-        """Add a structure from its pack, after every check there is; see `repmode_cl.store.pack_exchange`."""
-        taken = import_pack(self, file)
+        """Add a structure from its pack, after all checks; see `repmode_cl.store.pack_exchange`."""
+        result = import_pack(self, file)
         self._registry = Registry.read(self.path)
-        return taken
+        return result
 
     def accept(self, name: str) -> ImportResult:
         """Make a staged structure part of the model; see `repmode_cl.store.staging`."""
-        taken = accept(self, name)
+        result = accept(self, name)
         self._registry = Registry.read(self.path)
-        return taken
+        return result
 
     def discard(self, name: str) -> PendingStructure:
-        """Remove what is pending of a structure; see `repmode_cl.store.staging`."""
+        """Remove a pending structure; see `repmode_cl.store.staging`."""
         return discard(self, name)
 
     def gc(self, *, dry_run: bool = False) -> GarbageReport:
-        """Delete all that is kept but not active, and files that no version has; tell what went and its bytes."""
-        self._registry, collected = collect(self.path, dry_run=dry_run)
-        return collected
+        """Delete kept versions and files that belong to no version; return what was deleted."""
+        self._registry, garbage = collect_garbage(self.path, dry_run=dry_run)
+        return garbage
 
 
 def check_prediction_request(volume: object, structure: object) -> None:
-    """Refuse arguments of `Model.predict` that are swapped, of another kind, or hold numbers that are not finite.
+    """Refuse arguments of `Model.predict` that are swapped, of a wrong type, or hold numbers that are not finite.
 
     Raises
     ------
     StructureError
-        If `structure` is no text.
+        If `structure` is not a string.
     ImageError
-        If `volume` is no array of finite numbers.
+        If `volume` is not an array of finite numbers.
     """
-    call = "call predict(volume, structure)"
+    usage = "call predict(volume, structure)"
     if not isinstance(volume, np.ndarray | Tensor):
-        raise ImageError(f"volume is an array (Z, Y, X), not {_kind(volume)}: {call}")
+        raise ImageError(f"volume is an array (Z, Y, X), not {_kind(volume)}: {usage}")
     if not isinstance(structure, str):
-        raise StructureError(f"structure is a name, not {_kind(structure)}: {call}, once for each structure")
+        raise StructureError(f"structure is a name, not {_kind(structure)}: {usage}, once for each structure")
     if isinstance(volume, np.ndarray) and volume.dtype.kind not in "buif":
         raise ImageError(f"volume is an array of numbers, not of {volume.dtype}")
-    # Plane by plane: beside a large volume, or a memory map, nothing of its size is made.
+    # Plane by plane: for a large volume or a memory map, no second array of its size is made.
     for z, plane in enumerate(volume if volume.ndim else ()):
         finite = torch.isfinite(plane) if isinstance(plane, Tensor) else np.isfinite(plane)
         if not bool(finite.all()):

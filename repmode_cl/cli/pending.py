@@ -31,7 +31,7 @@ def pending(model: ModelArgument) -> None:
       repmode-cl pending model
     """
     from repmode_cl.model import Model
-    from repmode_cl.store import pending as list_pending
+    from repmode_cl.store import list_pending
 
     opened = Model.open(model)
     structures = list_pending(opened)

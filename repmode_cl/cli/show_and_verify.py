@@ -48,7 +48,7 @@ def show(model: ModelArgument) -> None:
     from repmode_cl.data.voxel_size_check import describe_voxels, trained_voxels
     from repmode_cl.model import Model
     from repmode_cl.report.tables.number_format import count_text
-    from repmode_cl.store import pending
+    from repmode_cl.store import list_pending
 
     opened = Model.open(model)
     shape = opened.architecture
@@ -93,7 +93,7 @@ def show(model: ModelArgument) -> None:
         False: "interrupted",
         None: "whether it is being trained cannot be told",
     }
-    for structure in pending(opened):
+    for structure in list_pending(opened):
         state = "staged" if structure.entry is not None else running[structure.busy]
         typer.echo(f"pending: {structure.name}, {printable(structure.problem) or state}")
 

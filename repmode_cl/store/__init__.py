@@ -6,7 +6,7 @@ from repmode_cl.store.pack_exchange import ImportResult
 from repmode_cl.store.pack_format import Pack, read_pack
 from repmode_cl.store.proof import Proof, prove
 from repmode_cl.store.registry import Entry
-from repmode_cl.store.staging import PendingStructure, pending, stage, staged, training_lock
+from repmode_cl.store.staging import PendingStructure, list_pending, list_staged, stage, training_lock
 from repmode_cl.store.verify import verify_model
 from repmode_cl.store.verify_report import StructureResult, VerifyReport
 from repmode_cl.store.versions import GarbageReport
@@ -23,11 +23,11 @@ __all__ = [
     "ImportResult",
     "VerifyReport",
     "make_candidate",
-    "pending",
+    "list_pending",
     "prove",
     "read_pack",
     "stage",
-    "staged",
+    "list_staged",
     "training_lock",
     "verify_model",
 ]

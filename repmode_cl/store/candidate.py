@@ -1,6 +1,6 @@
-"""Making a structure ready for a model, without the model's lock: what it is compared with, proved, and written to.
+"""Candidates: added structures that are checked, proved and written to a file, without the model's lock.
 
-All that takes time happens here; what is left for the lock is `repmode_cl.store.commit`.
+Everything slow happens here; only `repmode_cl.store.commit` needs the lock.
 """
 
 from __future__ import annotations
@@ -22,50 +22,52 @@ from repmode_cl.store.pack_format import read_pack
 from repmode_cl.store.preconditions import check_needs
 from repmode_cl.store.proof import Proof, on_cpu, prove
 from repmode_cl.store.record_files import parameter_count
-from repmode_cl.store.registry import Entry, Registry, now, plain_json
+from repmode_cl.store.registry import Entry, Registry, plain_json, utc_now
 from repmode_cl.store.snapshot import ModelSnapshot
-from repmode_cl.store.untrusted_json import problem_of_notes, without_control_characters
+from repmode_cl.store.untrusted_json import find_metadata_problem, without_control_characters
 from repmode_cl.utils.atomic_files import replacing
 from repmode_cl.utils.tensor_digests import tensor_digest
 
-__all__ = ["Candidate", "Prepared", "make_candidate", "prepare"]
+__all__ = ["Candidate", "PreparedAddition", "make_candidate", "prepare_addition"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A structure that is ready to become part of a model.
+    """A structure in a file, ready to be committed to a model.
 
     Parameters
     ----------
     path
         Its finished file, a pack.
     entry
-        What the registry will say of it; ``file`` may become longer where another version has that name.
+        Its registry entry; ``file`` may become longer where another version has that name.
     """
 
     path: Path
     entry: Entry
 
     def write(self, target: Path) -> Entry:
-        """Copy the file, if it is what the entry says."""
-        _copy(self.path, target, self.entry.sha256)
+        """Copy the file, after a check of its SHA-256."""
+        _copy_checked(self.path, target, self.entry.sha256)
         return self.entry
 
-    def write_as(self, target: Path, recorded: Entry) -> Entry:
+    def write_recorded(self, target: Path, recorded: Entry) -> Entry:
         """Write its tensors as the file of a version that the registry knows already."""
         pack = read_pack(self.path)
         contents = pack.load()
-        return _write_as(target, contents.state, contents.references, self.entry.proof, recorded, pack.base)
+        return _write_recorded(
+            target, contents.state, contents.references, self.entry.proof, recorded, pack.base
+        )
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A structure that is ready to be written.
+class PreparedAddition:
+    """A structure that is checked and proved, ready to be written.
 
     Parameters
     ----------
     entry
-        Without ``bytes`` and ``sha256``; its proof holds its references.
+        Its registry entry without ``bytes`` and ``sha256``; its proof holds its references.
     state
         Its tensors.
     base
@@ -80,10 +82,10 @@ class Prepared:
         """Write its file."""
         return records.write_structure(target, self.state, self.entry, self.base)
 
-    def write_as(self, target: Path, recorded: Entry) -> Entry:
+    def write_recorded(self, target: Path, recorded: Entry) -> Entry:
         """Write its tensors as the file of a version that the registry knows already."""
         proof = self.entry.proof
-        return _write_as(target, self.state, proof.references, proof, recorded, self.base)
+        return _write_recorded(target, self.state, proof.references, proof, recorded, self.base)
 
 
 def make_candidate(
@@ -95,19 +97,19 @@ def make_candidate(
     provenance: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Candidate:
-    """Prove a trained addition and write its file into `folder`; the model is read, and neither locked nor changed.
+    """Prove a trained addition and write its file into `folder`; the model is only read, without its lock.
 
     Parameters
     ----------
     model
-        The one that the network was loaded from.
+        The model that the network was loaded from.
     name
-        An addition of `network`; whether the model can take it is found by `commit`.
+        An addition of `network`; `commit` checks whether it can become part of the model.
     network
-        All that it shares with the model, as it is on disk now or was in a version that is kept, must be the same
-        bits, but for `name` itself.
+        Everything that it shares with the model, as it is on disk now or was in a version that is kept, must be the
+        same bits, except for `name` itself.
     folder
-        Gets ``<name>-<first 8 digits of the digest>.safetensors``, whole or not at all.
+        Folder for ``<name>-<first 8 digits of the digest>.safetensors``, which is written whole or not at all.
     provenance, metrics
         JSON: where it comes from, and how well it predicts on held-out images.
 
@@ -116,38 +118,38 @@ def make_candidate(
     UnknownStructureError
         If `name` is no addition of the network.
     ModelError
-        If the network differs from the model in one bit, predicts non-finite numbers, or needs what is not there.
+        If the network differs from the model in one bit, predicts non-finite numbers, or needs a missing addition.
     """
-    prepared = prepare(model, name, network, provenance, metrics)
+    prepared = prepare_addition(model, name, network, provenance, metrics)
     path = Path(folder) / Path(prepared.entry.file).name
     return Candidate(path, prepared.write(path))
 
 
-def prepare(
+def prepare_addition(
     model: ModelSnapshot,
     name: str,
     network: RepModeUNet,
     provenance: Mapping[str, Any] | None,
     metrics: Mapping[str, Any] | None,
-) -> Prepared:
-    """Prove a trained addition, and find all that it shares with the model to be the same; see `make_candidate`."""
+) -> PreparedAddition:
+    """Prove a trained addition, after checking everything that it shares with the model; see `make_candidate`."""
     path = model.path
     if name not in network.additions:
         raise UnknownStructureError(name, network.additions, "the additions of the network to store")
     origin = plain_json(provenance or {}, "provenance")
     figures = plain_json(metrics or {}, f"metrics of {name!r}")
-    # What no model would take from a pack cannot be packed: that is said before the work.
-    if why := problem_of_notes(origin, figures):
+    # A pack that every model would refuse must not be made: this is checked before the work.
+    if why := find_metadata_problem(origin, figures):
         raise ModelError(f"{name!r} cannot be stored: {why}")
     origin = without_control_characters(origin)
     network = on_cpu(network)
     spec = network.additions[name]
     registry = Registry.read(path)
-    document = records.read_model(path, registry)
+    document = records.read_model_document(path, registry)
     base = str(document["base"]["digest"])
-    digests = _unchanged(model, name, network, registry, document)
+    digests = _check_shared_tensors(model, name, network, registry, document)
     needs = tuple((need, digests[need]) for need in spec.needs)
-    # What is kept can come back until the commit, and what is not here yet can come; what was deleted cannot.
+    # A kept version can come back until the commit, and an unknown one can be added; a deleted one cannot.
     opened = {(entry.name, entry.digest) for entry in model.entries.values()}
     deleted = [need for need in needs if need in opened and registry.version(*need) is None]
     check_needs(path, registry, name, deleted)
@@ -171,39 +173,39 @@ def prepare(
         proof=prove(network, name),
         provenance=origin,
         metrics=figures,
-        created=now(),
+        created=utc_now(),
     )
-    return Prepared(entry, state, base)
+    return PreparedAddition(entry, state, base)
 
 
-def _unchanged(
+def _check_shared_tensors(
     model: ModelSnapshot, name: str, network: RepModeUNet, registry: Registry, document: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return the digest of each addition of the network; refuse one that differs from the model in one bit."""
+    """Return the digest of each addition of the network; refuse a network that differs from the model in one bit."""
     what = f"the network differs from the model {model.path}"
-    todo = "nothing was stored; train on a network loaded from this model, with all else frozen"
+    remedy = "nothing was stored; train on a network loaded from this model, with everything else frozen"
     architecture = Architecture.from_json(document["architecture"])
     base_structures = tuple(document["base_structures"])
     if network.architecture != architecture or network.base_structures != base_structures:
-        raise ModelError(f"{what} in its architecture or its base structures: {todo}")
+        raise ModelError(f"{what} in its architecture or its base structures: {remedy}")
     base = str(document["base"]["digest"])
     if tensor_digest(network.base_state(), records.base_facts(document)) != base:
-        raise ModelError(f"{what} in the base (weights, gate rows or norm statistics): {todo}")
-    known = {version.name for version in registry.versions}
+        raise ModelError(f"{what} in the base (weights, gate rows or norm statistics): {remedy}")
+    stored = {version.name for version in registry.versions}
     opened = {entry.name: entry.digest for entry in model.entries.values()}
     digests: dict[str, str] = {}
     for other, spec in network.additions.items():
         needs = [(need, digests[need]) for need in spec.needs]
         facts = records.structure_facts(other, spec, base, needs)
         digests[other] = tensor_digest(network.structure_state(other), facts)
-        # What the model does not know (yet, or any more) is none of its business unless it is needed.
-        strange = other in known and registry.version(other, digests[other]) is None
-        if other != name and strange and opened.get(other) != digests[other]:
-            raise ModelError(f"{what} in the structure {other!r}: {todo}")
+        # An addition that the model does not have (yet, or any more) does not matter unless it is needed.
+        differs = other in stored and registry.version(other, digests[other]) is None
+        if other != name and differs and opened.get(other) != digests[other]:
+            raise ModelError(f"{what} in the structure {other!r}: {remedy}")
     return digests
 
 
-def _write_as(
+def _write_recorded(
     target: Path,
     state: Mapping[str, Tensor],
     references: Mapping[str, Tensor],
@@ -211,7 +213,7 @@ def _write_as(
     recorded: Entry,
     base: str,
 ) -> Entry:
-    """Write the tensors of a version with what is recorded of it: its origin and its figures stay what they were.
+    """Write the tensors of a recorded version; its recorded origin and figures stay as they are.
 
     Where other references come with the tensors, so does the proof that they belong to.
     """
@@ -221,7 +223,7 @@ def _write_as(
     return records.write_structure(target, state, entry, base)
 
 
-def _copy(source: Path, target: Path, sha256: str) -> None:
+def _copy_checked(source: Path, target: Path, sha256: str) -> None:
     """Copy a file, whole or not at all, and only if its SHA-256 is as expected."""
     digest = hashlib.sha256()
     with replacing(target) as beside, source.open("rb") as reader, beside.open("wb") as writer:

@@ -1,7 +1,7 @@
-"""One more structure for a model: made ready without its lock, and committed under it.
+"""Commit a candidate to a model, under the model's lock.
 
-All that takes time (`repmode_cl.store.candidate`) happens first, while others may read and change the model. The
-commit then looks at the model as it is by now, copies one file and replaces the registry: a process that dies at any
+Everything slow (`repmode_cl.store.candidate`) happens before, while others may read and change the model. The
+commit then reads the model as it is by now, copies one file and replaces the registry: a process that dies at any
 instant leaves the old model or the new one.
 """
 
@@ -15,30 +15,30 @@ from typing import Any, Protocol
 from repmode_cl.errors import ModelError
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import record_files as records
-from repmode_cl.store.candidate import Candidate, prepare
+from repmode_cl.store.candidate import Candidate, prepare_addition
 from repmode_cl.store.history import Action
-from repmode_cl.store.preconditions import check_name, check_place
+from repmode_cl.store.preconditions import check_addition, check_name
 from repmode_cl.store.record_files import file_matches
 from repmode_cl.store.registry import Entry, Registry
 from repmode_cl.store.snapshot import ModelSnapshot
-from repmode_cl.store.transaction import changing, replace_registry
+from repmode_cl.store.transaction import replace_registry, transaction
 from repmode_cl.utils.atomic_files import put_in_place
 from repmode_cl.utils.safetensors_io import read_metadata
 
-__all__ = ["commit", "restore", "store_network"]
+__all__ = ["commit", "restore_structure_file", "store_network"]
 
 
-class _Source(Protocol):
-    """A structure's tensors, and how they get into a file."""
+class _StructureSource(Protocol):
+    """A structure that can be written to a file: a `Candidate` or a `PreparedAddition`."""
 
     @property
     def entry(self) -> Entry:
-        """What the registry would say of it."""
+        """Its registry entry."""
 
     def write(self, target: Path) -> Entry:
         """Write the file, and return the entry with its size and SHA-256."""
 
-    def write_as(self, target: Path, recorded: Entry) -> Entry:
+    def write_recorded(self, target: Path, recorded: Entry) -> Entry:
         """Write the tensors as the file of a version that is recorded already."""
 
 
@@ -52,15 +52,15 @@ def store_network(
     metrics: Mapping[str, Any] | None = None,
 ) -> Registry:
     """Make a candidate and commit it at once; parameters and errors of `make_candidate` and `commit`."""
-    # Looked at once more under the lock; here so that a mistake is told before the proof is computed.
+    # Checked again under the lock; here, so that a mistake is reported before the proof is computed.
     check_name(model.path, Registry.read(model.path), name, replace=replace)
-    prepared = prepare(model, name, network, provenance, metrics)
-    with changing(model.path) as (registry, document):
+    prepared = prepare_addition(model, name, network, provenance, metrics)
+    with transaction(model.path) as (registry, document):
         if document["base"]["digest"] != prepared.base:
             raise ModelError(f"{model.path} became another model meanwhile: nothing was stored")
         action: Action = "replace" if replace else "add"
-        # The file is written under the lock: another writer would take an unfinished one for a dead process's.
-        return _commit(model.path, registry, prepared, action, replace=replace)
+        # The file is written under the lock: another writer would remove an unfinished one as a dead process's.
+        return _commit_locked(model.path, registry, prepared, action, replace=replace)
 
 
 def commit(model_path: Path, candidate: Candidate, *, action: Action, replace: bool = False) -> Registry:
@@ -71,46 +71,46 @@ def commit(model_path: Path, candidate: Candidate, *, action: Action, replace: b
     model_path
         The model directory as it is by now: others may have changed it since the candidate was made.
     candidate
-        Its file is copied, and left where it is.
+        Its file is copied, not moved.
     action
-        What the history says: ``add``, ``replace``, ``import`` or ``accept``.
+        Action for the history: ``add``, ``replace``, ``import`` or ``accept``.
     replace
-        The model has an addition of this name, whose version so far is kept; otherwise it must not have one.
+        Replace the addition of this name, whose present version is kept; without it the model must not have one.
 
     Returns
     -------
     Registry
-        The new one.
+        The new registry.
 
     Raises
     ------
     ModelError
-        If the candidate is for another base, needs a version that is not active, its name is taken (or, to be
-        replaced, is not there, of the base, or needed by another), or its file is not what the entry says.
+        If the candidate is for another base, needs a version that is not active, its name is in use (or, to be
+        replaced, is missing, of the base, or needed by another), or its file does not fit its entry.
     """
-    with changing(model_path) as (registry, document):
-        _check_record(model_path, document, candidate)
-        return _commit(model_path, registry, candidate, action, replace=replace)
+    with transaction(model_path) as (registry, document):
+        _check_candidate_file(model_path, document, candidate)
+        return _commit_locked(model_path, registry, candidate, action, replace=replace)
 
 
-def restore(model_path: Path, candidate: Candidate) -> Registry:
-    """Put back the file of an active structure, which is missing or damaged; the history says nothing of it.
+def restore_structure_file(model_path: Path, candidate: Candidate) -> Registry:
+    """Restore the file of an active structure, which is missing or damaged; the history does not change.
 
     Parameters
     ----------
     model_path
         The model directory.
     candidate
-        The same version. Of its entry nothing is taken over.
+        The same version. Nothing of its entry is used.
 
     Raises
     ------
     ModelError
-        If the model has another version by now, or the candidate's file is not what its entry says.
+        If the model has another version by now, or the candidate's file does not fit its entry.
     """
     name, digest = candidate.entry.name, candidate.entry.digest
-    with changing(model_path) as (registry, document):
-        _check_record(model_path, document, candidate)
+    with transaction(model_path) as (registry, document):
+        _check_candidate_file(model_path, document, candidate)
         if (name, digest) not in {(entry.name, entry.digest) for entry in registry.entries}:
             raise ModelError(
                 f"{model_path} changed meanwhile, and has no {name!r} {digest[:8]}: nothing was restored"
@@ -118,7 +118,7 @@ def restore(model_path: Path, candidate: Candidate) -> Registry:
         recorded = registry.entry(name)
         if file_matches(model_path, recorded):
             return registry
-        entry = _put_back(model_path, registry, recorded, candidate)
+        entry = _restore_file(model_path, registry, recorded, candidate)
         if entry == recorded:
             return registry
         entries = tuple(entry if one.name == name else one for one in registry.entries)
@@ -127,21 +127,23 @@ def restore(model_path: Path, candidate: Candidate) -> Registry:
     return after
 
 
-def _commit(path: Path, registry: Registry, source: _Source, action: Action, *, replace: bool) -> Registry:
+def _commit_locked(
+    path: Path, registry: Registry, source: _StructureSource, action: Action, *, replace: bool
+) -> Registry:
     """Put the file of `source` in place, then replace the registry; the lock is held."""
     entry = source.entry
-    check_place(path, registry, entry.name, entry.needs, replace=replace)
+    check_addition(path, registry, entry.name, entry.needs, replace=replace)
     if replace and registry.entry(entry.name).digest == entry.digest:
         raise ModelError(f"{path} holds exactly this version of {entry.name!r} ({entry.digest[:8]}) already")
-    twin = registry.version(entry.name, entry.digest)
-    if twin is None:
-        file = _vacant_file(registry, entry)
+    recorded = registry.version(entry.name, entry.digest)
+    if recorded is None:
+        file = _unused_file_name(registry, entry)
         entry = dataclasses.replace(source.write(path / file), file=file)
     else:
-        # What was recorded of a version here counts, whatever a stranger's pack with the same tensors says of it.
-        entry = twin if file_matches(path, twin) else _put_back(path, registry, twin, source)
+        # The recorded entry of a version counts, whatever a stranger's pack with the same tensors says.
+        entry = recorded if file_matches(path, recorded) else _restore_file(path, registry, recorded, source)
     earlier = registry.entry(entry.name) if replace else None
-    after = registry.changed(
+    after = registry.with_change(
         action,
         (*(other for other in registry.entries if other.name != entry.name), entry),
         # A version that comes back is not kept a second time.
@@ -161,16 +163,16 @@ def _commit(path: Path, registry: Registry, source: _Source, action: Action, *, 
     return after
 
 
-def _check_record(path: Path, document: Mapping[str, Any], candidate: Candidate) -> None:
-    """Refuse a file that is not what its entry says, or is for another base."""
+def _check_candidate_file(path: Path, document: Mapping[str, Any], candidate: Candidate) -> None:
+    """Refuse a file that does not fit its entry, or is for another base."""
     entry, base = candidate.entry, str(document["base"]["digest"])
     if entry.spec is None:
         raise ModelError(f"{candidate.path} holds no addition: the base of a model is never replaced")
     expected = records.structure_metadata(entry.name, entry.spec, base, entry.needs, entry.portable_json())
-    found = read_metadata(candidate.path)
-    if found == expected:
+    metadata = read_metadata(candidate.path)
+    if metadata == expected:
         return
-    if found.get("record") != expected["record"]:
+    if metadata.get("record") != expected["record"]:
         raise ModelError(
             f"{candidate.path} was made for another base than that of {path}, or is no file of {entry.name!r}: "
             "nothing was changed"
@@ -180,31 +182,31 @@ def _check_record(path: Path, document: Mapping[str, Any], candidate: Candidate)
     )
 
 
-def _put_back(path: Path, registry: Registry, recorded: Entry, source: _Source) -> Entry:
-    """Give a version a file again, in place of one that is missing or damaged; return its entry.
+def _restore_file(path: Path, registry: Registry, recorded: Entry, source: _StructureSource) -> Entry:
+    """Write the file of a version again, in place of one that is missing or damaged; return its entry.
 
-    The recorded file comes back where the same bytes can be had or made. Else the version gets another one, and its
-    entry stays what it was but for that.
+    Where the same bytes can be copied or written, the file is the recorded one. Otherwise the version gets another
+    file, and nothing else in its entry changes.
     """
     if source.entry.sha256 and source.entry.sha256 == recorded.sha256:
         source.write(path / recorded.file)
         return recorded
-    file = _vacant_file(registry, recorded)
-    written = dataclasses.replace(source.write_as(path / file, recorded), file=file)
+    file = _unused_file_name(registry, recorded)
+    written = dataclasses.replace(source.write_recorded(path / file, recorded), file=file)
     if written.sha256 != recorded.sha256:
         return written
     put_in_place(path / file, path / recorded.file)
     return recorded
 
 
-def _vacant_file(registry: Registry, entry: Entry) -> str:
-    """Return the shortest name that the registry gives to no other version; files of versions are never rewritten."""
-    taken = {other.file for other in registry.versions}
+def _unused_file_name(registry: Registry, entry: Entry) -> str:
+    """Return the shortest file name that no other version has; files of versions are never rewritten."""
+    used = {other.file for other in registry.versions}
     names = (
         f"{records.STRUCTURES}/{entry.name}-{entry.digest[:length]}.safetensors"
         for length in range(8, len(entry.digest) + 1, 8)
     )
-    free = next((name for name in names if name not in taken), None)
+    free = next((name for name in names if name not in used), None)
     if free is None:
         raise ModelError(
             f"no file name is left for {entry.name!r} ({entry.digest}): run `repmode-cl gc` first"

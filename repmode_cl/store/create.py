@@ -1,4 +1,4 @@
-"""Writing a trained base as a new model directory: its tensors, what it is, and a registry that names it."""
+"""Write a trained base as a new model directory: its tensors, ``model.json`` and a registry."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import record_files as records
 from repmode_cl.store.proof import on_cpu, prove
 from repmode_cl.store.record_files import parameter_count
-from repmode_cl.store.registry import Entry, Registry, creation, now, plain_json
-from repmode_cl.store.transaction import check_inference, check_vacant, writing
+from repmode_cl.store.registry import Entry, Registry, creation_change, plain_json, utc_now
+from repmode_cl.store.transaction import check_inference, check_new_folder, write_lock
 from repmode_cl.utils.atomic_files import sha256_file, write_json
 from repmode_cl.utils.tensor_digests import tensor_digest
 
@@ -44,11 +44,11 @@ def write_base_model(
     digest = tensor_digest(base, facts)
     document["base"] = {"file": records.BASE, "digest": digest}
     proofs = {name: prove(network, name) for name in network.base_structures}
-    with writing(path):
-        check_vacant(path)
+    with write_lock(path):
+        check_new_folder(path)
         file = records.write_base(path, base, facts, digest, proofs)
         write_json(path / records.MODEL, document)
-        created = now()
+        created = utc_now()
         entries = tuple(
             Entry(
                 name=name,
@@ -65,4 +65,4 @@ def write_base_model(
             )
             for name in network.base_structures
         )
-        Registry(sha256_file(path / records.MODEL), entries, (), (creation(entries),)).write(path)
+        Registry(sha256_file(path / records.MODEL), entries, (), (creation_change(entries),)).write(path)

@@ -1,7 +1,7 @@
-"""The history of a model: every change there was, and which structures were active after each.
+"""The history of a model: every change, and the structures that were active after it.
 
-Changes are only ever appended. They carry copies of where a structure came from and how well it predicted, so
-that these outlive the structure itself.
+Changes are only ever appended. They hold copies of a structure's provenance and metrics, which so outlive the
+structure itself.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Change:
     Parameters
     ----------
     number
-        1 for the creation, then counted on without gaps.
+        1 for the creation, then 2, 3, ... without gaps.
     time
         UTC time, ISO 8601.
     action
-        ``create``, ``add``, ``replace``, ``remove``, ``rollback``, ``import`` (from a pack), ``accept`` (of what
-        was staged) or ``gc``.
+        ``create``, ``add``, ``replace``, ``remove``, ``rollback``, ``import`` (from a pack), ``accept`` (of a
+        staged structure) or ``gc``.
     structure
-        Which one; None where the change is of the whole model (``create``, ``rollback``, ``gc``).
+        The structure; None where the change is of the whole model (``create``, ``rollback``, ``gc``).
     digest
-        Of the version that became active; for ``create``, of the base; else None.
+        Digest of the version that became active; for ``create``, of the base; else None.
     earlier
         Digest of the version that was replaced or removed; else None.
     to
@@ -65,7 +65,7 @@ class Change:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-able values; `from_json` reads them back."""
+        """Return the values for JSON; `from_json` reads them back."""
         return {
             "number": self.number,
             "time": self.time,
@@ -81,7 +81,7 @@ class Change:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Change:
-        """Read what `to_json` gave; ValueError for an action that is none."""
+        """Read the values that `to_json` returns; ValueError for an unknown action."""
         if values["action"] not in get_args(Action):
             raise ValueError(f"action {values['action']!r} is none of {', '.join(get_args(Action))}")
         return cls(
@@ -99,22 +99,22 @@ class Change:
 
 
 def state_after(changes: Sequence[Change], number: int, base: State) -> State:
-    """Return the structures that were active after a change, by doing all changes up to it again.
+    """Return the structures that were active after a change, by replaying all changes up to it.
 
     Parameters
     ----------
     changes
-        All of them, from the first.
+        The whole history, from the first change.
     number
-        That of the change.
+        Number of the change.
     base
         The structures of the base: they are there from the first change and never leave.
 
     Returns
     -------
     tuple
-        ``(name, digest)`` of each. One that replaced an earlier version stands where it came, at the end, so
-        that what a structure needs always stands before it.
+        ``(name, digest)`` of each. A version that replaced another stands at the end, so that additions
+        always stand before those that need them.
 
     Raises
     ------
@@ -129,19 +129,19 @@ def state_after(changes: Sequence[Change], number: int, base: State) -> State:
         if change.action == "create":
             state = dict(base)
         elif change.action == "rollback":
-            state = dict(states[_known(change.to) - 1])
+            state = dict(states[_required(change.to) - 1])
         elif change.action != "gc":
             state = {name: digest for name, digest in state.items() if name != change.structure}
             if change.action != "remove":
-                state[_known(change.structure)] = _known(change.digest)
+                state[_required(change.structure)] = _required(change.digest)
         states.append(state)
     return tuple(states[-1].items())
 
 
-def _known(value: _T | None) -> _T:
-    """Return what the action of a change says must be there."""
+def _required(value: _T | None) -> _T:
+    """Return a value that the action of a change requires."""
     if value is None:
         raise ModelError(
-            "the history lacks what a change did: put registry.json back from a copy of the model"
+            "the history lacks a part of a change: put registry.json back from a copy of the model"
         )
     return value

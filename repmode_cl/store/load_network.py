@@ -1,6 +1,6 @@
-"""Load what is stored into a network one tensor at a time, and find its digest to be the recorded one on the way.
+"""Load stored tensors into a network one at a time, and check their digest on the way.
 
-What is hashed is what is loaded, and there is never a second copy of a network's tensors.
+The loaded tensors are the hashed ones, and there is never a second copy of a network's tensors in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from repmode_cl.store.registry import Entry
 from repmode_cl.utils.safetensors_io import TensorFile, open_tensors
 from repmode_cl.utils.tensor_digests import Described, stream_digest
 
-__all__ = ["check_structure", "load_base", "load_structure"]
+__all__ = ["check_structure_tensors", "load_base", "load_structure"]
 
 
 def load_base(path: Path, document: Mapping[str, Any]) -> RepModeUNet:
@@ -45,21 +45,21 @@ def load_base(path: Path, document: Mapping[str, Any]) -> RepModeUNet:
         records.check_version(file.path, file.header.metadata, [records.BASE_VERSION])
         digest = _digest(file, records.base_facts(document), network.base_state())
         if digest != document["base"]["digest"]:
-            raise _damaged(file.path)
+            raise _damage_error(file.path)
     return network.eval()
 
 
 def load_structure(network: RepModeUNet, path: Path, entry: Entry, base: str) -> None:
-    """Add a stored addition to a network that knows what it needs; on an error the network is as it was.
+    """Add a stored addition to a network that has all it needs; on an error the network is as before.
 
     Parameters
     ----------
     network
-        Of `load_base`, with the additions in ``entry.needs``.
+        A network of `load_base`, with the additions in ``entry.needs``.
     path
         The model directory.
     entry
-        What the registry says of it.
+        Its registry entry.
     base
         Digest of the base.
 
@@ -72,21 +72,21 @@ def load_structure(network: RepModeUNet, path: Path, entry: Entry, base: str) ->
         facts = _facts(file, entry, base)
         with uninitialised_weights():
             network.add_structure(entry.name, entry.spec)
-        right = False
+        intact = False
         try:
-            right = _digest(file, facts, network.structure_state(entry.name)) == entry.digest
+            intact = _digest(file, facts, network.structure_state(entry.name)) == entry.digest
         finally:
-            if not right:
+            if not intact:
                 network.drop_structure(entry.name)
-        if not right:
-            raise _damaged(file.path, entry)
+        if not intact:
+            raise _damage_error(file.path, entry)
 
 
-def check_structure(path: Path, entry: Entry, base: str) -> None:
-    """Find the stored tensors of an addition to be those recorded, without a network; errors of `load_structure`."""
+def check_structure_tensors(path: Path, entry: Entry, base: str) -> None:
+    """Check the stored tensors of an addition without a network; errors of `load_structure`."""
     with open_tensors(path / entry.file) as file:
         if _digest(file, _facts(file, entry, base)) != entry.digest:
-            raise _damaged(file.path, entry)
+            raise _damage_error(file.path, entry)
 
 
 def _facts(file: TensorFile, entry: Entry, base: str) -> dict[str, Any]:
@@ -97,14 +97,14 @@ def _facts(file: TensorFile, entry: Entry, base: str) -> dict[str, Any]:
 
 
 def _digest(file: TensorFile, facts: Any, state: Mapping[str, Tensor] | None = None) -> str:
-    """Return the digest of a file's tensors, references left out, and set those of `state` to them."""
+    """Return the digest of a file's tensors without references, and copy them into `state`."""
     described: dict[str, Described] = {
         name: (slot.dtype, slot.shape)
         for name, slot in file.header.tensors.items()
         if not name.startswith(records.PROOF)
     }
     if state is not None:
-        _check_fit(file.path, described, state)
+        _check_shapes(file.path, described, state)
 
     def value(name: str) -> Tensor:
         tensor = file.read(name)
@@ -116,18 +116,21 @@ def _digest(file: TensorFile, facts: Any, state: Mapping[str, Tensor] | None = N
         return stream_digest(described, value, facts)
 
 
-def _check_fit(path: Path, described: Mapping[str, Described], state: Mapping[str, Tensor]) -> None:
-    here = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
-    if described == here:
+def _check_shapes(path: Path, described: Mapping[str, Described], state: Mapping[str, Tensor]) -> None:
+    expected = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    if described == expected:
         return
-    name = sorted(set(here) ^ set(described) or (name for name in here if here[name] != described[name]))[0]
+    differing = set(expected) ^ set(described) or {
+        name for name in expected if expected[name] != described[name]
+    }
+    name = min(differing)
     raise ModelError(
         f"{path} is damaged: its tensor {name!r} is {described.get(name, 'missing')}, the network's is "
-        f"{here.get(name, 'none')}; put the file back from a copy of the model"
+        f"{expected.get(name, 'none')}; put the file back from a copy of the model"
     )
 
 
-def _damaged(path: Path, entry: Entry | None = None) -> ModelError:
+def _damage_error(path: Path, entry: Entry | None = None) -> ModelError:
     whose = f" ({entry.name})" if entry is not None else ""
     return ModelError(
         f"{path}{whose} is damaged (its tensors are not those recorded): put it back from a copy of the model"

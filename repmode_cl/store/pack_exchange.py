@@ -1,7 +1,7 @@
-"""Structures on their way between models with the same base: leaving as a pack, and being taken from one.
+"""Export of added structures as packs, and import into models with the same base.
 
-What a pack says is checked against the model before its tensors are read, and what its tensors come to is computed
-anew before the model is touched: kernels, prediction and references, whoever took their digests.
+The metadata of a pack are checked against the model before its tensors are read. Then kernels, prediction and
+references are computed again and compared with its proof, before the model is changed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from repmode_cl.errors import ModelError, RepmodeError, UnknownStructureError
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import record_files as records
 from repmode_cl.store.candidate import Candidate
-from repmode_cl.store.commit import commit, restore
+from repmode_cl.store.commit import commit, restore_structure_file
 from repmode_cl.store.history import Action
-from repmode_cl.store.pack_format import Contents, Pack, read_pack, refuse
-from repmode_cl.store.preconditions import check_place
+from repmode_cl.store.pack_format import Pack, PackContents, read_pack, refuse_pack
+from repmode_cl.store.preconditions import check_addition
 from repmode_cl.store.probe import probe_shape, relative_difference
 from repmode_cl.store.proof import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, Proof, prove
 from repmode_cl.store.record_files import file_matches
@@ -32,31 +32,31 @@ from repmode_cl.utils.atomic_files import replacing, sha256_file
 from repmode_cl.utils.environment import describe_difference, with_threads
 from repmode_cl.utils.safetensors_io import read_metadata
 
-__all__ = ["ImportResult", "examine", "export_pack", "import_pack", "take"]
+__all__ = ["ImportResult", "export_pack", "import_pack", "check_pack", "commit_pack"]
 
-Sense = Literal["bit-identical", "within tolerance"]
+Agreement = Literal["bit-identical", "within tolerance"]
 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """A structure that became part of a model, and what was proved of it on the way.
+    """A structure that became part of a model, and the result of checking its proof.
 
     Parameters
     ----------
     entry
-        What the model records of it now.
+        Its entry in the registry of the model.
     status
-        ``bit-identical``: in the environment that its proof was made in, its kernels and its prediction came out
-        the same bit for bit. ``within tolerance``: the environment is another one, and they are as near to its
-        float64 references as that explains.
+        ``bit-identical``: in the environment of its proof, its kernels and its prediction are the same bit for bit.
+        ``within tolerance``: the environment is another one, and they differ from its float64 references by no more
+        than that explains.
     detail
         In words: what was compared, and how the environments differ.
     restored
-        The model had this very version, but not its file any more, or a damaged one: that was put back.
+        The model had this very version, with a missing or damaged file, which was restored.
     """
 
     entry: Entry
-    status: Sense
+    status: Agreement
     detail: str
     restored: bool = False
 
@@ -112,34 +112,34 @@ def export_pack(model: ModelSnapshot, name: str, file: str | Path) -> Path:
             proof = dataclasses.replace(entry.proof, references=references)
             entry = dataclasses.replace(entry, proof=proof)
             records.write_structure(beside, state, entry, model.base_digest)
-        # What would be refused elsewhere is not handed out.
+        # A pack that would be refused elsewhere is not handed out.
         read_pack(beside).load()
     return file
 
 
 def import_pack(model: ModelSnapshot, file: str | Path) -> ImportResult:
-    """Add a structure from its pack, or put back the file of one that is missing or damaged.
+    """Add a structure from its pack, or restore the missing or damaged file of one.
 
-    Where the model knows the version already, active or kept, by the digest of its tensors, what it recorded of it
-    (origin, figures, proof) stays as it was, whatever the pack says.
+    Where the model has the version already, active or kept, by the digest of its tensors, its recorded provenance,
+    metrics and proof stay as they are, whatever the pack says.
 
     Parameters
     ----------
     model
-        One with the same base, and with the same versions of the additions that the structure needs.
+        A model with the same base, and with the same versions of the additions that the structure needs.
     file
         A pack; it is only read.
 
     Returns
     -------
-    Taken
-        The new entry, and in which sense its predictions were found to be those of the model that it comes from.
+    ImportResult
+        The new entry, and how its predictions agree with those in the model that it comes from.
 
     Raises
     ------
     ModelError
-        If the pack is damaged, of an unknown version, for another base, needs what is not here, has a name that is
-        taken, or does not compute what it states. The model is then as it was.
+        If the pack is damaged, of an unknown version, for another base, needs a missing addition, has a name that is
+        in use, or does not compute what it states. The model is then as it was.
     OSError
         If a file cannot be read or written.
     """
@@ -152,53 +152,53 @@ def import_pack(model: ModelSnapshot, file: str | Path) -> ImportResult:
             and active.digest == entry.digest
             and not file_matches(model.path, active)
         ):
-            found = examine(model, pack)
-            after = restore(model.path, Candidate(pack.path, found.entry))
-            return dataclasses.replace(found, entry=after.entry(entry.name), restored=True)
+            checked = check_pack(model, pack)
+            after = restore_structure_file(model.path, Candidate(pack.path, checked.entry))
+            return dataclasses.replace(checked, entry=after.entry(entry.name), restored=True)
         if active.kind == "base":
-            what = "as part of its base, and additions cannot take its name"
+            what = "as part of its base, and additions cannot have its name"
         elif active.digest == entry.digest:
             what = "exactly this version of it"
         else:
             what = "another version of it, which would have to be removed first"
         raise ModelError(
-            f"{pack.path} is not taken: the model {model.path} has {entry.name!r} already, {what}"
+            f"{pack.path} is not imported: the model {model.path} has {entry.name!r} already, {what}"
         )
-    return take(model, pack, action="import")
+    return commit_pack(model, pack, action="import")
 
 
-def take(model: ModelSnapshot, pack: Pack, *, action: Action, replace: bool = False) -> ImportResult:
-    """Check a pack against a model in every way there is, and commit it.
+def commit_pack(model: ModelSnapshot, pack: Pack, *, action: Action, replace: bool = False) -> ImportResult:
+    """Check a pack against a model in every way, and commit it.
 
     Parameters
     ----------
     model
-        Its directory as it is on disk now counts, not as it was opened.
+        The model; its directory is read again, as it is on disk now.
     pack
-        What was read of the file.
+        A pack of `read_pack`.
     action
-        What the history says.
+        Action for the history.
     replace
-        As of `commit`.
+        As for `commit`.
 
     Returns
     -------
-    Taken
-        As of `import_pack`.
+    ImportResult
+        As for `import_pack`.
     """
-    check_place(model.path, Registry.read(model.path), pack.entry.name, pack.entry.needs, replace=replace)
-    found = examine(model, pack)
-    after = commit(model.path, Candidate(pack.path, found.entry), action=action, replace=replace)
-    return dataclasses.replace(found, entry=after.entry(pack.entry.name))
+    check_addition(model.path, Registry.read(model.path), pack.entry.name, pack.entry.needs, replace=replace)
+    checked = check_pack(model, pack)
+    after = commit(model.path, Candidate(pack.path, checked.entry), action=action, replace=replace)
+    return dataclasses.replace(checked, entry=after.entry(pack.entry.name))
 
 
-def examine(model: ModelSnapshot, pack: Pack) -> ImportResult:
-    """Find out whether a pack is what it says, with this model's base; nothing is written.
+def check_pack(model: ModelSnapshot, pack: Pack) -> ImportResult:
+    """Check that a pack holds and computes what it states, with this model's base; nothing is written.
 
     Returns
     -------
-    Taken
-        The entry with the file's SHA-256, and what was proved.
+    ImportResult
+        The entry with the file's SHA-256, and the result of checking its proof.
 
     Raises
     ------
@@ -209,31 +209,31 @@ def examine(model: ModelSnapshot, pack: Pack) -> ImportResult:
     model = ModelSnapshot.open(model.path)
     if pack.base != model.base_digest:
         raise ModelError(
-            f"{pack.path} is not taken: {pack.entry.name!r} was made for the base {pack.base[:8]}, and {model.path} "
-            f"has the base {model.base_digest[:8]}; a structure predicts with the base that it was trained on alone"
+            f"{pack.path} is not imported: {pack.entry.name!r} was made for the base {pack.base[:8]}, and {model.path} "
+            f"has the base {model.base_digest[:8]}; a structure predicts only with the base that it was trained on"
         )
-    network = _network_for(model, pack)
+    network = _network_with_structure(model, pack)
     contents = pack.load()
     network.load_structure_state(pack.entry.name, contents.state)
-    status, detail = _compute(pack, contents, network)
+    status, detail = _check_proof(pack, contents, network)
     return ImportResult(contents.entry, status, detail)
 
 
-def _network_for(model: ModelSnapshot, pack: Pack) -> RepModeUNet:
-    """Return the model's network with room for the pack's structure; refuse tensors that would not fit there.
+def _network_with_structure(model: ModelSnapshot, pack: Pack) -> RepModeUNet:
+    """Return the model's network with the pack's structure added, not loaded; refuse tensors that do not fit it.
 
-    The pack's data are not read for it, and no more memory is taken than the model and the pack have bytes.
+    The pack's data are not read for this, and no more memory is used than the model and the pack have bytes.
     """
     name, spec = pack.entry.name, pack.spec
     network = model.network(spec.needs)
-    given = pack.header.tensors
+    slots = pack.header.tensors
     if spec.expert.startswith("lowrank:"):
-        # A rank is but a number in the metadata: before so large an expert is made, the file must hold one.
+        # The rank is only a number in the metadata: the file must hold so large an expert before one is made.
         rank = spec.expert.removeprefix("lowrank:")
         for block, mode_block in network.named_mode_blocks():
-            slot = given.get(f"{block}.expert.spatial")
+            slot = slots.get(f"{block}.expert.spatial")
             if slot is None or [str(slot.shape[0]), *slot.shape[1:]] != [rank, mode_block.c_in, 3, 3, 3]:
-                refuse(pack.path, f"it holds no expert of rank {short(rank)} for the block {block}")
+                refuse_pack(pack.path, f"it holds no expert of rank {short(rank)} for the block {block}")
     try:
         network.add_structure(name, spec)
     except RepmodeError:
@@ -247,55 +247,57 @@ def _network_for(model: ModelSnapshot, pack: Pack) -> RepModeUNet:
     expected[f"{prefix}prediction"] = (torch.float64, probe_shape(network.architecture))
     for block, mode_block in network.named_mode_blocks():
         expected[f"{prefix}kernels.{block}"] = (torch.float64, (2, mode_block.c_out))
-    if missing := sorted(expected.keys() - given.keys()):
-        refuse(pack.path, f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if extra := sorted(given.keys() - expected.keys()):
-        refuse(pack.path, f"tensor {short(extra[0])} does not belong to the structure ({len(extra)} in all)")
+    if missing := sorted(expected.keys() - slots.keys()):
+        refuse_pack(pack.path, f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra := sorted(slots.keys() - expected.keys()):
+        refuse_pack(
+            pack.path, f"tensor {short(extra[0])} does not belong to the structure ({len(extra)} in all)"
+        )
     for key, (dtype, shape) in expected.items():
-        if (given[key].dtype, given[key].shape) != (dtype, shape):
-            refuse(
+        if (slots[key].dtype, slots[key].shape) != (dtype, shape):
+            refuse_pack(
                 pack.path,
-                f"tensor {key!r} is {given[key].dtype} {given[key].shape}, needed is {dtype} {shape}",
+                f"tensor {key!r} is {slots[key].dtype} {slots[key].shape}, needed is {dtype} {shape}",
             )
     return network.eval()
 
 
-def _compute(pack: Pack, contents: Contents, network: RepModeUNet) -> tuple[Sense, str]:
-    """Prove the structure anew, and compare that with the proof in the pack."""
+def _check_proof(pack: Pack, contents: PackContents, network: RepModeUNet) -> tuple[Agreement, str]:
+    """Prove the structure again, and compare the result with the proof in the pack."""
     proof = pack.entry.proof
     with with_threads(int(proof.environment["threads"])):
         try:
-            here = prove(network, pack.entry.name)
+            computed = prove(network, pack.entry.name)
         except ModelError as error:
             raise ModelError(f"{pack.path} is refused: {error}") from error
-    difference = describe_difference(proof.environment, here.environment)
+    difference = describe_difference(proof.environment, computed.environment)
     worst = max(
-        relative_difference(value, contents.references[key]) for key, value in here.references.items()
+        relative_difference(value, contents.references[key]) for key, value in computed.references.items()
     )
-    if not worst <= FLOAT64_TOLERANCE or not here.float32_error <= FLOAT32_TOLERANCE:
-        refuse(
+    if not worst <= FLOAT64_TOLERANCE or not computed.float32_error <= FLOAT32_TOLERANCE:
+        refuse_pack(
             pack.path,
             f"what it computes differs from the references in it by {worst:.1e} in float64 (allowed is "
-            f"{FLOAT64_TOLERANCE:.0e}) and by {here.float32_error:.1e} in float32 (allowed is {FLOAT32_TOLERANCE:.0e})"
-            + (f"; environment: {difference}" if difference else ""),
+            f"{FLOAT64_TOLERANCE:.0e}) and by {computed.float32_error:.1e} in float32 (allowed is "
+            f"{FLOAT32_TOLERANCE:.0e})" + (f"; environment: {difference}" if difference else ""),
         )
-    if here.folded != proof.folded:
-        refuse(
+    if computed.folded != proof.folded:
+        refuse_pack(
             pack.path,
-            f"it says that it predicts with {_norms(proof)} norms, and here {_norms(here)} ones are needed (folding "
-            f"them makes a difference of {here.folding_error:.1e})",
+            f"it says that it predicts with {_norms_text(proof)} norms, and here {_norms_text(computed)} ones are "
+            f"needed (folding them makes a difference of {computed.folding_error:.1e})",
         )
     if difference:
         return (
             "within tolerance",
-            f"float64 to {worst:.1e}, float32 to {here.float32_error:.1e}; other environment: {difference}",
+            f"float64 to {worst:.1e}, float32 to {computed.float32_error:.1e}; other environment: {difference}",
         )
-    if here.kernel_digest != proof.kernel_digest or here.prediction_digest != proof.prediction_digest:
-        refuse(
+    if computed.kernel_digest != proof.kernel_digest or computed.prediction_digest != proof.prediction_digest:
+        refuse_pack(
             pack.path, "its kernels or its prediction are not those that it states, in the same environment"
         )
     return "bit-identical", "kernels and prediction, in the environment that it was made in"
 
 
-def _norms(proof: Proof) -> str:
+def _norms_text(proof: Proof) -> str:
     return "folded" if proof.folded else "unfolded"

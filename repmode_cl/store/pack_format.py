@@ -1,9 +1,9 @@
-"""Packs: one added structure in one file, that leaves a model and joins another one with the same base.
+"""Format of packs: one added structure in one file, for models with the same base.
 
-A structure's file in a model is a pack already: beside the record it carries what the registry says of it. What comes
-in is a stranger's file, so nothing of it is believed: layout, metadata, digests, values and proof are checked, in this
-order, before the model that takes it is touched. The file itself is read where it lies: what is hashed is what is
-used, and should another file be in its place by the time that it is copied, its SHA-256 gives it away.
+A structure's file in a model is a pack already: besides the record it holds its registry entry. An imported pack is a
+stranger's file, so nothing of it is trusted: layout, metadata, digests, values and proof are checked, in this order,
+before the model is changed. The file is read where it lies: the hashed bytes are the ones that are used, and if it was
+exchanged by the time that it is copied, its SHA-256 shows it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from repmode_cl.store.registry import Entry
 from repmode_cl.store.untrusted_json import (
     MAX_DEPTH,
     MAX_ENTRY,
-    problem_of_notes,
-    problem_of_values,
-    too_deep,
+    find_metadata_problem,
+    find_unsafe_value,
+    is_too_deep,
 )
 from repmode_cl.structures import check_structure_name
 from repmode_cl.utils.atomic_files import canonical_json
 from repmode_cl.utils.safetensors_header import Header, read_header, strict_json
 from repmode_cl.utils.tensor_digests import from_raw_bytes, json_digest, tensor_digest
 
-__all__ = ["Contents", "Pack", "read_pack", "refuse"]
+__all__ = ["Pack", "PackContents", "read_pack", "refuse_pack"]
 
 #: Metadata of a pack, and nothing else.
 _KEYS = {"format", "version", "record", "entry", "checksum"}
@@ -45,18 +45,18 @@ _TIME = re.compile(r"[0-9T:+.-]{10,40}")
 
 @dataclass(frozen=True)
 class Pack:
-    """What a pack says it is; `load` finds out whether it is.
+    """The metadata of a pack; `load` reads and checks its tensors.
 
     Parameters
     ----------
     path
         The file.
     entry
-        What a registry would say of it, but for ``file``, the name that it has now, and ``sha256``, empty.
+        Its registry entry, except that ``file`` is the name of the pack, and ``sha256`` is empty.
     base
         Digest of the base that it was made for.
     header
-        Its tensors, and where they lie.
+        Its tensors and their places in the file.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class Pack:
             raise ModelError(f"{self.path} holds no addition")
         return self.entry.spec
 
-    def load(self) -> Contents:
+    def load(self) -> PackContents:
         """Read the tensors, and check every digest of them.
 
         Raises
@@ -83,18 +83,18 @@ class Pack:
         state: dict[str, Tensor] = {}
         references: dict[str, Tensor] = {}
         with self.path.open("rb") as file:
-            # One pass over all bytes: what is hashed is what is read, even if another replaces the file meanwhile.
+            # One pass over all bytes: the hashed bytes are those that are used, even if the file is replaced meanwhile.
             digest = hashlib.sha256(file.read(self.header.start))
             if digest.hexdigest() != self.header.sha256:
-                refuse(self.path, "it changed while it was read")
+                refuse_pack(self.path, "it changed while it was read")
             for name, slot in self.header.tensors.items():
                 data = bytearray(file.read(slot.end - slot.begin))
                 if len(data) != slot.end - slot.begin:
-                    refuse(self.path, "it became shorter while it was read")
+                    refuse_pack(self.path, "it became shorter while it was read")
                 digest.update(data)
                 tensor = from_raw_bytes(data, slot.dtype, slot.shape)
                 if not bool(torch.isfinite(tensor).all()):
-                    refuse(self.path, f"tensor {short(name)} holds numbers that are not finite")
+                    refuse_pack(self.path, f"tensor {short(name)} holds numbers that are not finite")
                 if name.startswith(prefix):
                     references[name.removeprefix(prefix)] = tensor
                 else:
@@ -102,24 +102,27 @@ class Pack:
         entry = self.entry
         facts = records.structure_facts(entry.name, self.spec, self.base, entry.needs)
         if tensor_digest(state, facts) != entry.digest:
-            refuse(self.path, f"the tensors of {entry.name!r} are not those that its digest was taken of")
+            refuse_pack(
+                self.path, f"the tensors of {entry.name!r} are not those that its digest was computed from"
+            )
         if tensor_digest(references) != entry.proof.reference_digest:
-            refuse(
-                self.path, f"the references of {entry.name!r} are not those that their digest was taken of"
+            refuse_pack(
+                self.path,
+                f"the references of {entry.name!r} are not those that their digest was computed from",
             )
         if sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()) != entry.parameters:
-            refuse(self.path, f"it does not hold the {entry.parameters} parameters that it states")
-        return Contents(state, references, replace(entry, sha256=digest.hexdigest()))
+            refuse_pack(self.path, f"it does not hold the {entry.parameters} parameters that it states")
+        return PackContents(state, references, replace(entry, sha256=digest.hexdigest()))
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a pack holds.
+class PackContents:
+    """The tensors of a pack, with its complete entry.
 
     Parameters
     ----------
     state
-        What the structure owns: float32, and int64 counters, on the CPU.
+        Tensors of the structure: float32, and int64 counters, on the CPU.
     references
         float64 references of its proof.
     entry
@@ -132,7 +135,7 @@ class Contents:
 
 
 def read_pack(path: str | Path) -> Pack:
-    """Read what a pack says of itself, without its tensors; the file is not trusted.
+    """Read and check the metadata of a pack, without its tensors; the file is not trusted.
 
     Parameters
     ----------
@@ -152,121 +155,121 @@ def read_pack(path: str | Path) -> Pack:
     header = read_header(path)
     metadata = header.metadata
     if metadata.get("format") != records.RECORD_FORMAT:
-        refuse(path, f"it is no pack (its format is {short(metadata.get('format'))})")
+        refuse_pack(path, f"it is no pack (its format is {short(metadata.get('format'))})")
     version = metadata.get("version")
     if version == records.BARE_VERSION:
-        refuse(
+        refuse_pack(
             path,
             "it is a structure's file of an earlier version: make a pack of it by `repmode-cl pack export`",
         )
     if version != records.PACK_VERSION:
-        refuse(
+        refuse_pack(
             path,
             f"it has format version {short(version)}, this repmode-cl reads version {records.PACK_VERSION}: "
             "use a newer one",
         )
     if set(metadata) != _KEYS:
-        refuse(path, f"its metadata are not {', '.join(sorted(_KEYS))}")
+        refuse_pack(path, f"its metadata are not {', '.join(sorted(_KEYS))}")
     for part in ("record", "entry"):
         if (size := len(metadata[part])) > MAX_ENTRY:
-            refuse(path, f"its {part} has {size:,} characters, allowed are {MAX_ENTRY:,}")
-    record = _canonical(path, metadata["record"], "record")
-    values = _canonical(path, metadata["entry"], "entry")
+            refuse_pack(path, f"its {part} has {size:,} characters, allowed are {MAX_ENTRY:,}")
+    record = _read_canonical_json(path, metadata["record"], "record")
+    values = _read_canonical_json(path, metadata["entry"], "entry")
     body = {key: metadata[key] for key in ("version", "record", "entry")}
     if metadata["checksum"] != json_digest(body):
-        refuse(path, "its metadata are damaged (their checksum does not fit)")
-    entry = _entry(path, values, header.size)
+        refuse_pack(path, "its metadata are damaged (their checksum does not fit)")
+    entry = _read_entry(path, values, header.size)
     facts = record.get("facts")
     base = facts.get("base") if isinstance(facts, dict) else None
     if not isinstance(base, str) or not _HEX.fullmatch(base):
-        refuse(path, "it does not say which base it is for")
+        refuse_pack(path, "it does not state the base that it is for")
     pack = Pack(path, entry, base, header)
     if (
         records.structure_metadata(entry.name, pack.spec, base, entry.needs, entry.portable_json())
         != metadata
     ):
-        refuse(path, "its record and its entry contradict each other")
+        refuse_pack(path, "its record and its entry contradict each other")
     own = f"{records.PROOF}{entry.name}."
     for name in header.tensors:
         if name.startswith(records.PROOF) and not name.startswith(own):
-            refuse(path, f"tensor {short(name)} does not belong to {entry.name!r}")
+            refuse_pack(path, f"tensor {short(name)} does not belong to {entry.name!r}")
     return pack
 
 
-def refuse(path: Path, why: str) -> NoReturn:
-    """Raise the error of a pack that is not taken."""
+def refuse_pack(path: Path, why: str) -> NoReturn:
+    """Raise the error of a refused pack."""
     raise ModelError(f"{path} is refused: {why}")
 
 
-def _canonical(path: Path, text: str, what: str) -> dict[str, Any]:
+def _read_canonical_json(path: Path, text: str, what: str) -> dict[str, Any]:
     value = strict_json(text, f"{path}: its {what}")
-    if too_deep(value):
-        refuse(path, f"lists and objects are nested more than {MAX_DEPTH} deep in its {what}")
+    if is_too_deep(value):
+        refuse_pack(path, f"lists and objects are nested more than {MAX_DEPTH} deep in its {what}")
     if not isinstance(value, dict) or canonical_json(value) != text:
-        refuse(path, f"its {what} is not in canonical form")
+        refuse_pack(path, f"its {what} is not in canonical form")
     return value
 
 
-def _entry(path: Path, values: dict[str, Any], size: int) -> Entry:
-    """Make an entry of what a pack says, if it is what `Entry.to_json` gives, and sane."""
+def _read_entry(path: Path, values: dict[str, Any], size: int) -> Entry:
+    """Return the entry in a pack's metadata, if it is exactly what `Entry.to_json` writes, with sane values."""
     name, spec, needs = values.get("name"), values.get("spec"), values.get("needs")
     _check_name(path, name)
     if values.get("kind") != "addition" or not isinstance(spec, dict) or not isinstance(needs, list):
-        refuse(path, f"{name!r} is no addition")
-    elsewhere = {"file": path.name, "bytes": size, "sha256": ""}
+        refuse_pack(path, f"{name!r} is no addition")
+    local = {"file": path.name, "bytes": size, "sha256": ""}
     try:
-        entry = Entry.from_json(values | elsewhere)
-        same = canonical_json(entry.to_json()) == canonical_json(values | elsewhere)
+        entry = Entry.from_json(values | local)
+        same = canonical_json(entry.to_json()) == canonical_json(values | local)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(
             f"{path} is refused: its entry lacks what an entry has ({str(error)[:200]})"
         ) from error
-    if not same or elsewhere.keys() & values.keys():
-        refuse(path, "its entry is not what an entry of this version holds")
+    if not same or local.keys() & values.keys():
+        refuse_pack(path, "its entry is not what an entry of this version holds")
     names = [need for need, _ in entry.needs]
     for need in names:
         _check_name(path, need)
     stated = entry.spec.needs if entry.spec else None
     if tuple(names) != stated or len(set(names)) < len(names) or name in names:
-        refuse(path, f"what {name!r} needs is told in two ways")
-    digests = [entry.digest, *(digest for _, digest in entry.needs), *_digests_of(entry)]
+        refuse_pack(
+            path,
+            f"the needs of {name!r} are inconsistent: its entry and its spec must list the same additions, each once",
+        )
+    proof = entry.proof
+    proof_digests = (proof.kernel_digest, proof.prediction_digest, proof.reference_digest)
+    digests = [entry.digest, *(digest for _, digest in entry.needs), *proof_digests]
     if not all(isinstance(digest, str) and _HEX.fullmatch(digest) for digest in digests):
-        refuse(path, "a digest in it is none")
+        refuse_pack(path, "one of its digests is not 64 hexadecimal digits")
     if type(entry.parameters) is not int:
-        refuse(path, f"its number of parameters is {short(entry.parameters)}")
+        refuse_pack(path, f"its number of parameters is {short(entry.parameters)}")
     if not isinstance(entry.created, str) or not _TIME.fullmatch(entry.created):
-        refuse(path, f"its time is {short(entry.created)}")
+        refuse_pack(path, f"its time is {short(entry.created)}")
     if not isinstance(entry.provenance, dict) or not isinstance(entry.metrics, dict):
-        refuse(path, "its provenance or its metrics are no JSON object")
-    _check_environment(path, entry.proof.environment)
-    if why := problem_of_notes(entry.provenance, entry.metrics) or problem_of_values(values):
-        refuse(path, why)
+        refuse_pack(path, "its provenance or its metrics are no JSON object")
+    _check_environment(path, proof.environment)
+    if why := find_metadata_problem(entry.provenance, entry.metrics) or find_unsafe_value(values):
+        refuse_pack(path, why)
     return entry
 
 
 def _check_name(path: Path, name: object) -> None:
     if not isinstance(name, str) or len(name) > 64:
-        refuse(path, f"{short(name)} is no name of a structure")
+        refuse_pack(path, f"{short(name)} is no name of a structure")
     try:
         check_structure_name(name)
     except StructureError as error:
         raise ModelError(f"{path} is refused: {error}") from error
 
 
-def _digests_of(entry: Entry) -> tuple[str, str, str]:
-    proof = entry.proof
-    return proof.kernel_digest, proof.prediction_digest, proof.reference_digest
-
-
 def _check_environment(path: Path, environment: Mapping[str, Any]) -> None:
-    """Refuse an environment that could harm: its threads are started, its words are shown."""
+    """Refuse an environment that could do harm: so many threads are started, and its texts are shown."""
     threads = environment.get("threads")
     if type(threads) is not int or not 1 <= threads <= 1024:
-        refuse(path, f"its proof was made with {short(threads)} threads, allowed are 1 to 1024")
+        refuse_pack(path, f"its proof was made with {short(threads)} threads, allowed are 1 to 1024")
     if len(environment) > 64:
-        refuse(path, f"its proof's environment has {len(environment)} parts, allowed are 64")
+        refuse_pack(path, f"its proof's environment has {len(environment)} parts, allowed are 64")
     for key, value in environment.items():
         numbers = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
         text = isinstance(value, str) and value.isprintable() and len(value) <= 300
         if not key.isidentifier() or not (numbers or text or isinstance(value, int | float)):
-            refuse(path, f"its proof's environment says {short(value)} of {short(key)}")
+            refuse_pack(path, f"its proof's environment says {short(value)} of {short(key)}")

@@ -1,7 +1,7 @@
-"""What is computed of a structure to prove it, with no more memory than one layer takes beside the network.
+"""The probe volume, and what a proof computes of a structure with it, one layer at a time.
 
-Fused kernels and the probe's prediction in float32, of which proofs keep digests; and float64 references, which are
-the same on every machine but for rounding.
+These are fused kernels and the probe's prediction in float32, of which proofs store digests; and float64 references,
+which are the same on every machine but for rounding.
 """
 
 from __future__ import annotations
@@ -19,30 +19,60 @@ from repmode_cl.nn.layerwise_forward import kernel_slices, predict_float64, pred
 from repmode_cl.utils.tensor_digests import Described, stream_digest, tensor_digest
 
 __all__ = [
+    "probe_volume",
+    "probe_shape",
+    "predict_probe",
     "ComputedDigests",
     "kernel_digest",
-    "predict_probe",
     "prediction_digest",
-    "probe_shape",
-    "probe_volume",
-    "references",
+    "float64_references",
     "relative_difference",
 ]
-
 
 _PROJECTIONS = 2
 _SEED = 20230617
 
 
+def probe_shape(architecture: Architecture) -> tuple[int, int, int]:
+    """Return the size (Z, Y, X) of the probe in voxels: small, and a multiple of 2^depth, so that nothing is padded."""
+    step = 1 << architecture.depth
+    # A deep network's probe is kept small: float64 convolutions are slow and hold all taps of all voxels.
+    return (2 * step, 3 * step, 3 * step) if architecture.depth <= 3 else (step, 2 * step, 2 * step)
+
+
+def probe_volume(architecture: Architecture) -> Tensor:
+    """Return a volume like an image, with the same bits on every machine.
+
+    Returns
+    -------
+    Tensor
+        float32 (Z, Y, X), mean about 0 and variance about 1: fine noise over blocks of 4x4x4 voxels.
+        Made from the raw bits of PCG64 by operations that IEEE 754 rounds in one way only.
+    """
+    shape = probe_shape(architecture)
+    coarse_shape = tuple(-(-size // 4) for size in shape)
+    fine, coarse = _uniform(shape, 0), _uniform(coarse_shape, 1)
+    for axis in range(3):
+        coarse = np.repeat(coarse, 4, axis=axis)
+    coarse = coarse[: shape[0], : shape[1], : shape[2]]
+    # Uniform on [-1/2, 1/2) has variance 1/12; 0.6^2 + 0.8^2 = 1.
+    return torch.from_numpy(((0.6 * fine + 0.8 * coarse) * math.sqrt(12.0)).astype(np.float32))
+
+
+def _uniform(shape: tuple[int, ...], stream: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    raw = np.random.PCG64([_SEED, stream]).random_raw(math.prod(shape))
+    return (raw >> np.uint64(40)).astype(np.float64).reshape(shape) / float(1 << 24) - 0.5
+
+
 class ComputedDigests(NamedTuple):
-    """Digests of what a structure comes to, computed in the present environment.
+    """Digests of a structure's kernels and prediction, computed in the present environment.
 
     Parameters
     ----------
     kernels
         Of the fused float32 kernels (`kernel_digest`).
     prediction
-        Of the probe's float32 prediction; None where kernels alone were asked for.
+        Of the probe's float32 prediction; None where only kernels were requested.
     """
 
     kernels: str
@@ -71,26 +101,26 @@ def prediction_digest(network: RepModeUNet, structure: str, *, folded: bool = Tr
     return tensor_digest({"prediction": prediction}), prediction
 
 
-def references(network: RepModeUNet, structure: str, *, prediction: bool = True) -> dict[str, Tensor]:
-    """Return what float64 arithmetic makes of the stored tensors of one structure.
+def float64_references(network: RepModeUNet, structure: str, *, prediction: bool = True) -> dict[str, Tensor]:
+    """Compute projections of the kernels and the prediction of one structure in float64.
 
     Parameters
     ----------
     network
         On the CPU.
     structure
-        One that it knows.
+        One of its structures.
     prediction
-        Predict the probe too, not the kernels' projections alone.
+        Predict the probe too, in addition to the kernels' projections.
 
     Returns
     -------
     dict
         ``kernels.<block>``: the fused kernel of each output channel times two seeded vectors of signs,
-        (2, C_out): any change of a kernel moves them, and they are small.
+        (2, C_out): they are small, and any change of a kernel changes them.
         ``prediction``: the probe's, (Z, Y, X).
     """
-    found: dict[str, Tensor] = {}
+    references: dict[str, Tensor] = {}
     signs: dict[str, Tensor] = {}
 
     def project(name: str, channels: slice, kernel: Tensor) -> None:
@@ -98,22 +128,22 @@ def references(network: RepModeUNet, structure: str, *, prediction: bool = True)
         if name not in signs:
             signs.clear()  # blocks come one after the other
             signs[name] = _signs(name, rows.shape[1])
-        found[f"kernels.{name}"][:, channels] = signs[name] @ rows.T
+        references[f"kernels.{name}"][:, channels] = signs[name] @ rows.T
 
     for name, block in network.named_mode_blocks():
-        found[f"kernels.{name}"] = torch.empty((_PROJECTIONS, block.c_out), dtype=torch.float64)
+        references[f"kernels.{name}"] = torch.empty((_PROJECTIONS, block.c_out), dtype=torch.float64)
     if prediction:
         x = probe_volume(network.architecture).double()[None, None]
-        found["prediction"] = predict_float64(network, structure, x, on_kernel=project)[0, 0].clone()
+        references["prediction"] = predict_float64(network, structure, x, on_kernel=project)[0, 0].clone()
     else:
         for name, block in network.named_mode_blocks():
             for channels, kernel in kernel_slices(block, structure):
                 project(name, channels, kernel)
-    return found
+    return references
 
 
 def _signs(block: str, length: int) -> Tensor:
-    """(projections, length) of +1 and -1 in float64, by the block's name."""
+    """Return (projections, length) of +1 and -1 in float64, seeded by the block's name."""
     seed = int.from_bytes(hashlib.sha256(block.encode()).digest()[:8], "little")
     count = _PROJECTIONS * length
     raw = np.random.PCG64([_SEED, seed]).random_raw(-(-count // 64))
@@ -130,37 +160,3 @@ def relative_difference(value: Tensor, reference: Tensor) -> float:
     if not math.isfinite(difference):
         return math.inf
     return difference / scale if scale else (0.0 if difference == 0 else math.inf)
-
-
-_SEED = 20230617
-
-
-def probe_shape(architecture: Architecture) -> tuple[int, int, int]:
-    """Return the size (Z, Y, X) in voxels of the probe: small, and a multiple of what needs no padding."""
-    step = 1 << architecture.depth
-    # A deep network's probe is kept small: float64 convolutions are slow and hold all taps of all voxels.
-    return (2 * step, 3 * step, 3 * step) if architecture.depth <= 3 else (step, 2 * step, 2 * step)
-
-
-def probe_volume(architecture: Architecture) -> Tensor:
-    """Return a volume that stands for an image: the same bits on every machine.
-
-    Returns
-    -------
-    Tensor
-        float32 (Z, Y, X), mean about 0 and variance about 1: fine noise over blocks of 4x4x4 voxels.
-        Made from the raw bits of PCG64 by operations that IEEE 754 rounds in one way only.
-    """
-    shape = probe_shape(architecture)
-    coarse_shape = tuple(-(-size // 4) for size in shape)
-    fine, coarse = _uniform(shape, 0), _uniform(coarse_shape, 1)
-    for axis in range(3):
-        coarse = np.repeat(coarse, 4, axis=axis)
-    coarse = coarse[: shape[0], : shape[1], : shape[2]]
-    # Uniform on [-1/2, 1/2) has variance 1/12; 0.6^2 + 0.8^2 = 1.
-    return torch.from_numpy(((0.6 * fine + 0.8 * coarse) * math.sqrt(12.0)).astype(np.float32))
-
-
-def _uniform(shape: tuple[int, ...], stream: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    raw = np.random.PCG64([_SEED, stream]).random_raw(math.prod(shape))
-    return (raw >> np.uint64(40)).astype(np.float64).reshape(shape) / float(1 << 24) - 0.5

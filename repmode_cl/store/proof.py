@@ -1,7 +1,7 @@
-"""Evidence that a stored structure still predicts what it did: digests for the same bits, and references.
+"""Proofs that a stored structure still predicts what it did: digests of the same bits, and float64 references.
 
-The fused float32 kernels and the prediction of a probe volume have digests; they are the same bit for bit in
-the same environment only. For every other one float64 references are kept: there, only rounding can differ.
+The fused float32 kernels and the prediction of a probe volume have digests, which are comparable only in
+the same environment. For every other environment float64 references are stored: there, only rounding can differ.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from repmode_cl.errors import ModelError
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store.probe import (
     ComputedDigests,
+    float64_references,
     kernel_digest,
     predict_probe,
     prediction_digest,
     probe_shape,
-    references,
     relative_difference,
 )
 from repmode_cl.utils.environment import describe_difference, environment_fingerprint
@@ -54,7 +54,7 @@ _LARGEST = 1e300
 
 @dataclass(frozen=True)
 class Proof:
-    """What was computed of one structure when it was stored.
+    """Digests and errors of one structure, computed when it was stored.
 
     Parameters
     ----------
@@ -63,14 +63,14 @@ class Proof:
     prediction_digest
         Of the float32 prediction of the probe volume.
     reference_digest
-        Of `references`, wherever they are kept.
+        Of `references`, wherever these are stored.
     environment
-        Fingerprint under which the first two are comparable bit for bit.
+        Fingerprint of the environment in which the first two are comparable bit for bit.
     float32_error
         How far the float32 prediction was from the float64 one, relative to the latter's largest value.
     folding_error
         How far predictions with folded norms are from those without: max |difference| on the probe over max
-        |unfolded| (`FOLDING_TOLERANCE`). None in proofs that do not say; what they predicted was folded.
+        |unfolded| (`FOLDING_TOLERANCE`). None in proofs without it, which predicted with folded norms.
     references
         float64: ``prediction`` (Z, Y, X) and ``kernels.<block>`` (projections, C_out); empty if not loaded.
     """
@@ -95,7 +95,7 @@ class Proof:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Proof:
-        """Read what `to_json` gave."""
+        """Read the values that `to_json` returns."""
         return cls(
             str(values["kernel_digest"]),
             str(values["prediction_digest"]),
@@ -114,7 +114,7 @@ class Proof:
 def prove(network: RepModeUNet, structure: str) -> Proof:
     """Compute the proof of one structure, on the CPU, with the threads that torch now uses.
 
-    Beside the network it needs the memory of one layer and of the probe's activations.
+    In addition to the network it needs the memory of one layer and of the probe's activations.
 
     Raises
     ------
@@ -132,21 +132,21 @@ def prove(network: RepModeUNet, structure: str) -> Proof:
     error = _folding_error(prediction, unfolded)
     if error > FOLDING_TOLERANCE:
         prediction = unfolded
-    references_ = references(network, structure)
+    references = float64_references(network, structure)
     shape = probe_shape(network.architecture)
     return Proof(
         kernel_digest=kernel_digest(network, structure),
         prediction_digest=tensor_digest({"prediction": prediction}),
-        reference_digest=tensor_digest(references_),
+        reference_digest=tensor_digest(references),
         environment=environment_fingerprint(device="cpu", dtype=torch.float32, window=shape, batch=1),
-        float32_error=relative_difference(prediction, references_["prediction"]),
+        float32_error=relative_difference(prediction, references["prediction"]),
         folding_error=error,
-        references=references_,
+        references=references,
     )
 
 
 def _folding_error(folded: Tensor, unfolded: Tensor) -> float:
-    """Return the largest difference over the largest value, or by itself where all is 0; JSON has no infinity."""
+    """Return the largest difference over the largest value (over 1 where all is 0), finite for JSON."""
     difference = float((folded.double() - unfolded.double()).abs().max())
     scale = float(unfolded.abs().max()) or 1.0
     return min(difference / scale, _LARGEST) if math.isfinite(difference) else _LARGEST
@@ -161,21 +161,21 @@ def on_cpu(network: RepModeUNet) -> RepModeUNet:
 
 @dataclass(frozen=True)
 class ProofComparison:
-    """How what was computed compares with a proof.
+    """Result of comparing a structure with its proof.
 
     Parameters
     ----------
     status
         ``bit-identical``, ``within tolerance`` or ``failed``.
     detail
-        What was compared, or what is wrong.
+        In words: what was compared, or what is wrong.
     observed
         Digests of what was computed.
     """
 
     status: Literal["bit-identical", "within tolerance", "failed"]
     detail: str
-    observed: ComputedDigests
+    computed: ComputedDigests
 
 
 def compare_with_proof(
@@ -191,11 +191,11 @@ def compare_with_proof(
     Parameters
     ----------
     network
-        On the CPU; its tensors were found to be those recorded.
+        On the CPU; its tensors were checked to be those recorded.
     structure
-        One that it knows.
+        One of its structures.
     proof
-        Made when the structure was stored.
+        Computed when the structure was stored.
     stored
         The proof's float64 references.
     prediction
@@ -207,48 +207,48 @@ def compare_with_proof(
     digest, values = None, None
     if prediction:
         digest, values = prediction_digest(network, structure, folded=proof.folded)
-    observed = ComputedDigests(kernels, digest)
+    digests = ComputedDigests(kernels, digest)
     what = "kernels and prediction" if prediction else "kernels"
     if prediction and not proof.folded:
         what += " with unfolded norms"
     if now == proof.environment:
         wrong = [
             name
-            for name, found, recorded in (
+            for name, here, recorded in (
                 ("fused kernels", kernels, proof.kernel_digest),
                 ("prediction", digest or proof.prediction_digest, proof.prediction_digest),
             )
-            if found != recorded
+            if here != recorded
         ]
         if wrong:
             return ProofComparison(
-                "failed", f"{' and '.join(wrong)} not as recorded, in the same environment", observed
+                "failed", f"{' and '.join(wrong)} not as recorded, in the same environment", digests
             )
         return ProofComparison(
-            "bit-identical", f"{what}, {now['threads']} thread{'s' if now['threads'] > 1 else ''}", observed
+            "bit-identical", f"{what}, {now['threads']} thread{'s' if now['threads'] > 1 else ''}", digests
         )
-    computed = references(network, structure, prediction=prediction)
+    computed = float64_references(network, structure, prediction=prediction)
     worst = max(
         relative_difference(value, stored[key]) if key in stored else float("inf")
         for key, value in computed.items()
     )
     difference = describe_difference(proof.environment, now)
-    elsewhere = "allowed in another environment"
     # Not `worst > ...`: a comparison with NaN is false.
     if not worst <= FLOAT64_TOLERANCE:
         return ProofComparison(
             "failed",
-            f"{what} differ by {worst:.1e} from the references, {elsewhere} is {FLOAT64_TOLERANCE:.0e}: {difference}",
-            observed,
+            f"{what} differ by {worst:.1e} from the references, allowed in another environment is "
+            f"{FLOAT64_TOLERANCE:.0e}: {difference}",
+            digests,
         )
     if values is not None:
         single = relative_difference(values, stored["prediction"])
         if not single <= FLOAT32_TOLERANCE:
             return ProofComparison(
                 "failed",
-                f"the float32 prediction differs by {single:.1e} from the reference, {elsewhere} is "
-                f"{FLOAT32_TOLERANCE:.0e}: {difference}",
-                observed,
+                f"the float32 prediction differs by {single:.1e} from the reference, allowed in another "
+                f"environment is {FLOAT32_TOLERANCE:.0e}: {difference}",
+                digests,
             )
         what += f", float32 to {single:.1e} of {FLOAT32_TOLERANCE:.0e}"
-    return ProofComparison("within tolerance", f"other environment: {difference}; {what}", observed)
+    return ProofComparison("within tolerance", f"other environment: {difference}; {what}", digests)

@@ -1,43 +1,28 @@
-"""The records of a model directory: what a base or a structure file must hold, and reading it back checked.
+"""The files of a base and of structures, as records: written, and read back with their digests checked.
 
 A record is tensors and the facts that they mean nothing without; its digest covers both, so that a structure
-cannot pass for another's, or for that of another base. A structure's file carries its entry of the registry too
-(from version 2 on): it can leave the model, and be added elsewhere, by itself.
+cannot pass for another's, or for that of another base. From version 2 on a structure's file also holds its entry of
+the registry: it can leave the model by itself, and be added elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from repmode_cl.errors import ModelError
-from repmode_cl.store.proof import Proof
-from repmode_cl.store.registry import Entry, Registry
-from repmode_cl.utils.tensor_digests import tensor_digest
-
-if TYPE_CHECKING:
-    pass
-
-from typing import TYPE_CHECKING
-
-from repmode_cl.utils.atomic_files import sha256_file
-
-if TYPE_CHECKING:
-    pass
-
-import re
-from collections.abc import Sequence
-from dataclasses import replace
-
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store.registry import read_document
-from repmode_cl.utils.atomic_files import canonical_json
+from repmode_cl.store.proof import Proof
+from repmode_cl.store.registry import Entry, Registry, read_json_document
+from repmode_cl.utils.atomic_files import canonical_json, sha256_file
 from repmode_cl.utils.safetensors_io import read_tensors, write_tensors
-from repmode_cl.utils.tensor_digests import json_digest
+from repmode_cl.utils.tensor_digests import json_digest, tensor_digest
 
 __all__ = [
     "base_facts",
@@ -45,7 +30,7 @@ __all__ = [
     "check_version",
     "file_matches",
     "parameter_count",
-    "read_model",
+    "read_model_document",
     "read_references",
     "read_structure",
     "structure_facts",
@@ -56,7 +41,7 @@ __all__ = [
 
 MODEL = "model.json"
 MODEL_FORMAT = "repmode-cl model"
-#: The second says that images are prepared in a way that the first had no words for, and would overlook.
+#: Version 2 states how images are prepared where version 1 cannot, and would ignore it.
 MODEL_VERSIONS = (1, 2)
 BASE = "base.safetensors"
 STRUCTURES = "structures"
@@ -69,7 +54,7 @@ STRUCTURE_FILE = re.compile(r"[a-z][a-z0-9_]{0,63}-[0-9a-f]{8,64}\.safetensors")
 
 
 def base_facts(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what belongs to a base besides its tensors: another normalisation makes another base."""
+    """Return the facts of a base that its digest covers: another normalisation makes another base."""
     keys = ("architecture", "base_structures", "voxel_size", "preprocessing")
     return {"kind": "base"} | {key: document[key] for key in keys}
 
@@ -77,7 +62,7 @@ def base_facts(document: Mapping[str, Any]) -> dict[str, Any]:
 def structure_facts(
     name: str, spec: AdditionSpec, base: str, needs: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Return what belongs to an addition besides its tensors; `base` and `needs` go by digest."""
+    """Return the facts of an addition that its digest covers; `base` and `needs` are digests."""
     return {
         "kind": "addition",
         "structure": name,
@@ -88,14 +73,14 @@ def structure_facts(
 
 
 def model_version(preprocessing: Mapping[str, Any]) -> int:
-    """Return the oldest version of ``model.json`` whose programs prepare images by `preprocessing` as it says."""
+    """Return the oldest version of ``model.json`` whose programs prepare images as `preprocessing` says."""
     plain = preprocessing.get("normalisation", "z-score per image") == "z-score per image"
     return 1 if plain and set(preprocessing) <= {"normalisation", "order"} else 2
 
 
-def read_model(path: Path, registry: Registry) -> dict[str, Any]:
+def read_model_document(path: Path, registry: Registry) -> dict[str, Any]:
     """Read ``model.json`` and check that it is the one that the registry belongs to."""
-    _, document = read_document(path / MODEL, MODEL_FORMAT, MODEL_VERSIONS)
+    _, document = read_json_document(path / MODEL, MODEL_FORMAT, MODEL_VERSIONS)
     if sha256_file(path / MODEL) != registry.model_sha256:
         raise ModelError(f"{path / MODEL} is damaged or was edited: put it back from a copy of the model")
     return document
@@ -116,7 +101,7 @@ def check_size(path: Path, entry: Entry) -> None:
 def structure_metadata(
     name: str, spec: AdditionSpec, base: str, needs: Sequence[tuple[str, str]], entry: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return the metadata of a structure's file; `entry` is what `Entry.portable_json` gives."""
+    """Return the metadata of a structure's file; `entry` are the values of `Entry.portable_json`."""
     record = {"facts": structure_facts(name, spec, base, needs), "digest": entry["digest"]}
     texts = {
         "version": PACK_VERSION,
@@ -136,7 +121,7 @@ def write_base(
     """Write the base of a model and its proofs' references; return ``file``, ``bytes`` and ``sha256`` of it."""
     record = canonical_json({"facts": facts, "digest": digest})
     metadata = {"format": RECORD_FORMAT, "version": BASE_VERSION, "record": record}
-    write_tensors(path / BASE, {**state, **_stored(proofs)}, metadata)
+    write_tensors(path / BASE, {**state, **_reference_tensors(proofs)}, metadata)
     return {"file": BASE, "bytes": (path / BASE).stat().st_size, "sha256": sha256_file(path / BASE)}
 
 
@@ -145,13 +130,13 @@ def write_structure(file: Path, state: Mapping[str, Tensor], entry: Entry, base:
     if entry.spec is None:
         raise ModelError(f"{entry.name} is part of the base and has no file of its own")
     metadata = structure_metadata(entry.name, entry.spec, base, entry.needs, entry.portable_json())
-    write_tensors(file, {**state, **_stored({entry.name: entry.proof})}, metadata)
-    # The references are in the file now: nobody needs them in memory.
+    write_tensors(file, {**state, **_reference_tensors({entry.name: entry.proof})}, metadata)
+    # The references are in the file now, and no longer needed in memory.
     proof = replace(entry.proof, references={})
     return replace(entry, bytes=file.stat().st_size, sha256=sha256_file(file), proof=proof)
 
 
-def _stored(proofs: Mapping[str, Proof]) -> dict[str, Tensor]:
+def _reference_tensors(proofs: Mapping[str, Proof]) -> dict[str, Tensor]:
     return {
         f"{PROOF}{name}.{key}": value
         for name, proof in proofs.items()
@@ -160,9 +145,9 @@ def _stored(proofs: Mapping[str, Proof]) -> dict[str, Tensor]:
 
 
 def read_structure(path: Path, entry: Entry, base: str) -> dict[str, Tensor]:
-    """Return an addition's tensors, after their digest, with that of the `base`, was found as recorded."""
+    """Return an addition's tensors, checked against the recorded digest, which covers that of the `base`."""
     file = path / entry.file
-    state, metadata = read_tensors(file, _is_record)
+    state, metadata = read_tensors(file, _is_state)
     check_version(file, metadata, [BARE_VERSION, PACK_VERSION])
     if entry.spec is None:
         raise ModelError(f"{entry.name} is part of the base and has no file of its own")
@@ -174,7 +159,7 @@ def read_structure(path: Path, entry: Entry, base: str) -> dict[str, Tensor]:
 
 
 def check_version(file: Path, metadata: Mapping[str, str], versions: Sequence[str]) -> None:
-    """Refuse a file whose tensors may mean something else than this program knows."""
+    """Refuse a file of a format or version that this program does not know."""
     if metadata.get("format") != RECORD_FORMAT or metadata.get("version") not in versions:
         raise ModelError(
             f"{file} is a {metadata.get('format')!r} of version {metadata.get('version')!r}; this repmode-cl reads "
@@ -184,10 +169,10 @@ def check_version(file: Path, metadata: Mapping[str, str], versions: Sequence[st
 
 
 def read_references(path: Path, entry: Entry) -> dict[str, Tensor]:
-    """Return the float64 references of a structure's proof, after their digest was found as recorded."""
+    """Return the float64 references of a structure's proof, checked against their recorded digest."""
     prefix = f"{PROOF}{entry.name}."
-    found, _ = read_tensors(path / entry.file, lambda name: name.startswith(prefix))
-    references = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    tensors, _ = read_tensors(path / entry.file, lambda name: name.startswith(prefix))
+    references = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if tensor_digest(references) != entry.proof.reference_digest:
         raise ModelError(
             f"{path / entry.file} ({entry.name}) is damaged: its references are not those recorded"
@@ -195,16 +180,16 @@ def read_references(path: Path, entry: Entry) -> dict[str, Tensor]:
     return references
 
 
-def _is_record(name: str) -> bool:
+def _is_state(name: str) -> bool:
     return not name.startswith(PROOF)
 
 
 def file_matches(path: Path, entry: Entry) -> bool:
-    """Say whether the file of a version is there, byte for byte."""
+    """Return whether the file of a version is there, byte for byte."""
     file = path / entry.file
     return bool(entry.sha256) and file.is_file() and sha256_file(file) == entry.sha256
 
 
 def parameter_count(state: Mapping[str, Tensor]) -> int:
-    """Return how many numbers a structure owns, counters of batches excluded."""
+    """Return the number of parameters in a state, norm statistics included and batch counters excluded."""
     return sum(tensor.numel() for tensor in state.values() if torch.is_floating_point(tensor))

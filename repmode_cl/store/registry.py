@@ -1,6 +1,6 @@
-"""The registry of a model: which structures it holds, in which files, and what proves them.
+"""The registry of a model: its structures, their files and their proofs.
 
-It is the one file that is ever replaced, always last: what it does not name is not part of the model.
+It is the only file that is ever replaced, always last: a file that it does not name is not part of the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from repmode_cl.store.proof import Proof
 from repmode_cl.utils.atomic_files import json_text, write_json
 from repmode_cl.utils.tensor_digests import json_digest
 
-__all__ = ["REGISTRY", "Entry", "Registry", "creation", "now", "plain_json", "read_document"]
+__all__ = ["REGISTRY", "Entry", "Registry", "creation_change", "utc_now", "plain_json", "read_json_document"]
 
 REGISTRY = "registry.json"
 REGISTRY_FORMAT = "repmode-cl registry"
@@ -36,7 +36,7 @@ class Entry:
     name
         The structure.
     kind
-        ``base``: trained jointly with the base; ``addition``: added to it, in a file of its own.
+        ``base``: trained jointly with the base; ``addition``: added to it, in its own file.
     file
         Relative to the model, with slashes.
     bytes
@@ -52,7 +52,7 @@ class Entry:
     parameters
         Numbers that it owns, running statistics of its norms among them; for a base structure, the base's.
     proof
-        What was computed of it when it was stored; without references.
+        The proof computed when it was stored, without references.
     provenance
         Where it comes from: data, configuration, versions.
     metrics
@@ -76,12 +76,12 @@ class Entry:
     created: str
 
     def portable_json(self) -> dict[str, Any]:
-        """Return what is the same wherever the structure's file lies: all but ``file``, ``bytes``, ``sha256``."""
+        """Return the values that do not depend on where the file lies: all but ``file``, ``bytes``, ``sha256``."""
         values = self.to_json()
         return {key: value for key, value in values.items() if key not in ("file", "bytes", "sha256")}
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-able values; `from_json` reads them back."""
+        """Return the values for JSON; `from_json` reads them back."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -100,7 +100,7 @@ class Entry:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Entry:
-        """Read what `to_json` gave."""
+        """Read the values that `to_json` returns."""
         return cls(
             name=values["name"],
             kind=values["kind"],
@@ -120,7 +120,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """What a model holds and how it came to it.
+    """The structures that a model holds, and its history.
 
     Parameters
     ----------
@@ -150,46 +150,46 @@ class Registry:
         return self.entries + self.kept
 
     def entry(self, name: str) -> Entry:
-        """Return the entry of an active structure that is known to be there."""
+        """Return the entry of an active structure; the caller has checked that there is one."""
         return next(entry for entry in self.entries if entry.name == name)
 
     def version(self, name: str, digest: str) -> Entry | None:
         """Return one version of a structure, active or kept; None if it is not here."""
-        wanted = (name, digest)
-        return next((entry for entry in self.versions if (entry.name, entry.digest) == wanted), None)
+        key = (name, digest)
+        return next((entry for entry in self.versions if (entry.name, entry.digest) == key), None)
 
     def with_needs(self, names: tuple[str, ...]) -> tuple[Entry, ...]:
         """Return the entries of `names` and of all that they need, in the registry's order."""
-        wanted, pending = set(names), list(names)
-        while pending:
-            for need, _ in self.entry(pending.pop()).needs:
-                if need not in wanted:
-                    wanted.add(need)
-                    pending.append(need)
-        return tuple(entry for entry in self.entries if entry.name in wanted)
+        required, queue = set(names), list(names)
+        while queue:
+            for need, _ in self.entry(queue.pop()).needs:
+                if need not in required:
+                    required.add(need)
+                    queue.append(need)
+        return tuple(entry for entry in self.entries if entry.name in required)
 
     def needed_by(self, name: str) -> tuple[str, ...]:
         """Return the active structures that see the experts of `name`."""
         return tuple(e.name for e in self.entries if any(need == name for need, _ in e.needs))
 
     def state_after(self, number: int) -> State:
-        """Return ``(name, digest)`` of what was active after a change; ModelError if there is none such."""
+        """Return ``(name, digest)`` of the structures active after a change; ModelError without that change."""
         base = tuple((entry.name, entry.digest) for entry in self.entries if entry.kind == "base")
         return state_after(self.history, number, base)
 
-    def changed(
+    def with_change(
         self,
         action: Action,
         entries: Sequence[Entry],
         kept: Sequence[Entry],
-        **what: Any,
+        **fields: Any,
     ) -> Registry:
-        """Return the registry after one more change; `what` are the fields of the `Change` that apply."""
-        change = Change(number=len(self.history) + 1, time=now(), action=action, **what)
+        """Return the registry after one more change; `fields` are those of the `Change` that apply."""
+        change = Change(number=len(self.history) + 1, time=utc_now(), action=action, **fields)
         return Registry(self.model_sha256, tuple(entries), tuple(kept), (*self.history, change))
 
     def write(self, folder: Path) -> None:
-        """Put this registry in place of the one in `folder`: the last step of every change."""
+        """Write this registry in place of the one in `folder`: the last step of every change."""
         body = {
             "format": REGISTRY_FORMAT,
             "version": REGISTRY_VERSIONS[-1],
@@ -212,15 +212,15 @@ class Registry:
         path = folder / REGISTRY
         if folder.is_file():
             raise ModelError(f"{folder} is a file: a model is a folder, such as `repmode-cl train` makes")
-        text, body = read_document(path, REGISTRY_FORMAT, REGISTRY_VERSIONS)
-        if not _intact(text, body):
+        text, body = read_json_document(path, REGISTRY_FORMAT, REGISTRY_VERSIONS)
+        if not _is_intact(text, body):
             raise ModelError(
                 f"{path} is damaged or was edited (its checksum does not fit): put it back from a copy of the model"
             )
         try:
             entries = tuple(Entry.from_json(values) for values in body["entries"])
             if body["version"] == 1:
-                return cls(str(body["model_sha256"]), entries, (), _history_of(entries))
+                return cls(str(body["model_sha256"]), entries, (), _history_of_version_1(entries))
             return cls(
                 str(body["model_sha256"]),
                 entries,
@@ -231,11 +231,11 @@ class Registry:
             raise ModelError(f"{path} lacks what a registry has ({error}): was it edited by hand?") from error
 
 
-def _intact(text: str, body: Mapping[str, Any]) -> bool:
-    """Say whether a registry is, to the letter, what was written.
+def _is_intact(text: str, body: Mapping[str, Any]) -> bool:
+    """Return whether a registry is, character by character, as it was written.
 
-    The checksum is of the values. That the text is the one that they are written as finds what leaves them as they
-    were: a flipped bit can turn 1e-05 into 1E-05, or a space into a tab.
+    The checksum covers the values. Comparing the text too finds changes that do not affect them: a flipped bit can
+    turn 1e-05 into 1E-05, or a space into a tab.
     """
     values = dict(body)
     checksum = values.pop("checksum", None)
@@ -245,10 +245,10 @@ def _intact(text: str, body: Mapping[str, Any]) -> bool:
         return False
 
 
-def _history_of(entries: Sequence[Entry]) -> tuple[Change, ...]:
-    """Return the history of a model of version 1, which could only grow: as it came, so it stands."""
+def _history_of_version_1(entries: Sequence[Entry]) -> tuple[Change, ...]:
+    """Return the history of a model of version 1, which could only grow: its entries in their order."""
     base = [entry for entry in entries if entry.kind == "base"]
-    history = [creation(base)]
+    history = [creation_change(base)]
     for entry in entries:
         if entry.kind == "addition":
             history.append(
@@ -266,7 +266,7 @@ def _history_of(entries: Sequence[Entry]) -> tuple[Change, ...]:
     return tuple(history)
 
 
-def creation(base: Sequence[Entry]) -> Change:
+def creation_change(base: Sequence[Entry]) -> Change:
     """Return the first change of every history: a base with these structures."""
     first = base[0]
     return Change(
@@ -279,12 +279,12 @@ def creation(base: Sequence[Entry]) -> Change:
     )
 
 
-def now() -> str:
-    """Return the present time, UTC, as it is written into registries."""
+def utc_now() -> str:
+    """Return the present time, UTC, as registries record it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read_document(path: Path, format_: str, versions: Sequence[int]) -> tuple[str, dict[str, Any]]:
+def read_json_document(path: Path, format_: str, versions: Sequence[int]) -> tuple[str, dict[str, Any]]:
     """Return the text and the values of a JSON object of a known format and one of the `versions`.
 
     Raises
@@ -294,7 +294,7 @@ def read_document(path: Path, format_: str, versions: Sequence[int]) -> tuple[st
     """
     try:
         text = path.read_bytes().decode("utf-8")
-        values = json.loads(text, parse_constant=_no_number)
+        values = json.loads(text, parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise ModelError(
             f"{path} is missing: {path.parent} is no model, or its creation was interrupted"
@@ -304,7 +304,7 @@ def read_document(path: Path, format_: str, versions: Sequence[int]) -> tuple[st
     if not isinstance(values, dict) or values.get("format") != format_:
         raise ModelError(f"{path} is no {format_!r} file: put it back from a copy of the model")
     version = values.get("version")
-    # Not `in` alone: 1.0 and true are equal to 1.
+    # `in` is not enough: 1.0 and true are equal to 1.
     if not isinstance(version, int) or isinstance(version, bool) or version not in versions:
         known = " and ".join(map(str, versions))
         raise ModelError(
@@ -314,12 +314,12 @@ def read_document(path: Path, format_: str, versions: Sequence[int]) -> tuple[st
     return text, values
 
 
-def _no_number(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
 def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return `value` as it will be read back (tuples become lists).
+    """Return `value` as it will be read back from JSON (tuples become lists).
 
     Raises
     ------

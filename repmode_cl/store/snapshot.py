@@ -1,4 +1,4 @@
-"""What a model directory holds: its structures, their entries and history, the network, and fused networks."""
+"""A model directory as it is on disk: structures, entries, history, the network, and fused networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repmode_cl.store import record_files as records
 from repmode_cl.store.history import Change
 from repmode_cl.store.load_network import load_base, load_structure
 from repmode_cl.store.registry import Entry, Registry
-from repmode_cl.store.transaction import sweep_if_idle
+from repmode_cl.store.transaction import remove_leftovers_if_idle
 from repmode_cl.structures import check_structure_name
 
 __all__ = ["ModelSnapshot"]
@@ -32,9 +32,9 @@ class ModelSnapshot:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a model directory; its tensors are read, and checked, when they are asked for.
+        """Open a model directory; its tensors are read, and checked, when they are needed.
 
-        A structure whose file is missing or damaged keeps nobody from the others, nor from repairing it.
+        A structure whose file is missing or damaged does not keep the others from being used, nor from being repaired.
 
         Raises
         ------
@@ -43,19 +43,19 @@ class ModelSnapshot:
         """
         path = Path(path)
         registry = Registry.read(path)
-        document = records.read_model(path, registry)
-        sweep_if_idle(path)
-        gone = any(not (path / entry.file).is_file() for entry in registry.entries)
-        if gone and Registry.read(path) != registry:
+        document = records.read_model_document(path, registry)
+        remove_leftovers_if_idle(path)
+        missing = any(not (path / entry.file).is_file() for entry in registry.entries)
+        if missing and Registry.read(path) != registry:
             # Another process changed the model since the registry was read, and deleted what it named.
             return cls.open(path)
         return cls(path, document, registry)
 
-    # -- what is here ---------------------------------------------------------------------------------
+    # -- contents ---------------------------------------------------------------------------------
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """Structures that it predicts, the base's first, then the additions in the order they came."""
+        """Structures that it predicts: the base's first, then the additions in the order in which they were added."""
         return self._registry.names
 
     @property
@@ -65,7 +65,7 @@ class ModelSnapshot:
 
     @property
     def entries(self) -> dict[str, Entry]:
-        """What is recorded of each structure, in order."""
+        """Registry entries by structure, in order."""
         return {entry.name: entry for entry in self._registry.entries}
 
     @property
@@ -89,13 +89,13 @@ class ModelSnapshot:
 
     @property
     def voxel_size(self) -> tuple[float, float, float] | None:
-        """Voxel size in um (z, y, x) of the grid that it predicts on; None if images kept their own."""
+        """Voxel size in um (z, y, x) of the grid that it predicts on; None if each image keeps its own."""
         size = self._document["voxel_size"]
         return None if size is None else (size[0], size[1], size[2])
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How images were prepared for training."""
+        """Preparation of the images that it was trained on."""
         return dict(self._document["preprocessing"])
 
     @property
@@ -105,11 +105,11 @@ class ModelSnapshot:
 
     @property
     def base_digest(self) -> str:
-        """Digest of the base: what additions were made for."""
+        """Digest of the base that additions are made for."""
         return str(self._document["base"]["digest"])
 
     def pending(self, name: str) -> Path:
-        """Return the folder for the training of an addition under way; not made here."""
+        """Return the folder of an addition that is being trained or staged; it is not created."""
         return self.path / "pending" / check_structure_name(name)
 
     # -- reading -------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class ModelSnapshot:
         Parameters
         ----------
         structures
-            Additions to load (those that they need come too); base structures are always there. None is all.
+            Additions to load (those that they need are loaded too); base structures are always there. None is all.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class ModelSnapshot:
         for name in names:
             self._check(name)
         entries = self._registry.with_needs(names)
-        # All before the first is read: what is missing is told at once.
+        # All before the first is read, so that a missing file is reported at once.
         for entry in (self._registry.entries[0], *entries):
             records.check_size(self.path, entry)
         network = load_base(self.path, self._document)
@@ -143,10 +143,10 @@ class ModelSnapshot:
         return network.eval()
 
     def fuse(self, structure: str) -> FoldedUNet | PlainUNet:
-        """Return the plain network that predicts `structure`, on the CPU; the last one asked for is kept.
+        """Return the plain network that predicts `structure`, on the CPU; the last one is cached.
 
         Its batch norms are folded into its kernels (float32), unless that changes the probe's prediction by more
-        than `FOLDING_TOLERANCE`: then they are left as they are. Which, the structure's proof says.
+        than `FOLDING_TOLERANCE`; the structure's proof records whether it does.
         """
         self._check(structure)
         entry = self.entries[structure]

@@ -1,6 +1,6 @@
-"""What lies in ``pending/`` of a model: additions under way, and finished ones that a person has to accept.
+"""Pending structures of a model: additions in training, and staged ones, which a person has to accept.
 
-A staged structure is complete and proved, but no part of the model: ``staged.json`` beside its pack says why it waits.
+A staged structure is complete and proved, but not part of the model: ``staged.json`` beside its pack says why.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from filelock import FileLock, Timeout
 
 from repmode_cl.errors import ModelError, did_you_mean
 from repmode_cl.store.candidate import Candidate
-from repmode_cl.store.pack_exchange import ImportResult, examine, take
+from repmode_cl.store.pack_exchange import ImportResult, check_pack, commit_pack
 from repmode_cl.store.pack_format import read_pack
-from repmode_cl.store.registry import Entry, now, read_document
+from repmode_cl.store.registry import Entry, read_json_document, utc_now
 from repmode_cl.store.snapshot import ModelSnapshot
-from repmode_cl.store.transaction import DISCARDED, no_locks
+from repmode_cl.store.transaction import DISCARDED, no_locks_error
 from repmode_cl.utils.atomic_files import json_text, write_json
 from repmode_cl.utils.tensor_digests import json_digest
 
@@ -32,9 +32,9 @@ __all__ = [
     "accept",
     "clear_pending",
     "discard",
-    "pending",
+    "list_pending",
     "stage",
-    "staged",
+    "list_staged",
     "training_lock",
 ]
 
@@ -51,30 +51,30 @@ _PATIENCE = 1.0
 
 @dataclass(frozen=True)
 class PendingStructure:
-    """One structure that is no part of its model yet.
+    """One structure that is not part of its model yet.
 
     Parameters
     ----------
     name
         The structure.
     folder
-        Where its training is.
+        Its folder in ``pending/``.
     busy
-        Whether a process is at work on it now; None where that cannot be told, as by a user who may not write here.
+        Whether a process is working on it now; None where that is unknown, as for a user who may not write here.
     entry
-        What the model would record of it, if it is staged; None while it is trained, or its training is interrupted.
+        Its registry entry, if it is staged; None while it is trained, or if its training was interrupted.
     why
         Why it was staged.
     replace
-        Whether it shall take the place of an addition of this name.
+        Whether it replaces an addition of this name.
     min_r2
-        R2 on held-out images that was asked for; None if none was.
+        R2 on held-out images that was demanded; None if none was.
     staged
         UTC time, ISO 8601; empty if it is not staged.
     file
         Name of its pack within the folder.
     problem
-        Why what was staged cannot be accepted; empty if it can.
+        Why it cannot be accepted although it is staged; empty if it can.
     """
 
     name: str
@@ -91,16 +91,16 @@ class PendingStructure:
 
 @contextmanager
 def training_lock(model: ModelSnapshot, name: str) -> Iterator[None]:
-    """Let one process alone train, accept or discard `name`, while others may do so with other structures.
+    """Let only one process train, accept or discard `name`, while others may do so with other structures.
 
     Raises
     ------
     ModelError
-        If another process does, whose end is not waited for, or the file system has no locks.
+        If another process holds the lock, whose end is not waited for, or the file system has no locks.
     """
-    path = _lock_of(model, name)
+    path = _lock_path(model, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The file stays when all is done: removing it would let two processes lock two files of one name.
+    # The file is never removed: otherwise two processes could lock two files of the same name.
     lock = FileLock(path, timeout=_PATIENCE)
     try:
         lock.acquire()
@@ -109,7 +109,7 @@ def training_lock(model: ModelSnapshot, name: str) -> Iterator[None]:
             f"another process is adding {name!r} to {model.path} (it holds {path}): wait until it is done, or end it"
         ) from error
     except NotImplementedError as error:
-        raise no_locks(model.path, error) from error
+        raise no_locks_error(model.path, error) from error
     try:
         yield
     finally:
@@ -124,20 +124,20 @@ def stage(
     replace: bool = False,
     min_r2: float | None = None,
 ) -> Path:
-    """Leave a finished structure for a person to `accept` or `discard`.
+    """Stage a finished structure for a person to `accept` or `discard`.
 
     Parameters
     ----------
     model
         The model that it was made for; only its ``pending/`` folder is written to.
     candidate
-        As `make_candidate` gives it, in ``model.pending(name)``.
+        A candidate of `make_candidate`, in ``model.pending(name)``.
     why
-        In words, for that person.
+        The reason, in words.
     replace
-        Whether it shall take the place of the addition of this name.
+        Whether it replaces the addition of this name.
     min_r2
-        R2 on held-out images that was asked for.
+        R2 on held-out images that was demanded.
 
     Returns
     -------
@@ -161,113 +161,113 @@ def stage(
         "why": why,
         "replace": replace,
         "min_r2": min_r2,
-        "staged": now(),
+        "staged": utc_now(),
     }
     write_json(folder / STAGED, body | {"checksum": json_digest(body)})
     return folder
 
 
-def pending(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
-    """Return what is under way or staged, by name."""
+def list_pending(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
+    """Return the pending structures of a model, in training or staged, by name."""
     folder = model.path / "pending"
     if not folder.is_dir():
         return ()
     names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-    return tuple(_read(model, name) for name in names)
+    return tuple(_read_pending(model, name) for name in names)
 
 
-def staged(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
-    """Return what waits to be accepted or discarded, by name."""
-    return tuple(one for one in pending(model) if one.entry is not None)
+def list_staged(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
+    """Return the staged structures of a model, by name."""
+    return tuple(one for one in list_pending(model) if one.entry is not None)
 
 
 def accept(model: ModelSnapshot, name: str) -> ImportResult:
     """Make a staged structure part of the model, after the checks that a pack from elsewhere has to pass.
 
-    What is left of its training goes then. Killed in between, the same call finishes.
+    The rest of its training is removed then. If it is killed in between, the same call completes it.
 
     Parameters
     ----------
     model
         The model.
     name
-        What was staged; it replaces the addition of this name, if it was staged for that.
+        A staged structure; it replaces the addition of this name, if it was staged for that.
 
     Returns
     -------
-    Taken
-        The new entry, and in which sense it was found to predict what it did when it was staged.
+    ImportResult
+        The new entry, and how its predictions agree with those at its staging.
 
     Raises
     ------
     ModelError
-        If nothing of that name is staged, a process is at work on it, its file is damaged, or the model changed so
-        that it cannot take it any more. The model is then as it was, and the structure is still staged.
+        If nothing of that name is staged, a process is working on it, its file is damaged, or it cannot be added any
+        more because the model changed. The model is then as it was, and the structure is still staged.
     """
-    _one(model, name)
+    _require_pending(model, name)
     with training_lock(model, name):
-        found = _one(model, name)
-        if found.problem:
-            raise ModelError(found.problem)
-        if found.entry is None:
+        structure = _require_pending(model, name)
+        if structure.problem:
+            raise ModelError(structure.problem)
+        if structure.entry is None:
             raise ModelError(
                 f"{name!r} is not staged in {model.path}: its training is not finished; the same `repmode-cl add` or "
-                "`replace` goes on with it, `repmode-cl discard` removes it"
+                "`replace` resumes it, `repmode-cl discard` removes it"
             )
-        pack = read_pack(found.folder / found.file)
-        if pack.entry.portable_json() != found.entry.portable_json():
+        pack = read_pack(structure.folder / structure.file)
+        if pack.entry.portable_json() != structure.entry.portable_json():
             raise ModelError(
-                f"{pack.path} is not what {found.folder / STAGED} says: discard {name!r} and add it again"
+                f"{pack.path} is not what {structure.folder / STAGED} says: discard {name!r} and add it again"
             )
         active = ModelSnapshot.open(model.path).entries.get(name)
-        if active is not None and active.digest == found.entry.digest:
-            # Killed after it became part of the model: what is left to do is to clear up.
-            taken = examine(model, pack)
+        if active is not None and active.digest == structure.entry.digest:
+            # A process was killed after it became part of the model: only the folder remains to be removed.
+            result = check_pack(model, pack)
         else:
-            taken = take(model, pack, action="accept", replace=found.replace)
-        clear_pending(found.folder)
-    return taken
+            result = commit_pack(model, pack, action="accept", replace=structure.replace)
+        clear_pending(structure.folder)
+    return result
 
 
 def discard(model: ModelSnapshot, name: str) -> PendingStructure:
-    """Remove a staged structure, or the training of an addition that was interrupted; return what it was.
+    """Remove a staged structure, or an addition whose training was interrupted; return what was removed.
 
     Raises
     ------
     ModelError
-        If there is nothing of that name, or a process is at work on it.
+        If there is nothing of that name, or a process is working on it.
     """
-    _one(model, name)
+    _require_pending(model, name)
     with training_lock(model, name):
-        found = _one(model, name)
-        clear_pending(found.folder)
-    return found
+        structure = _require_pending(model, name)
+        clear_pending(structure.folder)
+    return structure
 
 
 def clear_pending(folder: Path) -> None:
-    """Remove a pending folder, and what a killed process left of others."""
-    # Away in one step: half of a training would be taken for one to go on with.
+    """Remove a pending folder, and the rests of others whose removal was interrupted."""
+    # Renamed first, in one step: half of a training would look like one that can be resumed.
     folder.rename(folder.with_name(f"{DISCARDED}{secrets.token_hex(4)}"))
-    for gone in folder.parent.glob(f"{DISCARDED}*"):
-        shutil.rmtree(gone, ignore_errors=True)  # another process may be at it, too
+    for discarded in folder.parent.glob(f"{DISCARDED}*"):
+        shutil.rmtree(discarded, ignore_errors=True)  # another process may be removing it, too
 
 
-def _one(model: ModelSnapshot, name: str) -> PendingStructure:
+def _require_pending(model: ModelSnapshot, name: str) -> PendingStructure:
     if not model.pending(name).is_dir():
-        known = [one.name for one in pending(model)]
+        names = [one.name for one in list_pending(model)]
         raise ModelError(
-            f"{model.path} has no pending {name!r}: it has {', '.join(known) or 'none'}{did_you_mean(name, known)}"
+            f"{model.path} has no pending {name!r}: it has {', '.join(names) or 'none'}{did_you_mean(name, names)}"
         )
-    return _read(model, name)
+    return _read_pending(model, name)
 
 
-def _read(model: ModelSnapshot, name: str) -> PendingStructure:
-    folder, busy = model.pending(name), _is_held(_lock_of(model, name))
+def _read_pending(model: ModelSnapshot, name: str) -> PendingStructure:
+    folder, busy = model.pending(name), _is_held(_lock_path(model, name))
     path = folder / STAGED
     if not path.exists():
         return PendingStructure(name, folder, busy)
     try:
-        text, body = read_document(path, STAGED_FORMAT, [STAGED_VERSION])
+        text, body = read_json_document(path, STAGED_FORMAT, [STAGED_VERSION])
     except ModelError as error:
         return PendingStructure(name, folder, busy, problem=str(error))
     checksum = body.pop("checksum", None)
@@ -287,7 +287,7 @@ def _read(model: ModelSnapshot, name: str) -> PendingStructure:
     )
 
 
-def _lock_of(model: ModelSnapshot, name: str) -> Path:
+def _lock_path(model: ModelSnapshot, name: str) -> Path:
     folder = model.pending(name)
     return folder.with_name(f"{name}.lock")
 
@@ -300,5 +300,5 @@ def _is_held(path: Path) -> bool | None:
             return False
     except Timeout:
         return True
-    except (OSError, NotImplementedError):  # not to be locked by this user, or on this file system
+    except (OSError, NotImplementedError):  # this user, or this file system, cannot lock it
         return None

@@ -1,4 +1,4 @@
-"""Writing into a model directory: under its lock, nothing half-written, and nothing that does not belong."""
+"""Transactions on a model directory: its lock, leftovers of killed writers, and the registry replaced last."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from filelock import FileLock, Timeout
 
 from repmode_cl.errors import ModelError
 from repmode_cl.store import record_files as records
-from repmode_cl.store.registry import REGISTRY, Registry, now, plain_json
+from repmode_cl.store.registry import REGISTRY, Registry, plain_json, utc_now
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK
 
 __all__ = [
     "DISCARDED",
-    "changing",
+    "transaction",
     "check_inference",
-    "check_vacant",
-    "no_locks",
+    "check_new_folder",
+    "no_locks_error",
     "replace_registry",
-    "sweep_if_idle",
-    "writing",
+    "remove_leftovers_if_idle",
+    "write_lock",
 ]
 
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
-#: Begins the names of folders in ``pending/`` that are on their way out. No structure's name begins so.
+#: Prefix of folders in ``pending/`` that are being removed. No structure's name begins with it.
 DISCARDED = ".discarded-"
 
-# Who holds the lock. Named as a temporary file, so that what a killed process leaves is cleared with the others.
+# Describes the process that holds the lock. Named as a temporary file, so that a leftover is removed with the others.
 _HOLDER = f"{LOCK}{TEMPORARY_MARK}holder"
 
 
 def check_inference(inference: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what predictions use by default, as JSON; refuse what is none."""
+    """Return the default settings of predictions as JSON; refuse invalid ones."""
     values = plain_json(inference, "inference")
     window, overlap, batch = values.get("window"), values.get("overlap"), values.get("batch")
     if (
@@ -57,19 +57,19 @@ def check_inference(inference: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def check_vacant(path: Path) -> None:
-    """Refuse a folder with anything in it but what an interrupted creation leaves."""
+def check_new_folder(path: Path) -> None:
+    """Refuse a folder that holds anything but the files of an interrupted creation."""
     if (path / REGISTRY).exists():
         raise ModelError(f"{path} is a model already: choose another folder, or add structures to it")
     ours = {records.BASE, records.MODEL, LOCK, _HOLDER}
     others = sorted(item.name for item in path.iterdir() if item.name not in ours)
     if others:
-        raise ModelError(f"{path} holds {', '.join(others[:3])}: a model needs a folder of its own")
+        raise ModelError(f"{path} holds {', '.join(others[:3])}: a model needs an empty folder")
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Hold the model's lock, and clear away what a killed writer left.
+def write_lock(path: Path) -> Iterator[None]:
+    """Hold the model's lock, after removing the leftovers of killed writers.
 
     Raises
     ------
@@ -84,13 +84,13 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} has been locked for {LOCK_SECONDS:.0f} s by {_holder(path)}: wait until it is done"
         ) from error
     except NotImplementedError as error:
-        raise no_locks(path, error) from error
+        raise no_locks_error(path, error) from error
     with held:
-        for left in _temporary(path):
-            left.unlink(missing_ok=True)
+        for file in _temporary_files(path):
+            file.unlink(missing_ok=True)
         for folder in (path / "pending").glob(f"{DISCARDED}*"):
-            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it, too
-        # Only whoever waits reads it: a disk too full for a line of text may still have room for the change.
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it, too
+        # Only waiting processes read it: a disk too full for a line of text may still have room for the change.
         with suppress(OSError):
             (path / _HOLDER).write_text(_this_process(), encoding="utf-8")
         try:
@@ -100,8 +100,8 @@ def writing(path: Path) -> Iterator[None]:
                 (path / _HOLDER).unlink(missing_ok=True)
 
 
-def no_locks(path: Path, error: Exception) -> ModelError:
-    """Return the error of a model on a file system that has no locks."""
+def no_locks_error(path: Path, error: Exception) -> ModelError:
+    """Return the error for a model on a file system without locks."""
     return ModelError(
         f"{path} is on a file system without locks ({error}): copy the model to another disk, change it there, and "
         "copy it back"
@@ -109,25 +109,25 @@ def no_locks(path: Path, error: Exception) -> ModelError:
 
 
 @contextmanager
-def changing(path: Path) -> Iterator[tuple[Registry, dict[str, Any]]]:
-    """Hold the lock of a model that is there; yield its registry and ``model.json`` as they are on disk now.
+def transaction(path: Path) -> Iterator[tuple[Registry, dict[str, Any]]]:
+    """Hold the lock of an existing model; yield its registry and ``model.json`` as they are on disk now.
 
-    Another process may have changed the model since it was opened: what is on disk under the lock is what counts.
+    Another process may have changed the model since it was opened: only the files read under the lock count.
     """
-    # Before a lock file is made in a folder that is no model.
+    # First, so that no lock file is made in a folder that is no model.
     Registry.read(path)
-    with writing(path):
+    with write_lock(path):
         registry = Registry.read(path)
-        yield registry, records.read_model(path, registry)
+        yield registry, records.read_model_document(path, registry)
 
 
 def replace_registry(path: Path, before: Registry, after: Registry) -> None:
-    """Put `after` in place of `before`, the registry that was read under the lock.
+    """Replace `before`, the registry that was read under the lock, by `after`.
 
     Raises
     ------
     ModelError
-        If another is there: the file system lets two processes hold one lock.
+        If another registry is there: the file system lets two processes hold one lock.
     """
     if Registry.read(path) != before:
         raise ModelError(
@@ -138,30 +138,30 @@ def replace_registry(path: Path, before: Registry, after: Registry) -> None:
     after.write(path)
 
 
-def sweep_if_idle(path: Path) -> None:
-    """Clear away what a killed writer left, if that can be done at once; reading works in any case.
+def remove_leftovers_if_idle(path: Path) -> None:
+    """Remove the leftovers of killed writers, if that is possible at once; reading works in any case.
 
-    Nothing is touched while another process writes, or where this one may not.
+    Nothing is touched while another process writes, or where this one may not write.
     """
     try:
-        if not _temporary(path) or not os.access(path, os.W_OK):
+        if not _temporary_files(path) or not os.access(path, os.W_OK):
             return
         with FileLock(path / LOCK, timeout=0):
-            for left in _temporary(path):
-                left.unlink(missing_ok=True)
+            for file in _temporary_files(path):
+                file.unlink(missing_ok=True)
     except (Timeout, OSError, NotImplementedError):
-        # Left-overs harm nothing, and whoever reads has not asked for them to go: the next writer clears them.
+        # Leftovers do no harm, and a reader does not depend on their removal: the next writer removes them.
         return
 
 
-def _temporary(path: Path) -> list[Path]:
-    """Return the temporary files of a model; those in ``pending/`` belong to the trainings there."""
+def _temporary_files(path: Path) -> list[Path]:
+    """Return the temporary files of a model, except those in ``pending/``, which belong to the trainings there."""
     folders = (path, path / records.STRUCTURES)
     return [file for folder in folders for file in folder.glob(f"*{TEMPORARY_MARK}*") if not file.is_dir()]
 
 
 def _this_process() -> str:
-    return f"process {os.getpid()} on {platform.node() or 'an unnamed machine'}, since {now()}"
+    return f"process {os.getpid()} on {platform.node() or 'an unnamed machine'}, since {utc_now()}"
 
 
 def _holder(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What verifying a model found, of each structure and of all."""
+"""Reports of `verify_model`: the result of each structure, of the model, and the comparison of two models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, Literal
 from repmode_cl.errors import ModelError
 from repmode_cl.store.probe import ComputedDigests
 
-__all__ = ["Level", "ModelComparison", "Status", "StructureResult", "VerifyReport", "compare_models"]
-
+__all__ = ["VerifyReport", "StructureResult", "ModelComparison", "compare_models", "Level", "Status"]
 
 Level = Literal["files", "tensors", "kernels", "predictions"]
 Status = Literal["unchanged", "bit-identical", "within tolerance", "failed"]
@@ -19,7 +18,7 @@ Status = Literal["unchanged", "bit-identical", "within tolerance", "failed"]
 
 @dataclass(frozen=True)
 class StructureResult:
-    """What was found of one structure, or of an earlier version of one.
+    """Result of one structure, or of an earlier version of one.
 
     Parameters
     ----------
@@ -32,13 +31,12 @@ class StructureResult:
     detail
         In words: what was compared, how the environment differs, or what is wrong.
     file
-        File of the model that holds it.
+        The file that holds it, relative to the model.
     digest
-        The recorded digest of its tensors, of which at level ``files`` nothing more is known than that its file is
-        as recorded.
+        The recorded digest of its tensors; at level ``files`` only the bytes of its file are compared.
     observed
-        Digests of what it comes to, computed now and here; None at the levels ``files`` and ``tensors``, and where
-        it failed before.
+        Digests of its kernels and prediction, computed now and here; None at the levels ``files`` and ``tensors``, and
+        where an earlier check failed.
     """
 
     structure: str
@@ -46,7 +44,7 @@ class StructureResult:
     detail: str
     file: str
     digest: str = ""
-    observed: ComputedDigests | None = None
+    computed: ComputedDigests | None = None
 
     @property
     def ok(self) -> bool:
@@ -60,18 +58,18 @@ class StructureResult:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """What was found of the structures that two models share.
+    """Comparison of the structures that two models share.
 
     Parameters
     ----------
     path
         The other model.
     same
-        Structures that both hold, and that are the same bit for bit, with what was compared.
+        Structures of both that are the same bit for bit, with what was compared.
     different
-        Structures that both hold and that are not, with how they differ.
+        Structures of both that differ, with how they differ.
     only_here, only_there
-        Structures that one of both holds.
+        Structures that only one of the models holds.
     """
 
     path: Path
@@ -88,23 +86,23 @@ class ModelComparison:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify_model` found.
+    """Report of `verify_model`.
 
     Parameters
     ----------
     path
         The model.
     level
-        What was checked.
+        Level to which the model was checked.
     results
         One for each structure, in the model's order.
     notes
-        What is odd but harms nothing, such as files that the registry does not name.
+        Harmless oddities, such as files that the registry does not name.
     earlier
         One for each earlier version that is kept. Only files and tensors of these are checked: what they predict
         follows from them, and is checked when they are active again.
     comparison
-        With the other model, if one was given.
+        Comparison with the other model, if one was given.
     """
 
     path: Path
@@ -127,39 +125,42 @@ class VerifyReport:
         return self.level == "predictions" and same
 
     def same_as(self, before: VerifyReport) -> dict[str, bool]:
-        """Say of each structure in both reports whether it is the same bit for bit.
+        """Return, for each structure in both reports, whether it is the same bit for bit.
 
         Tensors, fused kernels and predictions are compared as they were computed for both reports, in this
-        environment: a structure that was stored elsewhere, and is verified within a tolerance alone, is the same
-        here and now before and after a change, or it is not.
+        environment: a structure that was stored elsewhere, and is verified only within a tolerance, can still be
+        compared bit for bit before and after a change.
 
         Parameters
         ----------
         before
-            Of the same or another model, made on this machine with the same installation.
+            A report of the same or another model, made on this machine with the same installation.
 
         Raises
         ------
         ModelError
-            If a report was made at a lower level than ``predictions``: it proves nothing of them.
+            If a report was made at a lower level than ``predictions``: it proves nothing about predictions.
         """
         if {self.level, before.level} != {"predictions"}:
             raise ModelError(
                 f"reports of the levels {before.level} and {self.level} cannot be compared: verify both to the level "
                 "predictions"
             )
-        then = {result.structure: result for result in before.results}
+        earlier = {result.structure: result for result in before.results}
         return {
-            now.structure: now.ok
-            and then[now.structure].ok
-            and now.observed is not None
-            and (now.digest, now.observed) == (then[now.structure].digest, then[now.structure].observed)
-            for now in self.results
-            if now.structure in then
+            result.structure: _is_same(result, earlier[result.structure])
+            for result in self.results
+            if result.structure in earlier
         }
 
 
-_SAME: dict[Level, str] = {
+def _is_same(first: StructureResult, second: StructureResult) -> bool:
+    """Return whether both results are of the same tensors, kernels and prediction, bit for bit."""
+    same = (first.digest, first.computed) == (second.digest, second.computed)
+    return first.ok and second.ok and first.computed is not None and same
+
+
+_SAME_TEXTS: dict[Level, str] = {
     "files": "the same by recorded digest; nothing was computed",
     "tensors": "the same tensors",
     "kernels": "the same tensors and kernels, bit for bit",
@@ -175,47 +176,47 @@ def compare_models(
     Parameters
     ----------
     here, there
-        Of the same level, computed in one environment with the same number of threads for each structure.
+        Reports of the same level, computed in one environment with the same number of threads for each structure.
     document, other
         Their ``model.json``.
     """
-    mine = {result.structure: result for result in here.results}
-    theirs = {result.structure: result for result in there.results}
+    results = {result.structure: result for result in here.results}
+    other_results = {result.structure: result for result in there.results}
     same: dict[str, str] = {}
     different: dict[str, str] = {}
-    for name in mine:
-        if name not in theirs:
+    for name in results:
+        if name not in other_results:
             continue
-        if how := _difference(mine[name], theirs[name], document, other):
-            different[name] = how
+        if difference := _describe_difference(results[name], other_results[name], document, other):
+            different[name] = difference
         else:
-            same[name] = _SAME[here.level]
+            same[name] = _SAME_TEXTS[here.level]
     return ModelComparison(
         there.path,
         same,
         different,
-        tuple(name for name in mine if name not in theirs),
-        tuple(name for name in theirs if name not in mine),
+        tuple(name for name in results if name not in other_results),
+        tuple(name for name in other_results if name not in results),
     )
 
 
-def _difference(
-    mine: StructureResult, theirs: StructureResult, document: Mapping[str, Any], other: Mapping[str, Any]
+def _describe_difference(
+    here: StructureResult, there: StructureResult, document: Mapping[str, Any], other: Mapping[str, Any]
 ) -> str:
-    """Say how a structure differs; empty if it does not."""
+    """Return how a structure differs, in words; empty if it does not."""
     if document["base"]["digest"] != other["base"]["digest"]:
         bases = [str(one["base"]["digest"])[:8] for one in (document, other)]
         return f"the models have different bases ({bases[0]} here, {bases[1]} there)"
-    if not theirs.ok:
-        return f"it fails there: {theirs.detail}"
-    if not mine.ok:
-        return f"it fails here: {mine.detail}"
-    if mine.digest != theirs.digest:
-        return f"another version: {mine.digest[:8]} here, {theirs.digest[:8]} there"
+    if not there.ok:
+        return f"it fails there: {there.detail}"
+    if not here.ok:
+        return f"it fails here: {here.detail}"
+    if here.digest != there.digest:
+        return f"another version: {here.digest[:8]} here, {there.digest[:8]} there"
     if document["inference"] != other["inference"]:
         return f"other windows: {document['inference']} here, {other['inference']} there"
-    if mine.observed == theirs.observed:
+    if here.computed == there.computed:
         return ""
-    if mine.observed is None or theirs.observed is None or mine.observed.kernels != theirs.observed.kernels:
+    if here.computed is None or there.computed is None or here.computed.kernels != there.computed.kernels:
         return "its fused kernels differ"
     return "its prediction differs"

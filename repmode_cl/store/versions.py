@@ -1,6 +1,6 @@
-"""Taking back: a structure removed, an earlier state of the model restored, and what nobody needs deleted.
+"""Versions of structures: removal, rollback to an earlier state, and garbage collection.
 
-Removing and rolling back change the registry alone. Files go in `gc` only, after the registry has let go of them.
+Removal and rollback change only the registry. Only `gc` deletes files, after the registry no longer names them.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from pathlib import Path
 from repmode_cl.errors import ModelError
 from repmode_cl.store import record_files as records
 from repmode_cl.store.history import Change
-from repmode_cl.store.preconditions import check_free
+from repmode_cl.store.preconditions import check_removable
 from repmode_cl.store.record_files import file_matches
 from repmode_cl.store.registry import Entry, Registry
-from repmode_cl.store.transaction import changing, replace_registry
+from repmode_cl.store.transaction import replace_registry, transaction
 
-__all__ = ["GarbageReport", "collect", "remove", "roll_back"]
+__all__ = ["GarbageReport", "collect_garbage", "remove", "roll_back"]
 
 
 @dataclass(frozen=True)
 class GarbageReport:
-    """What `gc` deleted, or would delete.
+    """Versions and files that `gc` deleted, or would delete.
 
     Parameters
     ----------
     versions
         Earlier versions that the model kept.
     files
-        Their files, and those that no version has: name relative to the model, and bytes.
+        Their files, and those of no version: name relative to the model, and bytes.
     """
 
     versions: tuple[Entry, ...]
@@ -41,7 +41,7 @@ class GarbageReport:
 
 
 def remove(path: Path, name: str) -> Registry:
-    """Take a structure out of a model; its version is kept until `collect`.
+    """Take a structure out of a model; its version is kept until `collect_garbage`.
 
     Raises
     ------
@@ -50,11 +50,11 @@ def remove(path: Path, name: str) -> Registry:
     ModelError
         If it is part of the base, or another structure needs its experts.
     """
-    with changing(path) as (registry, _):
-        check_free(path, registry, name, "removed")
+    with transaction(path) as (registry, _):
+        check_removable(path, registry, name, "removed")
         entry = registry.entry(name)
         others = [other for other in registry.entries if other.name != name]
-        after = registry.changed(
+        after = registry.with_change(
             "remove", others, [*registry.kept, entry], structure=name, earlier=entry.digest
         )
         replace_registry(path, registry, after)
@@ -62,27 +62,27 @@ def remove(path: Path, name: str) -> Registry:
 
 
 def roll_back(path: Path, number: int) -> tuple[Registry, Change | None]:
-    """Make active what was active after change `number`; None, and nothing happens, where it still is.
+    """Make the structures active that were active after change `number`; the change is None if they still are.
 
     Raises
     ------
     ModelError
-        If there is no such change, or a version of then was deleted, or its file is missing or damaged.
+        If there is no such change, or a version of that state was deleted, or its file is missing or damaged.
     """
-    with changing(path) as (registry, _):
+    with transaction(path) as (registry, _):
         state = registry.state_after(number)
         if state == tuple((entry.name, entry.digest) for entry in registry.entries):
             return registry, None
-        found = {(name, digest): registry.version(name, digest) for name, digest in state}
-        gone = [f"{name} ({digest[:8]})" for (name, digest), entry in found.items() if entry is None]
-        if gone:
+        versions = {(name, digest): registry.version(name, digest) for name, digest in state}
+        deleted = [f"{name} ({digest[:8]})" for (name, digest), entry in versions.items() if entry is None]
+        if deleted:
             raise ModelError(
-                f"{path} cannot go back to change {number}: {', '.join(gone)} "
-                f"{'was' if len(gone) == 1 else 'were'} deleted by gc; import a pack of each first, or use a copy "
+                f"{path} cannot go back to change {number}: {', '.join(deleted)} "
+                f"{'was' if len(deleted) == 1 else 'were'} deleted by gc; import a pack of each first, or use a copy "
                 "of the model from before"
             )
-        entries = [entry for entry in found.values() if entry is not None]
-        # Of those that stay nothing is asked: a damaged one must not keep the others from coming back.
+        entries = [entry for entry in versions.values() if entry is not None]
+        # Structures that stay active are not checked: a damaged one must not keep the others from coming back.
         active = {(entry.name, entry.digest) for entry in registry.entries}
         for entry in entries:
             if (entry.name, entry.digest) in active:
@@ -93,53 +93,53 @@ def roll_back(path: Path, number: int) -> tuple[Registry, Change | None]:
                     f"{path} cannot go back to change {number}: {path / entry.file} ({entry.name}) is damaged (its "
                     "SHA-256 is not the one recorded); put it back from a copy of the model"
                 )
-        kept = [entry for entry in registry.versions if (entry.name, entry.digest) not in found]
-        after = registry.changed("rollback", entries, kept, to=number)
+        kept = [entry for entry in registry.versions if (entry.name, entry.digest) not in versions]
+        after = registry.with_change("rollback", entries, kept, to=number)
         replace_registry(path, registry, after)
     return after, after.history[-1]
 
 
-def collect(path: Path, *, dry_run: bool = False) -> tuple[Registry, GarbageReport]:
-    """Delete the versions that are kept, and files in ``structures/`` that no version has.
+def collect_garbage(path: Path, *, dry_run: bool = False) -> tuple[Registry, GarbageReport]:
+    """Delete kept versions, and files in ``structures/`` that belong to no version.
 
     Parameters
     ----------
     path
         The model directory.
     dry_run
-        Only tell what would go.
+        Delete nothing; only report what would be deleted.
     """
     if dry_run:
         registry = Registry.read(path)
-        return registry, _collectable(path, registry)
-    with changing(path) as (registry, _):
-        found = _collectable(path, registry)
-        # What no version has first: on a full disk this makes room for the new registry.
+        return registry, _find_garbage(path, registry)
+    with transaction(path) as (registry, _):
+        garbage = _find_garbage(path, registry)
+        # Files of no version first: on a full disk this makes room for the new registry.
         named = {entry.file for entry in registry.versions}
-        _delete(path, [file for file, _ in found.files if file not in named])
+        _delete(path, [file for file, _ in garbage.files if file not in named])
         after = registry
         if registry.kept:
             removed = [
                 {"structure": entry.name, "digest": entry.digest, "bytes": entry.bytes}
                 for entry in registry.kept
             ]
-            after = registry.changed("gc", registry.entries, (), provenance={"removed": removed})
+            after = registry.with_change("gc", registry.entries, (), provenance={"removed": removed})
             replace_registry(path, registry, after)
-        # Only now: a process that dies before leaves a model that still has all that it names.
+        # Only now: if the process dies before, the model still has every file that it names.
         active = {entry.file for entry in after.versions}
-        _delete(path, [file for file, _ in found.files if file not in active])
-    return after, found
+        _delete(path, [file for file, _ in garbage.files if file not in active])
+    return after, garbage
 
 
-def _collectable(path: Path, registry: Registry) -> GarbageReport:
-    needed = {entry.file for entry in registry.entries}
-    found = []
+def _find_garbage(path: Path, registry: Registry) -> GarbageReport:
+    active = {entry.file for entry in registry.entries}
+    files = []
     for file in sorted((path / records.STRUCTURES).glob("*.safetensors")):
         name = f"{records.STRUCTURES}/{file.name}"
-        # What someone else put there is not ours to delete, nor what a writer is at this moment writing.
-        if name not in needed and records.STRUCTURE_FILE.fullmatch(file.name):
-            found.append((name, file.stat().st_size))
-    return GarbageReport(registry.kept, tuple(found))
+        # Other files are not deleted: someone else put them there, or a writer is writing them right now.
+        if name not in active and records.STRUCTURE_FILE.fullmatch(file.name):
+            files.append((name, file.stat().st_size))
+    return GarbageReport(registry.kept, tuple(files))
 
 
 def _delete(path: Path, files: list[str]) -> None:

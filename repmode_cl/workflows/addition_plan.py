@@ -24,9 +24,9 @@ from repmode_cl.errors import (
 )
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
-from repmode_cl.store.preconditions import check_place
+from repmode_cl.store.preconditions import check_addition
 from repmode_cl.store.registry import Registry
-from repmode_cl.store.staging import pending
+from repmode_cl.store.staging import list_pending
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.plugins.model_export import provenance_of
 from repmode_cl.structures import check_structure_name
@@ -210,7 +210,7 @@ def plan_addition(
         trained_here = has_checkpoint(model.pending(structure) / CHECKPOINT)
         if not options.replace and structure in model.entries and trained_here:
             raise name_conflict_error(model.path, structure)
-        check_place(model.path, Registry.read(model.path), structure, needs, replace=options.replace)
+        check_addition(model.path, Registry.read(model.path), structure, needs, replace=options.replace)
     if init_from not in INIT_CHOICES and init_from not in model.structures:
         raise StructureError(
             f"init_from {init_from!r}: the model {model.path} knows {', '.join(model.structures)}"
@@ -294,7 +294,7 @@ def check_held_out(min_r2: float | None, structure: str, splits: Sequence[str]) 
 
 def check_not_staged(model: Model, structure: str) -> None:
     """Refuse to train a structure that is trained already and waits to be accepted."""
-    if any(one.name == structure and (one.entry is not None or one.problem) for one in pending(model)):
+    if any(one.name == structure and (one.entry is not None or one.problem) for one in list_pending(model)):
         raise ModelError(
             f"{structure!r} is trained and waits in {model.path}: take it with "
             f"{command('accept', model.path, structure)}, or remove it with "

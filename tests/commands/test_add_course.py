@@ -23,7 +23,7 @@ from repmode_cl.errors import (
 )
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store.staging import accept, discard, pending
+from repmode_cl.store.staging import accept, discard, list_pending
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.strategies.state import Evaluation
 
@@ -138,7 +138,7 @@ def test_an_addition_below_min_r2_is_staged(model: Path, manifest: Path) -> None
     result = added(model, manifest, min_r2=0.999)
     assert (result.staged, result.reached, result.unchanged) == (True, False, {})
     assert {name: data for name, data in files_of(model).items() if not name.startswith("pending")} == before
-    [waiting] = pending(Model.open(model))
+    [waiting] = list_pending(Model.open(model))
     assert (waiting.why, waiting.min_r2) == ("below the R2 that was demanded, on the test images", 0.999)
     assert sorted(file.name.split("-")[0] for file in waiting.folder.iterdir()) == [
         "nucleolus",

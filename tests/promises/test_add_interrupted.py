@@ -17,7 +17,7 @@ from repmode_cl.data.manifest import read_manifest
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store.staging import accept, discard, pending, training_lock
+from repmode_cl.store.staging import accept, discard, list_pending, training_lock
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.workflows import add_structure
 from repmode_cl.workflows.add_structure import AdditionRun
@@ -72,7 +72,7 @@ def test_cut_off_again_and_again_it_ends_as_the_same_bits(
             cut_off(patch, step)
             with pytest.raises(Interruption):
                 added(model, manifest, **OPTIONS)
-        assert [one.entry for one in pending(Model.open(model))] == [None]
+        assert [one.entry for one in list_pending(Model.open(model))] == [None]
     for owner, name, before in (
         (add_structure, "evaluate_held_out", True),
         (add_structure, "make_candidate", True),

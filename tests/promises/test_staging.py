@@ -14,7 +14,7 @@ from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, RepmodeError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
-from repmode_cl.store import make_candidate, pending, stage, staged, training_lock
+from repmode_cl.store import list_pending, list_staged, make_candidate, stage, training_lock
 from repmode_cl.store.staging import OUTCOME, REQUEST
 
 
@@ -40,7 +40,7 @@ def test_staging_leaves_the_model_as_it_is(model_path: Path) -> None:
     model = Model.open(model_path)
     assert files(model_path) == before
     assert "golgi_apparatus" not in model.structures
-    [one] = staged(model)
+    [one] = list_staged(model)
     assert (one.name, one.why, one.replace, one.busy, one.problem) == (
         "golgi_apparatus", "asked for", False, False, "",
     )  # fmt: skip
@@ -50,17 +50,17 @@ def test_staging_leaves_the_model_as_it_is(model_path: Path) -> None:
 
 
 def test_pending_tells_what_waits_and_what_was_interrupted(waiting: Model) -> None:
-    assert [(one.name, one.entry is None) for one in pending(waiting)] == [
+    assert [(one.name, one.entry is None) for one in list_pending(waiting)] == [
         ("desmosome", True), ("golgi_apparatus", False),
     ]  # fmt: skip
-    assert [one.name for one in staged(waiting)] == ["golgi_apparatus"]
-    assert pending(Model.open(waiting.path))[0].busy is False
+    assert [one.name for one in list_staged(waiting)] == ["golgi_apparatus"]
+    assert list_pending(Model.open(waiting.path))[0].busy is False
     with training_lock(waiting, "desmosome"):
-        assert [one.busy for one in pending(waiting)] == [True, False]
+        assert [one.busy for one in list_pending(waiting)] == [True, False]
 
 
 def test_accepting_makes_it_part_of_the_model(waiting: Model) -> None:
-    digest = staged(waiting)[0].entry.digest  # type: ignore[union-attr]
+    digest = list_staged(waiting)[0].entry.digest  # type: ignore[union-attr]
     taken = waiting.accept("golgi_apparatus")
     assert taken.status == "bit-identical"
     for model in (waiting, Model.open(waiting.path)):
@@ -68,7 +68,7 @@ def test_accepting_makes_it_part_of_the_model(waiting: Model) -> None:
         assert model.history[-1].action == "accept"
     assert waiting.verify().bit_identical
     # Its training goes, that of another stays.
-    assert [one.name for one in pending(waiting)] == ["desmosome"]
+    assert [one.name for one in list_pending(waiting)] == ["desmosome"]
 
 
 def test_accepting_replaces_where_that_was_asked_for(model_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_accepting_replaces_where_that_was_asked_for(model_path: Path) -> None:
     folder.mkdir(parents=True)
     candidate = make_candidate(model, "tight_junction", network, folder)
     stage(model, candidate, why="to see", replace=True, min_r2=0.5)
-    assert staged(model)[0].min_r2 == 0.5
+    assert list_staged(model)[0].min_r2 == 0.5
     before = model.entries["tight_junction"].digest
     model.accept("tight_junction")
     assert model.history[-1].earlier == before
@@ -92,7 +92,7 @@ def test_discarding_removes_it_alone(waiting: Model) -> None:
     before = files(waiting.path)
     assert waiting.discard("golgi_apparatus").entry is not None
     assert waiting.discard("desmosome").entry is None
-    assert not pending(waiting)
+    assert not list_pending(waiting)
     assert files(waiting.path) == before
     with pytest.raises(ModelError, match="no pending 'desmosome': it has none"):
         waiting.discard("desmosome")
@@ -103,7 +103,7 @@ def test_who_is_at_work_is_not_disturbed(waiting: Model) -> None:
         for act in (waiting.accept, waiting.discard):
             with pytest.raises(ModelError, match="another process is adding 'golgi_apparatus'"):
                 act("golgi_apparatus")
-    assert len(pending(waiting)) == 2
+    assert len(list_pending(waiting)) == 2
     waiting.accept("golgi_apparatus")
 
 
@@ -134,7 +134,7 @@ def test_what_was_damaged_meanwhile_is_refused(waiting: Model, what: str) -> Non
     with pytest.raises((ModelError, FileNotFoundError), match="golgi_apparatus"):
         waiting.accept("golgi_apparatus")
     assert files(waiting.path) == before
-    assert len(pending(waiting)) == 2
+    assert len(list_pending(waiting)) == 2
     waiting.discard("golgi_apparatus")
 
 
@@ -157,7 +157,7 @@ def test_a_model_that_changed_does_not_take_it(waiting: Model) -> None:
     other.add("golgi_apparatus", grown(other, "golgi_apparatus"))
     with pytest.raises(ModelError, match="has 'golgi_apparatus' already"):
         waiting.accept("golgi_apparatus")
-    assert len(staged(waiting)) == 1
+    assert len(list_staged(waiting)) == 1
 
 
 def test_a_candidate_from_elsewhere_cannot_be_staged(waiting: Model, tmp_path: Path) -> None:

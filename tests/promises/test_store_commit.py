@@ -17,14 +17,14 @@ from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, UnknownStructureError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
-from repmode_cl.store import Candidate, make_candidate, pending, training_lock, verify_model
+from repmode_cl.store import Candidate, list_pending, make_candidate, training_lock, verify_model
 from repmode_cl.store import commit as commit_module
 from repmode_cl.store import staging as staging_module
 from repmode_cl.store import transaction as writing_module
 from repmode_cl.store.commit import commit
 from repmode_cl.store.preconditions import check_name
 from repmode_cl.store.registry import Registry
-from repmode_cl.store.transaction import sweep_if_idle, writing
+from repmode_cl.store.transaction import remove_leftovers_if_idle, write_lock
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK, replacing
 
 
@@ -187,7 +187,7 @@ def test_who_holds_the_lock_is_named(
 ) -> None:
     monkeypatch.setattr(writing_module, "LOCK_SECONDS", 0.1)
     with (
-        writing(model_path),
+        write_lock(model_path),
         pytest.raises(ModelError, match=r"locked for 0 s by process \d+ on .*, since 20"),
     ):
         commit(model_path, candidate, action="add")
@@ -195,21 +195,21 @@ def test_who_holds_the_lock_is_named(
     with FileLock(model_path / ".lock"), pytest.raises(ModelError, match="by another process"):
         Model.open(model_path).remove("mitochondria")
     # Reading needs no lock.
-    with writing(model_path):
+    with write_lock(model_path):
         assert verify_model(model_path, "files").ok
 
 
 def test_a_file_system_whose_locks_lock_nothing_is_noticed(
     model_path: Path, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = commit_module._vacant_file
+    place = commit_module._unused_file_name
 
     def meanwhile(registry: Registry, entry: Any) -> str:
         others = [one for one in registry.entries if one.name != "mitochondria"]
-        registry.changed("remove", others, registry.kept, structure="mitochondria").write(model_path)
+        registry.with_change("remove", others, registry.kept, structure="mitochondria").write(model_path)
         return place(registry, entry)
 
-    monkeypatch.setattr(commit_module, "_vacant_file", meanwhile)
+    monkeypatch.setattr(commit_module, "_unused_file_name", meanwhile)
     with pytest.raises(ModelError, match="locks do not work on this file system"):
         commit(model_path, candidate, action="add")
     assert Model.open(model_path).structures == ("dna", "cell_membrane", "nucleolus", "tight_junction")
@@ -241,7 +241,7 @@ def test_what_killed_writers_left_goes_with_the_next_command(
     if how == "open":
         Model.open(model_path)
     else:
-        with writing(model_path):
+        with write_lock(model_path):
             pass
     assert [file.exists() for file in left] == [False, False, False, True]
 
@@ -275,7 +275,7 @@ def test_where_nothing_can_be_locked_nobody_is_said_to_be_at_work_or_not(
         def __exit__(self, *arguments: object) -> None: ...
 
     monkeypatch.setattr(staging_module, "FileLock", Refusing)
-    assert [one.busy for one in pending(model)] == [None]
+    assert [one.busy for one in list_pending(model)] == [None]
     for command in ("show", "pending"):
         output = CliRunner().invoke(app, [command, str(model_path)]).output
         assert "cannot be told" in output
@@ -293,13 +293,13 @@ def test_nothing_is_cleared_while_another_writes_or_where_one_may_not(
         assert all(file.exists() for file in left)
     with monkeypatch.context() as patch:
         patch.setattr(writing_module.os, "access", lambda *arguments: False)
-        sweep_if_idle(model_path)
+        remove_leftovers_if_idle(model_path)
         assert all(file.exists() for file in left)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", _refuse)
-        sweep_if_idle(model_path)
+        remove_leftovers_if_idle(model_path)
     assert all(file.exists() for file in left)
-    sweep_if_idle(model_path / "none")
+    remove_leftovers_if_idle(model_path / "none")
     assert not (model_path / "none").exists()
 
 

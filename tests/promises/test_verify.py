@@ -56,8 +56,8 @@ def test_what_is_observed_is_the_same_before_and_after_an_addition(model_path: P
     # The recorded digests are those of this environment.
     for result in after.results:
         proof = Model.open(model_path).entries[result.structure].proof
-        assert result.observed == (proof.kernel_digest, proof.prediction_digest)
-    assert len({result.observed for result in after.results}) == 6
+        assert result.computed == (proof.kernel_digest, proof.prediction_digest)
+    assert len({result.computed for result in after.results}) == 6
     add(model_path, "desmosome", seed=2, replace=True)
     assert verify_model(model_path).same_as(after) == dict.fromkeys(ACTIVE, True) | {"desmosome": False}
 
@@ -94,9 +94,9 @@ def test_reports_of_less_than_predictions_prove_nothing_of_them(stored: Path) ->
     full = verify_model(stored)
     for level in ("files", "tensors", "kernels"):
         less = verify_model(stored, level)  # type: ignore[arg-type]
-        observed = [result.observed for result in less.results]
-        assert [one and one.prediction for one in observed] == [None] * 5
-        assert (observed[0] is None) == (level != "kernels")
+        computed = [result.computed for result in less.results]
+        assert [one and one.prediction for one in computed] == [None] * 5
+        assert (computed[0] is None) == (level != "kernels")
         with pytest.raises(ModelError, match=f"{level} and predictions cannot be compared"):
             full.same_as(less)
 
@@ -180,11 +180,11 @@ def test_other_windows_are_no_identical_predictions(model_path: Path, tmp_path: 
 
 
 def test_other_kernels_or_another_prediction_differ(stored: Path) -> None:
-    report, document = verify_model(stored), records.read_model(stored, Registry.read(stored))
-    observed = report.results[0].observed
-    assert observed is not None
+    report, document = verify_model(stored), records.read_model_document(stored, Registry.read(stored))
+    computed = report.results[0].computed
+    assert computed is not None
     for change, how in (({"kernels": "0"}, "kernels differ"), ({"prediction": "0"}, "prediction differs")):
-        first = replace(report.results[0], observed=observed._replace(**change))
+        first = replace(report.results[0], computed=computed._replace(**change))
         other = replace(report, results=(first, *report.results[1:]))
         found = compare_models(report, other, document, document)
         assert list(found.different) == ["dna"]
