@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from repmode_cl.data.patches.collate import Batches, PatchBatch, as_it_is
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.errors import RepmodeError
-from repmode_cl.utils.process_pool import starting_workers, within_worker
+from repmode_cl.utils.process_pool import initialise_worker, starting_workers
 
 __all__ = ["PatchLoader", "patch_loader"]
 
@@ -119,7 +119,7 @@ class PatchLoader:
             num_workers=self._workers,
             multiprocessing_context="spawn" if self._workers else None,
             persistent_workers=self._workers > 0,
-            worker_init_fn=within_worker if self._workers else None,
+            worker_init_fn=initialise_worker if self._workers else None,
             pin_memory=self._pin,
             # A separate generator: drawing from torch's would make weights depend on how patches are loaded.
             generator=torch.Generator(),

@@ -1,1 +1,1 @@
-"""Files, locks, memory, progress and processes: what every part may use."""
+"""Helpers that every part may use: files, locks, memory, progress, processes, tensors on disk."""

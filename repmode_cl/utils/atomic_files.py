@@ -1,6 +1,6 @@
-"""Writing files so that nothing is ever half-written: beside, fsync, replace.
+"""Atomic writes: to a temporary file in the same folder, fsynced, which then replaces the target.
 
-A reader sees the old content or the new one, whatever instant the process dies at.
+A reader sees the old content or the new one, whenever the process dies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-#: Part of the name of every temporary file made here, so that left-overs of a killed process can be told.
+#: Part of the name of every temporary file made here, by which leftovers of a killed process are recognised.
 TEMPORARY_MARK = ".writing-"
 
 
@@ -44,31 +44,31 @@ def canonical_json(value: Any) -> str:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on leaving, fsync it and put it in place of `path`.
+    """Yield a temporary path in the folder of `path`; at the end, fsync it and replace `path` by it.
 
-    On an exception the temporary file is removed and `path` is untouched; an OSError names `path`.
+    On an exception the temporary file is removed and `path` is not touched; an OSError names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept last, because writers choose a format by it.
-    beside = path.with_name(f"{path.stem}{TEMPORARY_MARK}{secrets.token_hex(4)}{path.suffix}")
+    # The suffix stays at the end, because writers choose a format by it.
+    temporary = path.with_name(f"{path.stem}{TEMPORARY_MARK}{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield beside
-        put_in_place(beside, path)
+        yield temporary
+        put_in_place(temporary, path)
     except BaseException as error:
         with suppress(FileNotFoundError):
-            beside.unlink()
+            temporary.unlink()
         if isinstance(error, OSError) and error.filename is None:
-            # A disk that is full says so when something is written, without saying to which file.
+            # The error of a full disk comes from a write, and does not name the file.
             error.filename = str(path)
         raise
 
 
-def put_in_place(beside: Path, path: Path) -> None:
-    """Make the finished file `beside` become `path`: fsync it, replace, fsync the folder."""
-    with beside.open("rb+") as handle:
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Replace `path` by the finished file `temporary`: fsync it, replace, fsync the folder."""
+    with temporary.open("rb+") as handle:
         os.fsync(handle.fileno())
-    beside.replace(path)
+    temporary.replace(path)
     _sync_folder(path.parent)
 
 
@@ -84,8 +84,8 @@ def _sync_folder(folder: Path) -> None:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
-    with replacing(path) as beside:
-        beside.write_bytes(data)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -94,7 +94,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return `value` as indented JSON with sorted keys: the one text that `write_json` writes of it."""
+    """Return `value` as indented JSON with sorted keys, exactly as `write_json` writes it."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -104,21 +104,21 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
-    """Read an object that was written as JSON.
+    """Read a JSON object from a file.
 
     Parameters
     ----------
     path
         The file.
     remedy
-        For the message: what to do where it is damaged.
+        For the message: what to do if the file is damaged.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no file.
     RepmodeError
-        If it cannot be read, is cut off, or holds something else.
+        If it cannot be read, is cut off, or holds another value.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -132,13 +132,13 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
 
 
 def sha256_file(path: str | Path, progress: Callable[[int], None] | None = None) -> str:
-    """Return the SHA-256 of a file's bytes, read in pieces of 4 MiB."""
+    """Return the SHA-256 of a file's bytes, read in chunks of 4 MiB; `progress` gets the bytes of each chunk."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as handle:
-        while piece := handle.read(1 << 22):
-            digest.update(piece)
+        while chunk := handle.read(1 << 22):
+            digest.update(chunk)
             if progress is not None:
-                progress(len(piece))
+                progress(len(chunk))
     return digest.hexdigest()
 
 

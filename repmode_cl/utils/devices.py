@@ -1,4 +1,4 @@
-"""Which device a setting means: one rule for training and prediction."""
+"""Device settings, resolved by one rule for training and prediction."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["resolve_device"]
 
 
 def resolve_device(setting: str) -> torch.device:
-    """Return the device that `setting` means; ``auto`` is cuda where there is one, else cpu.
+    """Return the device of a setting; ``auto`` is cuda where there is a GPU, else cpu.
 
     Raises
     ------
     ConfigError
-        If it is no device, or not there.
+        If it is not a device, or this machine does not have it.
     """
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(setting)
     except RuntimeError as error:
-        raise ConfigError(f"device {setting!r} is none: give auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(f"device {setting!r} is unknown: give auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {setting!r} is not supported: give auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -1,8 +1,8 @@
-"""What a floating-point result depends on besides its inputs.
+"""The environment of a computation: everything that its last bits depend on besides its inputs.
 
 The same network gives other last bits with another torch build, instruction set, device, thread count, dtype,
-window or batch, because sums are then taken in another order. A proof is compared bit for bit only where all
-of these are the same; the fingerprint here says so.
+window or batch, because sums are then computed in another order. A proof is compared bit for bit only where all
+of these are the same; then the fingerprints are equal.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def environment_fingerprint(
     Parameters
     ----------
     device
-        Where it is computed.
+        Device of the computation.
     dtype
         Of the network's parameters and input.
     window
-        Size (Z, Y, X) in voxels of what the network is given at once.
+        Size (Z, Y, X) in voxels of the network's input.
     batch
         Number of windows computed at once.
     """
@@ -77,23 +77,23 @@ def environment_fingerprint(
 
 
 def describe_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say how two fingerprints differ: ``threads 1 -> 2, torch 2.6.0 -> 2.7.1``; empty if they do not."""
+    """Describe how two fingerprints differ: ``threads 1 -> 2, torch 2.6.0 -> 2.7.1``; empty if they do not."""
     parts = []
     for key in sorted(set(then) | set(now)):
         before, after = then.get(key, "unknown"), now.get(key, "unknown")
         if before == after:
             continue
-        # A digest says nothing to a reader beyond that it differs.
+        # Two digests tell a reader only that they differ.
         parts.append("another torch build" if key == "torch_build" else f"{key} {before} -> {after}")
     return ", ".join(parts)
 
 
 @contextmanager
 def with_threads(count: int) -> Iterator[None]:
-    """Compute with `count` threads of torch, then go back to as many as before.
+    """Compute with `count` threads of torch within this context, and with the number of before after it.
 
-    The number of threads is the one part of an environment that can be had again at will: a proof made with
-    one thread is checked with one thread, on a machine whose default is sixteen.
+    The number of threads is the only part of an environment that can be set at will: a proof made with one thread is
+    checked with one thread, even on a machine whose default is sixteen.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -104,7 +104,7 @@ def with_threads(count: int) -> Iterator[None]:
 
 
 def _mkldnn() -> str:
-    """Say whether convolutions run in oneDNN, and in which inner precision they may."""
+    """Describe whether convolutions run in oneDNN, and in which internal precision they may."""
     backend = torch.backends.mkldnn
     if not backend.is_available():  # type: ignore[no-untyped-call]
         return "absent"
@@ -118,7 +118,7 @@ def _text_digest(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _cpu_name() -> str:
-    """Name of the processor, with a digest of its instruction flags where the system lists them."""
+    """Return the name of the processor, with a digest of its instruction flags where the system lists them."""
     info = Path("/proc/cpuinfo")
     fields: dict[str, str] = {}
     if info.is_file():

@@ -1,7 +1,7 @@
-"""One progress bar for everything that takes long: on stderr, and silent where nobody is watching.
+"""Progress bars for everything slow: on stderr, and silent without a terminal.
 
 Results go to stdout and progress to stderr, so that a command's output can be piped. Without a terminal (a
-log file, a batch queue, a test) nothing is drawn. The core calls `track` and `task` and does not know rich.
+log file, a batch queue, a test) nothing is drawn. Only this module uses rich.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ __all__ = ["Task", "task", "track"]
 
 T = TypeVar("T")
 
-# rich mangles the terminal when two bars are drawn at once: a bar inside another one stays silent.
+# rich garbles the terminal when two bars are drawn at once: a bar inside another one stays silent.
 _drawing = threading.Lock()
 
 
 class Task(Protocol):
-    """A piece of work under way, as `task` yields it."""
+    """A running piece of work, as `task` yields it."""
 
     def advance(self, steps: float = 1) -> None:
-        """Say that `steps` more of the total are done."""
+        """Add `steps` to the completed part of the total."""
 
     def update(
         self, *, completed: float | None = None, total: float | None = None, description: str | None = None
     ) -> None:
-        """Set what is done, the total or the description; what is None stays as it is."""
+        """Set the completed part, the total or the description; None leaves a value as it is."""
 
 
 class _Silent:
@@ -49,9 +49,9 @@ def task(description: str, total: float | None = None, *, transient: bool = True
     Parameters
     ----------
     description
-        What is being done, a few words.
+        Name of the work, in a few words.
     total
-        Number of steps; None shows that something moves, without an end.
+        Number of steps; None shows activity without an end.
     transient
         Remove the bar when the body ends.
 
@@ -112,16 +112,16 @@ def _bar(description: str, total: float | None, transient: bool) -> Iterator[Tas
 def track(
     iterable: Iterable[T], description: str, total: float | None = None, *, transient: bool = True
 ) -> Iterator[T]:
-    """Iterate over `iterable` and show how far it is.
+    """Iterate over `iterable` with a progress bar.
 
     Parameters
     ----------
     iterable
-        What to iterate over.
+        The items.
     description
-        What is being done, a few words.
+        Name of the work, in a few words.
     total
-        Number of items; None takes ``len(iterable)`` where it has one.
+        Number of items; None uses ``len(iterable)`` if it has a length.
     transient
         Remove the bar at the end.
 

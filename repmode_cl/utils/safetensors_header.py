@@ -1,7 +1,7 @@
 """The header of a safetensors file, read without trusting it.
 
-Nothing of the file is interpreted before its length is known to be small and to lie within the file; the tensors
-that the header lists must then fill the rest of the file exactly, so that no byte of it goes unaccounted for.
+Nothing is parsed before the header's length is known to be small and within the file; the tensors that the header
+lists must then fill the rest of the file exactly, so that every byte belongs to one.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor lies, and what it is.
+    """Type, shape and place of one tensor in a file.
 
     Parameters
     ----------
     dtype
-        Of its values.
+        Type of its values.
     shape
         Sizes along each axis.
     begin, end
-        Bytes from the beginning of the data.
+        First byte, and the byte after the last, counted from the start of the data.
     """
 
     dtype: torch.dtype
@@ -49,7 +49,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says that it holds.
+    """Header of a safetensors file.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Header:
     size
         Bytes of the whole file.
     sha256
-        Of the bytes before `start`.
+        SHA-256 of the bytes before `start`.
     """
 
     metadata: dict[str, str]
@@ -80,20 +80,20 @@ def read_header(path: Path, dtypes: Mapping[str, torch.dtype] = _DTYPES) -> Head
     path
         The file.
     dtypes
-        Types that tensors may have, by the format's names for them; a record's by default.
+        Types that tensors may have, by the format's names for them; those of records by default.
 
     Raises
     ------
     ModelError
-        If it is no such file, is cut short or too long, or its header is too large or describes something else.
+        If it is not such a file, is cut short or too long, or its header is too large or describes another file.
     OSError
         If the file cannot be read.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
-        begin = file.read(8)
-        length = int.from_bytes(begin, "little")
+        length_bytes = file.read(8)
+        length = int.from_bytes(length_bytes, "little")
         if size < 10 or not 2 <= length <= size - 8:
             _refuse(path, f"it is no safetensors file, or cut short ({size} bytes)")
         if length > MAX_HEADER:
@@ -117,11 +117,11 @@ def read_header(path: Path, dtypes: Mapping[str, torch.dtype] = _DTYPES) -> Head
         end = slot.end
     if end != size - 8 - length:
         _refuse(path, f"it has {size:,} bytes, its header describes {8 + length + end:,}")
-    return Header(metadata, tensors, 8 + length, size, hashlib.sha256(begin + text).hexdigest())
+    return Header(metadata, tensors, 8 + length, size, hashlib.sha256(length_bytes + text).hexdigest())
 
 
 def strict_json(text: str | bytes, what: str) -> Any:
-    """Read JSON in which no key stands twice and every number is finite.
+    """Parse JSON in which no key appears twice and every number is finite.
 
     Raises
     ------
@@ -130,10 +130,10 @@ def strict_json(text: str | bytes, what: str) -> Any:
     """
 
     def pairs(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) < len(items):
-            raise ValueError("a key stands twice")
-        return found
+        values = dict(items)
+        if len(values) < len(items):
+            raise ValueError("a key appears twice")
+        return values
 
     def number(text: str) -> float:
         value = float(text)
@@ -145,7 +145,7 @@ def strict_json(text: str | bytes, what: str) -> Any:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         return json.loads(decoded, object_pairs_hook=pairs, parse_float=number, parse_constant=number)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{what} is damaged ({error}): get the file anew from where it came from") from error
+        raise ModelError(f"{what} is damaged ({error}): get the file again from its source") from error
 
 
 def _slot(path: Path, name: str, value: Any, dtypes: Mapping[str, torch.dtype]) -> Slot:
@@ -154,7 +154,7 @@ def _slot(path: Path, name: str, value: Any, dtypes: Mapping[str, torch.dtype]) 
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in dtypes:
         _refuse(path, f"tensor {short(name)} is of type {short(dtype)}, allowed are {', '.join(dtypes)}")
-    if not _sizes(shape) or len(shape) > 8 or not _sizes(offsets) or len(offsets) != 2:
+    if not _are_sizes(shape) or len(shape) > 8 or not _are_sizes(offsets) or len(offsets) != 2:
         _refuse(
             path,
             f"tensor {short(name)} has shape {short(shape)} at {short(offsets)}: whole numbers are needed",
@@ -165,10 +165,10 @@ def _slot(path: Path, name: str, value: Any, dtypes: Mapping[str, torch.dtype]) 
     return Slot(dtypes[dtype], tuple(shape), begin, end)
 
 
-def _sizes(value: Any) -> bool:
-    # True is an int to Python.
+def _are_sizes(value: Any) -> bool:
+    # `type`, because True is an instance of int.
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 48 for size in value)
 
 
 def _refuse(path: Path, why: str) -> NoReturn:
-    raise ModelError(f"{path} is refused: {why}; get the file anew from where it came from")
+    raise ModelError(f"{path} is refused: {why}; get the file again from its source")

@@ -1,8 +1,8 @@
-"""Tensors in safetensors files: written whole or not at all, and read one at a time, never mapped.
+"""Tensors in safetensors files: written whole or not at all, and read one at a time, never memory-mapped.
 
-The format is a JSON header and raw values, little enough to be done here, where three things matter that a mapped
-file does not give: memory that is bounded by one tensor, a full disk or a file cut short that ends in an error
-and not in a signal, and Windows, which neither replaces nor removes a file that is mapped.
+The format is a JSON header and raw values, simple enough to be written here. Three things matter that memory-mapped
+files do not give: memory bounded by one tensor; an error, not a signal, on a full disk or a file that is cut short; and
+Windows, which neither replaces nor removes a mapped file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from repmode_cl.errors import ModelError
 from repmode_cl.utils.atomic_files import replacing
 from repmode_cl.utils.safetensors_header import Header, read_header
-from repmode_cl.utils.tensor_digests import from_raw_bytes, raw_pieces
+from repmode_cl.utils.tensor_digests import from_raw_bytes, raw_chunks
 
 __all__ = ["TensorFile", "open_tensors", "read_metadata", "read_tensors", "write_tensors"]
 
-#: What checkpoints hold too; records are read with fewer (`repmode_cl.utils.safetensors_header`).
+#: Types of checkpoints too; records are read with fewer (`repmode_cl.utils.safetensors_header`).
 _DTYPES = {
     "F64": torch.float64,
     "I64": torch.int64,
@@ -63,11 +63,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode("ascii")
     text += b" " * (-len(text) % 8)
-    with replacing(path) as beside, beside.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            for piece in raw_pieces(tensors[name]):
-                file.write(piece)
+            for chunk in raw_chunks(tensors[name]):
+                file.write(chunk)
 
 
 class TensorFile:
@@ -78,7 +78,7 @@ class TensorFile:
     path
         The file.
     header
-        What it holds: metadata, and name, type, shape and place of each tensor.
+        Its metadata, and name, type, shape and place of each tensor.
     """
 
     def __init__(self, path: Path, header: Header, file: BufferedReader) -> None:
@@ -98,22 +98,22 @@ class TensorFile:
         values = bytearray(slot.end - slot.begin)
         try:
             self._file.seek(self.header.start + slot.begin)
-            found = self._file.readinto(values)
+            count = self._file.readinto(values)
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        if found != len(values):
+        if count != len(values):
             raise ModelError(f"{self.path} was cut short while it was read: put it back from a copy")
         return from_raw_bytes(values, slot.dtype, slot.shape)
 
 
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[TensorFile]:
-    """Open a safetensors file for reading tensor by tensor; what is read maps nothing.
+    """Open a safetensors file for reading tensor by tensor, without mapping it.
 
     Raises
     ------
     ModelError
-        If the file is missing, cannot be read, or is no whole safetensors file.
+        If the file is missing, cannot be read, or is not a complete safetensors file.
     """
     path = Path(path)
     if not path.is_file():
@@ -128,16 +128,16 @@ def open_tensors(path: str | Path) -> Iterator[TensorFile]:
 
 
 def read_tensors(
-    path: str | Path, wanted: Callable[[str], bool] = lambda name: True
+    path: str | Path, select: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors whose names are `wanted`, on the CPU, and the file's metadata; errors as of `open_tensors`."""
+    """Return the tensors whose names `select` accepts, on the CPU, and the metadata; errors of `open_tensors`."""
     with open_tensors(path) as file:
-        tensors = {name: file.read(name) for name in file.header.tensors if wanted(name)}
+        tensors = {name: file.read(name) for name in file.header.tensors if select(name)}
         return tensors, file.header.metadata
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Return a file's metadata without reading its tensors; errors as of `open_tensors`."""
+    """Return a file's metadata without reading its tensors; errors of `open_tensors`."""
     with open_tensors(path) as file:
         return file.header.metadata
 

@@ -1,7 +1,7 @@
 """Digests of tensors that do not depend on a file's layout.
 
-A file's SHA-256 changes when a writer orders its header differently; the digest of a *record* may not. It is
-therefore taken over a canonical JSON header (facts, and sorted names with dtypes and shapes), followed by the
+A file's SHA-256 changes when a writer orders its header differently; the digest of a *record* must not. It is
+therefore computed from a canonical JSON header (facts, and sorted names with dtypes and shapes), followed by the
 raw little-endian values in that order.
 """
 
@@ -22,16 +22,16 @@ __all__ = [
     "from_raw_bytes",
     "json_digest",
     "raw_bytes",
-    "raw_pieces",
+    "raw_chunks",
     "same_bits",
     "stream_digest",
     "tensor_digest",
 ]
 
 _FORMAT = "repmode-cl tensors 1"
-_PIECE = 1 << 22
+_CHUNK_BYTES = 1 << 22
 
-#: Type and shape of a tensor that need not be there yet.
+#: Type and shape of a tensor that need not exist yet.
 Described = tuple[torch.dtype, Sequence[int]]
 
 
@@ -47,8 +47,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return _little_endian(data, tensor.dtype).numpy().data
 
 
-def raw_pieces(tensor: Tensor) -> Iterator[memoryview]:
-    """Yield what `raw_bytes` returns in pieces: a tensor that lies otherwise in memory is never copied whole.
+def raw_chunks(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield the `raw_bytes` of a tensor in chunks: one with another memory layout is never copied as a whole.
 
     Parameters
     ----------
@@ -56,22 +56,22 @@ def raw_pieces(tensor: Tensor) -> Iterator[memoryview]:
         Any shape and dtype, on any device.
     """
     size = tensor.numel() * tensor.element_size()
-    if size <= _PIECE or tensor.is_contiguous():
+    if size <= _CHUNK_BYTES or tensor.is_contiguous():
         yield raw_bytes(tensor)
         return
-    for part in torch.split(tensor, max(1, _PIECE * len(tensor) // size)):
+    for part in torch.split(tensor, max(1, _CHUNK_BYTES * len(tensor) // size)):
         yield raw_bytes(part)
 
 
 def from_raw_bytes(values: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """Return the tensor whose `raw_bytes` these are; it takes their memory over.
+    """Return the tensor whose `raw_bytes` these are; it shares their memory.
 
     Parameters
     ----------
     values
         As many bytes as the tensor has.
     dtype, shape
-        Of the tensor.
+        Type and shape of the tensor.
     """
     if not values:
         return torch.empty(list(shape), dtype=dtype)
@@ -80,23 +80,23 @@ def from_raw_bytes(values: bytearray, dtype: torch.dtype, shape: Sequence[int]) 
 
 
 def _little_endian(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn bytes of the machine's order into little-endian ones, or back; most machines have that order."""
+    """Convert bytes between the machine's order and little-endian, which most machines have."""
     if sys.byteorder == "little" or dtype.itemsize == 1:
         return data
-    # A complex number is two numbers: each is swapped by itself.
+    # The two parts of a complex number are swapped separately.
     size = dtype.itemsize // (2 if dtype.is_complex else 1)
     return data.reshape(-1, size).flip(1).reshape(-1)
 
 
 def tensor_digest(state: Mapping[str, Tensor], facts: Any = None) -> str:
-    """Return the SHA-256 of named tensors, and of the `facts` that they mean nothing without.
+    """Return the SHA-256 of named tensors, and of the `facts` that they are meaningless without.
 
     Parameters
     ----------
     state
         Tensors by name; their order does not matter.
     facts
-        JSON value that is part of the digest, such as a structure's name and the digest of its base.
+        JSON value that the digest covers too, such as a structure's name and the digest of its base.
 
     Returns
     -------
@@ -111,21 +111,21 @@ def tensor_digest(state: Mapping[str, Tensor], facts: Any = None) -> str:
 def stream_digest(
     described: Mapping[str, Described], value: Callable[[str], Tensor], facts: Any = None
 ) -> str:
-    """Return the `tensor_digest` of tensors that are made or read one at a time.
+    """Return the `tensor_digest` of tensors that are computed or read one at a time.
 
     Parameters
     ----------
     described
         Type and shape of each, by name.
     value
-        Returns a tensor by its name; called once for each, in the order of names, and not kept.
+        Returns a tensor by its name; called once for each, in the order of names.
     facts
-        As of `tensor_digest`.
+        As for `tensor_digest`.
 
     Raises
     ------
     ValueError
-        If a value is not what was described: its digest would be another's.
+        If a tensor has another type or shape than described.
     """
     names = sorted(described)
     tensors = [[name, str(described[name][0]), list(described[name][1])] for name in names]
@@ -140,9 +140,9 @@ def stream_digest(
             raise ValueError(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)}, described as {dtype} {tuple(shape)}"
             )
-        for piece in raw_pieces(tensor):
-            digest.update(piece)
-        del tensor, piece  # before the next one is made
+        for chunk in raw_chunks(tensor):
+            digest.update(chunk)
+        del tensor, chunk  # before the next one is computed
     return digest.hexdigest()
 
 
@@ -152,7 +152,7 @@ def json_digest(value: Any) -> str:
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Say whether two tensors have the same dtype, shape and bits (unlike ``torch.equal``: NaN, -0.0)."""
+    """Return whether two tensors have the same dtype, shape and bits (unlike ``torch.equal``: NaN, -0.0)."""
     return (
         first.dtype == second.dtype and first.shape == second.shape and raw_bytes(first) == raw_bytes(second)
     )

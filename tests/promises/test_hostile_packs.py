@@ -144,7 +144,7 @@ FORGERIES: dict[str, tuple[Change, str]] = {
         lambda f: f.entry["proof"]["environment"].update(torch="\x1b[2J"),
         "environment says",
     ),
-    "an invalid digest": (lambda f: f.entry["proof"].update(kernel_digest="../x"), "one of its digests is not 64 hexadecimal digits"),
+    "an invalid digest": (lambda f: f.entry["proof"].update(kernel_digest="../x"), "digests is not 64 hexadecimal"),
     "a rate beyond all": (lambda f: f.entry["provenance"].update(learning_rate=10**400), "not finite, or too large"),
     "a figure beyond all": (lambda f: f.entry["metrics"].update(r2=10**400), "a finite number is needed"),
     "a figure that is a list": (lambda f: f.entry["metrics"].update(r2=[0.5]), "a finite number is needed"),

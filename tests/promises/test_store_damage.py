@@ -14,9 +14,9 @@ import torch
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
 from repmode_cl.store import VerifyReport, verify_model
-from repmode_cl.store import proof as findings
+from repmode_cl.store import proof as proof_module
 from repmode_cl.store.load_network import load_structure
-from repmode_cl.store.proof import references
+from repmode_cl.store.probe import float64_references
 from repmode_cl.utils.atomic_files import sha256_file, write_json
 from repmode_cl.utils.tensor_digests import json_digest
 
@@ -148,9 +148,9 @@ def test_another_environment_is_compared_within_tolerance(
     assert kernels.status == "within tolerance"
 
     def wrong(*arguments: object, **options: object) -> dict[str, torch.Tensor]:
-        return {name: tensor + 1e-4 for name, tensor in references(*arguments, **options).items()}  # type: ignore[arg-type]
+        return {name: tensor + 1e-4 for name, tensor in float64_references(*arguments, **options).items()}  # type: ignore[arg-type]
 
-    monkeypatch.setattr(findings, "references", wrong)
+    monkeypatch.setattr(proof_module, "float64_references", wrong)
     result = verify_model(model_path).results[2]
     assert result.status == "failed"
     assert "allowed in another environment" in result.detail

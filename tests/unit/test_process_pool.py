@@ -71,7 +71,9 @@ def test_an_error_stops_the_rest(work: ModuleType, tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_is_told_with_its_work(work: ModuleType) -> None:
-    with pytest.raises(RepmodeError, match=r"ended by the system.*they were at job 1, job 2;.*--workers 1:"):
+    with pytest.raises(
+        RepmodeError, match=r"ended by the system.*they worked on job 1, job 2;.*--workers 1:"
+    ):
         list(run_jobs(work.die, [1, 2, 3], 2, name=lambda job: f"job {job}"))
 
 

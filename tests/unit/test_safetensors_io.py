@@ -14,7 +14,7 @@ from safetensors import safe_open
 from repmode_cl.errors import ModelError
 from repmode_cl.utils import atomic_files as files
 from repmode_cl.utils.safetensors_io import open_tensors, read_metadata, read_tensors, write_tensors
-from repmode_cl.utils.tensor_digests import raw_bytes, raw_pieces, same_bits, stream_digest, tensor_digest
+from repmode_cl.utils.tensor_digests import raw_bytes, raw_chunks, same_bits, stream_digest, tensor_digest
 
 METADATA = {"format": "test", "text": 'é "quoted" \\ \n'}
 
@@ -61,8 +61,8 @@ def test_a_digest_is_the_same_in_pieces(
 ) -> None:
     whole, bytes_ = tensor_digest(tensors, "facts"), bytes(raw_bytes(tensors["weight"]))
     monkeypatch.setattr("repmode_cl.utils.tensor_digests._PIECE", 2000)
-    assert len(list(raw_pieces(tensors["weight"]))) == 4
-    assert b"".join(raw_pieces(tensors["weight"])) == bytes_
+    assert len(list(raw_chunks(tensors["weight"]))) == 4
+    assert b"".join(raw_chunks(tensors["weight"])) == bytes_
     described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     assert stream_digest(described, tensors.__getitem__, "facts") == whole
     with pytest.raises(ValueError, match="described as"):
