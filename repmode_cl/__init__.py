@@ -1,7 +1,7 @@
 """repmode-cl: learn to predict one fluorescent structure after another from transmitted light, and forget none.
 
-The names below are imported when they are first used: torch takes seconds to import and avalanche more, and
-most commands need neither.
+The names below are imported on first use: torch takes seconds to import and avalanche more, and most commands need
+neither.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "add_structure", "compare_structure", "run_benchmark", "structure_stream", "__version__"]
 
-_HOME = {
+#: Exported name -> module that defines it.
+_MODULES = {
     "Model": "repmode_cl.model",
     "add_structure": "repmode_cl.workflows.add_structure",
     "compare_structure": "repmode_cl.workflows.compare_structure",
@@ -30,13 +31,13 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import an exported name from where it is defined."""
-    if name not in _HOME:
+    """Import an exported name from the module that defines it."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULES})

@@ -1,8 +1,7 @@
-"""Every error a user can cause, in one small tree.
+"""Errors that a user can cause, in one small tree.
 
-The commands print the message of a `RepmodeError` and exit with code 2, without a traceback; anything
-else is a defect of ours and keeps its traceback. A message says what was found, where, what is allowed
-and what to do.
+The commands print the message of a `RepmodeError` and exit with code 2, without a traceback; any other error is a
+defect of this program and keeps its traceback. A message says what was found, where, what is allowed and what to do.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ class ConfigError(RepmodeError):
 
 
 class ImageError(RepmodeError):
-    """An image file cannot be read as what is asked for."""
+    """An image cannot be read, or not as it is needed."""
 
 
 class ManifestError(RepmodeError):
-    """A manifest, or what its rows point to, is wrong."""
+    """A manifest, or an image that it names, is wrong."""
 
 
 class ModelError(RepmodeError):
-    """A model directory is missing, damaged, or cannot take what is asked of it."""
+    """A model directory is missing or damaged, or cannot be changed as requested."""
 
 
 class StructureError(RepmodeError):
@@ -48,16 +47,16 @@ class StructureError(RepmodeError):
 
 
 class UnknownStructureError(StructureError):
-    """A structure was asked for that is not there.
+    """A requested structure does not exist.
 
     Parameters
     ----------
     name
-        What was asked for.
+        The requested name.
     known
-        The names that exist; listed in the message, the nearest one suggested.
+        The existing names: the message lists them and suggests the nearest one.
     where
-        What was searched, for the message ("this network", "the model model/").
+        The place that was searched, for the message ("this network", "the model model/").
     """
 
     def __init__(self, name: str, known: Iterable[str], where: str = "this network") -> None:

@@ -1,4 +1,4 @@
-"""Voxel metrics of one predicted volume, so that every table of the project means the same by "R2".
+"""Voxel metrics of a predicted volume: one definition of each for every table of the project.
 
 All are computed per image in float64 on z-scored volumes, and averaged over images afterwards (paper,
 section 4.1). For a target that was z-scored as a whole R2 is 1 - MSE, so the two are one piece of evidence;
@@ -28,14 +28,14 @@ HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
 def image_metrics(
     prediction: NDArray[Any], target: NDArray[Any], mask: NDArray[Any] | None = None
 ) -> dict[str, float]:
-    """Compare a prediction with the truth.
+    """Compute the metrics of a prediction.
 
     Parameters
     ----------
     prediction, target
         Volumes of one shape, (Z, Y, X) as a rule, in z-score units.
     mask
-        Volume of the same shape: voxels that are not zero count, the others do not. None counts all.
+        Volume of the same shape: only its non-zero voxels count. None counts all.
 
     Returns
     -------
@@ -58,8 +58,8 @@ def image_metrics(
         counts = np.asarray(mask)
         if counts.shape != truth.shape:
             raise ImageError(f"mask has shape {counts.shape}, target {truth.shape}: they must be one volume")
-        chosen = counts != 0
-        predicted, truth = predicted[chosen], truth[chosen]
+        selected = counts != 0
+        predicted, truth = predicted[selected], truth[selected]
     if truth.size == 0:
         raise ImageError("no voxel to compare: the volume is empty or its mask excludes every voxel")
     p = predicted.astype(np.float64).ravel()
@@ -68,7 +68,7 @@ def image_metrics(
         raise ImageError("the target holds NaN or infinite voxels: repair it or mask them out")
     centred = y - y.mean()
     variance = float(np.mean(centred * centred))
-    # The range first: the variance of equal numbers can round to something above zero.
+    # The range is checked too: the variance of equal numbers can round to something above zero.
     if y.max() == y.min() or variance == 0.0:
         raise ImageError(
             f"the target is {y[0]:g} in every voxel that counts: R2 and correlation are undefined for it; "
@@ -102,7 +102,7 @@ def mean_metrics(per_image: Iterable[Mapping[str, float]]) -> dict[str, float]:
     Parameters
     ----------
     per_image
-        Results of `image_metrics`. An image's NaN makes the average NaN: nothing is left out silently.
+        Results of `image_metrics`. An image's NaN makes the average NaN: no image is left out silently.
 
     Raises
     ------

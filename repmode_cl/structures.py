@@ -1,7 +1,7 @@
-"""Names of structures: the twelve of the paper, and what any other name must look like.
+"""Names of structures: the twelve of the paper, and the rules for any other name.
 
 A structure is a name everywhere, never an index: an index into a sorted list would renumber every task
-when one is added. This module imports nothing heavy, so that commands can check names at once.
+when one is added. This module imports nothing heavy, so that commands check names without delay.
 """
 
 from __future__ import annotations

@@ -226,9 +226,9 @@ def _write_recorded(
 def _copy_checked(source: Path, target: Path, sha256: str) -> None:
     """Copy a file, whole or not at all, and only if its SHA-256 is as expected."""
     digest = hashlib.sha256()
-    with replacing(target) as beside, source.open("rb") as reader, beside.open("wb") as writer:
-        while piece := reader.read(1 << 22):
-            digest.update(piece)
-            writer.write(piece)
+    with replacing(target) as temporary, source.open("rb") as reader, temporary.open("wb") as writer:
+        while chunk := reader.read(1 << 22):
+            digest.update(chunk)
+            writer.write(chunk)
         if digest.hexdigest() != sha256:
             raise ModelError(f"{source} is damaged: its SHA-256 is not the one recorded; nothing was changed")

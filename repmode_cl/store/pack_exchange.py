@@ -99,21 +99,21 @@ def export_pack(model: ModelSnapshot, name: str, file: str | Path) -> Path:
         raise ModelError(f"{file} is there already: choose another name for the pack, or remove it")
     source = model.path / entry.file
     records.check_size(model.path, entry)
-    with replacing(file) as beside:
-        shutil.copyfile(source, beside)
-        if sha256_file(beside) != entry.sha256:
+    with replacing(file) as temporary:
+        shutil.copyfile(source, temporary)
+        if sha256_file(temporary) != entry.sha256:
             raise ModelError(
                 f"{source} ({name}) is damaged: its SHA-256 is not the one recorded; nothing was packed"
             )
-        if read_metadata(beside).get("version") == records.BARE_VERSION:
-            # Written before files carried their entries: the same tensors, and the entry beside the record.
+        if read_metadata(temporary).get("version") == records.BARE_VERSION:
+            # Written before files carried their entries: the same tensors, and the entry besides the record.
             state = records.read_structure(model.path, entry, model.base_digest)
             references = records.read_references(model.path, entry)
             proof = dataclasses.replace(entry.proof, references=references)
             entry = dataclasses.replace(entry, proof=proof)
-            records.write_structure(beside, state, entry, model.base_digest)
+            records.write_structure(temporary, state, entry, model.base_digest)
         # A pack that would be refused elsewhere is not handed out.
-        read_pack(beside).load()
+        read_pack(temporary).load()
     return file
 
 

@@ -37,7 +37,7 @@ def target(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def good(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a pack that the model would take."""
+    """Return a pack that can be imported."""
     return Model.open(stored).export_pack("nucleolus", tmp_path_factory.mktemp("packs") / "good.safetensors")
 
 
@@ -56,7 +56,7 @@ def refused(target: Path, pack: Path) -> str:
     return str(caught.value)
 
 
-# -- what contradicts nothing, because every digest was taken anew ---------------------------------------------------
+# -- forgeries without contradictions: every digest was computed again ------------------------------------------------
 
 
 def _set(part: str, value: float) -> Change:
@@ -184,7 +184,7 @@ def test_a_forged_pack_is_refused(target: Path, good: Path, tmp_path: Path, case
 
 
 def test_provenance_with_control_characters_can_be_shown(model_path: Path) -> None:
-    """Such as what a model took before packs were checked for it."""
+    """A model may hold it from before packs were checked for it."""
     registry = Registry.read(model_path)
     change = dataclasses.replace(
         registry.history[-1],
@@ -210,7 +210,7 @@ def test_a_structure_that_cannot_be_packed_is_not_stored(model_path: Path, tmp_p
 
 
 def test_an_unchanged_forgery_is_imported(target: Path, good: Path, tmp_path: Path) -> None:
-    """Nothing of what was refused was refused for the way in which it was made."""
+    """The other forgeries are not refused because of the way in which they are written."""
     pack = Forgery.of(good).write(tmp_path / "pack.safetensors")
     assert Model.open(shutil.copytree(target, tmp_path / "copy")).import_pack(pack).status == "bit-identical"
 
@@ -344,8 +344,8 @@ def test_a_folder_is_no_pack(target: Path, tmp_path: Path) -> None:
         Model.open(target).import_pack(tmp_path / "nothing")
 
 
-def test_sees_all_of_a_hostile_crowd(target: Path, good: Path, tmp_path: Path) -> None:
-    """Needs that are here, but of which the tensors know nothing."""
+def test_false_needs_that_exist_in_the_model_are_refused(target: Path, good: Path, tmp_path: Path) -> None:
+    """The needs exist in the model, but the tensors do not fit them."""
     active = Model.open(target).entries["tight_junction"].digest
     forgery = Forgery.of(good)
     forgery.needs(["tight_junction"], [active])

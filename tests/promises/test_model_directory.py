@@ -1,4 +1,4 @@
-"""What a model directory promises: nothing that is stored changes, and no damage goes unnoticed."""
+"""Promises of a model directory: nothing stored changes, and every damage is found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def image() -> np.ndarray:
 # -- digests and environment -------------------------------------------------------------
 
 
-def test_a_digest_sees_every_bit_and_no_order() -> None:
+def test_a_digest_depends_on_every_bit_and_not_on_order() -> None:
     state = {"b": torch.tensor([0.0, 1.0]), "a": torch.arange(6).reshape(2, 3)}
     digest = tensor_digest(state)
     assert digest == tensor_digest(dict(reversed(state.items())))
@@ -49,7 +49,7 @@ def test_a_digest_sees_every_bit_and_no_order() -> None:
     )
 
 
-def test_the_probe_is_the_same_everywhere() -> None:
+def test_the_probe_is_the_same_on_every_machine() -> None:
     probe = probe_volume(Architecture(width=2, depth=2))
     assert probe.shape == (8, 12, 12)
     assert abs(float(probe.mean())) < 0.3
@@ -59,7 +59,7 @@ def test_the_probe_is_the_same_everywhere() -> None:
     )
 
 
-def test_a_fingerprint_is_json_and_says_what_differs() -> None:
+def test_a_fingerprint_is_json_and_its_differences_are_described() -> None:
     first = environment_fingerprint(window=(8, 8, 8), batch=1)
     assert json.loads(json.dumps(first)) == first
     second = environment_fingerprint(window=(8, 8, 8), batch=2) | {"torch": "0.1"}
@@ -72,7 +72,7 @@ def test_a_fingerprint_is_json_and_says_what_differs() -> None:
 # -- a model comes back ------------------------------------------------------------------
 
 
-def test_what_was_stored_comes_back(stored: Path, image: np.ndarray) -> None:
+def test_a_stored_model_is_read_back_unchanged(stored: Path, image: np.ndarray) -> None:
     model = Model.open(stored)
     assert model.structures == ("dna", "cell_membrane", "nucleolus", "tight_junction", "mitochondria")
     assert model.base_structures == ("dna", "cell_membrane")
@@ -92,7 +92,7 @@ def test_what_was_stored_comes_back(stored: Path, image: np.ndarray) -> None:
     assert prediction.dtype == np.float32
 
 
-def test_only_what_is_asked_for_is_loaded(stored: Path) -> None:
+def test_only_requested_structures_and_their_needs_are_loaded(stored: Path) -> None:
     model = Model.open(stored)
     assert model.network(["dna"]).structures == ("dna", "cell_membrane")
     assert model.network(["tight_junction"]).structures == ("dna", "cell_membrane", "tight_junction")
@@ -175,7 +175,7 @@ def test_a_network_that_changed_in_one_bit_is_refused(model_path: Path, part: st
     assert "desmosome" not in Model.open(model_path).structures, name
 
 
-def test_what_cannot_be_added_is_refused(model_path: Path) -> None:
+def test_invalid_additions_are_refused(model_path: Path) -> None:
     model = Model.open(model_path)
     with pytest.raises(ModelError, match="has 'nucleolus' already"):
         model.add("nucleolus", model.network())
@@ -198,7 +198,7 @@ def test_what_cannot_be_added_is_refused(model_path: Path) -> None:
         model.add("desmosome", grown(model, "desmosome"), metrics={"r2": float("nan")})
 
 
-def test_what_cannot_be_created_is_refused(tmp_path: Path, stored: Path) -> None:
+def test_invalid_creations_are_refused(tmp_path: Path, stored: Path) -> None:
     with pytest.raises(ModelError, match="is a model already"):
         Model.create(stored, base_network(), **PARTS)
     (tmp_path / "thesis.txt").write_text("mine")

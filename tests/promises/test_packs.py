@@ -42,7 +42,7 @@ def bare(stored: Path, tmp_path: Path) -> Model:
 
 
 @pytest.mark.parametrize("version", ["now", "model-v1"])
-def test_a_pack_brings_the_same_bits_and_predictions(
+def test_an_imported_pack_has_the_same_bits_and_predictions(
     stored: Path, tmp_path: Path, image: np.ndarray, version: str
 ) -> None:
     kept = stored if version == "now" else FIXTURES / version
@@ -85,7 +85,9 @@ def test_another_environment_is_not_called_bit_identical(stored: Path, bare: Mod
     assert "torch 2.0 ->" in taken.detail
 
 
-def test_what_is_needed_must_be_there_in_that_version(stored: Path, bare: Model, tmp_path: Path) -> None:
+def test_needed_additions_must_be_present_in_the_same_version(
+    stored: Path, bare: Model, tmp_path: Path
+) -> None:
     model = Model.open(stored)
     packs = {name: model.export_pack(name, tmp_path / f"{name}.safetensors") for name in model.structures[2:]}
     with pytest.raises(ModelError, match=r"needs 'nucleolus', which .* lacks"):
@@ -98,7 +100,7 @@ def test_what_is_needed_must_be_there_in_that_version(stored: Path, bare: Model,
     assert "mitochondria" not in Model.open(bare.path).structures
 
 
-def test_what_cannot_be_packed_is_refused(model_path: Path, tmp_path: Path) -> None:
+def test_invalid_exports_are_refused(model_path: Path, tmp_path: Path) -> None:
     model = Model.open(model_path)
     file = tmp_path / "pack.safetensors"
     with pytest.raises(UnknownStructureError, match="did you mean 'nucleolus'"):

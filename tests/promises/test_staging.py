@@ -1,4 +1,4 @@
-"""What waits in ``pending/`` is no part of the model until a person accepts it, and is checked again then."""
+"""Staged structures are not part of the model until a person accepts them, and are checked again then."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def waiting(model_path: Path) -> Model:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """Return all files of a model but those in ``pending/`` and its lock."""
+    """Return all files of a model except those in ``pending/`` and its lock."""
     found = {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     return {str(name): data for name, data in found.items() if name.parts[0] not in ("pending", ".lock")}
 
 
-def test_staging_leaves_the_model_as_it_is(model_path: Path) -> None:
+def test_staging_does_not_change_the_model(model_path: Path) -> None:
     before = files(model_path)
     store_operations.stage(model_path, "golgi_apparatus")
     model = Model.open(model_path)
@@ -49,7 +49,7 @@ def test_staging_leaves_the_model_as_it_is(model_path: Path) -> None:
     assert model.verify().bit_identical
 
 
-def test_pending_tells_what_waits_and_what_was_interrupted(waiting: Model) -> None:
+def test_pending_lists_staged_and_interrupted_structures(waiting: Model) -> None:
     assert [(one.name, one.entry is None) for one in list_pending(waiting)] == [
         ("desmosome", True), ("golgi_apparatus", False),
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_accepting_makes_it_part_of_the_model(waiting: Model) -> None:
     assert [one.name for one in list_pending(waiting)] == ["desmosome"]
 
 
-def test_accepting_replaces_where_that_was_asked_for(model_path: Path) -> None:
+def test_accepting_replaces_a_structure_that_was_staged_for_that(model_path: Path) -> None:
     model = Model.open(model_path)
     model.remove("mitochondria")
     network = model.network(["nucleolus"])
@@ -88,7 +88,7 @@ def test_accepting_replaces_where_that_was_asked_for(model_path: Path) -> None:
     assert before in [entry.digest for entry in model.kept]
 
 
-def test_discarding_removes_it_alone(waiting: Model) -> None:
+def test_discarding_removes_only_that_structure(waiting: Model) -> None:
     before = files(waiting.path)
     assert waiting.discard("golgi_apparatus").entry is not None
     assert waiting.discard("desmosome").entry is None
@@ -98,7 +98,7 @@ def test_discarding_removes_it_alone(waiting: Model) -> None:
         waiting.discard("desmosome")
 
 
-def test_who_is_at_work_is_not_disturbed(waiting: Model) -> None:
+def test_a_structure_in_training_cannot_be_accepted_or_discarded(waiting: Model) -> None:
     with training_lock(waiting, "golgi_apparatus"), training_lock(waiting, "desmosome"):
         for act in (waiting.accept, waiting.discard):
             with pytest.raises(ModelError, match="another process is adding 'golgi_apparatus'"):
@@ -107,7 +107,7 @@ def test_who_is_at_work_is_not_disturbed(waiting: Model) -> None:
     waiting.accept("golgi_apparatus")
 
 
-def test_what_is_not_staged_cannot_be_accepted(waiting: Model) -> None:
+def test_a_structure_that_is_not_staged_cannot_be_accepted(waiting: Model) -> None:
     with pytest.raises(ModelError, match="its training is not finished"):
         waiting.accept("desmosome")
     with pytest.raises(ModelError, match=r"no pending 'golgi'.*desmosome, golgi_apparatus"):
@@ -118,7 +118,7 @@ def test_what_is_not_staged_cannot_be_accepted(waiting: Model) -> None:
 
 
 @pytest.mark.parametrize("what", ["a bit of the pack", "a bit of the note", "another pack", "no pack"])
-def test_what_was_damaged_meanwhile_is_refused(waiting: Model, what: str) -> None:
+def test_a_damaged_staged_structure_is_refused(waiting: Model, what: str) -> None:
     folder = waiting.pending("golgi_apparatus")
     [pack] = folder.glob("*.safetensors")
     before = files(waiting.path)
@@ -138,8 +138,8 @@ def test_what_was_damaged_meanwhile_is_refused(waiting: Model, what: str) -> Non
     waiting.discard("golgi_apparatus")
 
 
-def test_a_note_cannot_point_elsewhere(waiting: Model) -> None:
-    """Whoever writes the note anew, checksum and all, still names a file within its own folder."""
+def test_a_staged_file_cannot_lie_outside_its_folder(waiting: Model) -> None:
+    """A forged ``staged.json`` with a valid checksum still names a file within its own folder."""
     from repmode_cl.utils.atomic_files import write_json
     from repmode_cl.utils.tensor_digests import json_digest
 
@@ -152,7 +152,7 @@ def test_a_note_cannot_point_elsewhere(waiting: Model) -> None:
         waiting.accept("golgi_apparatus")
 
 
-def test_a_model_that_changed_does_not_take_it(waiting: Model) -> None:
+def test_a_changed_model_refuses_a_staged_structure(waiting: Model) -> None:
     other = Model.open(waiting.path)
     other.add("golgi_apparatus", grown(other, "golgi_apparatus"))
     with pytest.raises(ModelError, match="has 'golgi_apparatus' already"):

@@ -1,4 +1,4 @@
-"""A structure is made ready without the model's lock, and becomes part of the model as it is by then, or not at all."""
+"""Candidates are made without the model's lock, and are committed to the model as it is by then, or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.store import Candidate, list_pending, make_candidate, training_lock, verify_model
 from repmode_cl.store import commit as commit_module
 from repmode_cl.store import staging as staging_module
-from repmode_cl.store import transaction as writing_module
+from repmode_cl.store import transaction as transaction_module
 from repmode_cl.store.commit import commit
 from repmode_cl.store.preconditions import check_name
 from repmode_cl.store.registry import Registry
@@ -29,7 +29,7 @@ from repmode_cl.utils.atomic_files import TEMPORARY_MARK, replacing
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Return what a folder holds, but for the lock's empty file."""
+    """Return the files of a folder, except the lock's empty file."""
     files = [file for file in path.rglob("*") if file.is_file() and file.name != ".lock"]
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
@@ -62,7 +62,7 @@ def test_a_candidate_is_made_without_touching_the_model(model_path: Path, tmp_pa
     assert verify_model(model_path).bit_identical
 
 
-def test_two_made_from_the_same_model_both_come_in(model_path: Path, tmp_path: Path) -> None:
+def test_two_candidates_made_from_the_same_model_are_both_committed(model_path: Path, tmp_path: Path) -> None:
     first, second = Model.open(model_path), Model.open(model_path)
     one = make_candidate(first, "desmosome", grown(first, "desmosome", AdditionSpec(sees="all")), tmp_path)
     two = make_candidate(
@@ -76,7 +76,7 @@ def test_two_made_from_the_same_model_both_come_in(model_path: Path, tmp_path: P
     assert verify_model(model_path).bit_identical
 
 
-def test_a_version_that_comes_back_takes_its_file(model_path: Path, candidate: Candidate) -> None:
+def test_a_version_that_comes_back_uses_its_old_file(model_path: Path, candidate: Candidate) -> None:
     model = Model.open(model_path)
     model.commit(candidate)
     model.remove("desmosome")
@@ -150,12 +150,12 @@ def test_a_candidate_that_came_too_late_is_refused(
         commit(model_path, late, action="replace", replace=True)
 
 
-def test_a_name_of_the_base_is_refused_as_such(model_path: Path) -> None:
+def test_a_name_of_the_base_is_refused_with_that_reason(model_path: Path) -> None:
     with pytest.raises(ModelError, match="has 'dna' already, as part of its base"):
         check_name(model_path, Registry.read(model_path), "dna", replace=False)
 
 
-def test_a_file_of_no_version_is_noted(model_path: Path) -> None:
+def test_verify_notes_a_file_of_no_version(model_path: Path) -> None:
     model = Model.open(model_path)
     (model_path / "structures" / "thesis.safetensors").write_text("mine")
     (model_path / "structures" / f"desmosome-{'0' * 8}.safetensors").write_text("mine")
@@ -173,7 +173,7 @@ def test_numbers_that_are_not_finite_are_refused(model_path: Path) -> None:
         model.add("desmosome", network)
 
 
-def test_what_is_no_model_stays_none(tmp_path: Path, candidate: Candidate) -> None:
+def test_a_folder_that_is_no_model_is_not_touched(tmp_path: Path, candidate: Candidate) -> None:
     with pytest.raises(ModelError, match=r"registry\.json is missing"):
         commit(tmp_path / "none", candidate, action="add")
     assert not (tmp_path / "none").exists()
@@ -182,10 +182,10 @@ def test_what_is_no_model_stays_none(tmp_path: Path, candidate: Candidate) -> No
 # -- the lock --------------------------------------------------------------------------------------------
 
 
-def test_who_holds_the_lock_is_named(
+def test_the_process_that_holds_the_lock_is_named(
     model_path: Path, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing_module, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(transaction_module, "LOCK_SECONDS", 0.1)
     with (
         write_lock(model_path),
         pytest.raises(ModelError, match=r"locked for 0 s by process \d+ on .*, since 20"),
@@ -199,7 +199,7 @@ def test_who_holds_the_lock_is_named(
         assert verify_model(model_path, "files").ok
 
 
-def test_a_file_system_whose_locks_lock_nothing_is_noticed(
+def test_a_file_system_whose_locks_do_not_work_is_detected(
     model_path: Path, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = commit_module._unused_file_name
@@ -220,7 +220,7 @@ def test_a_file_system_whose_locks_lock_nothing_is_noticed(
 
 @pytest.fixture
 def left(model_path: Path) -> list[Path]:
-    """Return what killed processes left: three files of the model, and one of a training under way."""
+    """Return leftovers of killed processes: three files of the model, and one of a running training."""
     names = (
         "registry{}.json",
         "structures/x{}.safetensors",
@@ -235,7 +235,7 @@ def left(model_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("how", ["open", "write"])
-def test_what_killed_writers_left_goes_with_the_next_command(
+def test_leftovers_of_killed_writers_are_removed_by_the_next_command(
     model_path: Path, left: list[Path], how: str
 ) -> None:
     if how == "open":
@@ -246,7 +246,7 @@ def test_what_killed_writers_left_goes_with_the_next_command(
     assert [file.exists() for file in left] == [False, False, False, True]
 
 
-def test_the_rest_of_a_killed_discard_goes_with_the_next_change(model_path: Path) -> None:
+def test_leftovers_of_a_killed_discard_are_removed_by_the_next_change(model_path: Path) -> None:
     folder = model_path / "pending" / ".discarded-00"
     folder.mkdir(parents=True)
     (folder / "checkpoint").write_text("half")
@@ -257,7 +257,7 @@ def test_the_rest_of_a_killed_discard_goes_with_the_next_change(model_path: Path
 @pytest.mark.parametrize(
     "error", [NotImplementedError("flock"), PermissionError(errno.EACCES, "Permission denied")]
 )
-def test_where_nothing_can_be_locked_nobody_is_said_to_be_at_work_or_not(
+def test_without_locks_it_is_unknown_whether_a_process_is_at_work(
     model_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     model = Model.open(model_path)
@@ -285,14 +285,14 @@ def test_where_nothing_can_be_locked_nobody_is_said_to_be_at_work_or_not(
         model.discard("desmosome")
 
 
-def test_nothing_is_cleared_while_another_writes_or_where_one_may_not(
+def test_leftovers_stay_while_another_process_writes_or_in_a_read_only_model(
     model_path: Path, left: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FileLock(model_path / ".lock"):
         Model.open(model_path)
         assert all(file.exists() for file in left)
     with monkeypatch.context() as patch:
-        patch.setattr(writing_module.os, "access", lambda *arguments: False)
+        patch.setattr(transaction_module.os, "access", lambda *arguments: False)
         remove_leftovers_if_idle(model_path)
         assert all(file.exists() for file in left)
     with monkeypatch.context() as patch:
@@ -307,6 +307,6 @@ def _refuse(*arguments: object, **options: object) -> None:
     raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left on device.*it\.json"), replacing(tmp_path / "it.json"):
         raise OSError(errno.ENOSPC, "No space left on device")

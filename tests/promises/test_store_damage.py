@@ -1,4 +1,4 @@
-"""No damage to a model directory goes unnoticed, and none is blamed on the wrong structure."""
+"""Every damage to a model directory is found, and reported for the right structure."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_open_names_a_damaged_document(model_path: Path, file: str) -> None:
         Model.open(model_path)
 
 
-def test_a_file_cut_short_or_missing_is_named_by_what_needs_it(model_path: Path) -> None:
+def test_a_missing_or_cut_file_is_named_by_every_operation_that_needs_it(model_path: Path) -> None:
     file = model_path / Model.open(model_path).entries["nucleolus"].file
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ModelError, match=f"{file.name}.*nucleolus.*bytes"):
@@ -221,7 +221,7 @@ def test_any_flipped_bit_is_found_and_named(tmp_path: Path, step: int) -> None:
     assert count > (500 if step > 1 else 50_000)
 
 
-def test_a_damaged_earlier_version_is_named_and_blamed_on_no_active_one(tmp_path: Path) -> None:
+def test_a_damaged_earlier_version_fails_no_active_structure(tmp_path: Path) -> None:
     path = Path(shutil.copytree(FIXTURES / "model-v2", tmp_path / "model"))
     [kept] = Model.open(path).kept
     flip(path / kept.file, kept.bytes - 1)
@@ -233,10 +233,10 @@ def test_a_damaged_earlier_version_is_named_and_blamed_on_no_active_one(tmp_path
         assert result.structure == "desmosome"
         assert f"earlier version {kept.digest[:8]}" in result.detail
         assert kept.file in result.detail
-        assert "`gc` drops them" in result.detail
+        assert "delete all earlier versions with `gc`" in result.detail
 
 
-def test_other_tensors_than_recorded_fail_though_the_file_is_as_recorded(model_path: Path) -> None:
+def test_changed_tensors_fail_even_with_a_matching_file_digest(model_path: Path) -> None:
     """The SHA-256 of files would be right, as where a tool rewrote a file and fixed the registry."""
     registry = json.loads((model_path / "registry.json").read_text())
     registry.pop("checksum")

@@ -1,4 +1,4 @@
-"""Every version of the format that was ever written is read, and what is no longer as it was written is not."""
+"""Every format version that was ever written is read, and edited files are not."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def image() -> np.ndarray:
 
 
 @pytest.mark.parametrize("version", WRITTEN)
-def test_models_of_every_version_are_what_they_were(version: str, image: np.ndarray) -> None:
+def test_models_of_every_format_version_predict_as_before(version: str, image: np.ndarray) -> None:
     path = FIXTURES / version
     model = Model.open(path)
     assert model.structures == tuple(WRITTEN[version])
@@ -116,7 +116,7 @@ def test_models_of_every_version_are_what_they_were(version: str, image: np.ndar
 
 
 @pytest.mark.parametrize("version", WRITTEN)
-def test_the_first_change_brings_the_present_version_and_nothing_else(version: str, tmp_path: Path) -> None:
+def test_the_first_change_upgrades_only_the_registry(version: str, tmp_path: Path) -> None:
     path = Path(shutil.copytree(FIXTURES / version, tmp_path / "model"))
     files = {file: file.read_bytes() for file in path.rglob("*.safetensors")}
     files[path / "model.json"] = (path / "model.json").read_bytes()
@@ -133,7 +133,7 @@ def test_the_first_change_brings_the_present_version_and_nothing_else(version: s
     assert verify_model(path).ok
 
 
-def test_the_history_of_a_model_that_had_none_is_how_it_grew() -> None:
+def test_a_model_without_a_history_gets_one_from_its_entries() -> None:
     model = Model.open(FIXTURES / "model-v1")
     done = [(change.number, change.action, change.structure) for change in model.history]
     assert done == [
@@ -172,7 +172,7 @@ def test_the_history_of_a_model_that_had_none_is_how_it_grew() -> None:
         lambda text: text.replace('"parameters": 1554', '"parameters": 1555', 1),
     ],
 )
-def test_a_registry_is_the_text_that_was_written(tmp_path: Path, edit: Callable[[str], str]) -> None:
+def test_any_edit_of_the_registry_text_is_refused(tmp_path: Path, edit: Callable[[str], str]) -> None:
     path = Path(shutil.copytree(FIXTURES / "model-v2", tmp_path / "model"))
     text = (path / "registry.json").read_text()
     assert edit(text) != text
@@ -201,7 +201,7 @@ def test_a_file_of_an_unknown_version_is_not_loaded(tmp_path: Path) -> None:
         Model.open(path).network(["nucleolus"])
 
 
-def test_an_edited_registry_with_its_checksum_made_right_says_what_it_lacks(tmp_path: Path) -> None:
+def test_an_edited_registry_with_a_valid_checksum_reports_its_missing_key(tmp_path: Path) -> None:
     path = Path(shutil.copytree(FIXTURES / "model-v2", tmp_path / "model"))
     values = json.loads((path / "registry.json").read_text())
     del values["checksum"], values["history"][2]["action"]

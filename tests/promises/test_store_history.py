@@ -1,4 +1,4 @@
-"""A model is changed, and every change can be told and taken back, until gc deletes what only earlier states need."""
+"""Every change of a model is recorded and can be rolled back, until gc deletes the versions of earlier states."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def with_desmosome(path: Path) -> Model:
 # -- replace, remove, roll back --------------------------------------------------------------------------
 
 
-def test_a_replaced_version_is_kept_and_comes_back(model_path: Path, image: np.ndarray) -> None:
+def test_a_replaced_version_is_kept_and_can_be_rolled_back(model_path: Path, image: np.ndarray) -> None:
     model = with_desmosome(model_path)
     first = model.entries["desmosome"]
     before = {name: model.predict(image, name).tobytes() for name in model.structures}
@@ -84,7 +84,7 @@ def test_a_replaced_version_is_kept_and_comes_back(model_path: Path, image: np.n
     assert model.entries["desmosome"] == second
 
 
-def test_a_removed_structure_is_gone_and_comes_back(model_path: Path, image: np.ndarray) -> None:
+def test_a_removed_structure_can_be_rolled_back(model_path: Path, image: np.ndarray) -> None:
     model = Model.open(model_path)
     before = state(model)
     entry, prediction = model.entries["mitochondria"], model.predict(image, "mitochondria")
@@ -99,7 +99,7 @@ def test_a_removed_structure_is_gone_and_comes_back(model_path: Path, image: np.
     assert Model.open(model_path).predict(image, "mitochondria").tobytes() == prediction.tobytes()
 
 
-def test_what_another_structure_needs_stays(model_path: Path) -> None:
+def test_a_structure_that_another_needs_cannot_be_removed(model_path: Path) -> None:
     model = Model.open(model_path)
     for name in ("nucleolus", "tight_junction"):
         with pytest.raises(
@@ -123,7 +123,7 @@ def test_what_another_structure_needs_stays(model_path: Path) -> None:
     assert Model.open(model_path).structures == ("dna", "cell_membrane")
 
 
-def test_there_is_no_way_back_to_what_gc_deleted(model_path: Path) -> None:
+def test_versions_deleted_by_gc_cannot_be_rolled_back(model_path: Path) -> None:
     model = with_desmosome(model_path)
     first = model.entries["desmosome"]
     model.add("desmosome", another(model, "desmosome", 1), replace=True)
@@ -159,7 +159,7 @@ def test_there_is_no_way_back_to_what_gc_deleted(model_path: Path) -> None:
     assert model.history[4].spec == AdditionSpec(expert="conv1")
 
 
-def test_what_is_gone_is_not_deleted_twice(model_path: Path) -> None:
+def test_gc_ignores_files_that_are_gone_already(model_path: Path) -> None:
     model = Model.open(model_path)
     assert model.gc().files == ()
     assert len(model.history) == 4  # nothing happened, and nothing is written down
@@ -216,7 +216,7 @@ OPERATIONS = st.one_of(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(operations=st.lists(OPERATIONS, min_size=4, max_size=14))
-def test_any_changes_keep_what_is_promised(
+def test_any_sequence_of_changes_keeps_the_promises(
     stored: Path,
     candidates: dict[str, list[Candidate]],
     tmp_path_factory: pytest.TempPathFactory,
@@ -280,7 +280,7 @@ def _check(model: Model, states: list[tuple[tuple[str, str], ...]], there: set[t
 # -- the commands ----------------------------------------------------------------------------------------
 
 
-def test_the_commands_do_and_tell_it(model_path: Path) -> None:
+def test_the_history_commands(model_path: Path) -> None:
     model = with_desmosome(model_path)
     first = model.entries["desmosome"].digest[:8]
     second = model.add("desmosome", another(model, "desmosome", 1), replace=True).digest[:8]

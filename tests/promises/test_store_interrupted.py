@@ -1,4 +1,4 @@
-"""A model directory survives being killed at any instant, and two who write to it."""
+"""A model directory survives a kill at any instant, and two processes that write to it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_killed_creation_can_be_repeated(
     assert Model.create(tmp_path, base_network(), **PARTS).structures == ("dna", "cell_membrane")
 
 
-def test_left_overs_go_at_the_next_write_and_pending_stays(model_path: Path) -> None:
+def test_the_next_write_removes_leftovers_but_not_pending_structures(model_path: Path) -> None:
     names = (f"registry{TEMPORARY_MARK}ab.json", f"structures/x{TEMPORARY_MARK}cd.safetensors")
     left = [model_path / name for name in names]
     model = Model.open(model_path)
@@ -78,7 +78,7 @@ def test_left_overs_go_at_the_next_write_and_pending_stays(model_path: Path) -> 
     assert pending.exists()
 
 
-def test_two_that_opened_the_same_model_both_add(model_path: Path) -> None:
+def test_two_processes_that_opened_the_same_model_can_both_add(model_path: Path) -> None:
     first, second = Model.open(model_path), Model.open(model_path)
     first.add("desmosome", grown(first, "desmosome"))
     second.add("golgi_apparatus", grown(second, "golgi_apparatus"))

@@ -1,4 +1,4 @@
-"""What `verify` says of a model by itself, before and after a change, and against another model."""
+"""Reports of `verify`: of one model, before and after a change, and against another model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def add(path: Path, name: str, seed: int = 3, *, replace: bool = False) -> None:
 # -- before and after a change --------------------------------------------------------------------
 
 
-def test_what_is_observed_is_the_same_before_and_after_an_addition(model_path: Path) -> None:
+def test_computed_digests_are_the_same_before_and_after_an_addition(model_path: Path) -> None:
     before = verify_model(model_path)
     add(model_path, "desmosome", seed=1)
     after = verify_model(model_path)
@@ -90,7 +90,7 @@ def test_other_arithmetic_within_tolerance_is_noticed(stored: Path, monkeypatch:
     assert after.same_as(before) == dict.fromkeys(ACTIVE, True) | {"nucleolus": False}
 
 
-def test_reports_of_less_than_predictions_prove_nothing_of_them(stored: Path) -> None:
+def test_reports_below_the_level_predictions_cannot_be_compared(stored: Path) -> None:
     full = verify_model(stored)
     for level in ("files", "tensors", "kernels"):
         less = verify_model(stored, level)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def compared(path: Path, other: Path) -> tuple[VerifyReport, set[str], dict[str,
     return report, set(report.comparison.same), dict(report.comparison.different)
 
 
-def test_a_backup_and_what_the_model_became_share_the_same_structures(model_path: Path, copy: Path) -> None:
+def test_a_backup_and_the_grown_model_share_the_same_structures(model_path: Path, copy: Path) -> None:
     add(model_path, "desmosome")
     Model.open(model_path).remove("mitochondria")
     report, same, different = compared(model_path, copy)
@@ -148,7 +148,7 @@ def test_another_version_differs_and_is_named(model_path: Path, copy: Path) -> N
     assert "dna             the same by recorded digest" in out
 
 
-def test_another_base_differs_in_all(model_path: Path, tmp_path: Path) -> None:
+def test_with_another_base_all_structures_differ(model_path: Path, tmp_path: Path) -> None:
     network = base_network()
     with torch.no_grad():
         next(iter(network.parameters())).view(-1)[0] += 1e-3
@@ -159,7 +159,7 @@ def test_another_base_differs_in_all(model_path: Path, tmp_path: Path) -> None:
     assert all("different bases" in how for how in different.values())
 
 
-def test_a_damaged_copy_is_blamed(model_path: Path, copy: Path) -> None:
+def test_a_damaged_copy_is_reported_as_the_failing_one(model_path: Path, copy: Path) -> None:
     file = copy / Model.open(copy).entries["nucleolus"].file
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     report, _, different = compared(model_path, copy)
@@ -171,7 +171,7 @@ def test_a_damaged_copy_is_blamed(model_path: Path, copy: Path) -> None:
         verify_model(model_path, against=copy / "nowhere")
 
 
-def test_other_windows_are_no_identical_predictions(model_path: Path, tmp_path: Path) -> None:
+def test_models_with_other_windows_differ(model_path: Path, tmp_path: Path) -> None:
     inference = {**PARTS["inference"], "overlap": 0.25}
     Model.create(tmp_path / "other", base_network(), **{**PARTS, "inference": inference})
     _, same, different = compared(model_path, tmp_path / "other")
@@ -218,7 +218,7 @@ def test_proofs_of_other_numbers_of_threads_are_compared_with_the_same(
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_verifying_takes_less_than_twice_the_model(
+def test_verifying_needs_less_memory_than_twice_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
     network = RepModeUNet(Architecture(width=8, depth=3), ("dna",), seed=0)

@@ -33,7 +33,7 @@ print(json.dumps([peak - before, [result.status for result in report.results]]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("added", [0, 2])
-def test_verifying_takes_less_than_twice_the_model(tmp_path: Path, added: int) -> None:
+def test_verifying_needs_less_memory_than_twice_the_model(tmp_path: Path, added: int) -> None:
     network = RepModeUNet(Architecture(), ("dna",), seed=0)
     liven(network)
     parts = {**PARTS, "inference": {"window": (32, 128, 128), "overlap": 0.5, "batch": 1}}

@@ -101,7 +101,7 @@ def test_tiny_numbers_keep_their_correlation():
         (np.zeros(3), np.array([1, 1, 5]), np.array([1, 1, 0]), "every voxel"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(prediction, target, mask, message):
+def test_volumes_without_defined_metrics_are_refused(prediction, target, mask, message):
     with pytest.raises(ImageError, match=message):
         image_metrics(prediction, target, mask)
 

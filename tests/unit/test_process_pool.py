@@ -48,13 +48,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return work_of_workers
 
 
-def test_results_come_as_they_are_done(work: ModuleType) -> None:
+def test_results_come_in_the_order_in_which_jobs_end(work: ModuleType) -> None:
     assert list(run_jobs(work.wait, [3.0, 0.0, 0.0], 2, name=str)) == [0.0, 0.0, 3.0]
     assert list(run_jobs(work.wait, [0.1, 0.0], 1, name=str)) == [0.1, 0.0]
     assert list(run_jobs(work.wait, [], 4, name=str)) == []
 
 
-def test_workers_import_nothing_of_the_script(work: ModuleType) -> None:
+def test_workers_do_not_import_the_script(work: ModuleType) -> None:
     assert "pytest" in sys.modules
     for modules in run_jobs(work.imported, [1, 2], 2, name=str):
         assert not {"pytest", "avalanche", "torch", "numpy"} & modules
@@ -70,7 +70,7 @@ def test_an_error_stops_the_rest(work: ModuleType, tmp_path: Path) -> None:
     assert sum(file.exists() for file in files) < 12
 
 
-def test_a_process_that_dies_is_told_with_its_work(work: ModuleType) -> None:
+def test_the_error_of_a_dead_process_names_its_jobs(work: ModuleType) -> None:
     with pytest.raises(
         RepmodeError, match=r"ended by the system.*they worked on job 1, job 2;.*--workers 1:"
     ):

@@ -36,7 +36,7 @@ def tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def test_what_is_written_is_read_by_us_and_by_the_formats_own_library(
+def test_written_tensors_are_read_here_and_by_the_safetensors_library(
     tmp_path: Path, tensors: dict[str, torch.Tensor]
 ) -> None:
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
@@ -56,11 +56,11 @@ def test_what_is_written_is_read_by_us_and_by_the_formats_own_library(
     assert ours.read_bytes() == first
 
 
-def test_a_digest_is_the_same_in_pieces(
+def test_a_digest_in_chunks_is_the_same(
     monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]
 ) -> None:
     whole, bytes_ = tensor_digest(tensors, "facts"), bytes(raw_bytes(tensors["weight"]))
-    monkeypatch.setattr("repmode_cl.utils.tensor_digests._PIECE", 2000)
+    monkeypatch.setattr("repmode_cl.utils.tensor_digests._CHUNK_BYTES", 2000)
     assert len(list(raw_chunks(tensors["weight"]))) == 4
     assert b"".join(raw_chunks(tensors["weight"])) == bytes_
     described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
@@ -85,7 +85,7 @@ def test_a_file_of_another_length_is_refused(tmp_path: Path, tensors: dict[str, 
         read_tensors(path)
 
 
-def test_a_file_cut_short_while_it_is_open_is_an_error_and_no_crash(
+def test_a_file_cut_short_while_open_is_an_error_and_no_crash(
     tmp_path: Path, tensors: dict[str, torch.Tensor]
 ) -> None:
     path = tmp_path / "tensors.safetensors"
@@ -96,7 +96,7 @@ def test_a_file_cut_short_while_it_is_open_is_an_error_and_no_crash(
             file.read("odd")
 
 
-def test_a_full_disk_is_an_error_with_the_files_name_and_leaves_the_old_file(
+def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]
 ) -> None:
     path = tmp_path / "tensors.safetensors"
