@@ -21,7 +21,6 @@ from repmode_cl.store import record_files as records
 from repmode_cl.store.pack_format import read_pack
 from repmode_cl.store.preconditions import check_needs
 from repmode_cl.store.proof import Proof, on_cpu, prove
-from repmode_cl.store.record_files import parameter_count
 from repmode_cl.store.registry import Entry, Registry, plain_json, utc_now
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.store.untrusted_json import find_metadata_problem, without_control_characters
@@ -169,7 +168,7 @@ def prepare_addition(
         digest=digests[name],
         spec=spec,
         needs=needs,
-        parameters=parameter_count(state),
+        parameters=records.parameter_count(state),
         proof=prove(network, name),
         provenance=origin,
         metrics=figures,

@@ -18,7 +18,6 @@ from repmode_cl.store import record_files as records
 from repmode_cl.store.candidate import Candidate, prepare_addition
 from repmode_cl.store.history import Action
 from repmode_cl.store.preconditions import check_addition, check_name
-from repmode_cl.store.record_files import file_matches
 from repmode_cl.store.registry import Entry, Registry
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.store.transaction import replace_registry, transaction
@@ -116,7 +115,7 @@ def restore_structure_file(model_path: Path, candidate: Candidate) -> Registry:
                 f"{model_path} changed meanwhile, and has no {name!r} {digest[:8]}: nothing was restored"
             )
         recorded = registry.entry(name)
-        if file_matches(model_path, recorded):
+        if records.file_matches(model_path, recorded):
             return registry
         entry = _restore_file(model_path, registry, recorded, candidate)
         if entry == recorded:
@@ -141,7 +140,11 @@ def _commit_locked(
         entry = dataclasses.replace(source.write(path / file), file=file)
     else:
         # The recorded entry of a version counts, whatever a stranger's pack with the same tensors says.
-        entry = recorded if file_matches(path, recorded) else _restore_file(path, registry, recorded, source)
+        entry = (
+            recorded
+            if records.file_matches(path, recorded)
+            else _restore_file(path, registry, recorded, source)
+        )
     earlier = registry.entry(entry.name) if replace else None
     after = registry.with_change(
         action,

@@ -9,7 +9,6 @@ from typing import Any
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import record_files as records
 from repmode_cl.store.proof import on_cpu, prove
-from repmode_cl.store.record_files import parameter_count
 from repmode_cl.store.registry import Entry, Registry, creation_change, plain_json, utc_now
 from repmode_cl.store.transaction import check_inference, check_new_folder, write_lock
 from repmode_cl.utils.atomic_files import sha256_file, write_json
@@ -57,7 +56,7 @@ def write_base_model(
                 digest=digest,
                 spec=None,
                 needs=(),
-                parameters=parameter_count(base),
+                parameters=records.parameter_count(base),
                 proof=proofs[name],
                 provenance=dict(provenance),
                 metrics=dict(metrics.get(name, {})),

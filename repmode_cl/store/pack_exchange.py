@@ -25,7 +25,6 @@ from repmode_cl.store.pack_format import Pack, PackContents, read_pack, refuse_p
 from repmode_cl.store.preconditions import check_addition
 from repmode_cl.store.probe import probe_shape, relative_difference
 from repmode_cl.store.proof import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, Proof, prove
-from repmode_cl.store.record_files import file_matches
 from repmode_cl.store.registry import Entry, Registry
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.atomic_files import replacing, sha256_file
@@ -150,7 +149,7 @@ def import_pack(model: ModelSnapshot, file: str | Path) -> ImportResult:
         if (
             active.kind == "addition"
             and active.digest == entry.digest
-            and not file_matches(model.path, active)
+            and not records.file_matches(model.path, active)
         ):
             checked = check_pack(model, pack)
             after = restore_structure_file(model.path, Candidate(pack.path, checked.entry))

@@ -12,7 +12,6 @@ from repmode_cl.errors import ModelError
 from repmode_cl.store import record_files as records
 from repmode_cl.store.history import Change
 from repmode_cl.store.preconditions import check_removable
-from repmode_cl.store.record_files import file_matches
 from repmode_cl.store.registry import Entry, Registry
 from repmode_cl.store.transaction import replace_registry, transaction
 
@@ -88,7 +87,7 @@ def roll_back(path: Path, number: int) -> tuple[Registry, Change | None]:
             if (entry.name, entry.digest) in active:
                 continue
             records.check_size(path, entry)
-            if not file_matches(path, entry):
+            if not records.file_matches(path, entry):
                 raise ModelError(
                     f"{path} cannot go back to change {number}: {path / entry.file} ({entry.name}) is damaged (its "
                     "SHA-256 is not the one recorded); put it back from a copy of the model"
