@@ -135,16 +135,14 @@ def _commit_locked(
     if replace and registry.entry(entry.name).digest == entry.digest:
         raise ModelError(f"{path} holds exactly this version of {entry.name!r} ({entry.digest[:8]}) already")
     recorded = registry.version(entry.name, entry.digest)
+    # The recorded entry of a version counts, whatever a stranger's pack with the same tensors says.
     if recorded is None:
         file = _unused_file_name(registry, entry)
         entry = dataclasses.replace(source.write(path / file), file=file)
+    elif records.file_matches(path, recorded):
+        entry = recorded
     else:
-        # The recorded entry of a version counts, whatever a stranger's pack with the same tensors says.
-        entry = (
-            recorded
-            if records.file_matches(path, recorded)
-            else _restore_file(path, registry, recorded, source)
-        )
+        entry = _restore_file(path, registry, recorded, source)
     earlier = registry.entry(entry.name) if replace else None
     after = registry.with_change(
         action,

@@ -47,6 +47,11 @@ class StructureResult:
     computed: ComputedDigests | None = None
 
     @property
+    def observed(self) -> ComputedDigests | None:
+        """The former name of `computed`, deprecated: it is removed after the next release."""
+        return self.computed
+
+    @property
     def ok(self) -> bool:
         """Whether it did not fail."""
         return self.status != "failed"

@@ -42,7 +42,7 @@ print(json.dumps({
     result.structure: [
         tensor_digest(network.structure_state(result.structure)
                       if result.structure in network.additions else network.base_state()),
-        *result.observed,
+        *result.computed,
         hashlib.sha256(model.predict(volume, result.structure).tobytes()).hexdigest(),
     ]
     for result in report.results
