@@ -169,7 +169,7 @@ class ProofComparison:
         ``bit-identical``, ``within tolerance`` or ``failed``.
     detail
         In words: what was compared, or what is wrong.
-    observed
+    computed
         Digests of what was computed.
     """
 

@@ -34,7 +34,7 @@ class StructureResult:
         The file that holds it, relative to the model.
     digest
         The recorded digest of its tensors; at level ``files`` only the bytes of its file are compared.
-    observed
+    computed
         Digests of its kernels and prediction, computed now and here; None at the levels ``files`` and ``tensors``, and
         where an earlier check failed.
     """
