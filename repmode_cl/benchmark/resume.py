@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from repmode_cl.benchmark.shared_base import base_folder
 from repmode_cl.benchmark.trials import trials_of
 from repmode_cl.config import Config, StrategyConfig, parse_config
@@ -26,6 +24,7 @@ from repmode_cl.training import Precision, has_checkpoint, recall_precision, res
 from repmode_cl.utils.atomic_files import read_json, write_json, write_text
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.environment import environment_fingerprint, with_threads
+from repmode_cl.utils.locks import exclusive
 
 __all__ = [
     "ResumeState",
@@ -117,7 +116,11 @@ def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]
         outdated += [path for path in (folder / "base").glob("*") if path.name not in trusted]
     for path in outdated:
         for lock in path.glob("**/.lock"):
-            _refuse_at_work(lock)
+            busy = (
+                f"{lock.parent} would start again, and a process is still at work there: wait until it ends"
+            )
+            with exclusive(lock, busy, error=ConfigError):
+                pass
     return ResumeState(learned, tuple(path for path in outdated if path.exists()))
 
 
@@ -132,17 +135,6 @@ def _is_unchanged(options: StrategyConfig, info: RunInfo) -> bool:
     return info.options.get(options.title) == options.model_dump(mode="json") and info.file_digests.get(
         options.title
     ) == strategy_file_digest(options)
-
-
-def _refuse_at_work(path: Path) -> None:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"{path.parent} would start again, and a process is still at work there: wait until it ends"
-        ) from None
-    lock.release()
 
 
 def _difference(before: Config, config: Config, titles: Collection[str]) -> str | None:

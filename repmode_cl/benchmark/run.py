@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from repmode_cl.benchmark.check_strategies import check_strategies
 from repmode_cl.benchmark.dry_run import DryRun, estimate_run
@@ -47,6 +46,7 @@ from repmode_cl.scenarios import StreamVariant, stream_variants, task_labels
 from repmode_cl.strategies.joint import Joint
 from repmode_cl.strategies.registry import base_key_of, strategy_class, strategy_file_digest
 from repmode_cl.training import refuse_distributed
+from repmode_cl.utils.locks import exclusive
 from repmode_cl.utils.process_pool import workers_here
 from repmode_cl.utils.progress import task
 
@@ -286,18 +286,9 @@ class _Run:
 @contextmanager
 def _run_lock(folder: Path) -> Iterator[None]:
     """Hold the run's lock; refuse a run that another process is at work at."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"another process is at work at {folder}: wait until it is done, or choose another name"
-        ) from None
-    try:
+    busy = f"another process is at work at {folder}: wait until it is done, or choose another name"
+    with exclusive(folder / ".lock", busy, error=ConfigError):
         yield
-    finally:
-        lock.release()
 
 
 def _threads(folder: Path, state: ResumeState, requested: int | None, default: Callable[[], int]) -> int:

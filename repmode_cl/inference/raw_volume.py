@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.utils.atomic_files import Closing
 
 __all__ = ["RawVolume"]
 
 
-class RawVolume(Closing):
+class RawVolume(AbstractContextManager["RawVolume"]):
     """A (Z, Y, X) array in a file, from byte `offset` on, in C order and this machine's byte order.
 
     Parameters
@@ -123,3 +123,6 @@ class RawVolume(Closing):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

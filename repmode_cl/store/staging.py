@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from repmode_cl.errors import ModelError, did_you_mean
 from repmode_cl.store.candidate import Candidate
 from repmode_cl.store.pack_exchange import ImportResult, check_pack, commit_pack
 from repmode_cl.store.pack_format import read_pack
 from repmode_cl.store.registry import Entry, read_json_document, utc_now
 from repmode_cl.store.snapshot import ModelSnapshot
-from repmode_cl.store.transaction import DISCARDED, no_locks_error
+from repmode_cl.store.transaction import DISCARDED, WITHOUT_LOCKS
 from repmode_cl.utils.atomic_files import json_text, write_json
+from repmode_cl.utils.locks import exclusive, is_locked
 from repmode_cl.utils.tensor_digests import json_digest
 
 __all__ = [
@@ -99,21 +98,9 @@ def training_lock(model: ModelSnapshot, name: str) -> Iterator[None]:
         If another process holds the lock, whose end is not waited for, or the file system has no locks.
     """
     path = _lock_path(model, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The file is never removed: otherwise two processes could lock two files of the same name.
-    lock = FileLock(path, timeout=_PATIENCE)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ModelError(
-            f"another process is adding {name!r} to {model.path} (it holds {path}): wait until it is done, or end it"
-        ) from error
-    except NotImplementedError as error:
-        raise no_locks_error(model.path, error) from error
-    try:
+    busy = f"another process is adding {name!r} to {model.path} (it holds {path}): wait until it is done, or end it"
+    with exclusive(path, busy, error=ModelError, timeout=_PATIENCE, advice=WITHOUT_LOCKS):
         yield
-    finally:
-        lock.release()
 
 
 def stage(
@@ -262,7 +249,7 @@ def _require_pending(model: ModelSnapshot, name: str) -> PendingStructure:
 
 
 def _read_pending(model: ModelSnapshot, name: str) -> PendingStructure:
-    folder, busy = model.pending(name), _is_held(_lock_path(model, name))
+    folder, busy = model.pending(name), is_locked(_lock_path(model, name))
     path = folder / STAGED
     if not path.exists():
         return PendingStructure(name, folder, busy)
@@ -290,15 +277,3 @@ def _read_pending(model: ModelSnapshot, name: str) -> PendingStructure:
 def _lock_path(model: ModelSnapshot, name: str) -> Path:
     folder = model.pending(name)
     return folder.with_name(f"{name}.lock")
-
-
-def _is_held(path: Path) -> bool | None:
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):  # this user, or this file system, cannot lock it
-        return None

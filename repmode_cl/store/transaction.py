@@ -10,19 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from repmode_cl.errors import ModelError
 from repmode_cl.store import record_files as records
 from repmode_cl.store.registry import REGISTRY, Registry, plain_json, utc_now
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK
+from repmode_cl.utils.locks import exclusive
 
 __all__ = [
     "DISCARDED",
+    "WITHOUT_LOCKS",
     "transaction",
     "check_inference",
     "check_new_folder",
-    "no_locks_error",
     "replace_registry",
     "remove_leftovers_if_idle",
     "write_lock",
@@ -30,6 +29,8 @@ __all__ = [
 
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
+#: What to do with a model whose file system has no locks.
+WITHOUT_LOCKS = "copy the model to another disk, change it there, and copy it back"
 #: Prefix of folders in ``pending/`` that are being removed. No structure's name begins with it.
 DISCARDED = ".discarded-"
 
@@ -76,16 +77,11 @@ def write_lock(path: Path) -> Iterator[None]:
     ModelError
         If another process holds the lock for a minute, or the file system has no locks.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(path / LOCK, timeout=LOCK_SECONDS).acquire()
-    except Timeout as error:
-        raise ModelError(
-            f"{path} has been locked for {LOCK_SECONDS:.0f} s by {_holder(path)}: wait until it is done"
-        ) from error
-    except NotImplementedError as error:
-        raise no_locks_error(path, error) from error
-    with held:
+
+    def busy() -> str:
+        return f"{path} has been locked for {LOCK_SECONDS:.0f} s by {_holder(path)}: wait until it is done"
+
+    with exclusive(path / LOCK, busy, error=ModelError, timeout=LOCK_SECONDS, advice=WITHOUT_LOCKS):
         for file in _temporary_files(path):
             file.unlink(missing_ok=True)
         for folder in (path / "pending").glob(f"{DISCARDED}*"):
@@ -98,14 +94,6 @@ def write_lock(path: Path) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 (path / _HOLDER).unlink(missing_ok=True)
-
-
-def no_locks_error(path: Path, error: Exception) -> ModelError:
-    """Return the error for a model on a file system without locks."""
-    return ModelError(
-        f"{path} is on a file system without locks ({error}): copy the model to another disk, change it there, and "
-        "copy it back"
-    )
 
 
 @contextmanager
@@ -146,10 +134,10 @@ def remove_leftovers_if_idle(path: Path) -> None:
     try:
         if not _temporary_files(path) or not os.access(path, os.W_OK):
             return
-        with FileLock(path / LOCK, timeout=0):
+        with exclusive(path / LOCK, "another process writes", error=ModelError):
             for file in _temporary_files(path):
                 file.unlink(missing_ok=True)
-    except (Timeout, OSError, NotImplementedError):
+    except (ModelError, OSError):
         # Leftovers do no harm, and a reader does not depend on their removal: the next writer removes them.
         return
 

@@ -5,7 +5,6 @@ A reader sees the old content or the new one, whenever the process dies.
 
 from __future__ import annotations
 
-import abc
 import hashlib
 import json
 import os
@@ -13,13 +12,11 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from repmode_cl.errors import RepmodeError
 
 __all__ = [
-    "Closing",
     "TEMPORARY_MARK",
     "canonical_json",
     "json_text",
@@ -140,19 +137,3 @@ def sha256_file(path: str | Path, progress: Callable[[int], None] | None = None)
             if progress is not None:
                 progress(len(chunk))
     return digest.hexdigest()
-
-
-class Closing(abc.ABC):
-    """Something that is closed at the end of its ``with`` block, whatever happened in it."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Let go of what is held; doing so again changes nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

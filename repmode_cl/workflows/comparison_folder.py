@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from repmode_cl.errors import ConfigError
 from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.locks import exclusive
 
 __all__ = ["exclusive_comparison"]
 
@@ -40,21 +39,10 @@ def exclusive_comparison(folder: Path, request: Mapping[str, Any], *, restart: b
         If it holds anything else or a comparison with another request, or another process is at work there.
     """
     _refuse_other_content(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The file stays when all is done: removing it would let two processes lock two files of one name.
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"{folder}: another process is at work on a comparison there: wait until it is done, or give another "
-            "folder with --out"
-        ) from None
-    try:
+    busy = f"{folder}: another process is at work on a comparison there: wait until it is done, or give another folder"
+    with exclusive(folder / _LOCK, f"{busy} with --out", error=ConfigError):
         _record_request(folder, request, restart=restart)
         yield
-    finally:
-        lock.release()
 
 
 def _refuse_other_content(folder: Path) -> None:

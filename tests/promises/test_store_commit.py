@@ -19,12 +19,12 @@ from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.store import Candidate, list_pending, make_candidate, training_lock, verify_model
 from repmode_cl.store import commit as commit_module
-from repmode_cl.store import staging as staging_module
 from repmode_cl.store import transaction as transaction_module
 from repmode_cl.store.commit import commit
 from repmode_cl.store.preconditions import check_name
 from repmode_cl.store.registry import Registry
 from repmode_cl.store.transaction import remove_leftovers_if_idle, write_lock
+from repmode_cl.utils import locks as locks_module
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK, replacing
 
 
@@ -274,7 +274,7 @@ def test_without_locks_it_is_unknown_whether_a_process_is_at_work(
 
         def __exit__(self, *arguments: object) -> None: ...
 
-    monkeypatch.setattr(staging_module, "FileLock", Refusing)
+    monkeypatch.setattr(locks_module, "FileLock", Refusing)
     assert [one.busy for one in list_pending(model)] == [None]
     for command in ("show", "pending"):
         output = CliRunner().invoke(app, [command, str(model_path)]).output

@@ -7,16 +7,16 @@ none is named, reading fails and says what is there.
 from __future__ import annotations
 
 import abc
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.data.readers.region import Region, find_channel
 from repmode_cl.errors import ImageError, did_you_mean
-from repmode_cl.utils.atomic_files import Closing
 
 __all__ = ["BaseReader", "SceneInfo", "Box"]
 
@@ -53,7 +53,7 @@ class SceneInfo:
     random_access: bool = False
 
 
-class BaseReader(Closing):
+class BaseReader(AbstractContextManager["BaseReader"]):
     """An `ImageReader` out of three methods: `_describe`, `_load` and, where something is open, `close`.
 
     Parameters
@@ -211,6 +211,12 @@ class BaseReader(Closing):
 
     def close(self) -> None:
         """Close what is open; reading afterwards fails."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _info(self, scene: int) -> SceneInfo:
         if scene not in self._known:

@@ -10,14 +10,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.writers import remove_path
-from repmode_cl.utils.atomic_files import Closing, write_json
+from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.locks import exclusive
 
 __all__ = ["PredictionJournal", "part_path"]
 
@@ -40,7 +40,7 @@ def _folder_name(output: Path) -> str:
     return f"{output.name}.unfinished"
 
 
-class PredictionJournal(Closing):
+class PredictionJournal(AbstractContextManager["PredictionJournal"]):
     """The journal of one call and its folder, locked while in use; a context manager.
 
     Parameters
@@ -70,15 +70,9 @@ class PredictionJournal(Closing):
         self.folder = self.folder_of(output)
         self.request = json.loads(json.dumps(request))
         self.state: dict[str, Any] = {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / "lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RepmodeError(
-                f"{output}: another process is predicting this file; wait for it, or give another name"
-            ) from None
-        try:
+        busy = f"{output}: another process is predicting this file; wait for it, or give another name"
+        with ExitStack() as held:
+            held.enter_context(exclusive(self.folder / "lock", busy, error=RepmodeError))
             earlier = {} if restart else self._read()
             if earlier:
                 self._compare(earlier.get("call"), output)
@@ -86,9 +80,7 @@ class PredictionJournal(Closing):
             else:
                 self._clear()
                 self.save()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
 
     @staticmethod
     def folder_of(output: Path) -> Path:
@@ -166,4 +158,7 @@ class PredictionJournal(Closing):
 
     def close(self) -> None:
         """Let other processes use the folder."""
-        self._lock.release()
+        self._held.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
