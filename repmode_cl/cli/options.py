@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -15,6 +14,7 @@ from typer.core import TyperGroup
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.structures import check_structure_name
+from repmode_cl.utils.command_text import command_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,7 +161,7 @@ def continue_with(ctx: typer.Context, *more: str, without: Sequence[str] = ()) -
     Options in `without` are not part of it: they would make the command start again.
     """
     typed = [argument for argument in sys.argv[1:] if argument not in (*more, *without)]
-    ctx.meta[_CONTINUE] = f"continue with: {shlex.join(['repmode-cl', *typed, *more])}"
+    ctx.meta[_CONTINUE] = f"continue with: {command_line(*typed, *more)}"
 
 
 def console(*, stderr: bool = False) -> Console:

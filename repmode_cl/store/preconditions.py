@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from repmode_cl.errors import ModelError, UnknownStructureError
 from repmode_cl.store.registry import Registry
+from repmode_cl.utils.command_text import command
 
 __all__ = ["check_addition", "check_name", "check_needs", "check_removable"]
 
@@ -50,8 +50,7 @@ def _rollback_hint(path: Path, registry: Registry, name: str, digest: str) -> st
     number = next((number for number in numbers if (name, digest) in registry.state_after(number)), None)
     if number is None:
         return ""
-    command = shlex.join(["repmode-cl", "rollback", str(path), str(number)])
-    return f"roll the model back to where it had that version (`{command}`)"
+    return f"roll the model back to where it had that version ({command('rollback', path, number)})"
 
 
 def check_name(path: Path, registry: Registry, name: str, *, replace: bool) -> None:
