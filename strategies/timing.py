@@ -1,10 +1,9 @@
-"""repmode_cl.strategies.timing."""
+"""Seconds of a training step and windows of an image, for estimates before anything is trained."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,27 +20,14 @@ from repmode_cl.nn import RepModeUNet
 from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.strategies.multi_net import PlainNetworks
 from repmode_cl.training import Precision, make_adam, masked_mse
+from repmode_cl.training.timing import median_seconds
 
-__all__ = ["minutes_text", "time_training", "windows_of_image", "windows_of_row"]
-
+__all__ = ["time_training", "windows_of_image", "windows_of_row"]
 
 #: Of how many rows of a manifest the headers are read, to see how large its images are.
 _HEADERS = 20
-
-
 #: Windows of an image where no header can be read.
 _ASSUMED_WINDOWS = 8
-
-
-def minutes_text(seconds: float) -> str:
-    """Write a duration as a person would: ``40 s``, ``25 min`` or ``3.1 h``."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def windows_of_row(config: Config, row: Row) -> int:
@@ -114,22 +100,11 @@ def time_training(
             masked_mse(output, x).backward()
         optimizer.step()
 
-    step_time = _median(step, device, repeats)
+    step_time = median_seconds(step, device, repeats)
     plain = network.eval().fuse(structure)
 
     def window() -> None:
         with torch.no_grad():
             plain(x[:1])
 
-    return step_time, _median(window, device, repeats)
-
-
-def _median(call: Callable[[], None], device: torch.device, repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])  # the first sets up what later ones reuse
+    return step_time, median_seconds(window, device, repeats)

@@ -14,8 +14,9 @@ from repmode_cl.data.manifest import read_manifest
 from repmode_cl.scenarios import StreamVariant
 from repmode_cl.strategies.multi_net import PlainNetworks
 from repmode_cl.strategies.registry import base_key_of, strategy_class
-from repmode_cl.strategies.timing import minutes_text, time_training, windows_of_image
+from repmode_cl.strategies.timing import time_training, windows_of_image
 from repmode_cl.training import budget_of_steps, resolve_precision
+from repmode_cl.training.timing import duration_text
 from repmode_cl.utils.devices import resolve_device
 
 __all__ = ["DryRun", "estimate_run"]
@@ -37,7 +38,7 @@ class DryRun:
     seconds: float
 
     def __str__(self) -> str:
-        return "\n".join([*self.lines, f"about {minutes_text(self.seconds)} in all; nothing was run"])
+        return "\n".join([*self.lines, f"about {duration_text(self.seconds)} in all; nothing was run"])
 
 
 def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun:
@@ -72,7 +73,7 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
         times_streams = f" x {len(streams)} streams" if len(streams) > 1 else ""
         lines.append(
             f"{options.title}: {len(config.seeds)} seed(s){times_streams} x {steps} steps of "
-            f"{config.training.batch_size} patches, {step_time:.2f} s a step: about {minutes_text(seconds)}"
+            f"{config.training.batch_size} patches, {step_time:.2f} s a step: about {duration_text(seconds)}"
         )
         total += seconds
     return DryRun(tuple(lines), total)

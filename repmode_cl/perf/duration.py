@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from repmode_cl.perf.settings import PerfSettings
-from repmode_cl.perf.timing_rounds import synchronise
 from repmode_cl.perf.workloads import REFERENCE, Batch, Networks, Step, timed_variants, training_variants
 from repmode_cl.training.precision import Precision
+from repmode_cl.training.timing import median_seconds
 
 __all__ = ["expected_seconds"]
 
@@ -41,12 +40,7 @@ def expected_seconds(
     variants = training_variants(settings)
     [plain] = [variant for variant in variants if variant.name == REFERENCE]
     step = Step(networks, plain, Batch(settings, networks.device), precisions[0])
-    step()
-    synchronise(networks.device)
-    began = time.perf_counter()
-    step()
-    synchronise(networks.device)
-    one = time.perf_counter() - began
+    one = median_seconds(step, networks.device, repeats=1)
     window = _FORWARD * one / settings.batch
     effort = sum(variant.effort for variant in variants)
     timed = sum(variant.effort for variant in timed_variants(settings))

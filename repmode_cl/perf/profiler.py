@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from repmode_cl.perf.settings import PerfSettings
-from repmode_cl.perf.timing_rounds import synchronise
 from repmode_cl.perf.workloads import Batch, Networks, Step, training_variants
 from repmode_cl.training.precision import Precision
+from repmode_cl.training.timing import synchronise
 from repmode_cl.utils.memory import quiet_profiler
 from repmode_cl.utils.progress import task
 

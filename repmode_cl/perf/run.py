@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from repmode_cl.perf.timing_rounds import out_of_memory
 from repmode_cl.perf.training import measure_training
 from repmode_cl.perf.workloads import Networks
 from repmode_cl.training.precision import Precision, resolve_precision
+from repmode_cl.training.timing import duration_text
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.environment import with_threads
@@ -147,11 +147,7 @@ class _Run:
                 raise
             self.tell(f"how long this takes is not known: a step of the plain network ran {failure}")
             return
-        minutes = math.ceil(seconds / 60)
-        said = (
-            "less than a minute" if seconds < 45 else f"about {minutes} minute{'' if minutes == 1 else 's'}"
-        )
-        self.tell(f"this takes {said}")
+        self.tell(f"this takes about {duration_text(seconds)}")
 
     def _share(self, names: Sequence[str]) -> float | None:
         """Return the seconds that the first of `names`, all that are left, may take."""

@@ -10,15 +10,16 @@ import gc
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
 
 import torch
 
+from repmode_cl.training.timing import synchronise
 from repmode_cl.utils.progress import Task
 
-__all__ = ["Lazily", "Row", "Timing", "alternate", "out_of_memory", "rows_of", "synchronise"]
+__all__ = ["Lazily", "Row", "Timing", "alternate", "out_of_memory", "rows_of"]
 
 
 @dataclass
@@ -90,16 +91,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able values."""
-        return {
-            "name": self.name,
-            "label": self.label,
-            "seconds": list(self.seconds),
-            "median": self.median,
-            "ratio": self.ratio,
-            "quartiles": None if self.quartiles is None else list(self.quartiles),
-            "ratio_of_medians": self.ratio_of_medians,
-            "failure": self.failure,
-        }
+        return asdict(self)
 
 
 def alternate(
@@ -189,12 +181,6 @@ def out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return "out of memory"
     return None
-
-
-def synchronise(device: torch.device | None) -> None:
-    """Wait until a GPU has done what it was given; a CPU has."""
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def rows_of(timings: Mapping[str, Timing], labels: Mapping[str, str], reference: str) -> list[Row]:

@@ -23,10 +23,11 @@ from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.store.probe import probe_shape
 from repmode_cl.store.staging import REQUEST
-from repmode_cl.strategies.timing import minutes_text, time_training, windows_of_row
+from repmode_cl.strategies.timing import time_training, windows_of_row
 from repmode_cl.training import budget_of, has_checkpoint, masked_mse, refuse_distributed
 from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.budget import Budget
+from repmode_cl.training.timing import duration_text
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import format_bytes
 from repmode_cl.workflows.addition_plan import (
@@ -162,7 +163,7 @@ class AddDryRun:
             f"its file would have about {format_bytes(self.bytes)}",
             f"a step needs about {format_bytes(self.memory)} of memory in addition to the program's own",
             f"{counted(self.steps, 'step')} of {self.training}, {self.step_seconds:.2g} s a step: about "
-            f"{minutes_text(self.seconds)} with validation, at most",
+            f"{duration_text(self.seconds)} with validation, at most",
         )
 
     def __str__(self) -> str:
