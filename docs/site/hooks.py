@@ -17,6 +17,7 @@ from typing import Any
 import typer
 from latex2mathml.converter import convert as to_mathml
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -28,6 +29,10 @@ ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CH
 #: Packages of the repository -> where they lie in an installed copy, which the reference of the API is read from.
 PACKAGES = {"repmode_cl": "", "strategies": "strategies", "scenarios": "scenarios"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+#: What a browser fetches by itself from another host; links that a reader follows are not among it.
+LOADED = re.compile(
+    r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["'](?:https?:)?//[^"']*|(?:url\(|@import)\s*["']?https?:[^"')]*"""
+)
 COMMANDS_MARK = "<!-- commands -->"
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s#]*)(#[^)\s]*)?\)")
 
@@ -84,6 +89,19 @@ def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Fil
         return to_mathml(html.unescape(found[2]), display="block" if found[1] == "div" else "inline")
 
     return FORMULA.sub(converted, html_text)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Fail if a page or a style sheet would load anything from elsewhere.
+
+    Raises
+    ------
+    PluginError
+        With the file and what it would load.
+    """
+    for path in sorted(Path(config.site_dir).rglob("*")):
+        if path.suffix in (".html", ".css") and (found := LOADED.search(path.read_text(encoding="utf-8"))):
+            raise PluginError(f"{path} would load {found[0]}: the site must hold all that it shows")
 
 
 def commands_markdown() -> str:
