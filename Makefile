@@ -13,7 +13,7 @@ TEST_JOBS ?= 2
 
 BIN := $(VENV)/bin
 RUN := runs/quickstart
-SOURCES := repmode_cl strategies scenarios configs tests
+SOURCES := repmode_cl strategies scenarios configs tests docs
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow lint typed types contracts docs report install install-test install-dev install-docs clean distclean
