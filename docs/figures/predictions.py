@@ -30,7 +30,7 @@ BASE = ("dna", "cell_membrane")
 #: Which of the test fields is drawn.
 FIELD = 0
 #: In the order in which they are added.
-ADDED = ("nucleolus", "nuclear_envelope", "endoplasmic_reticulum", "microtubule")
+ADDED = ("nucleolus", "nuclear_envelope", "endoplasmic_reticulum", "actin_filament")
 #: What differs from the configuration `quickstart`: half the resolution, so that one core sees enough of a cell, a
 #: kernel of 3, a wider network and a longer training.
 SETTINGS = (
