@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from repmode_cl.data.csv_dialect import separated
+from repmode_cl.data.csv_dialect import detect_delimiter
 from repmode_cl.errors import ConfigError
 
 __all__ = ["read_difficulty"]
@@ -44,7 +44,7 @@ def read_difficulty(path: str | Path | None, structures: Sequence[str]) -> dict[
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} cannot be read: {error}") from error
     lines = ("" if line.lstrip().startswith("#") else line for line in text.splitlines())
-    text, separator = separated("\n".join(lines))
+    text, separator = detect_delimiter("\n".join(lines))
     rows = [
         (number, [field.strip() for field in next(csv.reader([line], delimiter=separator))])
         for number, line in enumerate(text.splitlines(), start=1)

@@ -12,7 +12,7 @@ import torch
 from repmode_cl.config import Config, TrainingConfig
 from repmode_cl.data.manifest import Row, read_manifest
 from repmode_cl.data.phantom.field import SIMULATED_VOXEL
-from repmode_cl.data.preprocessing.recipe import Recipe, VoxelSize
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe, VoxelSize
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError
 from repmode_cl.inference.windows import plan_windows
@@ -56,7 +56,7 @@ def windows_of_image(config: Config) -> float:
 
 def _windows(config: Config, shape: Sequence[int], voxel: VoxelSize | None) -> int:
     settings = config.data.preprocessing
-    grid = Recipe.of(settings).grid(shape, voxel, settings.voxel_size)
+    grid = PreprocessingRecipe.of(settings).grid(shape, voxel, settings.voxel_size)
     return len(plan_windows(grid, config.window, config.inference.overlap))
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from repmode_cl.benchmark.shared_base import base_folder
 from repmode_cl.benchmark.trials import trials_of
 from repmode_cl.config import Config, StrategyConfig, parse_config
-from repmode_cl.config.diff import GROWS, NO_RESULT, first_difference
+from repmode_cl.config.diff import EXTENSION_KEYS, RESULT_NEUTRAL_KEYS, first_difference
 from repmode_cl.config.load import dump_config
-from repmode_cl.data.sample import Sample, images_digests
+from repmode_cl.data.sample import Sample, structure_digests
 from repmode_cl.errors import ConfigError
 from repmode_cl.results.run_info import RUN_FILE, VERSION, RunInfo
 from repmode_cl.results.trial_record import read_outcome
@@ -144,7 +144,7 @@ def _difference(before: Config, config: Config, titles: Collection[str]) -> str 
     )
     # A list makes a stream of each number, and streams may be added; one number is what all streams are trained on.
     fixed = frozenset() if isinstance(config.stream.images, tuple) else frozenset({"stream.images"})
-    return first_difference(bound, config, (NO_RESULT | GROWS) - fixed)
+    return first_difference(bound, config, (RESULT_NEUTRAL_KEYS | EXTENSION_KEYS) - fixed)
 
 
 def _check_same(
@@ -207,7 +207,7 @@ def check_images_are_the_same(folder: Path, samples: Sequence[Sample]) -> None:
     ConfigError
         Naming the first structure.
     """
-    digests = images_digests(samples)
+    digests = structure_digests(samples)
     for structure, digest in _recorded_info(folder).images.items():
         if digests.get(structure) != digest:
             raise ConfigError(

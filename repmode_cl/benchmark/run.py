@@ -29,8 +29,8 @@ from repmode_cl.benchmark.shared_base import SharedBase
 from repmode_cl.benchmark.trials import BaseTrial, base_stream, collect_results, trials_of
 from repmode_cl.benchmark.worker_context import WorkerContext
 from repmode_cl.config import Config
-from repmode_cl.data.pipeline import known_structures
-from repmode_cl.data.sample import Sample, images_digests
+from repmode_cl.data.pipeline import available_structures
+from repmode_cl.data.sample import Sample, structure_digests
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.report import build_report
 from repmode_cl.results.run_info import RunInfo, write_run_info
@@ -128,7 +128,7 @@ def run_benchmark(
     TrialsFailedError
         If trials failed; raised at the end.
     """
-    streams = stream_variants(config.stream, known_structures(config))
+    streams = stream_variants(config.stream, available_structures(config))
     check_strategies(config, streams)
     if dry_run:
         return estimate_run(config, streams)
@@ -181,7 +181,7 @@ class _Run:
         self, config: Config, folder: Path, streams: Mapping[str, StreamVariant], samples: Sequence[Sample]
     ) -> None:
         self.config, self.folder, self.streams = config, folder, streams
-        self.images = images_digests(samples)
+        self.images = structure_digests(samples)
         self.trials = trials_of(config, streams)
         # Determined once: a user's own file may change while the run goes on.
         self.joint_titles = {one.title for one in config.strategies if issubclass(strategy_class(one), Joint)}

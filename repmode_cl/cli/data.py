@@ -116,8 +116,8 @@ def check(
         raise RepmodeError(f"--page {page}: a page ends in .html")
     patch_size = parse_size(patch, "--patch")
     from repmode_cl.config import DataConfig, NetworkConfig, PatchConfig, load_config
-    from repmode_cl.data.preprocessing.recipe import Recipe
-    from repmode_cl.data.validation.manifest_check import inspect_manifest
+    from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+    from repmode_cl.data.validation.manifest_check import CheckOptions, inspect_manifest
     from repmode_cl.utils.process_pool import workers_here
 
     loaded = None if config is None else load_config(config)
@@ -129,19 +129,21 @@ def check(
 
     inspection = inspect_manifest(
         manifest,
-        patch=patch_size or crops.size,
-        gap=gap,
-        read_voxels=not headers_only,
-        depth=depth or network.depth,
-        voxel_size=data.preprocessing.voxel_size,
-        recipe=Recipe.of(data.preprocessing),
-        pictures=_THUMBNAILS if page is not None else 0,
-        workers=workers or workers_here(),
+        CheckOptions(
+            patch=patch_size or crops.size,
+            gap=gap,
+            read_voxels=not headers_only,
+            depth=depth or network.depth,
+            voxel_size=data.preprocessing.voxel_size,
+            recipe=PreprocessingRecipe.of(data.preprocessing),
+            thumbnails=_THUMBNAILS if page is not None else 0,
+            workers=workers or workers_here(),
+        ),
     )
     if page is not None:
-        from repmode_cl.data.validation.html_page import write_page
+        from repmode_cl.data.validation.html_page import write_check_page
 
-        write_page(page, inspection)
+        write_check_page(page, inspection)
     failed = bool(inspection.problems if strict else inspection.errors)
     if as_json:
         typer.echo(json.dumps(inspection.as_json(), indent=2, allow_nan=False))

@@ -44,8 +44,8 @@ def show(model: ModelArgument) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from repmode_cl.data.preprocessing.recipe import Recipe
-    from repmode_cl.data.voxel_size_check import describe_voxels, trained_voxels
+    from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+    from repmode_cl.data.voxel_size_check import trained_voxels, voxel_range_text
     from repmode_cl.model import Model
     from repmode_cl.report.tables.number_format import count_text
     from repmode_cl.store import list_pending
@@ -56,9 +56,9 @@ def show(model: ModelArgument) -> None:
     if opened.voxel_size is not None:
         typer.echo(f"voxel size (z, y, x) in um: {' x '.join(f'{um:g}' for um in opened.voxel_size)}")
     provenance = opened.entries[opened.base_structures[0]].provenance
-    if trained := describe_voxels(trained_voxels(provenance, None)):
+    if trained := voxel_range_text(trained_voxels(provenance, None)):
         typer.echo(f"trained on images of voxels of {trained}")
-    if prepared := Recipe.from_json(opened.preprocessing).said:
+    if prepared := PreprocessingRecipe.from_json(opened.preprocessing).said:
         typer.echo(f"images are prepared with {prepared}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("structure", "kind", "how", "R2", "parameters", "bytes", "digest", "stored"):

@@ -7,16 +7,16 @@ from typing import Any
 
 from repmode_cl.config.schema import Config
 
-__all__ = ["GROWS", "NO_RESULT", "first_difference"]
+__all__ = ["EXTENSION_KEYS", "RESULT_NEUTRAL_KEYS", "first_difference"]
 
 #: Keys that change no figure of a run: where it lies, what it is called, how fast its patches are cut.
-NO_RESULT = frozenset({"name", "output", "training.loader_workers"})
+RESULT_NEUTRAL_KEYS = frozenset({"name", "output", "training.loader_workers"})
 
 #: Keys by which runs are added to a benchmark, those that there are staying what they are.
-GROWS = frozenset({"seeds", "stream.order_seeds", "stream.images"})
+EXTENSION_KEYS = frozenset({"seeds", "stream.order_seeds", "stream.images"})
 
 
-def first_difference(before: Config, now: Config, free: Collection[str] = NO_RESULT) -> str | None:
+def first_difference(before: Config, now: Config, free: Collection[str] = RESULT_NEUTRAL_KEYS) -> str | None:
     """Name the first key, in alphabetical order, by which two configurations differ.
 
     Parameters

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from repmode_cl.config.schema import Config
 from repmode_cl.config.strict_yaml import Path, dotted
 
-__all__ = ["all_keys", "describe"]
+__all__ = ["all_keys", "describe_errors"]
 
 
 def all_keys(model: type[BaseModel] = Config, prefix: Path = ()) -> Iterator[Path]:
@@ -31,7 +31,7 @@ def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseM
         yield from _models(argument, in_list or getattr(annotation, "__origin__", None) is tuple)
 
 
-def describe(
+def describe_errors(
     error: ValidationError,
     data: Any,
     source: str,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ExpertSpec", "Frozen", "Positive", "Seed", "check_expert"]
+__all__ = ["ExpertSpec", "FrozenModel", "Positive", "Seed", "check_expert"]
 
 _EXPERT = re.compile(r"conv[135]|avg[35]|lowrank:[1-9][0-9]{0,3}")
 
@@ -27,7 +27,7 @@ Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     """Frozen, and no key that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

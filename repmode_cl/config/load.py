@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from repmode_cl.config import strict_yaml
-from repmode_cl.config.error_messages import describe
+from repmode_cl.config.error_messages import describe_errors
 from repmode_cl.config.schema import Config
 from repmode_cl.config.strict_yaml import dotted
 from repmode_cl.errors import ConfigError, did_you_mean
@@ -172,7 +172,7 @@ def _parse(text: str, source: str, overrides: Sequence[str], *, folder: Path) ->
     try:
         return Config.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise ConfigError(describe(error, data, source, document.lines, overridden)) from error
+        raise ConfigError(describe_errors(error, data, source, document.lines, overridden)) from error
 
 
 def _place(data: dict[str, Any], keys: Iterable[strict_yaml.Path], folder: Path | None) -> None:

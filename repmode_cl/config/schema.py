@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from repmode_cl.config.field_types import ExpertSpec, Frozen, Positive, Seed, check_expert
+from repmode_cl.config.field_types import ExpertSpec, FrozenModel, Positive, Seed, check_expert
 from repmode_cl.config.strategy_schema import StrategyConfig
 from repmode_cl.config.stream_schema import StreamConfig
 from repmode_cl.structures import TWELVE_STRUCTURES
@@ -36,7 +36,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 PERCENTILES = (0.1, 99.9)
 
 
-class SimulateConfig(Frozen):
+class SimulateConfig(FrozenModel):
     """Simulated cell colonies, used where no manifest is named."""
 
     fields: Positive = 16
@@ -47,7 +47,7 @@ class SimulateConfig(Frozen):
     """Seed of the fields: the same seed gives the same images."""
 
 
-class PreprocessingConfig(Frozen):
+class PreprocessingConfig(FrozenModel):
     """How images become training data (paper, section 4.1)."""
 
     voxel_size: VoxelSize | None = (0.29, 0.29, 0.29)
@@ -79,7 +79,7 @@ class PreprocessingConfig(Frozen):
         return self
 
 
-class DataConfig(Frozen):
+class DataConfig(FrozenModel):
     """Where images come from."""
 
     manifest: str | None = None
@@ -97,7 +97,7 @@ class DataConfig(Frozen):
     """Give every target the signal of another image: a control that nothing can be learned from."""
 
 
-class NetworkConfig(Frozen):
+class NetworkConfig(FrozenModel):
     """The U-Net that every strategy shares (paper, section 3.2)."""
 
     width: Positive = 32
@@ -117,7 +117,7 @@ class NetworkConfig(Frozen):
         return tuple(check_expert(spec) for spec in experts)
 
 
-class PatchConfig(Frozen):
+class PatchConfig(FrozenModel):
     """Training patches: one random crop per image and epoch, flipped at random on each axis.
 
     An image that is smaller than the patch along an axis is padded there; what was padded does not count in the loss.
@@ -130,7 +130,7 @@ class PatchConfig(Frozen):
     """Share of crops that are centred on a bright voxel of the target; the others lie anywhere (0, the paper's)."""
 
 
-class TrainingConfig(Frozen):
+class TrainingConfig(FrozenModel):
     """One experience's training; a strategy may override `steps` and `learning_rate` for itself."""
 
     batch_size: Positive = 8
@@ -192,7 +192,7 @@ class TrainingConfig(Frozen):
         return self
 
 
-class InferenceConfig(Frozen):
+class InferenceConfig(FrozenModel):
     """Gaussian sliding window (paper, section 4.1)."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -203,7 +203,7 @@ class InferenceConfig(Frozen):
     that was trained on small patches knows their zero padded borders, and may go astray where there are none."""
 
 
-class Config(Frozen):
+class Config(FrozenModel):
     """A whole configuration file."""
 
     version: Literal[1] = 1

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from repmode_cl.config.field_types import ExpertSpec, Frozen, Positive, check_expert
+from repmode_cl.config.field_types import ExpertSpec, FrozenModel, Positive, check_expert
 from repmode_cl.errors import did_you_mean
 
 __all__ = ["STRATEGY_NAMES", "StrategyConfig"]
@@ -70,7 +70,7 @@ _TAKEN = frozenset(
 )
 
 
-class StrategyConfig(Frozen):
+class StrategyConfig(FrozenModel):
     """One strategy of a benchmark."""
 
     name: str

@@ -7,17 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from repmode_cl.config.field_types import Frozen, Seed
+from repmode_cl.config.field_types import FrozenModel, Seed
 from repmode_cl.structures import check_structure_name
 
-__all__ = ["Arrange", "StreamConfig"]
+__all__ = ["Arrangement", "StreamConfig"]
 
 # Strict, because `true` would else be the number 1 beside a list.
 Count = Annotated[int, Field(strict=True, ge=1)]
-Arrange = Literal["given", "easiest_first", "hardest_first"]
+Arrangement = Literal["given", "easiest_first", "hardest_first"]
 
 
-class StreamConfig(Frozen):
+class StreamConfig(FrozenModel):
     """Which structures arrive, when, and with how many images.
 
     Lists of variants (`order_seeds`, `arrange`, `images`) make a stream of each, and of each combination.
@@ -33,7 +33,7 @@ class StreamConfig(Frozen):
     """Shuffle the order with each of these seeds: a stream each."""
     order_file: str | None = None
     """Text file with one structure a line, in place of `order`."""
-    arrange: Arrange | tuple[Arrange, ...] = "given"
+    arrange: Arrangement | tuple[Arrangement, ...] = "given"
     """Sort the order by difficulty, or leave it as given (or shuffled); a list makes a stream each."""
     difficulty: str | None = None
     """CSV of structure and r2 to sort by; null takes what was measured on the simulated structures."""
@@ -41,7 +41,7 @@ class StreamConfig(Frozen):
     """Most training images of each structure after the base; a list makes a stream each, null takes all."""
 
     @property
-    def arranged(self) -> tuple[Arrange, ...]:
+    def arranged(self) -> tuple[Arrangement, ...]:
         """What `arrange` asks for, as a list."""
         return (self.arrange,) if isinstance(self.arrange, str) else self.arrange
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["separated"]
+__all__ = ["detect_delimiter"]
 
 #: A first line that states the separator; a spreadsheet that opened and saved such a file may have quoted it.
 _STATED = re.compile(r'("?)sep=([^\w\s"]|\t)\1[ ,;\t]*(?=[\r\n]|\Z)', re.IGNORECASE)
 
 
-def separated(text: str) -> tuple[str, str]:
+def detect_delimiter(text: str) -> tuple[str, str]:
     """Return the text of a CSV, and what separates its columns.
 
     A line that states the separator is emptied and not removed, so that the lines keep their numbers.

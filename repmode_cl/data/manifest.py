@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repmode_cl.data.csv_dialect import separated
+from repmode_cl.data.csv_dialect import detect_delimiter
 from repmode_cl.data.readers.location import is_url
 from repmode_cl.data.readers.region import Region
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError, did_you_mean
@@ -30,7 +30,7 @@ __all__ = [
     "COLUMNS",
     "read_manifest",
     "parse_manifest",
-    "read_text",
+    "read_csv_text",
     "write_manifest",
 ]
 
@@ -177,7 +177,7 @@ def parse_manifest(path: str | Path) -> tuple[list[Row], list[Problem]]:
         If the file cannot be read at all.
     """
     path = Path(path)
-    text, delimiter = separated(read_text(path))
+    text, delimiter = detect_delimiter(read_csv_text(path))
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )
@@ -218,7 +218,7 @@ def parse_manifest(path: str | Path) -> tuple[list[Row], list[Problem]]:
     return rows, problems
 
 
-def read_text(path: Path) -> str:
+def read_csv_text(path: Path) -> str:
     """Return the text of a CSV, without a byte-order mark.
 
     Raises

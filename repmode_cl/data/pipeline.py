@@ -16,10 +16,10 @@ from repmode_cl.data.splits import assign_splits
 from repmode_cl.errors import ManifestError, UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
 
-__all__ = ["known_structures", "prepared_samples"]
+__all__ = ["available_structures", "prepared_samples"]
 
 
-def known_structures(config: Config) -> tuple[str, ...]:
+def available_structures(config: Config) -> tuple[str, ...]:
     """Return the structures that there are images of: the manifest's, or those that can be simulated.
 
     Raises

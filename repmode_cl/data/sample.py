@@ -13,7 +13,7 @@ from pathlib import Path
 from repmode_cl.errors import ManifestError
 from repmode_cl.utils.atomic_files import canonical_json
 
-__all__ = ["Sample", "digest_of", "images_digests", "shuffle_signals"]
+__all__ = ["Sample", "digest_of", "structure_digests", "shuffle_signals"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def digest_of(*parts: str | int) -> bytes:
     return hashlib.sha256(canonical_json(parts).encode("ascii")).digest()
 
 
-def images_digests(samples: Iterable[Sample]) -> dict[str, str]:
+def structure_digests(samples: Iterable[Sample]) -> dict[str, str]:
     """Return for each structure a digest of what its images are, and how they are split, in whatever order."""
     images: dict[str, set[tuple[str, ...]]] = {}
     for sample in samples:

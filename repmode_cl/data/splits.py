@@ -19,7 +19,7 @@ from repmode_cl.data.preprocessing.content_digest import content_digest
 from repmode_cl.errors import ManifestError, counted
 from repmode_cl.utils.atomic_files import write_json
 
-__all__ = ["Assignment", "assign_splits", "counts"]
+__all__ = ["Assignment", "assign_splits", "split_counts"]
 
 _FORMAT = 1
 
@@ -32,7 +32,7 @@ class Assignment(dict[int, str]):
         self.notes = tuple(notes)
 
 
-def counts(groups: int, test_fraction: float, val_fraction: float) -> tuple[int, int]:
+def split_counts(groups: int, test_fraction: float, val_fraction: float) -> tuple[int, int]:
     """Return how many of `groups` test and how many validate.
 
     Exact fractions, rounded half up: `test_fraction` of all, `val_fraction` of the rest, and at least one
@@ -188,7 +188,7 @@ def _fill(
         held = [placed[key] for key in groups if key in placed]
         held += [split for _, split in apart.get(structure, ())]
         open_groups = [key for key in groups if key not in placed]
-        wanted = counts(len(open_groups) + len(held), test_fraction, val_fraction)
+        wanted = split_counts(len(open_groups) + len(held), test_fraction, val_fraction)
         for split, count in zip(("test", "val"), wanted, strict=True):
             # The last open group trains where nothing else does.
             spare = len(open_groups) - (0 if "train" in held else 1)

@@ -17,9 +17,9 @@ __all__ = [
     "LARGEST_FACTOR",
     "TrainedVoxels",
     "check_voxel_size",
-    "describe_voxels",
+    "voxel_range_text",
     "trained_voxels",
-    "voxel_record",
+    "voxel_size_record",
 ]
 
 VoxelSize = tuple[float, float, float]
@@ -59,7 +59,7 @@ class TrainedVoxels:
     grid: VoxelSize | None = None
 
 
-def voxel_record(sizes: Iterable[Sequence[float] | None]) -> dict[str, Any]:
+def voxel_size_record(sizes: Iterable[Sequence[float] | None]) -> dict[str, Any]:
     """Return what the provenance keeps of the voxel sizes (um, z, y, x) of training images: JSON."""
     found = list(sizes)
     known = [tuple(float(step) for step in size) for size in found if size is not None]
@@ -71,7 +71,7 @@ def voxel_record(sizes: Iterable[Sequence[float] | None]) -> dict[str, Any]:
 
 
 def trained_voxels(provenance: Mapping[str, Any], grid: Sequence[float] | None) -> TrainedVoxels:
-    """Read what `voxel_record` wrote.
+    """Read what `voxel_size_record` wrote.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def check_voxel_size(
     return f"{text}; gone on with all the same, as asked"
 
 
-def describe_voxels(trained: TrainedVoxels) -> str:
+def voxel_range_text(trained: TrainedVoxels) -> str:
     """Return the range of voxel sizes that training saw, in words; empty where that is not known."""
     return _said(trained) if trained.smallest is not None else ""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repmode_cl.data.preprocessing.content_digest import files_of
+from repmode_cl.data.preprocessing.content_digest import image_files
 from repmode_cl.inference.streaming.journal import PredictionJournal
 from repmode_cl.inference.writers.image_metadata import NAMESPACE
 from repmode_cl.utils.atomic_files import canonical_json
@@ -41,7 +41,7 @@ def input_fingerprint(path: Path | str) -> dict[str, Any]:
         return {"bytes": None, "changed": None, "sample": path}
     digest = hashlib.sha256()
     count = changed = 0
-    for file in _first_files(path) if path.is_dir() else files_of(path):
+    for file in _first_files(path) if path.is_dir() else image_files(path):
         stat = file.stat()
         count, changed = count + stat.st_size, max(changed, stat.st_mtime_ns)
         if path.is_dir():

@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.data.readers.location import as_location
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
@@ -153,7 +153,7 @@ class _ImagePlan:
     source: FileSource
     targets: Mapping[str, FileSource]
     voxel_size: tuple[float, float, float] | None
-    recipe: Recipe
+    recipe: PreprocessingRecipe
     grid: WindowGrid
     request: Mapping[str, Any]
     notes: tuple[str, ...]
@@ -234,7 +234,7 @@ class FilePrediction:
         # One voxel, so that a missing scene or time point is reported before anything is made.
         image.read(channel, Region((0, 1), (0, 1), (0, 1)), scene=options.scene, t=options.t)
         notes = self._voxel_size_notes(voxel_size)
-        recipe = Recipe.from_json(model.preprocessing)
+        recipe = PreprocessingRecipe.from_json(model.preprocessing)
         window = model.inference["window"] if options.window is None else options.window
         overlap = float(model.inference["overlap"] if options.overlap is None else options.overlap)
         try:

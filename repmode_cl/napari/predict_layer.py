@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from repmode_cl.data.preprocessing.normalisation import normalise
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resampling import resample_to
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError
@@ -144,7 +144,7 @@ def predict_volume(
     """
     request.check()
     model, device = request.model, resolve_device(request.device)
-    recipe = Recipe.from_json(model.preprocessing)
+    recipe = PreprocessingRecipe.from_json(model.preprocessing)
     window, overlap = model.inference["window"], float(model.inference["overlap"])
     try:
         grid_shape = recipe.grid(shape, request.voxel_size, model.voxel_size)
@@ -186,7 +186,7 @@ def predict_volume(
 
 
 def _prepared(
-    volume: NDArray[Any], recipe: Recipe, shape: tuple[int, int, int] | None, name: str
+    volume: NDArray[Any], recipe: PreprocessingRecipe, shape: tuple[int, int, int] | None, name: str
 ) -> NDArray[np.float32]:
     """Return the network's input, resampled to `shape` and z-scored; None keeps the volume's grid."""
     if volume.dtype.kind not in "uif":

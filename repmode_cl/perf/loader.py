@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from repmode_cl.data.patches.dataset import PatchDataset
-from repmode_cl.data.preprocessing.storage_dtype import stored_form
+from repmode_cl.data.preprocessing.storage_dtype import to_storage_dtype
 from repmode_cl.data.preprocessing.volume_cache import VolumeCache
 from repmode_cl.data.sample import Sample
 from repmode_cl.perf.settings import PerfSettings
@@ -74,7 +74,7 @@ def _simulated(folder: Path, settings: PerfSettings) -> list[Sample]:
     for number in range(_IMAGES):
         paths = []
         for role in ("signal", "target"):
-            volume = stored_form(generator.standard_normal(shape, np.float32))
+            volume = to_storage_dtype(generator.standard_normal(shape, np.float32))
             paths.append(cache.store(cache.key({"image": number, "role": role}), volume, {}))
         samples.append(
             Sample(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.config import Config, parse_config
-from repmode_cl.config.diff import GROWS, NO_RESULT, first_difference
+from repmode_cl.config.diff import EXTENSION_KEYS, RESULT_NEUTRAL_KEYS, first_difference
 from repmode_cl.config.load import dump_config
 from repmode_cl.errors import RepmodeError
 from repmode_cl.metrics import HIGHER_IS_BETTER
@@ -165,7 +165,9 @@ def _distinct_names(folders: Sequence[Path]) -> list[str]:
 def _check_compatible(first: _Source, other: _Source) -> None:
     refusal = f"{first.folder} and {other.folder} cannot be merged"
     # Which streams they have is compared by what arrives, not by how the configuration names it.
-    difference = first_difference(first.config, other.config, NO_RESULT | GROWS | {"stream"})
+    difference = first_difference(
+        first.config, other.config, RESULT_NEUTRAL_KEYS | EXTENSION_KEYS | {"stream"}
+    )
     if difference is not None:
         raise RepmodeError(f"{refusal}: {difference}")
     streams = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from repmode_cl.data.patches.collate import Batches, PatchBatch, as_it_is
+from repmode_cl.data.patches.collate import BatchDataset, PatchBatch, identity
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.errors import RepmodeError
 from repmode_cl.utils.process_pool import initialise_worker, starting_workers
@@ -63,7 +63,7 @@ def patch_loader(
         While iterating: if a prepared volume cannot be read. A worker's error comes with its own message.
     """
     return PatchLoader(
-        Batches(dataset, batch_size=batch_size, start=start, rank=rank, world=world), workers, pin_memory
+        BatchDataset(dataset, batch_size=batch_size, start=start, rank=rank, world=world), workers, pin_memory
     )
 
 
@@ -74,7 +74,7 @@ class PatchLoader:
     where there are workers.
     """
 
-    def __init__(self, batches: Batches, workers: int, pin_memory: bool) -> None:
+    def __init__(self, batches: BatchDataset, workers: int, pin_memory: bool) -> None:
         if workers < 0:
             raise ValueError(f"workers is not negative, got {workers}")
         self._batches = batches
@@ -115,7 +115,7 @@ class PatchLoader:
         return DataLoader(
             self._batches,
             batch_size=None,  # an item is a batch
-            collate_fn=as_it_is,
+            collate_fn=identity,
             num_workers=self._workers,
             multiprocessing_context="spawn" if self._workers else None,
             persistent_workers=self._workers > 0,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from repmode_cl.data.manifest import Manifest, Problem
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.splits import Assignment, assign_splits
-from repmode_cl.data.validation.manifest_check import Inspection, inspect_manifest
+from repmode_cl.data.validation.manifest_check import CheckOptions, Inspection, inspect_manifest
 from repmode_cl.errors import ImageError, counted
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
@@ -185,11 +185,13 @@ def _problems(plan: AdditionPlan, splits: Assignment) -> tuple[list[Problem], li
     preprocessing = plan.config.data.preprocessing
     inspection = inspect_manifest(
         plan.manifest.path,
-        patch=plan.config.patch.size,
-        depth=plan.model.architecture.depth,
-        voxel_size=preprocessing.voxel_size,
-        recipe=Recipe.of(preprocessing),
-        structures=[plan.structure],
+        CheckOptions(
+            patch=plan.config.patch.size,
+            depth=plan.model.architecture.depth,
+            voxel_size=preprocessing.voxel_size,
+            recipe=PreprocessingRecipe.of(preprocessing),
+            structures=[plan.structure],
+        ),
     )
     wrong_sizes, size_notes = voxel_size_problems(plan.model, plan.manifest, plan.structure, force=plan.force)
     split_notes = [note for note in splits.notes if note.startswith(f"{plan.structure}:")]

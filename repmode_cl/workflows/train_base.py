@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.data.pipeline import known_structures, prepared_samples
+from repmode_cl.data.pipeline import available_structures, prepared_samples
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
@@ -65,7 +65,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
         raise ConfigError(
             "stream.base is empty: name the structures that the base learns jointly, such as [dna]"
         )
-    experiences = (base_structures(config.stream, known_structures(config)),)
+    experiences = (base_structures(config.stream, available_structures(config)),)
     options = next(
         (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
     )

@@ -23,11 +23,11 @@ from repmode_cl.config import (
     PreprocessingConfig,
     TrainingConfig,
 )
-from repmode_cl.config.error_messages import describe
+from repmode_cl.config.error_messages import describe_errors
 from repmode_cl.config.field_types import check_expert
 from repmode_cl.data.manifest import Manifest, Problem, read_manifest
 from repmode_cl.data.preprocessing.prepare import voxel_size_of
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ConfigError, ImageError, ManifestError, RepmodeError, did_you_mean
 from repmode_cl.model import Model
@@ -162,7 +162,8 @@ def run_config(
             manifest=str(manifest.path),
             cache=str(cache),
             preprocessing=PreprocessingConfig(
-                voxel_size=model.voxel_size, **Recipe.from_json(model.preprocessing).to_settings()
+                voxel_size=model.voxel_size,
+                **PreprocessingRecipe.from_json(model.preprocessing).to_settings(),
             ),
         ),
         patch=PatchConfig(
@@ -314,7 +315,7 @@ def _config_errors(values: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ConfigError(describe(error, values, "settings of the training", {}, {})) from error
+        raise ConfigError(describe_errors(error, values, "settings of the training", {}, {})) from error
 
 
 def _shortened(lines: Sequence[str]) -> list[str]:

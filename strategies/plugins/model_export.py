@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.sample import Sample, digest_of
-from repmode_cl.data.voxel_size_check import voxel_record
+from repmode_cl.data.voxel_size_check import voxel_size_record
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.training import Precision
@@ -33,7 +33,7 @@ def provenance_of(
         **({"foreground": config.patch.foreground} if config.patch.foreground else {}),
         "addition": options.model_dump(mode="json", include={"learning_rate"}),
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
-        **voxel_record(sample.voxel_size for sample in images),
+        **voxel_size_record(sample.voxel_size for sample in images),
     }
 
 
@@ -46,7 +46,7 @@ def create_model(
         path,
         network,
         voxel_size=preprocessing.voxel_size,
-        preprocessing=Recipe.of(preprocessing).to_json(),
+        preprocessing=PreprocessingRecipe.of(preprocessing).to_json(),
         inference={
             "window": list(config.window),
             "overlap": config.inference.overlap,

@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import Row
 from repmode_cl.data.phantom.field import simulate_field
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import Region, npy
 from repmode_cl.data.validation import headers
-from repmode_cl.data.validation.intensity import measure, size_remark
-from repmode_cl.data.validation.manifest_check import Inspection, inspect_manifest
-from repmode_cl.data.validation.pair_fit import fit_pair, reduce_signal, reduce_target
+from repmode_cl.data.validation.intensity import measure_intensity, voxel_size_warning
+from repmode_cl.data.validation.manifest_check import CheckOptions, Inspection, inspect_manifest
+from repmode_cl.data.validation.pair_fit import fit_pair, prepare_target, signal_features
 from repmode_cl.data.validation.regions import check_regions
-from repmode_cl.data.validation.rows import look_at_rows
+from repmode_cl.data.validation.rows import inspect_rows
 
 SHAPE = (10, 64, 64)
 
@@ -56,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def look(folder: Path, *lines: str, header: str = "structure,signal,target", **options: object) -> Inspection:
     path = folder / "manifest.csv"
     path.write_text("\n".join([f"{header},voxel_size_zyx", *(f"{line},0.3 0.2 0.2" for line in lines), ""]))
-    return inspect_manifest(path, depth=1, patch=(4, 4, 4), **options)  # type: ignore[arg-type]
+    return inspect_manifest(path, CheckOptions(depth=1, patch=(4, 4, 4), **options))  # type: ignore[arg-type]
 
 
 def said(found: Inspection) -> list[tuple[int, str]]:
@@ -70,7 +70,7 @@ def rows(*targets: str) -> list[str]:
 def test_pairs_that_belong_together_are_left_alone(images: Path) -> None:
     found = look(images, *rows(*(f"target{number}.tif" for number in range(5))))
     assert said(found) == []
-    assert all(fit.related and not fit.shifted for fit in found.seen.fits.values())
+    assert all(fit.related and not fit.shifted for fit in found.findings.fits.values())
 
 
 def test_files_that_were_mixed_up(images: Path) -> None:
@@ -94,10 +94,10 @@ def test_cells_that_lie_well_are_not_called_shifted_and_most_visible_ones_that_d
     for index in (0, 1):
         field = simulate_field(0, index, shape=(24, 96, 96))
         light = field.pop("transmitted_light")
-        signal, cut = reduce_signal(light), reduce_signal(light[2:-2, 8:-8, 8:-8])
+        signal, cut = signal_features(light), signal_features(light[2:-2, 8:-8, 8:-8])
         for structure, target in field.items():
-            assert not fit_pair(signal, reduce_target(target)).shifted, (index, structure)
-            moved = fit_pair(cut, reduce_target(target[1:-3, 3:-13, 12:-4]))
+            assert not fit_pair(signal, prepare_target(target)).shifted, (index, structure)
+            moved = fit_pair(cut, prepare_target(target[1:-3, 3:-13, 12:-4]))
             told += moved.shifted
             right += moved.shifted and max(abs(moved.shift[1] - 5), abs(moved.shift[2] + 4)) <= 2
     assert told >= 6
@@ -115,13 +115,13 @@ def test_an_image_that_is_all_alike_between_its_percentiles(
     sparse[:, 0, 0] = 8  # no plane is blank
     save(images / "sparse.tif", sparse)
     lines = ["dna,light0.tif,target0.tif", "dna,light1.tif,sparse.tif"]
-    clipped = Recipe(percentiles=(0.5, 99.5))
+    clipped = PreprocessingRecipe(percentiles=(0.5, 99.5))
     found = look(images, *lines, voxel_size=voxel_size, recipe=clipped)
     assert [(p.row, p.column, p.severity, p.kind) for p in found.problems] == [
         (3, "target", severity, "flat")
     ]
     assert "percentile 0.5 and percentile 99.5 of its voxels are both 7" in found.problems[0].message
-    for recipe in (Recipe(percentiles=(0.5, 99.9)), Recipe()):
+    for recipe in (PreprocessingRecipe(percentiles=(0.5, 99.9)), PreprocessingRecipe()):
         assert said(look(images, *lines, voxel_size=voxel_size, recipe=recipe)) == []
 
 
@@ -141,7 +141,7 @@ def test_large_volumes_are_reduced_and_shifts_told_in_voxels_of_the_file() -> No
     random = np.random.default_rng(0)
     cells = gaussian_filter(random.normal(size=(4, 300, 300)), (1, 8, 8))
     target = np.roll(cells**2, (0, 12, 0), (0, 1, 2))
-    fit = fit_pair(reduce_signal(cells.astype(np.float32)), reduce_target(target.astype(np.float32)))
+    fit = fit_pair(signal_features(cells.astype(np.float32)), prepare_target(target.astype(np.float32)))
     assert fit.shifted
     assert fit.shift[1] == pytest.approx(12, abs=3)
 
@@ -150,13 +150,13 @@ def test_saturation_and_blank_planes(images: Path) -> None:
     volume = (100 * gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 1)).clip(-20, 20) + 20
     bright = volume.astype(np.uint8)
     bright[3] = 9
-    found = measure(bright)
+    found = measure_intensity(bright)
     assert found.saturated == pytest.approx(np.mean(bright == 40), abs=1e-9)
     assert found.constant_planes == (3,)
     assert sum(found.counts) == bright.size
     assert not found.at_limit
-    assert found.digest == measure(bright.astype(np.float32)).digest
-    assert measure((bright > 20).astype(np.uint8) * 255).saturated == 0  # a label is not saturated
+    assert found.digest == measure_intensity(bright.astype(np.float32)).digest
+    assert measure_intensity((bright > 20).astype(np.uint8) * 255).saturated == 0  # a label is not saturated
     save(images / "bright.tif", bright)
     problems = look(images, "dna,light0.tif,bright.tif").problems
     assert {(problem.column, problem.kind) for problem in problems} >= {
@@ -174,7 +174,7 @@ def test_saturation_and_blank_planes(images: Path) -> None:
     ],
 )  # fmt: skip
 def test_voxel_sizes(size: tuple[float, float, float] | None, kind: str) -> None:
-    found = size_remark(size, Path("a.tif"))
+    found = voxel_size_warning(size, Path("a.tif"))
     assert (found[0] if found else "") == (f"voxel size {kind}" if kind else "")
 
 
@@ -237,18 +237,18 @@ def test_what_is_prepared_otherwise_is_checked_so(images: Path) -> None:
     ]
     header = "structure,signal,target,split,region"
 
-    def constant(split: str, recipe: Recipe | None) -> list[tuple[int, str, str]]:
+    def constant(split: str, recipe: PreprocessingRecipe | None) -> list[tuple[int, str, str]]:
         found = look(images, *(line.format(split) for line in lines), header=header, recipe=recipe)
         return [(one.row, one.severity, one.message.split("everywhere)")[1]) for one in found.problems]
 
     assert constant("train", None) == [(3, "error", ""), (4, "error", "")]
-    zeros = Recipe(empty="zeros")
-    taken = "; it is taken as zeros (empty: zeros)"
+    zeros = PreprocessingRecipe(empty="zeros")
+    taken = "; it is prepared as zeros (empty: zeros)"
     assert constant("train", zeros) == [(3, "warning", taken), (4, "warning", taken)]
-    assert "name its split train" in constant("", zeros)[1][2]
+    assert "set its split to train" in constant("", zeros)[1][2]
     [_, (_, severity, message)] = constant("val", zeros)
     assert severity == "error"
-    assert "nothing has an R2" in message
+    assert "R2 is undefined" in message
 
 
 def test_axes_that_are_not_resampled_keep_their_planes(images: Path) -> None:
@@ -257,14 +257,19 @@ def test_axes_that_are_not_resampled_keep_their_planes(images: Path) -> None:
     options: dict[str, Any] = {"voxel_size": (1.0, 0.2, 0.2), "read_voxels": False}
     path = images / "manifest.csv"
     path.write_text(f"structure,signal,target,voxel_size_zyx\n{whole},0.3 0.2 0.2\n")
-    assert "after resampling 3 x 64 x 64" in inspect_manifest(path, depth=3, **options).errors[0].message
-    assert not inspect_manifest(path, depth=3, recipe=Recipe(axes="xy"), **options).errors
+    assert (
+        "after resampling 3 x 64 x 64"
+        in inspect_manifest(path, CheckOptions(depth=3, **options)).errors[0].message
+    )
+    assert not inspect_manifest(
+        path, CheckOptions(depth=3, recipe=PreprocessingRecipe(axes="xy"), **options)
+    ).errors
     header = "structure,signal,target,split,region"
     parts = [f'{whole},train,"0:4,:,:"', f'{whole},test,"7:10,:,:"']  # half a patch: 2 planes, or 7 of 1 um
     assert "keep 7, 2, 2 voxels" in str(look(images, *parts, header=header, **options).errors)
-    assert not look(images, *parts, header=header, recipe=Recipe(axes="xy"), **options).errors
+    assert not look(images, *parts, header=header, recipe=PreprocessingRecipe(axes="xy"), **options).errors
     path.write_text(f"structure,signal,target,voxel_size_zyx\n{whole},300 200 200\n")
-    [error] = inspect_manifest(path, depth=1, read_voxels=False).errors
+    [error] = inspect_manifest(path, CheckOptions(depth=1, read_voxels=False)).errors
     assert (error.column, "is it in another unit?" in error.message) == ("voxel_size_zyx", True)
 
 
@@ -280,7 +285,7 @@ def test_the_command_checks_for_a_configuration(images: Path, tmp_path: Path) ->
     assert CliRunner().invoke(app, [*command, "--depth", "1"]).exit_code == 2
     run = CliRunner().invoke(app, [*command, "--config", str(config)])
     assert run.exit_code == 0, run.output
-    assert "taken as zeros" in run.output
+    assert "prepared as zeros" in run.output
     assert CliRunner().invoke(app, [*command, "--config", str(config), "--depth", "6"]).exit_code == 2
 
 
@@ -338,20 +343,20 @@ def test_thousands_of_regions_of_one_file_are_compared_in_a_sweep(images: Path) 
     path = images / "long.npy"
     regions = [Region((0, None), (0, None), (4 * n, 4 * n + 4)) for n in range(count)]
     regions[700] = Region((0, None), (0, None), (2798, 2804))
-    found = look_at_rows(
+    found = inspect_rows(
         [
             Row(n, "dna", path, 0, path, 0, "test" if n % 2 else "train", region=region)
             for n, region in enumerate(regions)
         ],
         depth=1,
         voxel_size=None,
-        recipe=Recipe(),
+        recipe=PreprocessingRecipe(),
     )
-    problems = check_regions(found, (0, 0, 0), (2, 2, 2), None, Recipe(), {path: "long"})
+    problems = check_regions(found, (0, 0, 0), (2, 2, 2), None, PreprocessingRecipe(), {path: "long"})
     assert [(problem.row, problem.column) for problem in problems] == [(700, "region")]
     same = [Row(n, "dna", path, 0, path, 0) for n in range(2, 5_000)]
-    found = look_at_rows(same, depth=1, voxel_size=None, recipe=Recipe())
-    many = check_regions(found, None, (2, 2, 2), None, Recipe(), {path: "long"})
+    found = inspect_rows(same, depth=1, voxel_size=None, recipe=PreprocessingRecipe())
+    many = check_regions(found, None, (2, 2, 2), None, PreprocessingRecipe(), {path: "long"})
     assert len(many) == 4_997
     assert many[-1].message == "is the same as line 2: remove one"
 
@@ -382,6 +387,6 @@ def test_a_manifest_of_a_hundred_thousand_rows(images: Path) -> None:
     path = folder / "manifest.csv"
     path.write_text("\n".join(["structure,signal,target", *lines[:-1], "dna,0.tif,none.tif"]))
     began = time.perf_counter()
-    found = inspect_manifest(path, depth=1, patch=(4, 4, 4), read_voxels=False)
+    found = inspect_manifest(path, CheckOptions(depth=1, patch=(4, 4, 4), read_voxels=False))
     assert time.perf_counter() - began < 60
     assert [(problem.row, problem.column) for problem in found.errors] == [(100_001, "target")]

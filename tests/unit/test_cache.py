@@ -10,7 +10,7 @@ import pytest
 from reader_files import write_set
 
 from repmode_cl.data.preprocessing import volume_cache as cache
-from repmode_cl.data.preprocessing.content_digest import content_digest, files_of, stamp_of
+from repmode_cl.data.preprocessing.content_digest import content_digest, file_stamp, image_files
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests, VolumeCache
 from repmode_cl.inference.identity import content_of
 from repmode_cl.utils.atomic_files import sha256_file
@@ -78,22 +78,22 @@ def test_an_image_in_several_files_is_all_of_them(tmp_path, companion):
     files = sorted((tmp_path / "set").iterdir())
     assert len(files) == 2 + companion
     for file in files:
-        assert files_of(file) == files
+        assert image_files(file) == files
     assert len({content_digest(file) for file in files}) == 1
-    before = content_digest(first), stamp_of(first), content_of(first)
+    before = content_digest(first), file_stamp(first), content_of(first)
     write_set(tmp_path / "set", np.stack([image[0], image[1] + 1]), companion=companion)
     os.utime(second, ns=(10**18, 10**18))
     assert all(
         a != b
-        for a, b in zip(before, (content_digest(first), stamp_of(first), content_of(first)), strict=True)
+        for a, b in zip(before, (content_digest(first), file_stamp(first), content_of(first)), strict=True)
     )
 
 
 def test_a_file_by_itself_is_no_set(tmp_path):
     """Also under another name than the one that stands in it, beside a file of that name."""
     path, *_ = write_set(tmp_path, np.ones((1, 4, 9, 8), "uint16"))
-    assert files_of(path) == [path]
+    assert image_files(path) == [path]
     assert content_digest(path) == sha256_file(path)
     renamed = tmp_path / "renamed.ome.tif"
     renamed.write_bytes(path.read_bytes())
-    assert files_of(renamed) == [renamed]
+    assert image_files(renamed) == [renamed]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.data.importers.allen import import_allen
 from repmode_cl.data.importers.channels import import_channels
-from repmode_cl.data.importers.common import structure_of
+from repmode_cl.data.importers.common import structure_from_channel
 from repmode_cl.data.importers.folder import import_folder
 from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.errors import ManifestError, StructureError
@@ -339,10 +339,10 @@ def test_files_that_cannot_be_taken(stacks: Path) -> None:
 
 
 def test_names_of_structures() -> None:
-    assert structure_of("EGFP 488 (raw)") == "egfp_488_raw"
+    assert structure_from_channel("EGFP 488 (raw)") == "egfp_488_raw"
     for name in ("488", "_", "train"):
         with pytest.raises(StructureError, match="--target dna="):
-            structure_of(name)
+            structure_from_channel(name)
 
 
 @pytest.mark.parametrize("option", [("--voxel-size", "0,1,1"), ("--target", "dna"), ("--dna", "1,2")])

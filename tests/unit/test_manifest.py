@@ -10,7 +10,7 @@ import tifffile
 
 from repmode_cl.data.importers.common import read_table
 from repmode_cl.data.manifest import Manifest, Region, Row, read_manifest, write_manifest
-from repmode_cl.data.validation.manifest_check import check_manifest
+from repmode_cl.data.validation.manifest_check import CheckOptions, inspect_manifest
 from repmode_cl.errors import ManifestError, UnknownStructureError
 
 HEADER = "structure,signal,signal_channel,target,target_channel"
@@ -150,7 +150,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def found(path: Path, **options: object) -> list[str]:
-    return [str(problem) for problem in check_manifest(path, **options)]  # type: ignore[arg-type]
+    return [str(problem) for problem in inspect_manifest(path, CheckOptions(**options)).errors]  # type: ignore[arg-type]
 
 
 def test_a_good_manifest_has_no_problem(images: Path) -> None:

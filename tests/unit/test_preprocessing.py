@@ -15,12 +15,12 @@ from scipy import ndimage
 from repmode_cl.config.load import load_config
 from repmode_cl.config.schema import PreprocessingConfig
 from repmode_cl.data.manifest import Manifest, Row
-from repmode_cl.data.preprocessing.normalisation import normalise, percentiles_of, strips, z_score
+from repmode_cl.data.preprocessing.normalisation import normalise, streaming_percentiles, strips, z_score
 from repmode_cl.data.preprocessing.prepare import prepare
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resample_box import resample_box, resample_tiles
 from repmode_cl.data.preprocessing.resampling import blur_radius, resample, resample_to
-from repmode_cl.data.voxel_size_check import voxel_record
+from repmode_cl.data.voxel_size_check import voxel_size_record
 from repmode_cl.errors import ConfigError, ImageError, ManifestError, ModelError
 from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.model import Model
@@ -38,7 +38,7 @@ NUMBERS = st.one_of(
 @settings(deadline=None, max_examples=60)
 @given(values=NUMBERS, which=st.tuples(st.floats(0, 100), st.floats(0, 100)), cut=st.integers(1, 60))
 def test_percentiles_are_those_of_the_whole_however_it_is_cut(values, which, cut):
-    found = percentiles_of(
+    found = streaming_percentiles(
         lambda: (values[k : k + cut] for k in range(0, len(values), cut)), len(values), which
     )
     ranks = [int(one / 100 * (len(values) - 1)) for one in which]
@@ -49,7 +49,7 @@ def test_percentiles_of_a_volume_larger_than_what_is_counted_at_once(monkeypatch
     monkeypatch.setattr("repmode_cl.data.preprocessing.normalisation._AT_ONCE", 1000)
     volume = np.random.default_rng(0).normal(size=(3, 40, 50)).astype(np.float32)
     wanted = [float(np.percentile(volume, one, method="lower")) for one in (0, 0.1, 50, 99.9, 100)]
-    assert percentiles_of(lambda: iter(volume), volume.size, (0, 0.1, 50, 99.9, 100)) == wanted
+    assert streaming_percentiles(lambda: iter(volume), volume.size, (0, 0.1, 50, 99.9, 100)) == wanted
 
 
 def test_a_hot_pixel_decides_nothing_where_percentiles_are_taken():
@@ -147,10 +147,14 @@ def test_a_blurred_box_reads_only_what_it_needs():
 def test_the_paper_resamples_y_and_x_alone_with_cubic_splines():
     own = load_config("paper").data.preprocessing
     assert (own.axes, own.order, own.normalise) == ("xy", 3, "z_score")
-    recipe = Recipe.of(own)
+    recipe = PreprocessingRecipe.of(own)
     assert recipe.target_voxel((0.4, 0.108, 0.108), (0.29, 0.29, 0.29)) == (0.4, 0.29, 0.29)
     assert recipe.grid((32, 600, 900), (0.4, 0.108, 0.108), (0.29, 0.29, 0.29)) == (32, 223, 335)
-    assert Recipe().grid((32, 600, 900), (0.4, 0.108, 0.108), (0.29, 0.29, 0.29)) == (44, 223, 335)
+    assert PreprocessingRecipe().grid((32, 600, 900), (0.4, 0.108, 0.108), (0.29, 0.29, 0.29)) == (
+        44,
+        223,
+        335,
+    )
     assert recipe.grid((32, 600, 900), None, (0.29, 0.29, 0.29)) == (32, 600, 900)
     assert recipe.grid((32, 600, 900), (0.4, 0.108, 0.108), None) == (32, 600, 900)
 
@@ -187,23 +191,28 @@ EVERY = [
 @pytest.mark.parametrize("keys", EVERY)
 def test_a_model_gives_back_what_was_configured(keys, tmp_path):
     config = PreprocessingConfig(**keys)
-    recipe = Recipe.of(config)
-    assert Recipe.from_json(recipe.to_json()) == recipe
+    recipe = PreprocessingRecipe.of(config)
+    assert PreprocessingRecipe.from_json(recipe.to_json()) == recipe
     assert PreprocessingConfig(voxel_size=config.voxel_size, **recipe.to_settings()) == config
     network = RepModeUNet(Architecture(width=1, depth=1, experts=("conv1",)), ("dna",), seed=0)
     parts = {"voxel_size": (0.29, 0.29, 0.29), "inference": {"window": [4, 4, 4], "overlap": 0.5, "batch": 1}}
     path = Model.create(tmp_path / "model", network, preprocessing=recipe.to_json(), **parts).path
-    assert Recipe.from_json(Model.open(path).preprocessing) == recipe
+    assert PreprocessingRecipe.from_json(Model.open(path).preprocessing) == recipe
     # An older program must not open what it would prepare otherwise.
     unusual = set(keys) - {"order"}
     assert f'"version": {2 if unusual else 1}' in (path / "model.json").read_text(encoding="utf-8")
 
 
 def test_earlier_models_mean_what_they_meant():
-    assert Recipe.of(PreprocessingConfig()).to_json() == {"normalisation": "z-score per image", "order": 1}
-    assert Recipe.from_json({"normalisation": "z-score per image", "order": 3}) == Recipe(order=3)
-    assert Recipe.from_json({"order": 0}) == Recipe(order=0)
-    assert Recipe.from_json({}) == Recipe()
+    assert PreprocessingRecipe.of(PreprocessingConfig()).to_json() == {
+        "normalisation": "z-score per image",
+        "order": 1,
+    }
+    assert PreprocessingRecipe.from_json(
+        {"normalisation": "z-score per image", "order": 3}
+    ) == PreprocessingRecipe(order=3)
+    assert PreprocessingRecipe.from_json({"order": 0}) == PreprocessingRecipe(order=0)
+    assert PreprocessingRecipe.from_json({}) == PreprocessingRecipe()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +236,7 @@ def test_earlier_models_mean_what_they_meant():
 )
 def test_a_recipe_that_is_not_known_is_refused(document):
     with pytest.raises(ModelError, match="newer repmode-cl"):
-        Recipe.from_json(document)
+        PreprocessingRecipe.from_json(document)
 
 
 # -- preparing ------------------------------------------------------------------------------------------------
@@ -313,11 +322,15 @@ UNUSUAL = {
 
 
 def test_prediction_from_disk_prepares_as_training_does(tmp_path):
-    recipe, to, own = Recipe.of(PreprocessingConfig(**UNUSUAL)), (0.29, 0.29, 0.29), (0.4, 0.13, 0.11)
+    recipe, to, own = (
+        PreprocessingRecipe.of(PreprocessingConfig(**UNUSUAL)),
+        (0.29, 0.29, 0.29),
+        (0.4, 0.13, 0.11),
+    )
     network = RepModeUNet(Architecture(width=2, depth=1, experts=("conv3",)), ("dna",), seed=0)
     inference = {"window": [4, 8, 8], "overlap": 0.5, "batch": 2}
     path = tmp_path / "model"
-    seen = voxel_record([own])
+    seen = voxel_size_record([own])
     model = Model.create(
         path, network, voxel_size=to, preprocessing=recipe.to_json(), inference=inference, provenance=seen
     )
@@ -340,7 +353,7 @@ def test_prediction_from_disk_prepares_as_training_does(tmp_path):
         less = {
             k: v for k, v in UNUSUAL.items() if k != key and not (key == "normalise" and k == "percentiles")
         }
-        other = Recipe.of(PreprocessingConfig(**less))
+        other = PreprocessingRecipe.of(PreprocessingConfig(**less))
         otherwise = normalise(
             resample(volume, own, other.target_voxel(own, to), other.order, anti_alias=other.anti_alias),
             percentiles=other.percentiles,
@@ -362,7 +375,7 @@ def test_prediction_asks_for_a_voxel_size_that_fits(tmp_path):
     path = tmp_path / "model"
     Model.create(
         path, network, voxel_size=(0.29, 0.29, 0.29), preprocessing={"order": 1}, inference=inference,
-        provenance=voxel_record([(0.29, 0.1, 0.1)]),
+        provenance=voxel_size_record([(0.29, 0.1, 0.1)]),
     )  # fmt: skip
     np.save(tmp_path / "in.npy", np.random.default_rng(0).normal(size=(6, 30, 30)).astype(np.float32))
     call = partial(predict_file, path, "dna", tmp_path / "in.npy", tmp_path / "out.npy", device="cpu")

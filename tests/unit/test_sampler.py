@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repmode_cl.data.patches.dataset import PatchDataset
-from repmode_cl.data.patches.sampler import Grouped, Shuffled, make_order
+from repmode_cl.data.patches.sampler import GroupedOrder, ShuffledOrder, make_order
 from repmode_cl.data.sample import Sample
 
 NAMES = ("actin_filament", "cell_membrane", "dna", "nucleolus", "tight_junction")
@@ -70,7 +70,7 @@ def test_every_image_has_its_turn(sizes: list[int], batch: int, limit: int, seed
     run = batch // max(n for n in range(1, min(limit, batch) + 1) if batch % n == 0)
     cycle = len(samples) * (run // math.gcd(run, *sizes))
     for index, (place, number) in enumerate(items):
-        if index % cycle == 0 or not isinstance(order, Grouped):
+        if index % cycle == 0 or not isinstance(order, GroupedOrder):
             # After whole cycles (of one epoch, where all sizes are multiples of a run) all are equal.
             assert index % len(samples) or set(shown.values()) <= {index // len(samples)}
         assert number == shown[place]
@@ -79,7 +79,7 @@ def test_every_image_has_its_turn(sizes: list[int], batch: int, limit: int, seed
         per_structure[name] += 1
         mine = [shown[k] for k, one in enumerate(samples) if one.structure == name]
         assert max(mine) - min(mine) <= 1
-        if isinstance(order, Grouped):
+        if isinstance(order, GroupedOrder):
             for other, size in zip(NAMES, sizes, strict=False):
                 part = size / len(samples)
                 allowed = run * (1 + len(sizes) * part) + 1e-9
@@ -108,7 +108,7 @@ def test_an_order_holds_no_state_and_does_not_see_the_order_of_samples(
 def test_without_a_limit_that_binds_the_order_is_the_free_one(batch: int | None, limit: int | None) -> None:
     samples = collection([3, 4, 5, 2, 6])
     order = make_order(samples, 0, batch, limit)
-    assert isinstance(order, Shuffled)
+    assert isinstance(order, ShuffledOrder)
     free = make_order(samples, 0, None, None)
     assert [order.at(k) for k in range(100)] == [free.at(k) for k in range(100)]
     assert [k for _, k in map(order.at, range(100))] == [k // 20 for k in range(100)]
@@ -117,7 +117,7 @@ def test_without_a_limit_that_binds_the_order_is_the_free_one(batch: int | None,
 def test_one_structure_alone_has_the_order_it_has_in_runs() -> None:
     """So that what an experience of one structure is trained on does not depend on the limit."""
     samples = collection([7])
-    grouped, free = Grouped(samples, 0, 4, 1), Shuffled(samples, 0)
+    grouped, free = GroupedOrder(samples, 0, 4, 1), ShuffledOrder(samples, 0)
     assert [grouped.at(k) for k in range(70)] == [free.at(k) for k in range(70)]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repmode_cl.data.manifest import Manifest, Region, Row
-from repmode_cl.data.splits import assign_splits, counts
+from repmode_cl.data.splits import assign_splits, split_counts
 from repmode_cl.errors import ManifestError
 
 
@@ -46,12 +46,12 @@ def split(found: Manifest, record: Path | None = None, seed: int = 0, **options:
     [(1, (0, 0)), (2, (1, 0)), (3, (1, 0)), (4, (1, 1)), (16, (4, 1)), (24, (6, 2)), (40, (10, 3))],
 )
 def test_counts(groups: int, expected: tuple[int, int]) -> None:
-    assert counts(groups, 0.25, 0.1) == expected
+    assert split_counts(groups, 0.25, 0.1) == expected
 
 
 @given(st.integers(1, 60), st.floats(0.01, 0.99), st.floats(0, 0.99))
 def test_something_always_trains(groups: int, test: float, val: float) -> None:
-    tests, vals = counts(groups, test, val)
+    tests, vals = split_counts(groups, test, val)
     assert tests >= (groups > 1)
     assert groups - tests - vals >= 1
     if groups >= 4 and val:
@@ -108,7 +108,7 @@ def test_added_images_move_nothing(tmp_path: Path) -> None:
     second = split(manifest(*rows), record)
     assert {number: second[number] for number in first} == first
     dna = [second[number] for number in range(2, 22)]
-    assert (dna.count("test"), dna.count("val")) == counts(20, 0.25, 0.1)
+    assert (dna.count("test"), dna.count("val")) == split_counts(20, 0.25, 0.1)
     assert [second[number] for number in range(22, 30)] == [first[number] for number in range(2, 10)]
     assert split(manifest(*rows[:8]), record) == first
     # Another seed is another split, and leaves this one be.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from repmode_cl.data.preprocessing.normalisation import normalise
-from repmode_cl.data.preprocessing.storage_dtype import LARGEST_ERROR, stored_form
+from repmode_cl.data.preprocessing.storage_dtype import LARGEST_ERROR, to_storage_dtype
 
 volumes = arrays.arrays(
     np.float32,
@@ -27,7 +27,7 @@ def error_of(volume: np.ndarray, stored: np.ndarray) -> float:
 @given(volumes, st.floats(0, 100))
 def test_what_is_kept_in_half_precision_is_as_near_as_promised(volume: np.ndarray, offset: float) -> None:
     for tried in (volume, volume / 2.0**88, (volume / 2.0**100 + offset).astype(np.float32)):
-        stored = stored_form(tried)
+        stored = to_storage_dtype(tried)
         assert stored.shape == tried.shape
         if stored.dtype == np.float16:
             assert np.isfinite(stored).all()
@@ -44,7 +44,7 @@ def test_every_z_score_is_kept_in_half_precision(volume: np.ndarray) -> None:
     scaled = volume.astype(np.float64) / max(1e-30, float(np.abs(volume).max()))
     if float(scaled.std()) < 1e-3:
         return
-    assert stored_form(normalise(scaled)).dtype == np.float16
+    assert to_storage_dtype(normalise(scaled)).dtype == np.float16
 
 
 def test_one_bright_voxel_is_kept_to_its_own_precision() -> None:
@@ -52,7 +52,7 @@ def test_one_bright_voxel_is_kept_to_its_own_precision() -> None:
     volume[3, 4, 5] = 1e6
     score = normalise(volume)
     assert score.max() > 200
-    stored = stored_form(score)
+    stored = to_storage_dtype(score)
     assert stored.dtype == np.float16
     np.testing.assert_allclose(stored, score, rtol=2**-11, atol=2**-25)
 
@@ -61,14 +61,14 @@ def test_one_bright_voxel_is_kept_to_its_own_precision() -> None:
     "volume", [np.full((2, 3, 4), 70000.0), 3000 + np.arange(24.0).reshape(2, 3, 4) / 24]
 )
 def test_what_half_precision_would_spoil_is_not_kept_in_it(volume: np.ndarray) -> None:
-    stored = stored_form(volume.astype(np.float32))
+    stored = to_storage_dtype(volume.astype(np.float32))
     assert stored.dtype == np.float32
     assert np.array_equal(stored, volume.astype(np.float32))
 
 
 def test_masks_stay_masks() -> None:
     mask = np.zeros((2, 3, 4), bool)
-    assert stored_form(mask) is mask
+    assert to_storage_dtype(mask) is mask
 
 
 def test_metrics_on_what_is_stored_are_those_of_the_volume() -> None:
@@ -76,5 +76,5 @@ def test_metrics_on_what_is_stored_are_those_of_the_volume() -> None:
     volume = normalise(random.gamma(0.3, size=(16, 64, 64)))
     prediction = (0.8 * volume + 0.4 * random.standard_normal(volume.shape)).astype(np.float32)
     exact = np.square(prediction.astype(np.float64) - volume).mean()
-    stored = np.square(prediction.astype(np.float64) - stored_form(volume)).mean()
+    stored = np.square(prediction.astype(np.float64) - to_storage_dtype(volume)).mean()
     assert abs(stored - exact) < 2e-6

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from repmode_cl.config import Config, StreamConfig, TrainingConfig, load_config, parse_config
 from repmode_cl.config.load import dump_config
-from repmode_cl.data.pipeline import known_structures
+from repmode_cl.data.pipeline import available_structures
 from repmode_cl.errors import ConfigError, RepmodeError, UnknownStructureError
 from repmode_cl.results import ResultsTable
 from repmode_cl.scenarios import (
@@ -261,10 +261,10 @@ def test_streams_survive_being_written(tmp_path: Path) -> None:
 
 def test_what_can_be_simulated_is_known() -> None:
     config = Config(name="t", training=TrainingConfig(steps=1), stream=StreamConfig(base=3))
-    assert known_structures(config) == TWELVE_STRUCTURES
+    assert available_structures(config) == TWELVE_STRUCTURES
     unknown = config.model_copy(update={"stream": StreamConfig(base=1, order=("dna", "nucleolis"))})
     with pytest.raises(RepmodeError, match=r"the simulator knows .*did you mean 'nucleolus'"):
-        known_structures(unknown)
+        available_structures(unknown)
 
 
 def test_the_examples_of_the_documentation() -> None:

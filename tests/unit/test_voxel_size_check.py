@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from repmode_cl.data.voxel_size_check import TrainedVoxels, check_voxel_size, trained_voxels, voxel_record
+from repmode_cl.data.voxel_size_check import (
+    TrainedVoxels,
+    check_voxel_size,
+    trained_voxels,
+    voxel_size_record,
+)
 from repmode_cl.errors import ImageError
 
 GRID = (0.29, 0.29, 0.29)
@@ -15,7 +20,7 @@ SPINNING = (0.25, 0.13, 0.13)
 
 
 def trained(*sizes, grid=GRID):
-    return trained_voxels({"seed": 0, **json.loads(json.dumps(voxel_record(sizes)))}, grid)
+    return trained_voxels({"seed": 0, **json.loads(json.dumps(voxel_size_record(sizes)))}, grid)
 
 
 def test_what_training_saw_is_kept_and_read():

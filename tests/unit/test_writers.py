@@ -339,11 +339,11 @@ def test_the_note_on_a_forced_voxel_size_stays_with_the_file(model, image, tmp_p
 
 def test_preprocessing_of_the_model_is_that_of_the_prediction(image, tmp_path):
     from repmode_cl.data.preprocessing.normalisation import normalise
-    from repmode_cl.data.preprocessing.recipe import Recipe
+    from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
     from repmode_cl.data.preprocessing.resampling import resample
 
     network = RepModeUNet(Architecture(width=2, depth=1, experts=("conv3",)), ("dna",), seed=0)
-    recipe = Recipe(axes="xy", order=3, anti_alias=True, percentiles=(2.0, 98.0))
+    recipe = PreprocessingRecipe(axes="xy", order=3, anti_alias=True, percentiles=(2.0, 98.0))
     model = Model.create(
         tmp_path / "model",
         network,

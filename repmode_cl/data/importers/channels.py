@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from repmode_cl.data.importers.common import ImportedRows, check_targets, structure_of
+from repmode_cl.data.importers.common import ImportedRows, check_targets, structure_from_channel
 from repmode_cl.data.manifest import Row
 from repmode_cl.data.readers import ImageReader, open_image
 from repmode_cl.errors import ImageError, ManifestError
@@ -116,7 +116,7 @@ def _named(image: ImageReader, light: int, said: dict[str, str]) -> dict[int, st
                 f"{image.path}: channel {channel} has no name to call a structure by: name it, such as "
                 f"--target dna={channel}"
             )
-        structure = structure_of(name)
+        structure = structure_from_channel(name)
         if structure in shown.values():
             raise ImageError(f"{image.path}: two channels would be the structure {structure}: use --target")
         shown[channel] = said[name] = structure

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repmode_cl.data.csv_dialect import separated
-from repmode_cl.data.manifest import Row, read_text, write_manifest
+from repmode_cl.data.csv_dialect import detect_delimiter
+from repmode_cl.data.manifest import Row, read_csv_text, write_manifest
 from repmode_cl.errors import ManifestError, StructureError, counted
 from repmode_cl.structures import check_structure_name
 
-__all__ = ["ImportedRows", "check_targets", "read_table", "structure_of", "write_imported"]
+__all__ = ["ImportedRows", "check_targets", "read_table", "structure_from_channel", "write_imported"]
 
 #: Things that a message lists at most.
 _LISTED = 50
@@ -80,7 +80,7 @@ def write_imported(
     write_manifest(path, found.rows)
 
 
-def structure_of(name: str, option: str = "--target") -> str:
+def structure_from_channel(name: str, option: str = "--target") -> str:
     """Return a structure's name made of a channel's: ``EGFP 488`` becomes ``egfp_488``.
 
     Raises
@@ -126,7 +126,7 @@ def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, s
     ManifestError
         If it cannot be read, lacks a needed column, or a line holds other than one value for each column.
     """
-    text, delimiter = separated(read_text(path))
+    text, delimiter = detect_delimiter(read_csv_text(path))
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from repmode_cl.data.importers.common import ImportedRows, check_targets, structure_of
+from repmode_cl.data.importers.common import ImportedRows, check_targets, structure_from_channel
 from repmode_cl.data.manifest import Row
 from repmode_cl.errors import ManifestError
 
@@ -91,7 +91,7 @@ def import_folder(
             f"there are {', '.join(sorted(seen))}"
         )
     if not structures:
-        structures = {channel: structure_of(channel) for channel in sorted(seen - {signal})}
+        structures = {channel: structure_from_channel(channel) for channel in sorted(seen - {signal})}
         _refuse_same(structures)
         found.notes += [f"channel {channel!r}: structure {name}" for channel, name in structures.items()]
     for channel in sorted(set(structures) - seen):

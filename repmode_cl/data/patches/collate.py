@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.errors import RepmodeError
 
-__all__ = ["Batches", "PatchBatch", "as_it_is"]
+__all__ = ["BatchDataset", "PatchBatch", "identity"]
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class PatchBatch(NamedTuple):
     """Structure of each item."""
 
 
-class Batches(Dataset[Any]):
+class BatchDataset(Dataset[Any]):
     """One process's share of every joint batch: what workers are given, each item a batch.
 
     Parameters
@@ -89,6 +89,6 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(0, dtype=torch.float32).set_(storage).view(shape)
 
 
-def as_it_is(item: T) -> T:
+def identity(item: T) -> T:
     """Return `item`: torch is given batches, and has nothing to put together."""
     return item

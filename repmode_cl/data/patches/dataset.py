@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from repmode_cl.data.patches.foreground import Foreground
+from repmode_cl.data.patches.foreground import ForegroundCache
 from repmode_cl.data.patches.sampler import make_order
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ImageError, ManifestError
@@ -49,7 +49,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         Each of the batches of `batch` items, counted from item 0, shows at most so many structures; None mixes
         freely.
     foreground
-        Share of items, 0 to 1, whose crop is centred on a bright voxel of the target (`bright_places`), as far as the
+        Share of items, 0 to 1, whose crop is centred on a bright voxel of the target (`bright_voxels`), as far as the
         volume's border lets it; each of these voxels is as likely. The other items are those that 0 gives, and so are
         all items of a target without a bright voxel. To find them, a target is read through once by each process.
 
@@ -82,7 +82,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(f"foreground is a share of the crops, 0 to 1, got {foreground}")
         self.samples = _checked(samples)
         self.foreground = float(foreground)
-        self._bright = Foreground()
+        self._bright = ForegroundCache()
         self.patch = (int(patch[0]), int(patch[1]), int(patch[2]))
         self.seed = int(seed)
         self.length = int(length)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BRIGHT", "Foreground", "bright_places"]
+__all__ = ["BRIGHT", "ForegroundCache", "bright_voxels"]
 
 #: In units of the prepared target, whose mean is 0 and deviation 1.
 BRIGHT = 1.0
@@ -20,7 +20,7 @@ BRIGHT = 1.0
 _MOST = 4096
 
 
-def bright_places(
+def bright_voxels(
     target: NDArray[np.generic], mask: NDArray[np.generic] | None = None, most: int = _MOST
 ) -> NDArray[np.int64]:
     """Return bright voxels of a target, spread evenly over all that there are.
@@ -55,7 +55,7 @@ def bright_places(
     return np.concatenate(found).astype(np.int64) if found else np.empty((0, 3), np.int64)
 
 
-class Foreground:
+class ForegroundCache:
     """Bright places of the targets of a dataset, each looked for when it is first needed: a cache, not state."""
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class Foreground:
     def of(
         self, target: Path, mask: Path | None, load: Callable[[Path], NDArray[np.generic]]
     ) -> NDArray[np.int64]:
-        """Return `bright_places` of prepared files that `load` maps."""
+        """Return `bright_voxels` of prepared files that `load` maps."""
         key = (target, mask)
         if key not in self._known:
-            self._known[key] = bright_places(load(target), None if mask is None else load(mask))
+            self._known[key] = bright_voxels(load(target), None if mask is None else load(mask))
         return self._known[key]

@@ -12,10 +12,10 @@ from typing import Protocol
 
 from repmode_cl.data.sample import Sample, digest_of
 
-__all__ = ["Grouped", "Order", "Shuffled", "make_order"]
+__all__ = ["GroupedOrder", "SampleOrder", "ShuffledOrder", "make_order"]
 
 
-class Order(Protocol):
+class SampleOrder(Protocol):
     """Says for each item of an endless sequence which sample it shows, and for the how-many-th time."""
 
     def at(self, index: int) -> tuple[int, int]:
@@ -24,7 +24,7 @@ class Order(Protocol):
 
 def make_order(
     samples: Sequence[Sample], seed: int, batch: int | None, structures_per_batch: int | None
-) -> Order:
+) -> SampleOrder:
     """Return the order of a training sequence.
 
     Parameters
@@ -43,29 +43,29 @@ def make_order(
         If a number is below 1, or there is a limit and no batch that it is of.
     """
     if structures_per_batch is None:
-        return Shuffled(samples, seed)
+        return ShuffledOrder(samples, seed)
     if batch is None or batch < 1 or structures_per_batch < 1:
         raise ValueError(
             "structures_per_batch needs the number of items that a batch has, both at least 1; "
             f"got {structures_per_batch} of {batch}"
         )
     if structures_per_batch >= min(batch, len({sample.structure for sample in samples})):
-        return Shuffled(samples, seed)
-    return Grouped(samples, seed, batch, structures_per_batch)
+        return ShuffledOrder(samples, seed)
+    return GroupedOrder(samples, seed, batch, structures_per_batch)
 
 
-class Shuffled:
+class ShuffledOrder:
     """Epoch after epoch, each with every sample once, all structures mixed."""
 
     def __init__(self, samples: Sequence[Sample], seed: int) -> None:
         self._passes = _Passes(samples, range(len(samples)), seed)
 
     def at(self, index: int) -> tuple[int, int]:
-        """See `Order`."""
+        """See `SampleOrder`."""
         return self._passes.at(index)
 
 
-class Grouped:
+class GroupedOrder:
     """Runs of one structure, those of different structures shuffled among each other.
 
     A batch holds as many runs as it may show structures, or the largest smaller number that divides it. Each
@@ -100,7 +100,7 @@ class Grouped:
         self._cycle: tuple[int, list[tuple[int, int]]] | None = None  # the last asked for: a cache, not state
 
     def at(self, index: int) -> tuple[int, int]:
-        """See `Order`."""
+        """See `SampleOrder`."""
         cycle, rest = divmod(index, sum(self._runs) * self._run)
         number, within = divmod(rest, self._run)
         cached = self._cycle

@@ -13,7 +13,7 @@ import tifffile
 
 from repmode_cl.utils.atomic_files import sha256_file
 
-__all__ = ["Stamp", "content_digest", "files_of", "stamp_of"]
+__all__ = ["FileStamp", "content_digest", "image_files", "file_stamp"]
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -25,14 +25,14 @@ _OWN = re.compile(r"<(?:\w+:)?OME\b[^>]*\bUUID\s*=\s*[\"']([^\"']*)[\"']")
 _HEAD, _MOST_XML = 512, 256 << 20
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """By which it is told that nothing has changed: bytes in all, and the latest time (ns) of a change."""
 
     size: int
     mtime_ns: int
 
 
-def stamp_of(path: str | Path) -> Stamp:
+def file_stamp(path: str | Path) -> FileStamp:
     """Return the stamp of a file with all of its set, or of a folder with all that is in it.
 
     Raises
@@ -43,10 +43,10 @@ def stamp_of(path: str | Path) -> Stamp:
     path = Path(path)
     stat = path.stat()
     size, latest = 0, stat.st_mtime_ns
-    for file in files_of(path):
+    for file in image_files(path):
         stat = file.stat()
         size, latest = size + stat.st_size, max(latest, stat.st_mtime_ns)
-    return Stamp(size, latest)
+    return FileStamp(size, latest)
 
 
 def content_digest(path: str | Path) -> str:
@@ -58,7 +58,7 @@ def content_digest(path: str | Path) -> str:
         If it cannot be read.
     """
     path = Path(path)
-    files = files_of(path)
+    files = image_files(path)
     if files == [path]:
         return sha256_file(path)
     root = path if path.is_dir() else path.parent
@@ -68,7 +68,7 @@ def content_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def files_of(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
     """Return the files that an image consists of: those of a folder, of an OME-TIFF's set, or the file itself.
 
     Whichever file of a set is named, they are the same; those that are missing are left out.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["ZScore", "flat_text", "normalise", "percentiles_of", "strips", "z_score"]
+__all__ = ["ZScore", "flat_message", "normalise", "streaming_percentiles", "strips", "z_score"]
 
 
 #: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
@@ -91,7 +91,7 @@ def z_score(
             return ZScore(low, 1.0)
         raise ImageError(f"every voxel is {low:g}: a constant image has no z-score")
     if percentiles is not None:
-        low, high = percentiles_of(pieces, size, percentiles)
+        low, high = streaming_percentiles(pieces, size, percentiles)
         pieces = _clipped(pieces, low, high, percentiles)
         total = sum(float(piece.sum()) for piece in pieces())
     mean, squares = total / size, 0.0
@@ -102,7 +102,7 @@ def z_score(
     return ZScore(mean, math.sqrt(squares / size))
 
 
-def flat_text(value: float, percentiles: tuple[float, float]) -> str:
+def flat_message(value: float, percentiles: tuple[float, float]) -> str:
     """Return what is wrong with an image that has one value at both percentiles."""
     return (
         f"percentile {percentiles[0]:g} and percentile {percentiles[1]:g} of its voxels are both {value:g}, so that "
@@ -115,7 +115,7 @@ def _clipped(
 ) -> Callable[[], Iterable[NDArray[Any]]]:
     """Return the pieces clipped to `low` and `high`, the voxels at these percentiles, in float64."""
     if not low < high:
-        raise ImageError(flat_text(low, percentiles))
+        raise ImageError(flat_message(low, percentiles))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("voxels are beyond the range of float32, in which percentiles are taken")
     return lambda: (np.clip(piece.astype(np.float64), low, high) for piece in pieces())
@@ -165,7 +165,7 @@ _SIGN = np.uint32(1 << 31)
 _AT_ONCE = 1 << 20
 
 
-def percentiles_of(
+def streaming_percentiles(
     pieces: Callable[[], Iterable[NDArray[Any]]], size: int, percentiles: Sequence[float]
 ) -> list[float]:
     """Return percentiles of a volume.

@@ -15,9 +15,9 @@ import numpy as np
 
 from repmode_cl.config.schema import PreprocessingConfig
 from repmode_cl.data.manifest import Manifest, Row
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests, VolumeCache
-from repmode_cl.data.preprocessing.volume_jobs import Job, VoxelSize, make_volumes
+from repmode_cl.data.preprocessing.volume_jobs import VolumeJob, VoxelSize, make_volumes
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError
@@ -160,12 +160,12 @@ class _Plan:
     row: Row
     image_id: str
     content: str
-    signal: Job
-    target: Job
-    mask: Job | None
+    signal: VolumeJob
+    target: VolumeJob
+    mask: VolumeJob | None
 
     @property
-    def jobs(self) -> tuple[Job, ...]:
+    def jobs(self) -> tuple[VolumeJob, ...]:
         return (self.signal, self.target) if self.mask is None else (self.signal, self.target, self.mask)
 
 
@@ -178,14 +178,14 @@ def _plan(
     signal = _header(row.signal, row.signal_channel, row.scene, headers)
     target = _header(row.target, row.target_channel, row.scene, headers)
     voxel_from = _voxel_size(row, signal, target)
-    recipe, voxel_to = Recipe.of(preprocessing), preprocessing.voxel_size
+    recipe, voxel_to = PreprocessingRecipe.of(preprocessing), preprocessing.voxel_size
     voxel_to = recipe.target_voxel(voxel_from, voxel_to) if voxel_from and voxel_to else None
 
     def part(header: _Header) -> list[list[int]]:
         """Return the voxels taken, so that a region of the whole file and none are the same."""
         return [[span.start, span.stop] for span in (row.region or Region()).resolve(header.shape)]
 
-    def job(column: str, path: Path, header: _Header, t: int | None) -> Job:
+    def job(column: str, path: Path, header: _Header, t: int | None) -> VolumeJob:
         made_from: dict[str, Any] = {
             "kind": "mask" if column == "mask" else "image",
             "content": digests.of(path),
@@ -200,7 +200,7 @@ def _plan(
         if column != "mask":
             made_from |= _unusual(recipe, voxel_to is not None)
         key = VolumeCache.key(made_from)
-        return Job(
+        return VolumeJob(
             key, column, path, header.channel, row.region, header.scene, t, voxel_from, voxel_to, recipe
         )
 
@@ -223,7 +223,7 @@ def _plan(
     )
 
 
-def _unusual(recipe: Recipe, resampled: bool) -> dict[str, Any]:
+def _unusual(recipe: PreprocessingRecipe, resampled: bool) -> dict[str, Any]:
     """Return what a prepared image depends on besides, where that is no default: caches of earlier versions hold on."""
     found: dict[str, Any] = {}
     if recipe.anti_alias and resampled:
@@ -240,8 +240,8 @@ def _blank(target: Path, split: str) -> list[str]:
     if np.load(target, mmap_mode="r", allow_pickle=False).any():
         return []
     return [
-        f"the target is constant, and its row is in the split {split}: nothing has an R2 on such an image; name its "
-        "split train, or leave it out"
+        f"the target is constant, and its row is in the split {split}: R2 is undefined on such an image; set its "
+        "split to train, or leave the row out"
     ]
 
 
@@ -290,11 +290,11 @@ def _voxel_size(row: Row, signal: _Header, target: _Header) -> VoxelSize | None:
 
 
 def _prepare_all(
-    jobs: Sequence[Job], store: VolumeCache, workers: int
+    jobs: Sequence[VolumeJob], store: VolumeCache, workers: int
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Make what the cache lacks; return the shapes and the failures, both by key."""
     shapes: dict[str, tuple[int, int, int]] = {}
-    missing: dict[str, Job] = {}
+    missing: dict[str, VolumeJob] = {}
     for job in jobs:
         if job.key in shapes or job.key in missing:
             continue

@@ -13,7 +13,7 @@ from typing import Any
 from repmode_cl.data.preprocessing.resampling import resampled_shape
 from repmode_cl.errors import ModelError
 
-__all__ = ["Recipe", "VoxelSize"]
+__all__ = ["PreprocessingRecipe", "VoxelSize"]
 
 VoxelSize = tuple[float, float, float]
 
@@ -23,7 +23,7 @@ _CLIPPED = "z-score between percentiles"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PreprocessingRecipe:
     """Resampling and normalisation of images; the defaults are those of models that do not say.
 
     Attributes
@@ -47,7 +47,7 @@ class Recipe:
     empty: str = "refuse"
 
     @classmethod
-    def of(cls, settings: Any) -> Recipe:
+    def of(cls, settings: Any) -> PreprocessingRecipe:
         """Return the recipe of a configuration's ``data.preprocessing``."""
         clipped = settings.normalise == "percentiles"
         return cls(
@@ -85,7 +85,7 @@ class Recipe:
         return document
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Recipe:
+    def from_json(cls, document: Mapping[str, Any]) -> PreprocessingRecipe:
         """Read what `to_json` wrote, or an earlier model has.
 
         Raises

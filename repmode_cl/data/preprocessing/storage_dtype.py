@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LARGEST_ERROR", "stored_form"]
+__all__ = ["LARGEST_ERROR", "to_storage_dtype"]
 
 #: Root mean square of what storing may change, as a part of the volume's standard deviation: 0.0005. Were all
 #: rounding errors in league against a prediction that is off by e (root mean square, in the same unit), its MSE
@@ -18,7 +18,7 @@ __all__ = ["LARGEST_ERROR", "stored_form"]
 LARGEST_ERROR = 2.0**-11
 
 
-def stored_form(volume: NDArray[Any]) -> NDArray[Any]:
+def to_storage_dtype(volume: NDArray[Any]) -> NDArray[Any]:
     """Return what is written to the disk of a volume.
 
     Parameters

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.preprocessing.content_digest import Stamp, content_digest, stamp_of
+from repmode_cl.data.preprocessing.content_digest import FileStamp, content_digest, file_stamp
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK, canonical_json, replacing, sha256_file, write_json
 from repmode_cl.utils.progress import track
 
@@ -142,7 +142,7 @@ class ContentDigests:
             If the file cannot be read.
         """
         path = Path(path).absolute()
-        stamp = stamp_of(path)
+        stamp = file_stamp(path)
         if (known := self._remembered(path, stamp)) is not None:
             return known
         digest = content_digest(path)
@@ -175,14 +175,14 @@ class ContentDigests:
 
     def _lacks(self, path: Path) -> bool:
         with suppress(OSError):
-            return self._remembered(path, stamp_of(path)) is None
+            return self._remembered(path, file_stamp(path)) is None
         return False
 
     def _try(self, path: Path) -> None:
         with suppress(OSError):
             self.of(path)
 
-    def _remembered(self, path: Path, stamp: Stamp) -> str | None:
+    def _remembered(self, path: Path, stamp: FileStamp) -> str | None:
         entry = self._known.get(str(path), {})
         digest = entry.get("sha256")
         if (entry.get("bytes"), entry.get("mtime_ns")) != (stamp.size, stamp.mtime_ns):

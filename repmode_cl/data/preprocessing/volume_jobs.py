@@ -15,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.data.preprocessing.normalisation import normalise
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resampling import resample
-from repmode_cl.data.preprocessing.storage_dtype import stored_form
+from repmode_cl.data.preprocessing.storage_dtype import to_storage_dtype
 from repmode_cl.data.preprocessing.volume_cache import VolumeCache
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.utils.process_pool import run_jobs
 
-__all__ = ["Job", "Made", "VoxelSize", "make_volumes"]
+__all__ = ["VolumeJob", "VolumeResult", "VoxelSize", "make_volumes"]
 
 VoxelSize = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Job:
+class VolumeJob:
     """One volume to make; everything that a worker process needs."""
 
     key: str
@@ -41,10 +41,10 @@ class Job:
     t: int | None
     voxel_from: VoxelSize | None
     voxel_to: VoxelSize | None
-    recipe: Recipe
+    recipe: PreprocessingRecipe
 
 
-class Made(NamedTuple):
+class VolumeResult(NamedTuple):
     """What came of a job."""
 
     key: str
@@ -54,7 +54,7 @@ class Made(NamedTuple):
     """Why there is none."""
 
 
-def make_volumes(jobs: Sequence[Job], store: VolumeCache, workers: int) -> Iterator[Made]:
+def make_volumes(jobs: Sequence[VolumeJob], store: VolumeCache, workers: int) -> Iterator[VolumeResult]:
     """Fill the cache, and yield what came of each job as it ends.
 
     Parameters
@@ -70,12 +70,12 @@ def make_volumes(jobs: Sequence[Job], store: VolumeCache, workers: int) -> Itera
     ------
     RepmodeError
         If memory or the disk of the cache is full, or a process dies. A file that cannot be read as what is asked
-        for is no reason to stop: `Made.problem` tells it.
+        for is no reason to stop: `VolumeResult.problem` tells it.
     """
     return run_jobs(partial(_make, store.folder), jobs, workers, name=lambda job: str(job.path))
 
 
-def _make(folder: Path, job: Job) -> Made:
+def _make(folder: Path, job: VolumeJob) -> VolumeResult:
     try:
         volume = _volume(job)
     except MemoryError as error:
@@ -83,13 +83,13 @@ def _make(folder: Path, job: Job) -> Made:
             f"{job.path}: not enough memory to prepare it; use fewer processes (--workers 1), or a region of the file"
         ) from error
     except RepmodeError as error:
-        return Made(job.key, None, str(error))
+        return VolumeResult(job.key, None, str(error))
     except Exception as error:
         error.add_note(f"while preparing {job.path}, channel {job.channel}")
         raise
     try:
         VolumeCache(folder).store(
-            job.key, stored_form(volume), {"source": job.path.name, "column": job.column}
+            job.key, to_storage_dtype(volume), {"source": job.path.name, "column": job.column}
         )
     except OSError as error:
         raise RepmodeError(
@@ -97,10 +97,10 @@ def _make(folder: Path, job: Job) -> Made:
             "name another folder as data.cache: what is prepared is kept"
         ) from error
     z, y, x = volume.shape
-    return Made(job.key, (z, y, x), "")
+    return VolumeResult(job.key, (z, y, x), "")
 
 
-def _volume(job: Job) -> NDArray[Any]:
+def _volume(job: VolumeJob) -> NDArray[Any]:
     """Read, resample and normalise one volume: float32, or bool for a mask."""
     with open_image(job.path, scene=job.scene) as image:
         volume: NDArray[Any] = image.read(job.channel, job.region, scene=job.scene, t=job.t)

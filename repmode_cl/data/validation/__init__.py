@@ -1,1 +1,1 @@
-"""Checks of a manifest and its images, one idea a file; `manifest_check` puts them together."""
+"""Checks of a manifest and its images, one subject in each file; `manifest_check` runs them all."""

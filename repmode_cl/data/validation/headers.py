@@ -1,6 +1,6 @@
-"""Headers of all files of a manifest, each read once, in several processes where there are many.
+"""Headers of all files of a manifest: each is read once, by several processes where there are many.
 
-A manifest of a hundred thousand rows is checked by its headers in less than a minute this way.
+So a manifest of a hundred thousand rows is checked by its headers in less than a minute.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.readers import open_image
 from repmode_cl.errors import ImageError
 from repmode_cl.utils.process_pool import run_jobs
 from repmode_cl.utils.progress import task
 
-__all__ = ["Header", "Headers", "Source", "read_headers"]
+__all__ = ["HeaderTable", "SceneHeader", "Source", "read_headers"]
 
-Triple = tuple[float, float, float]
 #: A file and the scene that a row names, or None.
 Source = tuple[Path, int | str | None]
 
 #: Files that one process is given at once, and below which starting processes costs more than it saves.
 _BATCH, _MANY = 250, 4000
 #: Scenes that a message lists at most.
-_LISTED = 20
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a file's header says of one scene.
+class SceneHeader:
+    """Header of one scene of a file.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Header:
     scenes
         Names of all scenes of the file.
     scene
-        Number of the one described; None where a row names none of several.
+        Number of the scene described; None where there are several and the row names none.
     times
         Number of time points.
     """
@@ -51,22 +51,22 @@ class Header:
     shape: tuple[int, int, int]
     dtype: str
     channel_names: tuple[str, ...]
-    voxel_size: Triple | None
+    voxel_size: VoxelSize | None
     scenes: tuple[str, ...]
     scene: int | None
     times: int
 
-    def chosen(self, path: Path, t: int | None) -> int:
-        """Return the time point that `t` means.
+    def time_point(self, path: Path, t: int | None) -> int:
+        """Return the number of the time point that a row means by `t`.
 
         Raises
         ------
         ImageError
-            If there are several scenes or time points and none is named, or `t` is not there.
+            If there are several scenes or time points and none is named, or there is no time point `t`.
         """
         if self.scene is None:
-            listed = ", ".join(f"{number} {name!r}" for number, name in enumerate(self.scenes[:_LISTED]))
-            more = ", ..." if len(self.scenes) > _LISTED else ""
+            listed = ", ".join(f"{number} {name!r}" for number, name in enumerate(self.scenes[:_MOST_LISTED]))
+            more = ", ..." if len(self.scenes) > _MOST_LISTED else ""
             raise ImageError(
                 f"{path}: the file holds {len(self.scenes)} scenes: {listed}{more}; name one in the column scene"
             )
@@ -79,42 +79,42 @@ class Header:
         return t or 0
 
 
-#: What is known of each source: its header, or why there is none.
-Headers = dict[Source, Header | str]
+#: Header of each source, or the reason why it has none.
+HeaderTable = dict[Source, SceneHeader | str]
 
 
-def read_headers(sources: Iterable[Source], known: Headers, workers: int = 1) -> None:
-    """Add to `known` the headers of those `sources` that it lacks.
+def read_headers(sources: Iterable[Source], headers: HeaderTable, workers: int = 1) -> None:
+    """Read the headers that a table lacks and add them to it.
 
     Parameters
     ----------
     sources
         Files and scenes; the same one may come often.
-    known
-        Filled.
+    headers
+        The table; changed in place.
     workers
-        Processes at work at once, where there are thousands of files.
+        Processes that read at the same time, where there are thousands of files.
     """
-    missing = [source for source in dict.fromkeys(sources) if source not in known]
+    missing = [source for source in dict.fromkeys(sources) if source not in headers]
     batches = [missing[start : start + _BATCH] for start in range(0, len(missing), _BATCH)]
     workers = workers if len(missing) >= _MANY else 1
     with task("reading headers", total=len(missing)) as bar:
-        for found in run_jobs(_read, batches, workers, name=lambda batch: str(batch[0][0])):
-            known.update(found)
-            bar.advance(len(found))
+        for batch in run_jobs(_read_batch, batches, workers, name=lambda batch: str(batch[0][0])):
+            headers.update(batch)
+            bar.advance(len(batch))
 
 
-def _read(sources: list[Source]) -> Headers:
-    return {source: _header(*source) for source in sources}
+def _read_batch(sources: list[Source]) -> HeaderTable:
+    return {source: _read_header(*source) for source in sources}
 
 
-def _header(path: Path, scene: int | str | None) -> Header | str:
+def _read_header(path: Path, scene: int | str | None) -> SceneHeader | str:
     try:
         with open_image(path, scene=scene) as image:
             number: int | None = 0
             if len(image.scenes) > 1:
-                number = None if scene is None else _number(scene, image.scenes)
-            return Header(
+                number = None if scene is None else _scene_number(scene, image.scenes)
+            return SceneHeader(
                 image.shape,
                 str(image.dtype),
                 image.channel_names,
@@ -127,6 +127,6 @@ def _header(path: Path, scene: int | str | None) -> Header | str:
         return str(error)
 
 
-def _number(scene: int | str, names: tuple[str, ...]) -> int:
-    """Return the number of a scene that the reader has found, so that its name and its number are one scene."""
+def _scene_number(scene: int | str, names: tuple[str, ...]) -> int:
+    """Return the number of a scene that the reader has opened, so that its name and its number mean the same."""
     return names.index(scene) if isinstance(scene, str) and scene in names else int(scene)

@@ -1,4 +1,4 @@
-"""One pass over an image's voxels: their histogram, saturation, blank planes, and a digest of what they show."""
+"""Statistics of an image's voxels, and warnings about them: histogram, saturation, blank planes, voxel size."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BINS", "Measure", "measure", "remarks", "size_remark"]
+from repmode_cl.data.geometry import VoxelSize
+
+__all__ = ["IntensityStatistics", "measure_intensity", "intensity_warnings", "voxel_size_warning", "BINS"]
 
 #: Bins of a histogram.
 BINS = 64
 #: Share of voxels at one largest value from which an image counts as saturated: a spot of 30 x 30 voxels in a
 #: million.
 SATURATED = 1e-3
-#: Fewest values that occur, from which voxels at the largest one are saturation and no label.
-_SHADES = 16
+#: Fewest different values of an image whose brightest voxels count as saturated; one with fewer is a label image.
+_FEWEST_VALUES = 16
 #: Voxel edges (um) beyond which a stack of cells is unlikely: light resolves no less, a cell is no larger.
 SMALLEST, LARGEST = 0.02, 10.0
-#: Times that planes may lie farther apart than voxels are wide; they hardly ever lie closer together.
+#: Largest and smallest distance of planes, in widths of a voxel; planes hardly ever lie closer together than voxels.
 THICKEST, THINNEST = 20.0, 0.5
-#: Share of an image's chunks that are not stored from which that is told: one that was blank may be left out.
-ABSENT = 0.1
-#: Planes that a message names at most.
-_LISTED = 10
+#: Share of an image's chunks that must be missing for a warning: a program may leave out single blank ones.
+ABSENT_SHARE = 0.1
+#: Most planes that a message names.
+_MOST_LISTED = 10
 
 
 @dataclass(frozen=True)
-class Measure:
-    """What the voxels of one channel are like.
+class IntensityStatistics:
+    """Statistics of the voxels of one channel.
 
     Attributes
     ----------
@@ -46,11 +48,11 @@ class Measure:
     saturated
         Share of voxels at the largest value; 0 where too few values occur to tell.
     at_limit
-        Whether that is the largest value that the type can hold.
+        Whether the largest value is the largest that the type can hold.
     constant_planes
-        Numbers of the planes in which all voxels are alike.
+        Numbers of the planes in which all voxels have one value.
     digest
-        SHA-256 of the values, whatever type, file or compression they are stored in.
+        SHA-256 of the values; the same for any type, file or compression that they are stored in.
     """
 
     low: float
@@ -66,14 +68,14 @@ class Measure:
     digest: str
 
 
-def measure(volume: NDArray[Any]) -> Measure:
-    """Measure a volume (Z, Y, X) whose voxels are finite and not all alike."""
+def measure_intensity(volume: NDArray[Any]) -> IntensityStatistics:
+    """Measure a volume (Z, Y, X) whose voxels are finite and not all of one value."""
     low, high = float(volume.min()), float(volume.max())
     counts, edges = np.histogram(volume, BINS, (low, high))
     at_top = int(np.count_nonzero(volume == volume.max()))
-    shades = np.unique(volume[:: max(1, volume.shape[0] // 4), ::4, ::4]).size
+    distinct = np.unique(volume[:: max(1, volume.shape[0] // 4), ::4, ::4]).size
     integer = volume.dtype.kind in "ui"
-    saturated = at_top / volume.size if shades >= _SHADES else 0.0
+    saturated = at_top / volume.size if distinct >= _FEWEST_VALUES else 0.0
     # A sample tells percentiles well enough, and sorting all voxels would take longer than reading them.
     step = max(1, math.ceil((volume.size / 2e6) ** (1 / 3)))
     p1, p50, p99 = np.percentile(volume[::step, ::step, ::step].astype(np.float64), (1, 50, 99))
@@ -82,7 +84,7 @@ def measure(volume: NDArray[Any]) -> Measure:
     digest = hashlib.sha256(str(volume.shape).encode())
     for plane in volume:  # a plane at a time: a float64 copy of a field would be four times the field
         digest.update(np.ascontiguousarray(plane, np.float64).tobytes())
-    return Measure(
+    return IntensityStatistics(
         low,
         high,
         float(volume.mean(dtype=np.float64)),
@@ -97,45 +99,57 @@ def measure(volume: NDArray[Any]) -> Measure:
     )
 
 
-def remarks(found: Measure, place: str, absent: tuple[int, int] = (0, 0)) -> Iterator[tuple[str, str]]:
-    """Yield what a person should look at, as kind and message; `absent` parts of all are not stored."""
-    missing, parts = absent
-    if missing and missing >= ABSENT * parts:
+def intensity_warnings(
+    statistics: IntensityStatistics, image: str, absent_chunks: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[str, str]]:
+    """Yield kind and message of each thing about an image that a person should look at.
+
+    Parameters
+    ----------
+    statistics
+        Of the image's voxels.
+    image
+        Name of the image, for messages.
+    absent_chunks
+        Number of chunks that are not stored, and of all.
+    """
+    missing, chunks = absent_chunks
+    if missing and missing >= ABSENT_SHARE * chunks:
         yield (
             "chunks absent",
-            f"{place}: {missing} of {parts} chunks are not there, and read as blank: some programs leave out chunks "
-            "that are blank, but a folder that was not copied whole looks the same; compare it with its source, or "
-            "copy it again",
+            f"{image}: {missing} of {chunks} chunks are missing, and read as blank: some programs leave out blank "
+            "chunks, but a folder that was not copied whole looks the same; compare it with its source, or copy it "
+            "again",
         )
-    if found.saturated >= SATURATED:
-        limit = ", the largest that its type holds" if found.at_limit else ""
+    if statistics.saturated >= SATURATED:
+        limit = ", the largest that its type holds" if statistics.at_limit else ""
         yield (
             "saturated",
-            f"{place}: {found.saturated:.2%} of the voxels have the largest value, {found.high:g}{limit}: what is "
-            "brighter was cut off; record with less light or gain",
+            f"{image}: {statistics.saturated:.2%} of the voxels have the largest value, {statistics.high:g}{limit}: "
+            "what is brighter was cut off; record with less light or gain",
         )
-    planes = found.constant_planes
+    planes = statistics.constant_planes
     if planes:
-        listed = ", ".join(map(str, planes[:_LISTED])) + (", ..." if len(planes) > _LISTED else "")
-        which = f"plane {listed} is" if len(planes) == 1 else f"planes {listed} are"
+        listed = ", ".join(map(str, planes[:_MOST_LISTED])) + (", ..." if len(planes) > _MOST_LISTED else "")
+        which = f"plane {listed} has" if len(planes) == 1 else f"planes {listed} have"
         yield (
             "constant plane",
-            f"{place}: {which} the same value all over (a frame that was lost, or padding); cut off by a region",
+            f"{image}: {which} one value in all voxels (a frame that was lost, or padding); exclude with a region",
         )
 
 
-def size_remark(voxel: tuple[float, float, float] | None, path: Path) -> tuple[str, str] | None:
-    """Return kind and message of what is unlikely about a voxel size (z, y, x) in um, if anything."""
-    if voxel is None:
+def voxel_size_warning(voxel_size: VoxelSize | None, path: Path) -> tuple[str, str] | None:
+    """Return kind and message of what is unlikely about an image's voxel size; None where nothing is."""
+    if voxel_size is None:
         return (
             "voxel size missing",
             f"{path}: no voxel size is known, so that the image keeps its grid; state it in voxel_size_zyx",
         )
-    z, y, x = voxel
+    z, y, x = voxel_size
     why = ""
-    if voxel == (1.0, 1.0, 1.0):
+    if voxel_size == (1.0, 1.0, 1.0):
         why = "which some programs write where they know none"
-    elif not all(SMALLEST <= edge <= LARGEST for edge in voxel):
+    elif not all(SMALLEST <= edge <= LARGEST for edge in voxel_size):
         why = f"outside {SMALLEST:g} to {LARGEST:g} um (another unit?)"
     elif abs(y - x) > 0.5 * max(y, x):
         why = "whose width and height differ by half or more"

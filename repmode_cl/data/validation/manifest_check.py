@@ -1,7 +1,7 @@
-"""Everything wrong with a manifest in one list, before hours of training are built on it.
+"""Check of a manifest: one list of all its problems, before hours of training are built on it.
 
-Each row is looked at by itself (files, channels, sizes, voxels) and against the others (duplicates, regions
-and groups that straddle splits), and nothing stops at the first problem.
+Each row is checked by itself (files, channels, sizes, voxels) and compared with the others (duplicates, regions and
+groups that straddle splits). Nothing stops at the first problem.
 """
 
 from __future__ import annotations
@@ -13,58 +13,97 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.config.schema import PatchConfig
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.manifest import Problem, Row, parse_manifest
-from repmode_cl.data.preprocessing.recipe import Recipe
-from repmode_cl.data.validation.intensity import remarks, size_remark
-from repmode_cl.data.validation.mismatched_pairs import check_belonging, check_twins
-from repmode_cl.data.validation.regions import check_groups, check_regions, same_files
-from repmode_cl.data.validation.rows import InspectedRow, look_at_rows
-from repmode_cl.data.validation.voxels import Key, VoxelFindings, key_of, read_voxels
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+from repmode_cl.data.validation.intensity import intensity_warnings, voxel_size_warning
+from repmode_cl.data.validation.mismatched_pairs import check_duplicate_images, check_pairs
+from repmode_cl.data.validation.regions import check_groups, check_regions, content_names
+from repmode_cl.data.validation.rows import InspectedRow, inspect_rows
+from repmode_cl.data.validation.voxels import ImageKey, VoxelFindings, image_key, measure_voxels
 
-__all__ = ["Inspection", "check_manifest", "inspect_manifest"]
-
-
-Triple = tuple[float, float, float]
+__all__ = ["inspect_manifest", "CheckOptions", "Inspection"]
 
 #: Version of what `Inspection.as_json` returns.
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
+class CheckOptions:
+    """Extent of a manifest's check, and the training settings that its images must suit.
+
+    Attributes
+    ----------
+    patch
+        Training patch (z, y, x) in voxels after resampling; None takes the configuration's default.
+    gap
+        Fewest voxels of the file, along one axis at least, between regions of different splits; None takes
+        half a patch, 0 only forbids overlaps.
+    read_voxels
+        Read all images and report damage, voxels that are not finite or all of one value, saturation, blank planes,
+        pairs that do not belong together, and the same image in several files. False reads headers only.
+    depth
+        Depth of the network, which decides the smallest size of an image.
+    voxel_size
+        Voxel size (z, y, x) in um that images are resampled to; None keeps their own.
+    recipe
+        Other settings of preprocessing (`PreprocessingRecipe.of` of a configuration's ``data.preprocessing``): the
+        axes that are resampled, and whether constant images are allowed. The default resamples all axes and refuses
+        constant images.
+    structures
+        Structures whose images are checked; None checks all. A line that cannot be understood is always reported.
+    thumbnails
+        Most rows, spread evenly, that thumbnails are made of.
+    workers
+        Processes that read images.
+    """
+
+    patch: tuple[int, int, int] | None = None
+    gap: int | tuple[int, int, int] | None = None
+    read_voxels: bool = True
+    depth: int = 4
+    voxel_size: VoxelSize | None = (0.29, 0.29, 0.29)
+    recipe: PreprocessingRecipe = field(default_factory=PreprocessingRecipe)
+    structures: Collection[str] | None = None
+    thumbnails: int = 0
+    workers: int = 1
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """What was found in a manifest.
+    """Results of a manifest's check.
 
     Attributes
     ----------
     path
         The manifest.
     rows
-        Its rows, as far as they are understood.
+        Its rows, as far as they can be understood.
     problems
         Errors and warnings, in the order of its lines.
-    looked
-        The rows with what the headers of their images say.
-    seen
-        What the voxels say; empty where only headers were read.
-    others
-        For rows that were compared with signals of other images: line of the best, and R2.
+    inspected
+        The rows with the headers of their images.
+    findings
+        Results of reading the voxels; empty where only headers were read.
+    best_matches
+        Line of the best other signal and its R2, for rows that were compared with signals of other images.
     """
 
     path: Path
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...]
-    looked: tuple[InspectedRow, ...] = ()
-    seen: VoxelFindings = field(default_factory=VoxelFindings)
-    others: dict[int, tuple[int, float]] = field(default_factory=dict)
+    inspected: tuple[InspectedRow, ...] = ()
+    findings: VoxelFindings = field(default_factory=VoxelFindings)
+    best_matches: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """What must be put right."""
+        """Problems that must be corrected."""
         return tuple(problem for problem in self.problems if problem.severity == "error")
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """What a person should look at."""
+        """Problems that a person should look at, and that may be in order."""
         return tuple(problem for problem in self.problems if problem.severity != "error")
 
     @property
@@ -91,17 +130,17 @@ class Inspection:
                 for p in self.problems
             ],
             "images": self._images(),
-            "pairs": [self._pair(number) for number in sorted(self.seen.fits)],
+            "pairs": [self._pair(number) for number in sorted(self.findings.fits)],
         }
 
     def _images(self) -> list[dict[str, Any]]:
-        lines: dict[Key, list[int]] = {}
-        about: dict[Key, dict[str, Any]] = {}
-        for one in self.looked:
+        lines: dict[ImageKey, list[int]] = {}
+        about: dict[ImageKey, dict[str, Any]] = {}
+        for one in self.inspected:
             for column, image in one.images.items():
-                key = key_of(image, one.row.region)
-                found = self.seen.measures.get(key)
-                if found is None:
+                key = image_key(image, one.row.region)
+                statistics = self.findings.statistics.get(key)
+                if statistics is None:
                     continue
                 lines.setdefault(key, []).append(one.row.number)
                 about[key] = {
@@ -111,21 +150,21 @@ class Inspection:
                     "shape": list(one.region.shape_in(image.shape)),
                     "dtype": image.header.dtype,
                     "voxel_size_zyx": one.voxel_size,
-                    "min": found.low,
-                    "max": found.high,
-                    "mean": found.mean,
-                    "std": found.deviation,
-                    "percentiles": dict(zip(("1", "50", "99"), found.percentiles, strict=True)),
-                    "histogram": {"edges": list(found.edges), "counts": list(found.counts)},
-                    "saturated": found.saturated,
-                    "constant_planes": list(found.constant_planes),
-                    "sha256": found.digest,
+                    "min": statistics.low,
+                    "max": statistics.high,
+                    "mean": statistics.mean,
+                    "std": statistics.deviation,
+                    "percentiles": dict(zip(("1", "50", "99"), statistics.percentiles, strict=True)),
+                    "histogram": {"edges": list(statistics.edges), "counts": list(statistics.counts)},
+                    "saturated": statistics.saturated,
+                    "constant_planes": list(statistics.constant_planes),
+                    "sha256": statistics.digest,
                 }
         return [{"lines": lines[key], **values} for key, values in about.items()]
 
     def _pair(self, number: int) -> dict[str, Any]:
-        fit = self.seen.fits[number]
-        best = self.others.get(number)
+        fit = self.findings.fits[number]
+        best = self.best_matches.get(number)
         return {
             "line": number,
             "r2": fit.r2,
@@ -138,81 +177,15 @@ class Inspection:
         }
 
 
-def check_manifest(
-    path: str | Path,
-    *,
-    patch: tuple[int, int, int] | None = None,
-    gap: int | tuple[int, int, int] | None = None,
-    read_voxels: bool = True,
-    depth: int = 4,
-    voxel_size: Triple | None = (0.29, 0.29, 0.29),
-    recipe: Recipe | None = None,
-    structures: Collection[str] | None = None,
-    workers: int = 1,
-) -> list[Problem]:
-    """Return every error of a manifest and of what it points to, in the order of its lines.
-
-    Parameters are those of `inspect_manifest`, which returns warnings and measurements too.
-
-    Raises
-    ------
-    ManifestError
-        If the manifest itself cannot be read as a file.
-    """
-    found = inspect_manifest(
-        path,
-        patch=patch,
-        gap=gap,
-        read_voxels=read_voxels,
-        depth=depth,
-        voxel_size=voxel_size,
-        recipe=recipe,
-        structures=structures,
-        workers=workers,
-    )
-    return list(found.errors)
-
-
-def inspect_manifest(
-    path: str | Path,
-    *,
-    patch: tuple[int, int, int] | None = None,
-    gap: int | tuple[int, int, int] | None = None,
-    read_voxels: bool = True,
-    depth: int = 4,
-    voxel_size: Triple | None = (0.29, 0.29, 0.29),
-    recipe: Recipe | None = None,
-    structures: Collection[str] | None = None,
-    pictures: int = 0,
-    workers: int = 1,
-) -> Inspection:
-    """Look at a manifest and all that it points to.
+def inspect_manifest(path: str | Path, options: CheckOptions | None = None) -> Inspection:
+    """Check a manifest and all images that it names.
 
     Parameters
     ----------
     path
         The manifest.
-    patch
-        Training patch (z, y, x) in voxels after resampling; None takes the configuration's default.
-    gap
-        Fewest voxels of the file, along one axis at least, between regions of different splits; None takes
-        half a patch, 0 asks only that they do not overlap.
-    read_voxels
-        Read all images: damage, voxels that are not finite or all alike, saturation, blank planes, pairs that do
-        not belong together, the same image in several files. False reads headers.
-    depth
-        Depth of the network: what it cannot take is too small.
-    voxel_size
-        Voxel size (z, y, x) in um that images will be resampled to; None for their own.
-    recipe
-        How they will be prepared besides (`Recipe.of` of a configuration's ``data.preprocessing``): which axes are
-        resampled, and whether constant images are taken. None is the default: all axes, and they are not.
-    structures
-        Look at the images of these alone; None looks at all. A line that cannot be understood is always told.
-    pictures
-        Rows at most that thumbnails are made of, spread evenly.
-    workers
-        Processes that read images.
+    options
+        Extent of the check and training settings; None takes the defaults.
 
     Returns
     -------
@@ -224,85 +197,90 @@ def inspect_manifest(
     ManifestError
         If the manifest itself cannot be read as a file.
     """
+    options = options or CheckOptions()
     path = Path(path)
     rows, problems = parse_manifest(path)
+    structures, recipe = options.structures, options.recipe
     rows = [row for row in rows if structures is None or row.structure in structures]
-    recipe = recipe or Recipe()
-    looked = look_at_rows(rows, depth=depth, voxel_size=voxel_size, recipe=recipe, workers=workers)
-    for one in looked:
+    inspected = inspect_rows(
+        rows, depth=options.depth, voxel_size=options.voxel_size, recipe=recipe, workers=options.workers
+    )
+    for one in inspected:
         problems += one.problems
-    problems += _voxel_sizes(looked)
-    problems += _scene_names(looked)
-    half = tuple(math.ceil(size / 2) for size in patch or PatchConfig().size)
-    needed = (gap, gap, gap) if isinstance(gap, int) else gap
-    # Where a row's split is unknown already, comparing it with others would only repeat that.
+    problems += _unlikely_voxel_sizes(inspected)
+    problems += _scene_name_conflicts(inspected)
+    half = tuple(math.ceil(size / 2) for size in options.patch or PatchConfig().size)
+    gap = (options.gap,) * 3 if isinstance(options.gap, int) else options.gap
+    # A row with an unknown split is already reported; comparing it with others would only repeat that.
     unknown = {problem.row for problem in problems if problem.column == "split"}
-    understood = [one for one in looked if one.row.number not in unknown]
-    names = same_files((row.signal for row in rows), read_voxels)
-    problems += check_regions(understood, needed, half, voxel_size, recipe, names)
+    understood = [one for one in inspected if one.row.number not in unknown]
+    names = content_names((row.signal for row in rows), options.read_voxels)
+    problems += check_regions(understood, gap, half, options.voxel_size, recipe, names)
     problems += check_groups(one.row for one in understood)
-    seen = VoxelFindings()
-    others: dict[int, tuple[int, float]] = {}
-    if read_voxels:
-        seen = _voxels(looked, pictures, workers, voxel_size, recipe, problems)
-        problems += check_twins(understood, seen, names)
-        found, others = check_belonging(looked, seen, workers=workers)
-        problems += found
+    findings = VoxelFindings()
+    best_matches: dict[int, tuple[int, float]] = {}
+    if options.read_voxels:
+        findings = _check_voxels(inspected, options, problems)
+        problems += check_duplicate_images(understood, findings, names)
+        mismatches, best_matches = check_pairs(inspected, findings, workers=options.workers)
+        problems += mismatches
     order = {"error": 0, "warning": 1}
     problems.sort(key=lambda problem: (problem.row, order[problem.severity]))
-    return Inspection(path, tuple(rows), tuple(problems), tuple(looked), seen, others)
+    return Inspection(path, tuple(rows), tuple(problems), tuple(inspected), findings, best_matches)
 
 
-def _voxels(
-    looked: Sequence[InspectedRow],
-    pictures: int,
-    workers: int,
-    voxel_size: Triple | None,
-    recipe: Recipe,
-    problems: list[Problem],
+def _check_voxels(
+    inspected: Sequence[InspectedRow], options: CheckOptions, problems: list[Problem]
 ) -> VoxelFindings:
-    """Read the voxels of rows whose headers are in order, and add what is wrong with them."""
-    step = max(1, math.ceil(len(looked) / pictures)) if pictures else 1
-    wanted = [one.row.number for one in looked[::step]] if pictures else []
-    seen = read_voxels(looked, pictures=wanted, percentiles=recipe.percentiles, workers=workers)
-    said: set[Key] = set()
-    for one in looked:
+    """Read the voxels of rows whose headers are in order, and add their problems."""
+    recipe = options.recipe
+    step = max(1, math.ceil(len(inspected) / options.thumbnails)) if options.thumbnails else 1
+    pictured = [one.row.number for one in inspected[::step]] if options.thumbnails else []
+    findings = measure_voxels(
+        inspected, thumbnails=pictured, percentiles=recipe.percentiles, workers=options.workers
+    )
+    reported: set[ImageKey] = set()
+    for one in inspected:
         for column, image in one.images.items():
-            key = key_of(image, one.row.region)
-            if key in seen.damaged:
-                problems.append(Problem(one.row.number, column, seen.damaged[key], kind="image"))
-            elif key in seen.constant:
-                problems.append(_constant(one.row, column, seen.constant[key], recipe))
-            elif key in seen.measures and key not in said:
-                said.add(key)
+            key = image_key(image, one.row.region)
+            if key in findings.damaged:
+                problems.append(Problem(one.row.number, column, findings.damaged[key], kind="image"))
+            elif key in findings.constant:
+                problems.append(_constant(one.row, column, findings.constant[key], recipe))
+            elif key in findings.statistics and key not in reported:
+                reported.add(key)
                 place = f"{image.path}, channel {image.header.channel_names[image.channel]}"
+                absent = findings.absent_chunks.get(key, (0, 0))
                 problems += [
                     Problem(one.row.number, column, message, severity="warning", kind=kind)
-                    for kind, message in remarks(seen.measures[key], place, seen.absent.get(key, (0, 0)))
+                    for kind, message in intensity_warnings(findings.statistics[key], place, absent)
                 ]
-                if key in seen.flat:
-                    problems.append(_flat(one, column, seen.flat[key], recipe, voxel_size))
-    return seen
+                if key in findings.flat_between_percentiles:
+                    message = findings.flat_between_percentiles[key]
+                    problems.append(_flat(one, column, message, recipe, options.voxel_size))
+    return findings
 
 
-def _constant(row: Row, column: str, message: str, recipe: Recipe) -> Problem:
-    """Return what it means that all voxels of an image are alike: an error, or zeros to learn from."""
+def _constant(row: Row, column: str, message: str, recipe: PreprocessingRecipe) -> Problem:
+    """Return the problem of an image whose voxels all have one value: an error, or a warning if zeros are allowed."""
     if recipe.empty != "zeros":
         return Problem(row.number, column, message, kind="image")
     if column == "target" and row.split in ("val", "test"):
         message += (
-            f", and its row is in the split {row.split}: nothing has an R2 on such an image; name its split "
+            f", and its row is in the split {row.split}: R2 is undefined on such an image; set its split to train, or "
+            "leave the row out"
         )
-        message += "train, or leave it out"
         return Problem(row.number, column, message, kind="image")
-    message += "; it is taken as zeros (empty: zeros)"
+    message += "; it is prepared as zeros (empty: zeros)"
     if column == "target" and row.split is None:
-        message += ", in training alone: name its split train, or it may be held out, where nothing has an R2"
+        message += ", which suits only training: set its split to train, or it may be held out, where R2 is undefined"
     return Problem(row.number, column, message, severity="warning", kind="constant")
 
 
-def _flat(one: InspectedRow, column: str, message: str, recipe: Recipe, voxel_size: Triple | None) -> Problem:
-    """Return what it means that an image is all alike between its percentiles: an error, unless it is resampled."""
+def _flat(
+    one: InspectedRow, column: str, message: str, recipe: PreprocessingRecipe, voxel_size: VoxelSize | None
+) -> Problem:
+    """Return the problem of an image with one value between its percentiles: an error, unless it is resampled."""
     own = one.voxel_size
     if own is None or voxel_size is None or recipe.target_voxel(own, voxel_size) == own:
         return Problem(one.row.number, column, message, kind="flat")
@@ -310,27 +288,30 @@ def _flat(one: InspectedRow, column: str, message: str, recipe: Recipe, voxel_si
     return Problem(one.row.number, column, message, severity="warning", kind="flat")
 
 
-def _voxel_sizes(looked: Sequence[InspectedRow]) -> list[Problem]:
-    """Return what is unlikely about voxel sizes, once for each file."""
-    problems, said = [], set()
-    for one in looked:
+def _unlikely_voxel_sizes(inspected: Sequence[InspectedRow]) -> list[Problem]:
+    """Return warnings about unlikely voxel sizes, once for each file."""
+    problems, reported = [], set()
+    for one in inspected:
         row, signal = one.row, one.images.get("signal")
-        if signal is None or (row.signal, row.voxel_size) in said:
+        if signal is None or (row.signal, row.voxel_size) in reported:
             continue
-        said.add((row.signal, row.voxel_size))
-        remark = size_remark(one.voxel_size, row.signal)
-        if remark is not None:
-            kind, message = remark
+        reported.add((row.signal, row.voxel_size))
+        warning = voxel_size_warning(one.voxel_size, row.signal)
+        if warning is not None:
+            kind, message = warning
             column = "voxel_size_zyx" if row.voxel_size else "signal"
             problems.append(Problem(row.number, column, message, severity="warning", kind=kind))
     return problems
 
 
-def _scene_names(looked: Sequence[InspectedRow]) -> list[Problem]:
-    """Return rows that call a scene otherwise than an earlier row: taken as two images, one could straddle splits."""
+def _scene_name_conflicts(inspected: Sequence[InspectedRow]) -> list[Problem]:
+    """Return a problem for rows that name a scene differently than an earlier row does.
+
+    Counted as two images, one scene could straddle splits.
+    """
     problems = []
     first: dict[tuple[Path, int | None], Row] = {}
-    for one in looked:
+    for one in inspected:
         signal = one.images.get("signal")
         if signal is None:
             continue

@@ -1,10 +1,10 @@
-"""Whether a signal and a target show the same cells, and how far they are shifted against each other.
+"""Fit of a signal to its target: a measure of showing the same cells, and of the shift between the two.
 
-Transmitted light and fluorescence look different, so they are not compared as they are: several features of the
-signal (brightness, contrast, how it changes with focus) are fitted to the target by least squares, and the share
-of the target's variance that they explain, R2, says how well the two go together. By Fourier transforms that is
-known for every shift of one against the other. Far shifts tell what chance explains; a maximum beside the origin
-tells a misregistration; the R2 of other images' signals tells a mix-up.
+Transmitted light and fluorescence look different, so they are not compared as they are. Several features of the
+signal (brightness, contrast, change with focus) are fitted to the target by least squares, and the share of the
+target's variance that they explain, R2, measures how well the two fit. Fourier transforms give it for every shift of
+one against the other. Far shifts show what chance explains. A maximum away from the origin shows a misregistration. A
+better R2 with another image's signal shows a mix-up of files.
 
 scikit-image's `phase_cross_correlation` was tried in place of this, with each feature against the target. It gives the
 best shift, but not what chance gives. Of 48 simulated pairs that lie well it shifts 17; here none is called shifted. Of
@@ -23,24 +23,24 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["Fit", "Reduced", "explained", "fit_pair", "reduce_signal", "reduce_target"]
+__all__ = ["PairFit", "SignalFeatures", "fit_pair", "explained_variance", "signal_features", "prepare_target"]
 
 #: Most voxels (z, y, x) that are compared; larger volumes are reduced by whole factors.
 MOST = (32, 128, 128)
 #: Deviation (voxels) of the window in which contrast is taken, and of what counts as background.
 _CONTRAST, _COARSE, _BACKGROUND = 1.5, 2.0, 12.0
-#: So many times as much a maximum beside the origin must explain to be called a shift, as the best of the far
-#: shifts, and as the files do as they are: of 480 simulated pairs that lie well none is called shifted then, of as
-#: many shifted ones 210 are, 202 of them within two voxels of the truth. With 1.5, chance does it in one of a hundred.
-_CLEAR, _BETTER = 1.75, 1.5
+#: Factors by which a maximum away from the origin must exceed the best of the far shifts, and the R2 of the files as
+#: they are, to be called a shift. Of 480 simulated pairs that are registered none is called shifted then; of as many
+#: shifted ones 210 are, 202 of them within two voxels of the truth. With 1.5, chance does it in one of a hundred.
+_CLEAR_OF_CHANCE, _CLEAR_OF_UNSHIFTED = 1.75, 1.5
 #: By chance alone the best near shift beats the best far one about every third time, but hardly by so much.
-_NEARBY = 1.5
+_RELATED_NEARBY = 1.5
 #: Quantile of far shifts that counts as chance.
-_CHANCE = 0.99
+_CHANCE_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
-class Reduced:
+class SignalFeatures:
     """A signal's features, fine ones and those with blurred ones besides, each set orthonormal: (F, Z, Y, X).
 
     `factors` (z, y, x) are what they were reduced by.
@@ -51,8 +51,8 @@ class Reduced:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How well the two images of a row go together.
+class PairFit:
+    """Fit of the two images of a row.
 
     Attributes
     ----------
@@ -65,9 +65,9 @@ class Fit:
     limit
         The largest at any far one.
     shift
-        Where `best` is, (z, y, x) in voxels of the file: how far the target lies from where the signal says.
-    kind
-        Number of the set of features that says so: the one with the clearest maximum.
+        Shift of `best`, (z, y, x) in voxels of the file: the distance of the target from its place by the signal.
+    feature_set
+        Number of the set of features that was used: the one with the clearest maximum.
     """
 
     r2: float
@@ -75,26 +75,26 @@ class Fit:
     best: float
     limit: float
     shift: tuple[int, int, int]
-    kind: int
+    feature_set: int
 
     @property
     def related(self) -> bool:
-        """Whether the images go together better than by chance, where they lie or nearby."""
-        return self.r2 > self.chance or self.best > _NEARBY * self.limit
+        """Whether the images fit better than by chance, as they are or slightly shifted."""
+        return self.r2 > self.chance or self.best > _RELATED_NEARBY * self.limit
 
     @property
     def strength(self) -> float:
-        """How far above chance they go together as they are; about 1 and below says nothing."""
+        """R2 of the unshifted images as a multiple of chance; values up to about 1 mean nothing."""
         return self.r2 / max(self.chance, 1e-30)
 
     @property
     def shifted(self) -> bool:
-        """Whether they go together clearly better at another place of the plane than where they lie, and than far off.
+        """Whether the images fit clearly better shifted within the plane than as they are, and than far off.
 
-        Shifts along z alone are not told: blur differs above and below focus, so that a maximum in another plane is
-        found as often where images lie well as where they do not.
+        Shifts along z only are not reported: blur differs above and below focus, so that registered images have a
+        maximum in another plane as often as others do.
         """
-        clear = self.best > _CLEAR * self.limit and self.best > _BETTER * self.r2
+        clear = self.best > _CLEAR_OF_CHANCE * self.limit and self.best > _CLEAR_OF_UNSHIFTED * self.r2
         return clear and max(map(abs, self.shift[1:])) > 1
 
 
@@ -114,38 +114,38 @@ def _reduce(volume: NDArray[Any], factors: tuple[int, int, int]) -> tuple[NDArra
 
 
 def _flatten(volume: NDArray[Any]) -> NDArray[np.float32]:
-    """Take away what changes slowly: uneven light goes together with uneven light."""
+    """Remove slow changes: uneven light in one image fits uneven light in the other."""
     background = [min(_BACKGROUND, size / 4) for size in volume.shape]
     flat = volume - gaussian_filter(volume, background)
     return np.asarray(flat - flat.mean(), np.float32)
 
 
-def reduce_signal(volume: NDArray[Any]) -> Reduced:
+def signal_features(volume: NDArray[Any]) -> SignalFeatures:
     """Return the features of a signal (Z, Y, X)."""
     factors = factors_for(volume.shape)
     mean, variance = _reduce(volume, factors)
     mean = mean - mean.mean()
     spread = gaussian_filter(mean**2 + variance, _CONTRAST) - gaussian_filter(mean, _CONTRAST) ** 2
     contrast = np.sqrt(np.maximum(spread, 0.0))
-    found = [mean, contrast]
+    fine = [mean, contrast]
     if mean.shape[0] > 2:
         focus = np.gradient(mean, axis=0)
-        found += [focus, np.gradient(focus, axis=0)]
-    coarse = [gaussian_filter(one, _COARSE) for one in found]
-    return Reduced((_orthonormal(found), _orthonormal(found + coarse)), factors)
+        fine += [focus, np.gradient(focus, axis=0)]
+    coarse = [gaussian_filter(one, _COARSE) for one in fine]
+    return SignalFeatures((_orthonormal(fine), _orthonormal(fine + coarse)), factors)
 
 
-def _orthonormal(found: list[NDArray[Any]]) -> NDArray[np.float32]:
-    """Return features without their background, by the eigenvectors of their covariance: what is said twice is one."""
-    features = np.stack([_flatten(one) for one in found])
+def _orthonormal(volumes: list[NDArray[Any]]) -> NDArray[np.float32]:
+    """Return features without background, orthonormal by the eigenvectors of their covariance; repeated ones go."""
+    features = np.stack([_flatten(one) for one in volumes])
     matrix = features.reshape(len(features), -1).astype(np.float64)
     values, vectors = np.linalg.eigh(matrix @ matrix.T)
-    kept = values > 1e-9 * max(float(values[-1]), 1e-300)
-    matrix = (vectors[:, kept] / np.sqrt(values[kept])).T @ matrix
+    significant = values > 1e-9 * max(float(values[-1]), 1e-300)
+    matrix = (vectors[:, significant] / np.sqrt(values[significant])).T @ matrix
     return np.asarray(matrix, np.float32).reshape(-1, *features.shape[1:])
 
 
-def reduce_target(volume: NDArray[Any]) -> NDArray[np.float32]:
+def prepare_target(volume: NDArray[Any]) -> NDArray[np.float32]:
     """Return a target (Z, Y, X) to compare features with: reduced, flattened, of norm 1."""
     reduced, _ = _reduce(volume, factors_for(volume.shape))
     flat = _flatten(reduced)
@@ -157,17 +157,17 @@ def reduce_target(volume: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(flat / norm if norm > 0 else flat, np.float32)
 
 
-def explained(signal: Reduced, target: NDArray[np.float32], kind: int) -> float:
+def explained_variance(signal: SignalFeatures, target: NDArray[np.float32], feature_set: int) -> float:
     """Return the R2 of one image's target by a signal of the same shape, unshifted, with one set of features."""
-    return float(sum(float(np.vdot(feature, target)) ** 2 for feature in signal.sets[kind]))
+    return float(sum(float(np.vdot(feature, target)) ** 2 for feature in signal.sets[feature_set]))
 
 
-def fit_pair(signal: Reduced, target: NDArray[np.float32]) -> Fit:
-    """Return how well a signal and a target go together, here and at every shift."""
+def fit_pair(signal: SignalFeatures, target: NDArray[np.float32]) -> PairFit:
+    """Fit a signal to a target, unshifted and at every shift."""
     spectrum = fft.rfftn(target)
     fits = [
-        _fit(features, spectrum, target.shape, signal.factors, kind)
-        for kind, features in enumerate(signal.sets)
+        _fit(features, spectrum, target.shape, signal.factors, feature_set)
+        for feature_set, features in enumerate(signal.sets)
     ]
     return max(fits, key=lambda fit: fit.best / max(fit.limit, 1e-30))
 
@@ -177,8 +177,8 @@ def _fit(
     spectrum: NDArray[Any],
     shape: tuple[int, ...],
     factors: tuple[int, int, int],
-    kind: int,
-) -> Fit:
+    feature_set: int,
+) -> PairFit:
     at = np.zeros(shape, np.float32)
     for feature in features:
         at += fft.irfftn(np.conj(fft.rfftn(feature)) * spectrum, s=shape) ** 2
@@ -187,12 +187,14 @@ def _fit(
     near = y[:, None] & x[None, :]
     far = at[:, ~near]
     if not far.size:
-        return Fit(float(at[0, 0, 0]), 1.0, float(at[0, 0, 0]), 1.0, (0, 0, 0), kind)
+        return PairFit(float(at[0, 0, 0]), 1.0, float(at[0, 0, 0]), 1.0, (0, 0, 0), feature_set)
     nearby = np.where(z[:, None, None] & near[None], at, -1.0)
     place = np.unravel_index(int(np.argmax(nearby)), at.shape)
     dz, dy, dx = (
         (int(n) if n <= size // 2 else int(n) - size) * factor
         for n, size, factor in zip(place, shape, factors, strict=True)
     )
-    chance = float(np.quantile(far, _CHANCE))
-    return Fit(float(at[0, 0, 0]), chance, float(nearby[place]), float(far.max()), (dz, dy, dx), kind)
+    chance = float(np.quantile(far, _CHANCE_QUANTILE))
+    return PairFit(
+        float(at[0, 0, 0]), chance, float(nearby[place]), float(far.max()), (dz, dy, dx), feature_set
+    )

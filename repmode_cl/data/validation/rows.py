@@ -1,4 +1,4 @@
-"""What is wrong with a single row: its files, channels, sizes and regions, told by headers alone."""
+"""Checks of each row by itself: its files, channels, sizes and regions, from headers only."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.manifest import Problem, Row
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import Region
 from repmode_cl.data.readers.region import find_channel, shape_text
-from repmode_cl.data.validation.headers import Header, Headers, Source, read_headers
+from repmode_cl.data.validation.headers import HeaderTable, SceneHeader, Source, read_headers
 from repmode_cl.errors import ImageError
 
-__all__ = ["Image", "InspectedRow", "look_at_rows"]
-
-Triple = tuple[float, float, float]
+__all__ = ["ChannelImage", "InspectedRow", "inspect_rows"]
 
 #: Voxel sizes of one row's files may differ by this much: rounding in metadata.
 _SAME_VOXEL = 0.01
 
 
 @dataclass(frozen=True)
-class Image:
-    """What one column of a row stands for: a channel of a file."""
+class ChannelImage:
+    """Image that one column of a row names: a channel of a file at one scene and time point."""
 
     path: Path
-    header: Header
+    header: SceneHeader
     channel: int
     scene: int | str | None
     t: int
@@ -39,10 +38,10 @@ class Image:
 
 @dataclass
 class InspectedRow:
-    """A row with the images that were found for it, by column, and what is wrong with them."""
+    """A row of a manifest with its images, by column, and their problems."""
 
     row: Row
-    images: dict[str, Image] = field(default_factory=dict)
+    images: dict[str, ChannelImage] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -51,7 +50,7 @@ class InspectedRow:
         return self.row.region or Region()
 
     @property
-    def voxel_size(self) -> Triple | None:
+    def voxel_size(self) -> VoxelSize | None:
         """The row's voxel size: the manifest's, the signal's or the target's."""
         sizes = [self.row.voxel_size]
         sizes += [
@@ -60,10 +59,15 @@ class InspectedRow:
         return next((size for size in sizes if size is not None), None)
 
 
-def look_at_rows(
-    rows: Sequence[Row], *, depth: int, voxel_size: Triple | None, recipe: Recipe, workers: int = 1
+def inspect_rows(
+    rows: Sequence[Row],
+    *,
+    depth: int,
+    voxel_size: VoxelSize | None,
+    recipe: PreprocessingRecipe,
+    workers: int = 1,
 ) -> list[InspectedRow]:
-    """Return each row with what its headers say and what is wrong with them.
+    """Read the headers of all rows and check each row by itself.
 
     Parameters
     ----------
@@ -74,37 +78,44 @@ def look_at_rows(
     voxel_size
         (z, y, x) in um that images will be resampled to; None for their own.
     recipe
-        Says which axes will be.
+        Decides which axes are resampled.
     workers
         Processes that read headers.
+
+    Returns
+    -------
+    list of InspectedRow
+        One for each row, in order.
     """
-    headers: Headers = {}
+    headers: HeaderTable = {}
     wanted: list[Source] = []
     for row in rows:
         wanted += [(row.signal, row.scene), (row.target, row.scene)]
         if row.mask is not None:
             wanted.append((row.mask, None))
     read_headers(wanted, headers, workers)
-    # One mask may serve every scene and time point of an image, so a row's scene is its only where it has several.
-    again = [
+    # One mask may serve every scene and time point of an image: a row's scene is the mask's where that has several.
+    with_scene = [
         (row.mask, row.scene)
         for row in rows
         if row.mask is not None and row.scene is not None and _has_several(headers[row.mask, None])
     ]
-    read_headers(again, headers, workers)
-    return [_look(row, headers, depth, voxel_size, recipe) for row in rows]
+    read_headers(with_scene, headers, workers)
+    return [_inspect(row, headers, depth, voxel_size, recipe) for row in rows]
 
 
-def _has_several(header: Header | str) -> bool:
+def _has_several(header: SceneHeader | str) -> bool:
     # A first scene that cannot be read may hide others that can.
     return isinstance(header, str) or len(header.scenes) > 1
 
 
-def _look(row: Row, headers: Headers, depth: int, voxel_size: Triple | None, recipe: Recipe) -> InspectedRow:
-    found = InspectedRow(row)
+def _inspect(
+    row: Row, headers: HeaderTable, depth: int, voxel_size: VoxelSize | None, recipe: PreprocessingRecipe
+) -> InspectedRow:
+    inspected = InspectedRow(row)
 
-    def wrong(column: str, message: str) -> None:
-        found.problems.append(Problem(row.number, column, message, kind="image"))
+    def report(column: str, message: str) -> None:
+        inspected.problems.append(Problem(row.number, column, message, kind="image"))
 
     columns: list[tuple[str, Path, str | int | None]] = [
         ("signal", row.signal, row.signal_channel),
@@ -114,28 +125,30 @@ def _look(row: Row, headers: Headers, depth: int, voxel_size: Triple | None, rec
         columns.append(("mask", row.mask, row.mask_channel))
     for column, path, channel in columns:
         try:
-            found.images[column] = _image(column, path, channel, row, headers)
+            inspected.images[column] = _image(column, path, channel, row, headers)
         except ImageError as error:
-            wrong(column, str(error))
-    signal, target = found.images.get("signal"), found.images.get("target")
+            report(column, str(error))
+    signal, target = inspected.images.get("signal"), inspected.images.get("target")
     if signal is None:
-        return found
+        return inspected
     for column in ("target", "mask"):
-        if column in found.images:
-            for message in _differences(signal, found.images[column], row):
-                wrong(column, message)
+        if column in inspected.images:
+            for message in _differences(signal, inspected.images[column], row):
+                report(column, message)
     if target is not None and row.target == row.signal and target.channel == signal.channel:
-        wrong("target", "is the same channel of the same file as the signal")
+        report("target", "is the same channel of the same file as the signal")
     try:
-        small = _too_small(found, signal, depth, voxel_size, recipe)
-        if small:
-            wrong("region" if row.region else "signal", small)
+        too_small = _too_small(inspected, signal, depth, voxel_size, recipe)
+        if too_small:
+            report("region" if row.region else "signal", too_small)
     except ImageError as error:
-        wrong("voxel_size_zyx" if row.voxel_size else "signal", str(error))
-    return found
+        report("voxel_size_zyx" if row.voxel_size else "signal", str(error))
+    return inspected
 
 
-def _image(column: str, path: Path, channel: str | int | None, row: Row, headers: Headers) -> Image:
+def _image(
+    column: str, path: Path, channel: str | int | None, row: Row, headers: HeaderTable
+) -> ChannelImage:
     scene, t = row.scene, row.t
     header = headers[path, None if column == "mask" else scene]
     if column == "mask":
@@ -147,10 +160,10 @@ def _image(column: str, path: Path, channel: str | int | None, row: Row, headers
         raise ImageError(header)
     if column == "mask" and header.times == 1:
         t = None
-    time = header.chosen(path, t)
+    time = header.time_point(path, t)
     if column != "mask" and header.dtype == "bool":
-        raise ImageError(f"{path}: its voxels are true or false: that is a mask, no intensities")
-    image = Image(path, header, find_channel(channel, header.channel_names, path), scene, time)
+        raise ImageError(f"{path}: its voxels are true or false: this is a mask, not an image of intensities")
+    image = ChannelImage(path, header, find_channel(channel, header.channel_names, path), scene, time)
     try:
         (row.region or Region()).resolve(image.shape)
     except ImageError as error:
@@ -158,27 +171,31 @@ def _image(column: str, path: Path, channel: str | int | None, row: Row, headers
     return image
 
 
-def _differences(signal: Image, other: Image, row: Row) -> Iterable[str]:
+def _differences(signal: ChannelImage, other: ChannelImage, row: Row) -> Iterable[str]:
     if other.shape != signal.shape:
         yield (
             f"{shape_text(other.shape)} voxels (z, y, x), but the signal has {shape_text(signal.shape)}; "
             "they must cover the same voxels"
         )
-    one, two = signal.header.voxel_size, other.header.voxel_size
-    if row.voxel_size is not None or one is None or two is None:
+    expected, stated = signal.header.voxel_size, other.header.voxel_size
+    if row.voxel_size is not None or expected is None or stated is None:
         return
-    if any(abs(a - b) > _SAME_VOXEL * max(a, b) for a, b in zip(one, two, strict=True)):
+    if any(abs(a - b) > _SAME_VOXEL * max(a, b) for a, b in zip(expected, stated, strict=True)):
         yield (
-            f"voxels of {two} um (z, y, x), but the signal's are {one}; "
+            f"voxels of {stated} um (z, y, x), but the signal's are {expected}; "
             "correct the file, or state the right size in voxel_size_zyx"
         )
 
 
 def _too_small(
-    found: InspectedRow, signal: Image, depth: int, voxel_size: Triple | None, recipe: Recipe
+    inspected: InspectedRow,
+    signal: ChannelImage,
+    depth: int,
+    voxel_size: VoxelSize | None,
+    recipe: PreprocessingRecipe,
 ) -> str:
-    shape = found.region.shape_in(signal.shape)
-    resampled = recipe.grid(shape, found.voxel_size, voxel_size)
+    shape = inspected.region.shape_in(signal.shape)
+    resampled = recipe.grid(shape, inspected.voxel_size, voxel_size)
     # The fewest voxels that reflection can pad to a multiple of 2^depth: repmode_cl.nn.smallest_size.
     smallest = -(-((1 << depth) + 2) // 3)
     if min(resampled) >= smallest:

@@ -1,10 +1,10 @@
-"""One pass over the voxels of all images, each signal read once with the targets that belong to it."""
+"""Measurements of the voxels of all images: each signal is read once, with the targets that belong to it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,85 +12,97 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.preprocessing.normalisation import flat_text, percentiles_of
+from repmode_cl.data.preprocessing.normalisation import flat_message, streaming_percentiles
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.readers.image_reader import BaseReader
-from repmode_cl.data.validation.intensity import Measure, measure
-from repmode_cl.data.validation.pair_fit import Fit, explained, fit_pair, reduce_signal, reduce_target
-from repmode_cl.data.validation.rows import Image, InspectedRow
+from repmode_cl.data.validation.intensity import IntensityStatistics, measure_intensity
+from repmode_cl.data.validation.pair_fit import (
+    PairFit,
+    explained_variance,
+    fit_pair,
+    prepare_target,
+    signal_features,
+)
+from repmode_cl.data.validation.rows import ChannelImage, InspectedRow
 from repmode_cl.data.validation.thumbnails import thumbnail
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.utils.process_pool import run_jobs
 from repmode_cl.utils.progress import track
 
-__all__ = ["Key", "VoxelFindings", "compare_with_others", "key_of", "read_voxels"]
+__all__ = ["ImageKey", "VoxelFindings", "compare_with_others", "image_key", "measure_voxels"]
 
-#: File, channel, scene, time point and region: what one measurement is of.
-Key = tuple[Path, int, int | str | None, int, str]
+#: Identity of a measured image: file, channel, scene, time point and region.
+ImageKey = tuple[Path, int, int | str | None, int, str]
 
-#: Planes of the largest deviation among so many are shown.
-_PLANES = 16
+#: Number of planes, evenly spread, of which the one with the largest deviation becomes the thumbnail.
+_THUMBNAIL_PLANES = 16
 
 
 @dataclass
 class VoxelFindings:
-    """What the voxels say.
+    """Results of reading the voxels.
 
     Attributes
     ----------
-    measures
-        By image.
+    statistics
+        Statistics by image.
     damaged
-        Why an image could not be measured.
+        Reason why an image could not be measured.
     constant
-        Where an image lies whose voxels are all alike, and their value; it is not measured.
-    flat
-        What is wrong with a measured image that has one value at both percentiles that were asked for.
-    absent
-        How many of how many parts of a measured image are not stored, where some are not: these read as blank.
+        Message for an image whose voxels all have one value; it is not measured.
+    flat_between_percentiles
+        Message for a measured image that has one value at both percentiles of the normalisation.
+    absent_chunks
+        Number of chunks of a measured image that are not stored and read as blank, and number of all its chunks;
+        only for images that lack some.
     fits
-        How well a row's signal and target go together, by row number.
+        Fit of a row's signal and target, by row number.
     thumbnails
         PNGs of a row's signal and target, by row number.
     """
 
-    measures: dict[Key, Measure] = field(default_factory=dict)
-    damaged: dict[Key, str] = field(default_factory=dict)
-    constant: dict[Key, str] = field(default_factory=dict)
-    flat: dict[Key, str] = field(default_factory=dict)
-    absent: dict[Key, tuple[int, int]] = field(default_factory=dict)
-    fits: dict[int, Fit] = field(default_factory=dict)
+    statistics: dict[ImageKey, IntensityStatistics] = field(default_factory=dict)
+    damaged: dict[ImageKey, str] = field(default_factory=dict)
+    constant: dict[ImageKey, str] = field(default_factory=dict)
+    flat_between_percentiles: dict[ImageKey, str] = field(default_factory=dict)
+    absent_chunks: dict[ImageKey, tuple[int, int]] = field(default_factory=dict)
+    fits: dict[int, PairFit] = field(default_factory=dict)
     thumbnails: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def update(self, other: VoxelFindings) -> None:
+        """Add the results of other images."""
+        for one in fields(self):
+            getattr(self, one.name).update(getattr(other, one.name))
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One image of a row, as a process reads it."""
+class _ImageRegion:
+    """One image of a row and the region of it that a process reads."""
 
-    image: Image
+    image: ChannelImage
     region: Region | None
     mask: bool = False
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A signal with the targets of the rows (by number) that have it, and masks."""
+class _SignalGroup:
+    """A signal with the targets (by row number) and masks of all rows that use it."""
 
-    signal: _Part | None
-    targets: tuple[tuple[int, _Part], ...]
-    masks: tuple[_Part, ...]
+    signal: _ImageRegion | None
+    targets: tuple[tuple[int, _ImageRegion], ...]
+    masks: tuple[_ImageRegion, ...]
 
 
-def key_of(image: Image, region: Region | None) -> Key:
-    """Return what tells one measured image from another."""
+def image_key(image: ChannelImage, region: Region | None) -> ImageKey:
+    """Return the identity of a region of an image."""
     span = ",".join(f"{part.start}:{part.stop}" for part in (region or Region()).resolve(image.shape))
     return image.path, image.channel, image.header.scene, image.t, span
 
 
-def read_voxels(
-    looked: Sequence[InspectedRow],
+def measure_voxels(
+    inspected: Sequence[InspectedRow],
     *,
-    pictures: Sequence[int] = (),
+    thumbnails: Sequence[int] = (),
     percentiles: tuple[float, float] | None = None,
     workers: int = 1,
 ) -> VoxelFindings:
@@ -98,86 +110,84 @@ def read_voxels(
 
     Parameters
     ----------
-    looked
-        Rows; images that were not found are left out.
-    pictures
-        Numbers of the rows that thumbnails are wanted of.
+    inspected
+        Rows; columns without a readable image are skipped.
+    thumbnails
+        Numbers of the rows to make thumbnails of.
     percentiles
-        A lower and an upper one between which images should not be all alike.
+        Lower and upper percentile of the normalisation; an image with one value between them gets a message.
     workers
-        Processes at work at once, each with a signal and a target in memory.
+        Processes that read at the same time, each with a signal and a target in memory.
     """
-    seen = VoxelFindings()
-    works = _works(looked)
-    done = run_jobs(partial(_see, frozenset(pictures), percentiles), works, workers, name=_name)
-    for one in track(done, "reading images", len(works)):
-        seen.measures.update(one.measures)
-        seen.damaged.update(one.damaged)
-        seen.constant.update(one.constant)
-        seen.flat.update(one.flat)
-        seen.absent.update(one.absent)
-        seen.fits.update(one.fits)
-        seen.thumbnails.update(one.thumbnails)
-    return seen
+    findings = VoxelFindings()
+    groups = _signal_groups(inspected)
+    done = run_jobs(partial(_measure_group, frozenset(thumbnails), percentiles), groups, workers, name=_name)
+    for one in track(done, "reading images", len(groups)):
+        findings.update(one)
+    return findings
 
 
-def _name(work: _Work) -> str:
-    parts = [work.signal, *(part for _, part in work.targets), *work.masks]
+def _name(group: _SignalGroup) -> str:
+    parts = [group.signal, *(part for _, part in group.targets), *group.masks]
     return str(next(part.image.path for part in parts if part is not None))
 
 
-def _works(looked: Sequence[InspectedRow]) -> list[_Work]:
+def _signal_groups(inspected: Sequence[InspectedRow]) -> list[_SignalGroup]:
     """Group what is to be read by signal, so that one shared by twelve structures is read once."""
-    signals: dict[Key | int, _Part | None] = {}
-    targets: dict[Key | int, list[tuple[int, _Part]]] = {}
-    masks: dict[Key | int, dict[Key, _Part]] = {}
-    for one in looked:
+    signals: dict[ImageKey | int, _ImageRegion | None] = {}
+    targets: dict[ImageKey | int, list[tuple[int, _ImageRegion]]] = {}
+    masks: dict[ImageKey | int, dict[ImageKey, _ImageRegion]] = {}
+    for one in inspected:
         region = one.row.region
-        parts = {column: _Part(image, region, column == "mask") for column, image in one.images.items()}
+        parts = {
+            column: _ImageRegion(image, region, column == "mask") for column, image in one.images.items()
+        }
         signal = parts.get("signal")
-        group: Key | int = one.row.number if signal is None else key_of(signal.image, region)
+        group: ImageKey | int = one.row.number if signal is None else image_key(signal.image, region)
         signals[group] = signal
         targets.setdefault(group, [])
         masks.setdefault(group, {})
         if "target" in parts:
             targets[group].append((one.row.number, parts["target"]))
         if "mask" in parts:
-            masks[group].setdefault(key_of(parts["mask"].image, region), parts["mask"])
+            masks[group].setdefault(image_key(parts["mask"].image, region), parts["mask"])
     return [
-        _Work(signal, tuple(targets[group]), tuple(masks[group].values()))
+        _SignalGroup(signal, tuple(targets[group]), tuple(masks[group].values()))
         for group, signal in signals.items()
         if signal is not None or targets[group] or masks[group]
     ]
 
 
-def _see(pictures: frozenset[int], percentiles: tuple[float, float] | None, work: _Work) -> VoxelFindings:
-    seen = VoxelFindings()
-    signal = None if work.signal is None else _measured(work.signal, seen, percentiles)
+def _measure_group(
+    thumbnails: frozenset[int], percentiles: tuple[float, float] | None, group: _SignalGroup
+) -> VoxelFindings:
+    findings = VoxelFindings()
+    signal = None if group.signal is None else _measure(group.signal, findings, percentiles)
     features = None
-    volumes: dict[Key, NDArray[Any] | None] = {}
-    last: Key | None = None
-    for number, part in work.targets:
-        key = key_of(part.image, part.region)
+    volumes: dict[ImageKey, NDArray[Any] | None] = {}
+    last: ImageKey | None = None
+    for number, part in group.targets:
+        key = image_key(part.image, part.region)
         if key != last:  # one target in memory at a time
-            volumes = {key: _measured(part, seen, percentiles)}
+            volumes = {key: _measure(part, findings, percentiles)}
             last = key
         target = volumes[key]
         if signal is None or target is None or signal.shape != target.shape:
             continue
         if features is None:
-            features = reduce_signal(signal)
-        seen.fits[number] = fit_pair(features, reduce_target(target))
-        if number in pictures:
-            step = max(1, target.shape[0] // _PLANES)
+            features = signal_features(signal)
+        findings.fits[number] = fit_pair(features, prepare_target(target))
+        if number in thumbnails:
+            step = max(1, target.shape[0] // _THUMBNAIL_PLANES)
             spread = [float(np.std(plane, dtype=np.float64)) for plane in target[::step]]
             plane = step * int(np.argmax(spread))
-            seen.thumbnails[number] = (thumbnail(signal, plane), thumbnail(target, plane))
-    for part in work.masks:
-        _measured(part, seen, percentiles)
-    return seen
+            findings.thumbnails[number] = (thumbnail(signal, plane), thumbnail(target, plane))
+    for part in group.masks:
+        _measure(part, findings, percentiles)
+    return findings
 
 
-def _read(part: _Part) -> NDArray[Any]:
+def _read(part: _ImageRegion) -> NDArray[Any]:
     image = part.image
     try:
         with open_image(image.path, scene=image.scene) as reader:
@@ -189,8 +199,8 @@ def _read(part: _Part) -> NDArray[Any]:
         ) from error
 
 
-def _absent(part: _Part) -> tuple[int, int]:
-    """Return how many of how many stored parts of an image are not there."""
+def _absent_chunks(part: _ImageRegion) -> tuple[int, int]:
+    """Return the number of chunks of an image that are not stored, and of all its chunks."""
     image = part.image
     if not image.path.is_dir():
         return 0, 0
@@ -200,76 +210,86 @@ def _absent(part: _Part) -> tuple[int, int]:
     return 0, 0
 
 
-def _measured(
-    part: _Part, seen: VoxelFindings, percentiles: tuple[float, float] | None
+def _measure(
+    part: _ImageRegion, findings: VoxelFindings, percentiles: tuple[float, float] | None
 ) -> NDArray[Any] | None:
     """Read and measure an image; return it unless something is wrong with it."""
-    image, key = part.image, key_of(part.image, part.region)
-    if key in seen.damaged or key in seen.constant:
+    image, key = part.image, image_key(part.image, part.region)
+    if key in findings.damaged or key in findings.constant:
         return None
     try:
         volume = _read(part)
     except ImageError as error:
-        seen.damaged[key] = str(error)
+        findings.damaged[key] = str(error)
         return None
     place = f"{image.path}, channel {image.header.channel_names[image.channel]}"
     place += f", region {part.region}" if part.region else ""
-    # NaN survives both, so two passes without a copy tell everything.
+    # NaN survives both, so that two passes without a copy are enough.
     low, high = float(volume.min()), float(volume.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        seen.damaged[key] = f"{place}: voxels are not finite (NaN or infinite)"
+        findings.damaged[key] = f"{place}: voxels are not finite (NaN or infinite)"
     elif part.mask:
         if low == high == 0:
-            seen.damaged[key] = f"{place}: the mask is zero everywhere, so that no voxel counts"
+            findings.damaged[key] = f"{place}: the mask is zero everywhere, so that no voxel counts"
         return None
     elif low == high:
-        seen.constant[key] = f"{place}: the volume is constant ({low:g} everywhere)"
-    if key in seen.damaged or key in seen.constant:
+        findings.constant[key] = f"{place}: the volume is constant ({low:g} everywhere)"
+    if key in findings.damaged or key in findings.constant:
         return None
-    if key not in seen.measures:
-        seen.measures[key] = measure(volume)
+    if key not in findings.statistics:
+        findings.statistics[key] = measure_intensity(volume)
         if percentiles is not None:
-            low, high = percentiles_of(lambda: (volume,), volume.size, percentiles)
+            low, high = streaming_percentiles(lambda: (volume,), volume.size, percentiles)
             if low == high:
-                seen.flat[key] = f"{place}: {flat_text(low, percentiles)}"
-        absent, parts = _absent(part)
+                findings.flat_between_percentiles[key] = f"{place}: {flat_message(low, percentiles)}"
+        absent, chunks = _absent_chunks(part)
         if absent:
-            seen.absent[key] = absent, parts
+            findings.absent_chunks[key] = absent, chunks
     return volume
 
 
 def compare_with_others(
-    rows: Sequence[tuple[InspectedRow, Sequence[InspectedRow]]], kinds: Sequence[int], *, workers: int = 1
+    rows: Sequence[tuple[InspectedRow, Sequence[InspectedRow]]],
+    feature_sets: Sequence[int],
+    *,
+    workers: int = 1,
 ) -> dict[int, dict[int, float]]:
-    """Return how well the signals of other rows explain a row's target: R2 by row number and other row's number.
+    """Return the R2 of rows' targets by the signals of other rows: by row number and the other row's number.
 
     Parameters
     ----------
     rows
         Rows, each with the others whose signals, of the same shape, are tried.
-    kinds
-        Set of features to use for each row: of its `Fit`.
+    feature_sets
+        Set of features to use for each row, as in its `PairFit`.
     workers
-        Processes at work at once.
+        Processes that read at the same time.
     """
-    works = [
-        (one.row.number, _part(one, "target"), [(o.row.number, _part(o, "signal")) for o in others], kind)
-        for (one, others), kind in zip(rows, kinds, strict=True)
+    comparisons = [
+        (
+            one.row.number,
+            _part(one, "target"),
+            [(o.row.number, _part(o, "signal")) for o in others],
+            feature_set,
+        )
+        for (one, others), feature_set in zip(rows, feature_sets, strict=True)
     ]
-    done = run_jobs(_compare, works, workers, name=lambda work: str(work[1].image.path))
-    return dict(track(done, "comparing with other images", len(works)))
+    done = run_jobs(_compare, comparisons, workers, name=lambda comparison: str(comparison[1].image.path))
+    return dict(track(done, "comparing with other images", len(comparisons)))
 
 
-def _part(one: InspectedRow, column: str) -> _Part:
-    return _Part(one.images[column], one.row.region)
+def _part(one: InspectedRow, column: str) -> _ImageRegion:
+    return _ImageRegion(one.images[column], one.row.region)
 
 
-def _compare(work: tuple[int, _Part, list[tuple[int, _Part]], int]) -> tuple[int, dict[int, float]]:
-    number, part, others, kind = work
-    target = reduce_target(_read(part))
-    found = {}
+def _compare(
+    comparison: tuple[int, _ImageRegion, list[tuple[int, _ImageRegion]], int],
+) -> tuple[int, dict[int, float]]:
+    number, part, others, feature_set = comparison
+    target = prepare_target(_read(part))
+    r2 = {}
     for other, signal in others:
-        features = reduce_signal(_read(signal))
-        if features.sets[kind].shape[1:] == target.shape:
-            found[other] = explained(features, target, kind)
-    return number, found
+        features = signal_features(_read(signal))
+        if features.sets[feature_set].shape[1:] == target.shape:
+            r2[other] = explained_variance(features, target, feature_set)
+    return number, r2

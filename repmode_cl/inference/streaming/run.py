@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repmode_cl.data.preprocessing.normalisation import ZScore
-from repmode_cl.data.preprocessing.recipe import Recipe
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.raw_volume import RawVolume
@@ -77,7 +77,7 @@ class StreamingJob:
 
     source: FileSource
     grid: WindowGrid
-    recipe: Recipe
+    recipe: PreprocessingRecipe
     networks: Mapping[str, Network]
     outputs: Sequence[Output]
     device: torch.device
