@@ -137,9 +137,9 @@ def _order(config: StreamConfig, known: Sequence[str]) -> list[str]:
 def _arrangements(config: StreamConfig, order: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield a name ("" without a list of variants) and the order for each arrangement that is asked for."""
     hardness: Mapping[str, float] = {}
-    if config.arranged != ("given",):
+    if config.arrangements != ("given",):
         hardness = {name: -r2 for name, r2 in read_difficulty(config.difficulty, order).items()}
-    for arrange in config.arranged:
+    for arrange in config.arrangements:
         if arrange == "given" and config.order_seeds is not None:
             for seed in config.order_seeds:
                 yield f"order-{seed}", _shuffled(order, seed)

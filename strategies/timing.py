@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from repmode_cl.config import Config, TrainingConfig
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.manifest import Row, read_manifest
 from repmode_cl.data.phantom.field import SIMULATED_VOXEL
-from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe, VoxelSize
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError
 from repmode_cl.inference.windows import plan_windows

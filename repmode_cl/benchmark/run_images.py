@@ -80,7 +80,7 @@ def run_images(
         folder,
         structures=list(dict.fromkeys(structures)),
         workers=workers,
-        left=left_out if keep_going else None,
+        skipped=left_out if keep_going else None,
     )
     if state.learned:
         check_images_are_the_same(folder, samples)

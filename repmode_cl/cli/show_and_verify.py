@@ -58,7 +58,7 @@ def show(model: ModelArgument) -> None:
     provenance = opened.entries[opened.base_structures[0]].provenance
     if trained := voxel_range_text(trained_voxels(provenance, None)):
         typer.echo(f"trained on images of voxels of {trained}")
-    if prepared := PreprocessingRecipe.from_json(opened.preprocessing).said:
+    if prepared := PreprocessingRecipe.from_json(opened.preprocessing).summary:
         typer.echo(f"images are prepared with {prepared}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("structure", "kind", "how", "R2", "parameters", "bytes", "digest", "stored"):

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a configuration, in the words of somebody who edits the file."""
+"""Messages of pydantic's errors about a configuration, in the words of a person who edits the file."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def describe_errors(
     lines: Mapping[Path, int],
     overridden: Mapping[Path, str],
 ) -> str:
-    """Return one line for each problem: where it is, what was found, and what is allowed.
+    """Return one line for each problem: its place, what was found, and what is allowed.
 
     Parameters
     ----------
     error
-        What pydantic raised for `data`.
+        Error of pydantic for `data`.
     data
         The document with its overrides.
     source
@@ -53,19 +53,19 @@ def describe_errors(
     overridden
         Key -> the override that set it.
     """
-    told: dict[str, str] = {}
+    messages: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         path = _in_document(problem, data)
-        # A value that no member of a union takes is reported by each of them: the first is enough.
-        told.setdefault(_place(path, source, lines, overridden), _sentence(problem, path))
-    sentences = [f"{place}: {sentence}" for place, sentence in told.items()]
+        # A value that no member of a union accepts is reported by each of them: the first is enough.
+        messages.setdefault(_location(path, source, lines, overridden), _message(problem, path))
+    sentences = [f"{place}: {sentence}" for place, sentence in messages.items()]
     if len(sentences) == 1:
         return sentences[0]
     return "\n  ".join([f"{source}: {len(sentences)} problems", *sentences])
 
 
 def _in_document(problem: ErrorDetails, data: Any) -> Path:
-    """Drop the parts of a location that name a member of a union and stand nowhere in the document."""
+    """Drop the parts of a location that name a member of a union and do not occur in the document."""
     path: list[str | int] = []
     for part in problem["loc"]:
         try:
@@ -77,7 +77,7 @@ def _in_document(problem: ErrorDetails, data: Any) -> Path:
     return tuple(path)
 
 
-def _place(path: Path, source: str, lines: Mapping[Path, int], overridden: Mapping[Path, str]) -> str:
+def _location(path: Path, source: str, lines: Mapping[Path, int], overridden: Mapping[Path, str]) -> str:
     key = dotted(path)
     # The latest override of this key or of a group it lies in is what put the value there.
     for set_path in (path[:depth] for depth in range(len(path), 0, -1)):
@@ -85,46 +85,48 @@ def _place(path: Path, source: str, lines: Mapping[Path, int], overridden: Mappi
             return f"override {overridden[set_path]!r}: {key}"
     line = next((lines[path[:depth]] for depth in range(len(path), 0, -1) if path[:depth] in lines), None)
     at = f"{source}, line {line}" if line is not None else source
-    # Where keys do not go together, the override of one of them may be what is wrong.
+    # Where keys contradict one another, the override of one of them may be wrong.
     below = [repr(text) for set_path, text in overridden.items() if set_path[: len(path)] == path]
     with_overrides = f" (with override {', '.join(below)})" if below else ""
     return f"{at}: {key}{with_overrides}" if key else f"{at}{with_overrides}"
 
 
-def _sentence(problem: ErrorDetails, path: Path) -> str:
-    found = _short(problem["input"])
+def _message(problem: ErrorDetails, path: Path) -> str:
+    value_text = _shorten(problem["input"])
     context: Mapping[str, Any] = problem.get("ctx", {})
     match problem["type"]:
         case "extra_forbidden":
             return f"unknown key{_suggest(path)}"
         case "missing":
             if isinstance(path[-1], int):
-                return f"found {found}: more values are needed"
+                return f"found {value_text}: more values are needed"
             return "is missing: it has no default"
         case "literal_error":
-            return f"found {found}: choose {context['expected']}"
+            return f"found {value_text}: choose {context['expected']}"
         case "value_error":
-            # The schema's own validators: their text says what was found.
+            # The schema's own validators: their text states what was found.
             return str(context["error"])
         case "string_pattern_mismatch":
-            return f"found {found}: letters, digits, '.', '_' and '-' are allowed, a letter or digit first"
+            return (
+                f"found {value_text}: letters, digits, '.', '_' and '-' are allowed, a letter or digit first"
+            )
         case "greater_than_equal":
-            return f"found {found}: at least {context['ge']} is needed"
+            return f"found {value_text}: at least {context['ge']} is needed"
         case "greater_than":
-            return f"found {found}: more than {context['gt']} is needed"
+            return f"found {value_text}: more than {context['gt']} is needed"
         case "less_than_equal":
-            return f"found {found}: at most {context['le']} is allowed"
+            return f"found {value_text}: at most {context['le']} is allowed"
         case "less_than":
-            return f"found {found}: less than {context['lt']} is needed"
+            return f"found {value_text}: less than {context['lt']} is needed"
         case "too_long" | "too_short":
             length = context.get("max_length", context.get("min_length"))
-            return f"found {found}: {length} values are needed"
+            return f"found {value_text}: {length} values are needed"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"found {found}: a group of keys is needed"
+            return f"found {value_text}: a group of keys is needed"
         case kind if kind in _NEEDED:
-            return f"found {found}: {_NEEDED[kind]} is needed"
+            return f"found {value_text}: {_NEEDED[kind]} is needed"
         case _:
-            return f"found {found}: {problem['msg']}"
+            return f"found {value_text}: {problem['msg']}"
 
 
 _NEEDED = {
@@ -141,7 +143,7 @@ _NEEDED = {
 }
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What every section of a configuration is made of: frozen models, positive numbers, names of experts."""
+"""Types of fields that all sections of a configuration share: frozen models, positive numbers, names of experts."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def check_expert(spec: str) -> str:
 
 ExpertSpec = Annotated[str, Field(description="conv1, conv3, conv5, avg3, avg5 or lowrank:R")]
 Positive = Annotated[int, Field(ge=1)]
-#: What every generator of random numbers takes. Strict, because `true` would else be the number 1.
+#: Range of seeds that every random generator accepts. Strict, because `true` would else be the number 1.
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 
 
 class FrozenModel(BaseModel):
-    """Frozen, and no key that it does not know."""
+    """Base of all sections: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

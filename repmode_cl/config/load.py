@@ -1,11 +1,11 @@
-"""From a YAML file and ``key=value`` overrides to a validated `Config`, or to one list of all mistakes.
+"""Loading of a configuration: a YAML file and ``key=value`` overrides become a validated `Config`.
 
 A message names the file and line (or the override), the dotted key, what was found, what is allowed and, for
 an unknown key, the nearest known one. Reading is strict: ``steps: "50"`` and ``steps: true`` are no numbers.
 
-Relative paths: `data.manifest`, `stream.order_file`, `stream.difficulty` and the file of a strategy of the user's own
-are looked up beside the configuration file that names them, so that a folder of all can be moved; `data.cache` and
-`output`, and every path given in an override, below the current directory.
+Relative paths: `data.manifest`, `stream.order_file`, `stream.difficulty` and the file of a user's strategy are relative
+to the configuration file that names them, so that a folder with all of them can be moved; `data.cache` and `output`,
+and every path in an override, are relative to the current directory.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,27 +25,24 @@ from repmode_cl.config.schema import Config
 from repmode_cl.config.strict_yaml import dotted
 from repmode_cl.errors import ConfigError, did_you_mean
 
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
-
 __all__ = ["dump_config", "load_config", "parse_config", "shipped_config_names", "shipped_config_text"]
 
 #: Keys that hold a path which is relative to the file that names it.
-_BESIDE_THE_FILE = (("data", "manifest"), ("stream", "order_file"), ("stream", "difficulty"))
+_RELATIVE_TO_FILE = (("data", "manifest"), ("stream", "order_file"), ("stream", "difficulty"))
 #: Keys that hold a path which is relative to the current directory.
-_BELOW_HERE = (("data", "cache"), ("output",))
+_RELATIVE_TO_WORKING_DIRECTORY = (("data", "cache"), ("output",))
 
-# More is no configuration; it is read whole.
+# A larger file is no configuration; a file is read whole.
 _LARGEST_FILE = 4 << 20
 
 
 def _shipped() -> dict[str, Traversable]:
-    found = {
+    configurations = {
         entry.name.removesuffix(".yaml"): entry
         for entry in resources.files("repmode_cl.configs").iterdir()
         if entry.name.endswith(".yaml")
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(configurations.items()))
 
 
 def shipped_config_names() -> tuple[str, ...]:
@@ -63,16 +61,16 @@ def shipped_config_text(name: str) -> str:
     Raises
     ------
     ConfigError
-        If there is none of that name.
+        If none has that name.
     """
     shipped = _shipped()
-    wanted = name.removesuffix(".yaml")
-    if wanted not in shipped:
+    stem = name.removesuffix(".yaml")
+    if stem not in shipped:
         raise ConfigError(
-            f"no shipped configuration is called {name!r}{did_you_mean(wanted, shipped)}: there are "
+            f"no shipped configuration is called {name!r}{did_you_mean(stem, shipped)}: there are "
             f"{', '.join(shipped)}"
         )
-    return shipped[wanted].read_text(encoding="utf-8")
+    return shipped[stem].read_text(encoding="utf-8")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -81,7 +79,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Parameters
     ----------
     path
-        A YAML file, or a name of `shipped_config_names`; an existing file goes first.
+        A YAML file, or a name of `shipped_config_names`; an existing file takes precedence.
     overrides
         ``key=value`` each, such as ``training.steps=50``, ``seeds=[0, 1]`` or ``strategies.0.expert=conv5``;
         values are YAML. Later ones win.
@@ -103,19 +101,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     name = str(path).removesuffix(".yaml")
     if name in shipped:
         return _parse(shipped_config_text(name), f"shipped configuration {name}", overrides, folder=Path())
-    what = "a folder" if file.is_dir() else "neither a file nor a shipped configuration"
-    raise ConfigError(f"{path} is {what}{did_you_mean(name, shipped)}: shipped are {', '.join(shipped)}")
+    kind = "a folder" if file.is_dir() else "neither a file nor a shipped configuration"
+    raise ConfigError(f"{path} is {kind}{did_you_mean(name, shipped)}: shipped are {', '.join(shipped)}")
 
 
 def parse_config(text: str, source: str = "configuration", overrides: Sequence[str] = ()) -> Config:
-    """Make a `Config` of a YAML text; as `load_config`, with all paths relative to the current directory.
+    """Parse a YAML text as `load_config` does, with all paths relative to the current directory.
 
     Parameters
     ----------
     text
         The YAML document.
     source
-        Where it comes from, for messages.
+        Origin of the text, for messages.
     overrides
         As for `load_config`.
 
@@ -128,7 +126,7 @@ def parse_config(text: str, source: str = "configuration", overrides: Sequence[s
 
 
 def dump_config(config: Config) -> str:
-    """Return a YAML text that `parse_config` makes an equal configuration of, defaults written out."""
+    """Return a configuration as a YAML text with all defaults, which `parse_config` turns into an equal one."""
     data = config.model_dump(mode="json")
     # An option of another strategy is refused even at its default value, so only what was given is written.
     data["strategies"] = [one.model_dump(mode="json", exclude_unset=True) for one in config.strategies]
@@ -152,31 +150,33 @@ def _parse(text: str, source: str, overrides: Sequence[str], *, folder: Path) ->
     if data is None:
         raise ConfigError(f"{source}: the file is empty: at least 'name' and 'training' are needed")
     if not isinstance(data, dict):
-        raise ConfigError(f"{source}: found a {_kind(data)} where a mapping of keys to values is expected")
-    # Through JSON: aliases become copies, so that an override of one place leaves the others alone.
+        raise ConfigError(
+            f"{source}: found a {_type_name(data)} where a mapping of keys to values is expected"
+        )
+    # Through JSON: aliases become copies, so that an override of one place does not change the others.
     data = json.loads(json.dumps(data))
-    _place(data, _BESIDE_THE_FILE, folder)
-    _place(data, _BELOW_HERE, None)
-    _place_strategies(data, folder)
+    _resolve_paths(data, _RELATIVE_TO_FILE, folder)
+    _resolve_paths(data, _RELATIVE_TO_WORKING_DIRECTORY, None)
+    _resolve_strategy_files(data, folder)
 
     overridden: dict[strict_yaml.Path, str] = {}
     for override in overrides:
         path, value = _parse_override(override)
         _set(data, path, value, override)
         overridden[path] = override
-        if path in _BESIDE_THE_FILE:
-            _place(data, [path], Path())
-        elif path in _BELOW_HERE:
-            _place(data, [path], None)
-    _place_strategies(data, Path())
+        if path in _RELATIVE_TO_FILE:
+            _resolve_paths(data, [path], Path())
+        elif path in _RELATIVE_TO_WORKING_DIRECTORY:
+            _resolve_paths(data, [path], None)
+    _resolve_strategy_files(data, Path())
     try:
         return Config.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         raise ConfigError(describe_errors(error, data, source, document.lines, overridden)) from error
 
 
-def _place(data: dict[str, Any], keys: Iterable[strict_yaml.Path], folder: Path | None) -> None:
-    """Expand ``~`` in the paths under `keys`; where `folder` is given, make them absolute, starting there."""
+def _resolve_paths(data: dict[str, Any], keys: Iterable[strict_yaml.Path], folder: Path | None) -> None:
+    """Expand ``~`` in the paths under `keys`; where `folder` is given, make them absolute from there."""
     for key in keys:
         holder: Any = data
         for part in key[:-1]:
@@ -187,13 +187,13 @@ def _place(data: dict[str, Any], keys: Iterable[strict_yaml.Path], folder: Path 
         holder[str(key[-1])] = str(path if folder is None else (folder / path).resolve())
 
 
-def _place_strategies(data: dict[str, Any], folder: Path) -> None:
-    """Make the files of users' own strategies absolute, starting from `folder`."""
+def _resolve_strategy_files(data: dict[str, Any], folder: Path) -> None:
+    """Make the files of users' strategies absolute from `folder`."""
     strategies = data.get("strategies")
     for one in strategies if isinstance(strategies, list) else ():
         if isinstance(one, dict) and isinstance(name := one.get("name"), str) and ".py:" in name:
-            path, _, what = name.rpartition(":")
-            one["name"] = f"{(folder / Path(path).expanduser()).resolve()}:{what}"
+            path, _, class_name = name.rpartition(":")
+            one["name"] = f"{(folder / Path(path).expanduser()).resolve()}:{class_name}"
 
 
 def _parse_override(override: str) -> tuple[strict_yaml.Path, Any]:
@@ -209,7 +209,7 @@ def _parse_override(override: str) -> tuple[strict_yaml.Path, Any]:
 
 
 def _set(data: dict[str, Any], path: strict_yaml.Path, value: Any, override: str) -> None:
-    """Put `value` at `path`; mappings that are not there yet are made, list items are not."""
+    """Put `value` at `path`; missing mappings are made, missing list items are not."""
     holder: Any = data
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
@@ -217,7 +217,7 @@ def _set(data: dict[str, Any], path: strict_yaml.Path, value: Any, override: str
         if isinstance(holder, list):
             if not isinstance(part, int) or part >= len(holder):
                 raise ConfigError(
-                    f"override {override!r}: {so_far} is a list of {len(holder)}: go on with a number "
+                    f"override {override!r}: {so_far} is a list of {len(holder)}: continue with a number "
                     f"from 0, or give the whole list as {so_far}=[...]"
                 )
         elif isinstance(holder, dict):
@@ -238,5 +238,5 @@ def _set(data: dict[str, Any], path: strict_yaml.Path, value: Any, override: str
             holder = holder[part]
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     return {list: "list", str: "text", bool: "truth value"}.get(type(value), "number")

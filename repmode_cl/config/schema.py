@@ -53,7 +53,7 @@ class PreprocessingConfig(FrozenModel):
     voxel_size: VoxelSize | None = (0.29, 0.29, 0.29)
     """Voxel size in um (z, y, x) that images with a known one are resampled to; null keeps their own."""
     axes: Literal["all", "xy"] = "all"
-    """Axes that are resampled: all, or y and x alone (xy, the paper's), so that planes stay what they are."""
+    """Axes that are resampled: all, or only y and x (xy, the paper's), so that planes stay what they are."""
     order: Annotated[int, Field(ge=0, le=3)] = 1
     """Order of the spline used to resample: 1 is linear, 3 cubic (the paper's)."""
     anti_alias: bool = False
@@ -86,7 +86,7 @@ class DataConfig(FrozenModel):
     """Path of a manifest (CSV); null simulates cells."""
     simulate: SimulateConfig = SimulateConfig()
     cache: str | None = None
-    """Folder of prepared volumes; null puts it beside the run."""
+    """Folder of prepared volumes; null puts it next to the run."""
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the split of rows that name none."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -235,12 +235,12 @@ class Config(FrozenModel):
             raise ValueError("strategies: at least one is needed")
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
-            raise ValueError(f"strategies: {', '.join(twice)} stands twice; give each a label of its own")
+            raise ValueError(f"strategies: {', '.join(twice)} is named twice; give each its own label")
         folders = [strategy.folder_key for strategy in self.strategies]
         alike = [title for title, key in zip(titles, folders, strict=True) if folders.count(key) > 1]
         if alike:
             raise ValueError(
-                f"strategies: {' and '.join(alike)} would share a folder where file systems ignore case; give each a "
-                "label of its own"
+                f"strategies: {' and '.join(alike)} would share a folder where file systems ignore case; give each its "
+                "own label"
             )
         return self

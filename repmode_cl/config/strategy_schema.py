@@ -1,4 +1,4 @@
-"""The keys of a strategy in a configuration: which one, and its options."""
+"""Keys of a strategy in a configuration: its name and its options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STRATEGY_NAMES = (
     "joint",
 )
 
-_OWN = re.compile(r".*\.py:[A-Za-z_]\w*")
+_CUSTOM_CLASS = re.compile(r".*\.py:[A-Za-z_]\w*")
 
 #: Option -> the strategies that have it; that of a user's own strategy goes by this name.
 _CUSTOM = "a strategy of your own (path/to/file.py:ClassName)"
@@ -53,7 +53,7 @@ _OWNERS = {
 _WITHOUT_BASE = ("multi_net", "joint")
 
 #: Folders and files of a run that hold no strategy, as `folder_key` has them.
-_TAKEN = frozenset(
+_RESERVED_NAMES = frozenset(
     {
         *("base", "cache", "simulated"),
         *(
@@ -78,13 +78,13 @@ class StrategyConfig(FrozenModel):
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$")] | None = None
     """How tables name it; null makes one from the name and what differs from the default."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Of what comes after the base (multi_net: of every network; joint: of all); null takes training.learning_rate."""
+    """Of all after the base (multi_net: of every network; joint: of all); null takes training.learning_rate."""
     base_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Of a joint base; null takes training.learning_rate. Strategies of one network and rate share their base."""
     steps: Positive | None = None
     """Optimiser steps of each experience after the base, whose own never depend on it; null takes training.steps."""
     expert: ExpertSpec | Literal["none"] = "conv3"
-    """experts_frozen: the fresh expert of each block; none trains gate rows, norms and resampling layers alone."""
+    """experts_frozen: the fresh expert of each block; none trains only gate rows, norms and resampling layers."""
     sees: Literal["own", "all"] = "own"
     """experts_frozen: base and own expert, or those of all earlier additions too."""
     norm: Literal["own", "base"] = "own"
@@ -94,9 +94,9 @@ class StrategyConfig(FrozenModel):
     kernel: Literal[3, 5] = 3
     """multi_net, multi_head: kernel size of the plain network."""
     networks: Literal["all", "added"] = "all"
-    """multi_net: one for each structure, or for those after the base alone (which then has no figures)."""
+    """multi_net: one for each structure, or only for those after the base (which then has no figures)."""
     head: Literal["decoder", "last"] = "decoder"
-    """multi_head: what each structure has of its own, the whole decoder or the last layer."""
+    """multi_head: each structure's own part, the whole decoder or the last layer."""
     buffer: Annotated[int, Field(ge=0)] | None = None
     """replay, a_gem: patches kept of earlier experiences, as many of each; null keeps 64, or what buffer_bytes says."""
     buffer_bytes: Annotated[int, Field(ge=0)] | None = None
@@ -108,12 +108,12 @@ class StrategyConfig(FrozenModel):
     distilled: Positive | None = None
     """lwf: earlier structures that are distilled in a step, chosen at random; null takes all."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    """A strategy of your own: what its constructor is given."""
+    """A strategy of your own: keyword arguments of its constructor."""
 
     @field_validator("name")
     @classmethod
     def _name(cls, name: str) -> str:
-        if name not in STRATEGY_NAMES and not _OWN.fullmatch(name):
+        if name not in STRATEGY_NAMES and not _CUSTOM_CLASS.fullmatch(name):
             raise ValueError(
                 f"found {name!r}{did_you_mean(name, STRATEGY_NAMES)}: choose {', '.join(STRATEGY_NAMES)}, or your "
                 "own as path/to/file.py:ClassName"
@@ -135,7 +135,7 @@ class StrategyConfig(FrozenModel):
             raise ValueError("give either buffer or buffer_bytes, not both")
         if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
             raise ValueError(f"base_learning_rate: {self.name} has no joint base; learning_rate is its own")
-        if self.folder_key in _TAKEN:
+        if self.folder_key in _RESERVED_NAMES:
             raise ValueError(
                 f"label: {self.title!r} is, but for case, the name of a folder or file that every run has: choose "
                 "another label"
@@ -154,7 +154,7 @@ class StrategyConfig(FrozenModel):
 
     @property
     def title(self) -> str:
-        """What tables and folders call it: `label`, or the name with the options that were given."""
+        """Name in tables and folders: `label`, or the name with the options that were given."""
         if self.label is not None:
             return self.label
         parts = [self.name.rpartition(":")[2]]
@@ -165,7 +165,7 @@ class StrategyConfig(FrozenModel):
         for key in ("expert", "sees", "norm", "resampling", "networks"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 parts.append(str(getattr(self, key)).replace(":", ""))
-        for key, word in _WORDS.items():
+        for key, word in _TITLE_WORDS.items():
             value = getattr(self, key)
             if value is not None:
                 parts.append(word + (str(value) if isinstance(value, int) else f"{value:g}"))
@@ -175,7 +175,7 @@ class StrategyConfig(FrozenModel):
 
 
 #: Options that a title names by a word and their number.
-_WORDS = {
+_TITLE_WORDS = {
     "buffer": "buffer",
     "buffer_bytes": "bytes",
     "replay_batch": "batch",

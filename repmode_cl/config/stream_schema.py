@@ -1,4 +1,4 @@
-"""The keys of a configuration's stream: which structures arrive, when, and with how many images."""
+"""Keys of a configuration's stream: its structures, their order, and their numbers of images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ Arrangement = Literal["given", "easiest_first", "hardest_first"]
 
 
 class StreamConfig(FrozenModel):
-    """Which structures arrive, when, and with how many images.
-
+    """Structures of a stream, their order, and their numbers of images.
     Lists of variants (`order_seeds`, `arrange`, `images`) make a stream of each, and of each combination.
     """
 
     base: tuple[str, ...] | Count = ()
-    """Structures that are learned jointly first, or how many of the order; empty starts with the first of it alone."""
+    """Structures learned jointly first, or their number; empty starts with only the first of the order."""
     order: tuple[str, ...] | None = None
     """Structures that follow, one experience each, some again; null takes the manifest's others in its order."""
     order_seed: Seed | None = None
@@ -41,8 +40,8 @@ class StreamConfig(FrozenModel):
     """Most training images of each structure after the base; a list makes a stream each, null takes all."""
 
     @property
-    def arranged(self) -> tuple[Arrangement, ...]:
-        """What `arrange` asks for, as a list."""
+    def arrangements(self) -> tuple[Arrangement, ...]:
+        """Value of `arrange` as a list."""
         return (self.arrange,) if isinstance(self.arrange, str) else self.arrange
 
     @field_validator("base", "order")
@@ -59,8 +58,8 @@ class StreamConfig(FrozenModel):
         if isinstance(value, tuple):
             if not value:
                 raise ValueError("the list is empty: name at least one, or leave the key out")
-            if twice := _twice(value):
-                raise ValueError(f"{', '.join(map(str, twice))} named twice: each makes a stream of its own")
+            if duplicates := _duplicates(value):
+                raise ValueError(f"{', '.join(map(str, duplicates))} named twice: each makes its own stream")
         return value
 
     @model_validator(mode="after")
@@ -68,11 +67,11 @@ class StreamConfig(FrozenModel):
         if self.order is not None and self.order_file is not None:
             raise ValueError("give either order or order_file, not both")
         if isinstance(self.base, tuple):
-            if twice := _twice(self.base):
-                raise ValueError(f"base: {', '.join(map(str, twice))} named twice in one experience")
-            if again := [name for name in self.base if name in (self.order or ())]:
+            if duplicates := _duplicates(self.base):
+                raise ValueError(f"base: {', '.join(map(str, duplicates))} named twice in one experience")
+            if repeated := [name for name in self.base if name in (self.order or ())]:
                 raise ValueError(
-                    f"{', '.join(again)} named in base and order: a structure of the base cannot come again, because "
+                    f"{', '.join(repeated)} named in base and order: a structure of the base cannot come again, because "
                     "retraining it would make another base"
                 )
         return self
@@ -82,17 +81,17 @@ class StreamConfig(FrozenModel):
         if self.order_seed is not None and self.order_seeds is not None:
             raise ValueError("give either order_seed or order_seeds, not both")
         shuffled = "order_seeds" if self.order_seeds is not None else "order_seed"
-        if getattr(self, shuffled) is not None and "given" not in self.arranged:
+        if getattr(self, shuffled) is not None and "given" not in self.arrangements:
             raise ValueError(
                 f"{shuffled} shuffles what arrange sorts: leave one out, or give arrange: [given, "
-                f"{', '.join(self.arranged)}] for streams of both kinds"
+                f"{', '.join(self.arrangements)}] for streams of both kinds"
             )
-        if self.difficulty is not None and self.arranged == ("given",):
+        if self.difficulty is not None and self.arrangements == ("given",):
             raise ValueError(
                 "difficulty is of use only with arrange easiest_first or hardest_first, and arrange is given"
             )
         return self
 
 
-def _twice(values: Sequence[object]) -> list[object]:
+def _duplicates(values: Sequence[object]) -> list[object]:
     return [value for place, value in enumerate(values) if value in values[:place]]

@@ -1,6 +1,6 @@
-"""What separates the columns of a CSV: spreadsheets write commas, semicolons or tabs, as their language has it.
+"""Delimiter of a CSV: spreadsheets write commas, semicolons or tabs, depending on their language.
 
-Some say which in a first line ``sep=;``, which is no header and no row.
+Some state it in a first line ``sep=;``, which is neither header nor row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _STATED = re.compile(r'("?)sep=([^\w\s"]|\t)\1[ ,;\t]*(?=[\r\n]|\Z)', re.IGNOREC
 
 
 def detect_delimiter(text: str) -> tuple[str, str]:
-    """Return the text of a CSV, and what separates its columns.
+    """Return the text of a CSV and the delimiter of its columns.
 
     A line that states the separator is emptied and not removed, so that the lines keep their numbers.
     """

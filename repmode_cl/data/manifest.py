@@ -1,7 +1,7 @@
-"""The manifest: a CSV with one row for each pair of an image and a structure, read whole and strictly.
+"""Manifest: a CSV with one row for each pair of an image and a structure, read whole and strictly.
 
-It is the one place where a user says what belongs together, so every mistake in it is found at once and told
-with its line: a misspelt optional column that is quietly ignored would put test images into training.
+It is the one place where a user states what belongs together, so all mistakes in it are reported at once, each with
+its line: a misspelt optional column that is quietly ignored would put test images into training.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a manifest.
+    """One mistake in a manifest, or in an image that it names.
 
     Attributes
     ----------
@@ -101,11 +101,11 @@ class Problem:
     column
         Column concerned, or "" where it is the row as a whole.
     message
-        What was found and what to do.
+        What was found, and what to do.
     severity
-        "error", or "warning" for what a person should look at and may be in order.
+        "error", or "warning" for something that a person should look at and that may be in order.
     kind
-        What sort of problem, for machines: "manifest" where the line itself is wrong, "image", "split",
+        Sort of problem, for machines: "manifest" where the line itself is wrong, "image", "split",
         "duplicate", and the names of warnings.
     """
 
@@ -116,8 +116,10 @@ class Problem:
     kind: str = "manifest"
 
     def __str__(self) -> str:
-        place = f"line {self.row}" if self.row else "file"
-        return f"{place}, {self.column}: {self.message}" if self.column else f"{place}: {self.message}"
+        path_text = f"line {self.row}" if self.row else "file"
+        return (
+            f"{path_text}, {self.column}: {self.message}" if self.column else f"{path_text}: {self.message}"
+        )
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises
     ------
     ManifestError
-        If anything is wrong; the message lists everything with its line.
+        If anything is wrong; the message lists all problems with their lines.
     """
     path = Path(path)
     rows, problems = parse_manifest(path)
@@ -167,9 +169,9 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def parse_manifest(path: str | Path) -> tuple[list[Row], list[Problem]]:
-    """Return the rows whose images are understood, and everything that is wrong.
+    """Parse a manifest into the rows whose images are understood, and all problems.
 
-    A row with an unknown split, structure or voxel size is in both.
+    A row with an unknown split, structure or voxel size is among both.
 
     Raises
     ------
@@ -261,7 +263,7 @@ def _check_header(header: list[str], line: int) -> list[Problem]:
 def _parse_row(fields: dict[str, str], line: int, path: Path) -> tuple[Row | None, list[Problem]]:
     problems: list[Problem] = []
 
-    def take(column: str, parse: Callable[[str], Any]) -> Any:
+    def parse_field(column: str, parse: Callable[[str], Any]) -> Any:
         text = fields.get(column, "")
         if not text:
             if column in REQUIRED:
@@ -273,7 +275,7 @@ def _parse_row(fields: dict[str, str], line: int, path: Path) -> tuple[Row | Non
             problems.append(Problem(line, column, str(error)))
             return None
 
-    def locate(text: str) -> Path:
+    def to_path(text: str) -> Path:
         if is_url(text):
             raise ManifestError(
                 f"{text!r} is a URL: images to learn from are digested, split and prepared by their content; copy "
@@ -285,23 +287,23 @@ def _parse_row(fields: dict[str, str], line: int, path: Path) -> tuple[Row | Non
 
     row = Row(
         number=line,
-        structure=take("structure", check_structure_name) or fields.get("structure", ""),
-        signal=take("signal", locate),
-        signal_channel=take("signal_channel", _parse_channel),
-        target=take("target", locate),
-        target_channel=take("target_channel", _parse_channel),
-        split=take("split", _parse_split),
-        group=take("group", str),
-        region=take("region", Region.parse),
-        mask=take("mask", locate),
-        scene=take("scene", _parse_channel),
-        t=take("t", _parse_number),
-        voxel_size=take("voxel_size_zyx", _parse_voxel_size),
-        mask_channel=take("mask_channel", _parse_channel),
+        structure=parse_field("structure", check_structure_name) or fields.get("structure", ""),
+        signal=parse_field("signal", to_path),
+        signal_channel=parse_field("signal_channel", _parse_channel),
+        target=parse_field("target", to_path),
+        target_channel=parse_field("target_channel", _parse_channel),
+        split=parse_field("split", _parse_split),
+        group=parse_field("group", str),
+        region=parse_field("region", Region.parse),
+        mask=parse_field("mask", to_path),
+        scene=parse_field("scene", _parse_channel),
+        t=parse_field("t", _parse_number),
+        voxel_size=parse_field("voxel_size_zyx", _parse_voxel_size),
+        mask_channel=parse_field("mask_channel", _parse_channel),
     )
     if row.mask_channel is not None and not fields.get("mask"):
         problems.append(Problem(line, "mask_channel", "names a channel, but there is no mask"))
-    # A row whose images are known can still be looked at; without its region it would be another one.
+    # A row whose images are known can still be checked; without its region it would be another image.
     harmless = {"structure", "split", "voxel_size_zyx"}
     usable = all(problem.column in harmless for problem in problems)
     return (row if usable else None), problems
@@ -358,7 +360,7 @@ def _format_row(row: Row, folder: Path) -> dict[str, str]:
     def text(value: object) -> str:
         return "" if value is None else str(value)
 
-    def place(file: Path | None) -> str:
+    def path_text(file: Path | None) -> str:
         if file is None:
             return ""
         # Not Path.resolve: it would follow links out of the folder that the user sees.
@@ -367,14 +369,14 @@ def _format_row(row: Row, folder: Path) -> dict[str, str]:
 
     return {
         "structure": row.structure,
-        "signal": place(row.signal),
+        "signal": path_text(row.signal),
         "signal_channel": text(row.signal_channel),
-        "target": place(row.target),
+        "target": path_text(row.target),
         "target_channel": text(row.target_channel),
         "split": text(row.split),
         "group": text(row.group),
         "region": text(row.region),
-        "mask": place(row.mask),
+        "mask": path_text(row.mask),
         "mask_channel": text(row.mask_channel),
         "scene": text(row.scene),
         "t": text(row.t),

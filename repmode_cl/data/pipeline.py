@@ -1,4 +1,4 @@
-"""From a configuration's data section to prepared samples: simulate or read, split, prepare."""
+"""Data of a configuration: images are simulated or read, split and prepared."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["available_structures", "prepared_samples"]
 
 
 def available_structures(config: Config) -> tuple[str, ...]:
-    """Return the structures that there are images of: the manifest's, or those that can be simulated.
+    """Return the structures with images: the manifest's, or those that can be simulated.
 
     Raises
     ------
     ManifestError
         If the manifest cannot be read.
     UnknownStructureError
-        If the stream names a structure that is to be simulated and cannot be.
+        If the stream names a structure that would be simulated and cannot be.
     """
     if config.data.manifest is not None:
         return read_manifest(Path(config.data.manifest)).structures
@@ -45,36 +45,36 @@ def prepared_samples(
     structures: Sequence[str] | None = None,
     manifest: Manifest | None = None,
     workers: int = 1,
-    left: list[tuple[int, str]] | None = None,
+    skipped: list[tuple[int, str]] | None = None,
 ) -> tuple[list[Sample], list[str]]:
-    """Return the samples that `data` describes, prepared in a cache, and notes a person should see.
+    """Prepare the samples that `data` describes, in a cache.
 
     Parameters
     ----------
     data
         The data section of a configuration.
     folder
-        Where simulated images and the cache go when `data` names no cache.
+        Folder of simulated images, and of the cache where `data` names none.
     structures
-        Structures to prepare; ``None`` takes all that there are.
+        Structures to prepare; ``None`` prepares all.
     manifest
         An opened manifest, in place of the one `data` names.
     workers
         Processes that simulate and prepare.
-    left
-        Where given, rows whose images cannot be used are left out, and added here: their lines, and why.
+    skipped
+        Where given, rows whose images cannot be used are skipped, and their lines and reasons are added here.
 
     Returns
     -------
     list of Sample
         One per row of the chosen structures.
     list of str
-        What the split could not do (too few images to hold any out, and so on).
+        Notes for the user, such as a structure with too few images to hold any out.
 
     Raises
     ------
     ManifestError
-        If images cannot be used and `left` is not given, or a structure has none left.
+        If images cannot be used and `skipped` is not given, or no image of a structure remains.
     """
     if manifest is None and data.manifest is None:
         wanted = [name for name in TWELVE_STRUCTURES if structures is None or name in structures]
@@ -101,9 +101,9 @@ def prepared_samples(
     try:
         digests.read(needed, workers)
     finally:
-        digests.save()  # also of an interrupted run, which goes on from there
-    if left is not None:
-        manifest = _there(manifest, digests, structures, left)
+        digests.save()  # also after an interruption, so that the next run resumes from here
+    if skipped is not None:
+        manifest = _readable_rows(manifest, digests, structures, skipped)
     assignment = assign_splits(
         manifest,
         seed=data.split_seed,
@@ -114,43 +114,49 @@ def prepared_samples(
     )
     digests.save()
     samples = prepare(
-        manifest, assignment, data.preprocessing, cache, structures=structures, workers=workers, left=left
+        manifest,
+        assignment,
+        data.preprocessing,
+        cache,
+        structures=structures,
+        workers=workers,
+        skipped=skipped,
     )
-    _refuse_none(structures or (), {sample.structure for sample in samples}, manifest, left)
+    _require_images(structures or (), {sample.structure for sample in samples}, manifest, skipped)
     if data.shuffle_signals:
         samples = shuffle_signals(samples, data.split_seed)
     return samples, list(assignment.notes)
 
 
-def _there(
+def _readable_rows(
     manifest: Manifest,
     digests: ContentDigests,
     structures: Sequence[str] | None,
-    left: list[tuple[int, str]],
+    skipped: list[tuple[int, str]],
 ) -> Manifest:
-    """Return the manifest without the rows whose signal cannot be read: no split can be decided for them."""
+    """Return the manifest without rows whose signal cannot be read, which no split can be decided for."""
     rows = []
     for row in manifest.rows:
         try:
             digests.of(row.signal)
         except OSError as error:
             if structures is None or row.structure in structures:
-                left.append((row.number, f"{row.signal}: cannot be read ({error.strerror or error})"))
+                skipped.append((row.number, f"{row.signal}: cannot be read ({error.strerror or error})"))
         else:
             rows.append(row)
-    kept = replace(manifest, rows=tuple(rows))
-    _refuse_none(structures or (), kept.structures, manifest, left)
-    return kept
+    readable = replace(manifest, rows=tuple(rows))
+    _require_images(structures or (), readable.structures, manifest, skipped)
+    return readable
 
 
-def _refuse_none(
+def _require_images(
     structures: Sequence[str],
-    there: Collection[str],
+    remaining: Collection[str],
     manifest: Manifest,
-    left: list[tuple[int, str]] | None,
+    skipped: list[tuple[int, str]] | None,
 ) -> None:
-    """Refuse to go on without any image of a structure."""
-    gone = [name for name in structures if name in manifest.structures and name not in there]
-    if left and gone:
-        lines = "\n".join(f"  line {number}: {why}" for number, why in sorted(left))
-        raise ManifestError(f"{manifest.path}: no image of {', '.join(gone)} can be used\n{lines}")
+    """Refuse to continue where a structure has no image."""
+    missing = [name for name in structures if name in manifest.structures and name not in remaining]
+    if skipped and missing:
+        lines = "\n".join(f"  line {number}: {why}" for number, why in sorted(skipped))
+        raise ManifestError(f"{manifest.path}: no image of {', '.join(missing)} can be used\n{lines}")

@@ -1,6 +1,6 @@
-"""One prepared pair of images: what preparing hands to the datasets and to whoever lists or splits them.
+"""Sample: one prepared pair of images, as datasets, splits and streams use it.
 
-Apart from the preparing itself, so that a worker of a data loader imports neither image readers nor scipy.
+Separate from the preparation itself, so that a worker of a data loader imports neither image readers nor scipy.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.errors import ManifestError
 from repmode_cl.utils.atomic_files import canonical_json
 
@@ -27,7 +28,7 @@ class Sample:
     row: int
     """Line of the manifest that it came from."""
     image_id: str
-    """Digest of the signal's content and of what was taken from it; equal wherever the same image is used."""
+    """Digest of the signal's content and of the part used; equal wherever the same image is used."""
     signal: Path
     """float16 or float32 .npy, (Z, Y, X)."""
     target: Path
@@ -37,29 +38,29 @@ class Sample:
     shape: tuple[int, int, int]
     """Voxels (Z, Y, X)."""
     group: str
-    """What must not straddle splits: the manifest's `group`, or the digest of the signal file's content."""
-    voxel_size: tuple[float, float, float] | None = None
-    """um (z, y, x) of the images before they were resampled; None where nobody states it, and they were not."""
+    """Samples of one group stay in one split: the manifest's `group`, or the digest of the signal file's content."""
+    voxel_size: VoxelSize | None = None
+    """Voxel size of the images before they were resampled; None where it is unknown, and they were not resampled."""
 
     @property
     def content(self) -> tuple[str, str, str, str]:
-        """The same wherever signal, target, mask and what was taken of them are: it names prepared files."""
+        """Identity of the prepared files: the same wherever signal, target, mask and the parts used are."""
         return (self.image_id, self.signal.name, self.target.name, self.mask.name if self.mask else "")
 
 
 def digest_of(*parts: str | int) -> bytes:
-    """Return 32 bytes that depend on `parts` and on nothing else: no machine, version or order."""
+    """Return 32 bytes that depend only on `parts`: not on machine, version or order of calls."""
     return hashlib.sha256(canonical_json(parts).encode("ascii")).digest()
 
 
 def structure_digests(samples: Iterable[Sample]) -> dict[str, str]:
-    """Return for each structure a digest of what its images are, and how they are split, in whatever order."""
+    """Return for each structure a digest of its images and their splits, independent of their order."""
     images: dict[str, set[tuple[str, ...]]] = {}
     for sample in samples:
         images.setdefault(sample.structure, set()).add((*sample.content, sample.split))
     return {
-        structure: digest_of(*(part for image in sorted(found) for part in image)).hex()
-        for structure, found in images.items()
+        structure: digest_of(*(part for image in sorted(contents) for part in image)).hex()
+        for structure, contents in images.items()
     }
 
 
@@ -76,17 +77,18 @@ def shuffle_signals(samples: Iterable[Sample], seed: int) -> list[Sample]:
     """
     samples = list(samples)
     partner: dict[int, Path] = {}
-    circles: dict[tuple[str, tuple[int, int, int]], dict[str, list[int]]] = {}
+    exchanges: dict[tuple[str, tuple[int, int, int]], dict[str, list[int]]] = {}
     for place, sample in enumerate(samples):
-        circles.setdefault((sample.structure, sample.shape), {}).setdefault(sample.image_id, []).append(place)
-    for (structure, shape), images in circles.items():
+        same_shape = exchanges.setdefault((sample.structure, sample.shape), {})
+        same_shape.setdefault(sample.image_id, []).append(place)
+    for (structure, shape), images in exchanges.items():
         if len(images) < 2:
             raise ManifestError(
-                f"shuffle_signals: {structure} has one image alone of the shape {shape}; at least two "
+                f"shuffle_signals: {structure} has only one image of the shape {shape}; at least two "
                 "of each shape are needed to exchange signals"
             )
         order = sorted(images, key=lambda image: digest_of("shuffle", seed, image))
-        for mine, other in zip(order, order[1:] + order[:1], strict=True):
-            for place in images[mine]:
+        for image, other in zip(order, order[1:] + order[:1], strict=True):
+            for place in images[image]:
                 partner[place] = samples[images[other][0]].signal
     return [replace(sample, signal=partner[place]) for place, sample in enumerate(samples)]

@@ -1,7 +1,7 @@
-"""Which rows train, validate and test: decided once, by content, and never moved afterwards.
+"""Splits of a manifest's rows into train, val and test: decided once, by content, and never changed afterwards.
 
-An image must not straddle splits, whatever its files are called and however many structures it carries, so
-groups are named by the content of the signal file. Rows that name a split keep it.
+An image must not straddle splits, whatever its files are called and however many structures it shows, so groups are
+named by the content of the signal file. Rows that name a split keep it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Assignment(dict[int, str]):
 
 
 def split_counts(groups: int, test_fraction: float, val_fraction: float) -> tuple[int, int]:
-    """Return how many of `groups` test and how many validate.
+    """Return the numbers of groups that test and that validate.
 
     Exact fractions, rounded half up: `test_fraction` of all, `val_fraction` of the rest, and at least one
     each from four groups up (unless the fraction is 0). Two or three groups test one and validate none; one
@@ -70,16 +70,15 @@ def assign_splits(
         Part of each structure's groups that tests, and of the rest that validates. Structures that share all
         their images share the split; where they share some, those already held out count for each.
     record
-        JSON file of what was decided. What stands there is kept, whatever images are added; each seed has a
-        part of its own in it.
+        JSON file of earlier decisions, each seed in its own part. They are kept, whatever images are added.
     digest
-        Names a file's content; pass one with a memory where files are large. Called for rows without
-        `group`.
+        Returns the digest of a file's content; pass one that stores digests where files are large. Called for rows
+        without `group`.
 
     Returns
     -------
     Assignment
-        Split by row number; `notes` says which structure has nothing to validate or test with.
+        Split by row number; `notes` names structures with nothing to validate or test with.
 
     Raises
     ------
@@ -88,36 +87,36 @@ def assign_splits(
         or the record is damaged.
     """
     keys = _group_keys(manifest.rows, digest)
-    decided = _explicit(manifest, keys)
+    decided = _splits_by_manifest(manifest, keys)
     notes: list[str] = []
     if record is None:
-        chosen = _fill(manifest, keys, decided, {}, seed, test_fraction, val_fraction)
+        chosen = _split_open_groups(manifest, keys, decided, {}, seed, test_fraction, val_fraction)
     else:
         record = Path(record)
         record.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{record}.lock"):
-            # A run that decides at the same time must see this one's decisions.
-            known = _load(record)
-            before = known.get(str(seed), {})
-            chosen = _fill(manifest, keys, decided, before, seed, test_fraction, val_fraction)
+            # Another run that decides at the same time must read this run's decisions.
+            recorded = _read_record(record)
+            before = recorded.get(str(seed), {})
+            chosen = _split_open_groups(manifest, keys, decided, before, seed, test_fraction, val_fraction)
             moved = sorted({key for key, split in decided.items() if before.get(key, split) != split})
             if moved:
                 are = f"{counted(len(moved), 'image')} {'is' if len(moved) == 1 else 'are'}"
                 notes.append(f"{are} now placed by the manifest, not as recorded in {record}")
             if added := {key: split for key, split in chosen.items() if key not in before}:
-                known[str(seed)] = {**before, **added}
-                write_json(record, {"format": _FORMAT, "seeds": known})
+                recorded[str(seed)] = {**before, **added}
+                write_json(record, {"format": _FORMAT, "seeds": recorded})
     splits = {
         row.number: row.split or decided.get(key) or chosen[key]
         for row, key in zip(manifest.rows, keys, strict=True)
     }
-    return Assignment(splits, notes + _missing(manifest, splits))
+    return Assignment(splits, notes + _missing_splits(manifest, splits))
 
 
 def _group_keys(rows: Iterable[Row], digest: Callable[[Path], str]) -> list[str]:
-    """Return the group of each row: its own name for it, or content and scene of the signal file.
+    """Return the group of each row: the one it names, or content and scene of the signal file.
 
-    Channels, time points and regions of one file show the same cells and are not told apart.
+    Channels, time points and regions of one file show the same cells and are one group.
     """
     contents: dict[Path, str] = {}
     keys = []
@@ -136,8 +135,8 @@ def _group_keys(rows: Iterable[Row], digest: Callable[[Path], str]) -> list[str]
     return keys
 
 
-def _explicit(manifest: Manifest, keys: list[str]) -> dict[str, str]:
-    """Return the groups whose rows name one split; rows of the group that name none follow it."""
+def _splits_by_manifest(manifest: Manifest, keys: list[str]) -> dict[str, str]:
+    """Return the split of each group whose rows name only one; rows of the group that name none follow it."""
     named: dict[str, dict[str, int]] = {}
     open_rows: dict[str, int] = {}
     for row, key in zip(manifest.rows, keys, strict=True):
@@ -157,7 +156,7 @@ def _explicit(manifest: Manifest, keys: list[str]) -> dict[str, str]:
     return {key: next(iter(splits)) for key, splits in named.items() if len(splits) == 1}
 
 
-def _fill(
+def _split_open_groups(
     manifest: Manifest,
     keys: list[str],
     decided: Mapping[str, str],
@@ -166,14 +165,14 @@ def _fill(
     test_fraction: float,
     val_fraction: float,
 ) -> dict[str, str]:
-    """Return the split of every group that no row places, structure by structure."""
+    """Decide the split of every group that no row names one for, structure by structure."""
     placed: dict[str, str] = {}
     members: dict[str, list[str]] = {}
-    # Regions of one image that are placed in several splits count as groups of those splits.
-    apart: dict[str, set[tuple[str, str]]] = {}
+    # Regions of one image that rows put in several splits count as groups of those splits.
+    split_regions: dict[str, set[tuple[str, str]]] = {}
     for row, key in zip(manifest.rows, keys, strict=True):
         if row.split is not None and key not in decided:
-            apart.setdefault(row.structure, set()).add((key, row.split))
+            split_regions.setdefault(row.structure, set()).add((key, row.split))
             continue
         members.setdefault(row.structure, []).append(key)
         if key in decided or key in before:
@@ -186,20 +185,20 @@ def _fill(
     for structure in sorted(members):
         groups = sorted(set(members[structure]), key=order)
         held = [placed[key] for key in groups if key in placed]
-        held += [split for _, split in apart.get(structure, ())]
+        held += [split for _, split in split_regions.get(structure, ())]
         open_groups = [key for key in groups if key not in placed]
         wanted = split_counts(len(open_groups) + len(held), test_fraction, val_fraction)
         for split, count in zip(("test", "val"), wanted, strict=True):
             # The last open group trains where nothing else does.
             spare = len(open_groups) - (0 if "train" in held else 1)
-            take = max(0, min(count - held.count(split), spare))
-            placed.update(dict.fromkeys(open_groups[:take], split))
-            open_groups = open_groups[take:]
+            count_open = max(0, min(count - held.count(split), spare))
+            placed.update(dict.fromkeys(open_groups[:count_open], split))
+            open_groups = open_groups[count_open:]
         placed.update(dict.fromkeys(open_groups, "train"))
     return {key: split for key, split in placed.items() if key not in decided}
 
 
-def _load(record: Path) -> dict[str, dict[str, str]]:
+def _read_record(record: Path) -> dict[str, dict[str, str]]:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -214,20 +213,21 @@ def _load(record: Path) -> dict[str, dict[str, str]]:
         for groups in seeds.values()
     ):
         raise ManifestError(
-            f"{record}: no record of splits of format {_FORMAT}; restore it, or remove it to have images "
-            "split anew"
+            f"{record}: not a record of splits of format {_FORMAT}; restore it, or remove it to split the images again"
         )
     return seeds
 
 
-def _missing(manifest: Manifest, splits: Mapping[int, str]) -> list[str]:
+def _missing_splits(manifest: Manifest, splits: Mapping[int, str]) -> list[str]:
     notes = []
     for structure in manifest.structures:
         held = {splits[row.number] for row in manifest.for_structure(structure)}
         if "train" not in held:
             notes.append(f"{structure}: no image trains")
         if "val" not in held:
-            notes.append(f"{structure}: no image validates; the last step is kept, not the best")
+            notes.append(f"{structure}: no image validates; the state of the last step is used, not the best")
         if "test" not in held:
-            notes.append(f"{structure}: no image tests; nothing can be said of images it was not trained on")
+            notes.append(
+                f"{structure}: no image tests; there are no figures for images that it was not trained on"
+            )
     return notes

@@ -1,7 +1,7 @@
-"""Whether a volume's voxels are of a size that a structure was trained for: a number in a header is easily wrong.
+"""Check of a volume's voxel size against the images that a structure was trained on: headers are easily wrong.
 
-A volume ten times too coarse is resampled without complaint, and predicted without sense. What training saw is kept
-in the provenance of each structure, and compared with what is to be predicted, or learned besides.
+A volume ten times too coarse would be resampled without complaint and predicted without sense. The voxel sizes of
+training images are kept in the provenance of each structure, and compared with those of new images.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = [
 
 VoxelSize = tuple[float, float, float]
 
-#: Voxels may be so much larger or smaller, on each axis, than any that training saw.
+#: Largest factor, on each axis, by which voxels may be larger or smaller than those of all training images.
 LARGEST_FACTOR = 1.5
 
 _REMEDY = (
-    "state the right one (--voxel-size z,y,x, or the column voxel_size_zyx of a manifest), or give --force to go on "
-    "all the same"
+    "state the right one (--voxel-size z,y,x, or the column voxel_size_zyx of a manifest), or give --force to continue "
+    "anyway"
 )
 
 #: Key of the provenance.
@@ -47,7 +47,7 @@ class TrainedVoxels:
     unknown
         Number of images whose voxel size was not known; they kept their own grid.
     recorded
-        Whether the three above were written down; earlier models do not have them.
+        Whether the three above are in the provenance; earlier models do not have them.
     grid
         Voxel size that images are resampled to; None where they keep their own.
     """
@@ -60,10 +60,10 @@ class TrainedVoxels:
 
 
 def voxel_size_record(sizes: Iterable[Sequence[float] | None]) -> dict[str, Any]:
-    """Return what the provenance keeps of the voxel sizes (um, z, y, x) of training images: JSON."""
-    found = list(sizes)
-    known = [tuple(float(step) for step in size) for size in found if size is not None]
-    record: dict[str, Any] = {"unknown": len(found) - len(known)}
+    """Return the record of training images' voxel sizes (um, z, y, x) for the provenance, as JSON values."""
+    stated = list(sizes)
+    known = [tuple(float(step) for step in size) for size in stated if size is not None]
+    record: dict[str, Any] = {"unknown": len(stated) - len(known)}
     if known:
         record["smallest"] = [min(axis) for axis in zip(*known, strict=True)]
         record["largest"] = [max(axis) for axis in zip(*known, strict=True)]
@@ -71,7 +71,7 @@ def voxel_size_record(sizes: Iterable[Sequence[float] | None]) -> dict[str, Any]
 
 
 def trained_voxels(provenance: Mapping[str, Any], grid: Sequence[float] | None) -> TrainedVoxels:
-    """Read what `voxel_size_record` wrote.
+    """Read the record of `voxel_size_record`.
 
     Parameters
     ----------
@@ -81,22 +81,22 @@ def trained_voxels(provenance: Mapping[str, Any], grid: Sequence[float] | None) 
     grid
         ``model.voxel_size``.
     """
-    to = None if grid is None else _three(grid)
+    grid_size = None if grid is None else _to_voxel_size(grid)
     record = provenance.get(_KEY)
     if not isinstance(record, Mapping):
-        return TrainedVoxels(grid=to)
+        return TrainedVoxels(grid=grid_size)
     unknown, smallest, largest = (
         record.get("unknown"),
-        _three(record.get("smallest")),
-        _three(record.get("largest")),
+        _to_voxel_size(record.get("smallest")),
+        _to_voxel_size(record.get("largest")),
     )
     if type(unknown) is not int or unknown < 0 or (smallest is None) != (largest is None):
-        return TrainedVoxels(grid=to)
-    return TrainedVoxels(smallest, largest, unknown, bool(unknown or smallest), to)
+        return TrainedVoxels(grid=grid_size)
+    return TrainedVoxels(smallest, largest, unknown, bool(unknown or smallest), grid_size)
 
 
 def check_voxel_size(
-    found: Sequence[float] | None,
+    stated: Sequence[float] | None,
     trained: TrainedVoxels,
     where: str,
     force: bool = False,
@@ -107,31 +107,33 @@ def check_voxel_size(
 
     Parameters
     ----------
-    found
-        um (z, y, x) that the file, or a person, states; None where nobody does.
+    stated
+        Voxel size in um (z, y, x) that the file or the user states; None where neither does.
     trained
         Of `trained_voxels`.
     where
-        Names the volume in messages: a path, or a line of a manifest.
+        Name of the volume in messages: a path, or a line of a manifest.
     force
-        Say what is wrong instead of refusing.
+        Return the message instead of raising the error.
     remedy
-        What a person can do, for the error; what the commands offer by default.
+        Advice in the error; by default the options of the commands.
 
     Returns
     -------
     str or None
-        What a person should know; None where all is well. A voxel size that cannot be compared, because training
-        images had none, is told and not refused, and so is one finer than the grid of a model whose images' own were
-        not recorded: such images are resampled to it as those it was trained on were.
+        Warning for the user; None where all is well. A voxel size that cannot be compared, because training images had
+        none, is reported and not refused. So is one finer than the grid of a model whose images' own sizes were not
+        recorded: such images are resampled to it as the training images were.
 
     Raises
     ------
     ImageError
-        Unless `force`: if it is missing, or differs on an axis by more than `LARGEST_FACTOR` from all that training
-        saw (where that was not recorded: if it is coarser than the model's grid by more).
+        Unless `force`: if it is missing, or differs on an axis by more than `LARGEST_FACTOR` from those of all
+        training images (where these were not recorded: if it is coarser than the model's grid by more).
     """
-    wrong = _missing(trained) if found is None else _apart(_checked(found, where), trained)
+    wrong = (
+        _check_unstated(trained) if stated is None else _check_range(_validated_size(stated, where), trained)
+    )
     if wrong is None:
         return None
     text, refused = wrong
@@ -140,16 +142,16 @@ def check_voxel_size(
         return text
     if not force:
         raise ImageError(f"{text}; {remedy}")
-    return f"{text}; gone on with all the same, as asked"
+    return f"{text}; used anyway, because of force"
 
 
 def voxel_range_text(trained: TrainedVoxels) -> str:
-    """Return the range of voxel sizes that training saw, in words; empty where that is not known."""
-    return _said(trained) if trained.smallest is not None else ""
+    """Return the range of the training images' voxel sizes, in words; empty where it is not known."""
+    return _range_text(trained) if trained.smallest is not None else ""
 
 
-def _missing(trained: TrainedVoxels) -> tuple[str, bool] | None:
-    """Say what is wrong with a volume that states no voxel size, and whether it is to be refused."""
+def _check_unstated(trained: TrainedVoxels) -> tuple[str, bool] | None:
+    """Return the problem of a volume without a voxel size, and whether it is refused."""
     if trained.smallest is None and (trained.recorded or trained.grid is None):
         return None  # as in training
     if trained.unknown:
@@ -157,11 +159,11 @@ def _missing(trained: TrainedVoxels) -> tuple[str, bool] | None:
             "no voxel size is stated, as of some images that it was trained on: its own grid is used",
             False,
         )
-    return f"no voxel size is stated, and the model was trained on voxels of {_said(trained)}", True
+    return f"no voxel size is stated, and the model was trained on voxels of {_range_text(trained)}", True
 
 
-def _apart(found: VoxelSize, trained: TrainedVoxels) -> tuple[str, bool] | None:
-    voxels = f"voxels of {_um(found)}"
+def _check_range(stated: VoxelSize, trained: TrainedVoxels) -> tuple[str, bool] | None:
+    voxels = f"voxels of {_um(stated)}"
     if trained.recorded and trained.smallest is None:
         if trained.grid is None:
             return None
@@ -175,21 +177,21 @@ def _apart(found: VoxelSize, trained: TrainedVoxels) -> tuple[str, bool] | None:
         return None
     # Headers round, and a limit that is met exactly is met.
     limit = LARGEST_FACTOR * (1 + 1e-6)
-    coarse = [axis for axis, a, b in zip("zyx", found, largest, strict=True) if a > b * limit]
-    fine = [axis for axis, a, b in zip("zyx", found, smallest, strict=True) if a * limit < b]
+    coarse = [axis for axis, a, b in zip("zyx", stated, largest, strict=True) if a > b * limit]
+    fine = [axis for axis, a, b in zip("zyx", stated, smallest, strict=True) if a * limit < b]
     if not coarse and not fine:
         return None
-    said = " and ".join(
+    directions = " and ".join(
         f"{word} on {', '.join(axes)}" for word, axes in (("coarser", coarse), ("finer", fine)) if axes
     )
     text = (
-        f"{voxels}, more than {LARGEST_FACTOR:g} times {said} than those of {_said(trained)} that the model was "
-        "trained on"
+        f"{voxels}, more than {LARGEST_FACTOR:g} times {directions} than those of {_range_text(trained)} that the "
+        "model was trained on"
     )
     return text, trained.recorded or bool(coarse)
 
 
-def _said(trained: TrainedVoxels) -> str:
+def _range_text(trained: TrainedVoxels) -> str:
     if trained.smallest is None or trained.largest is None:
         return "unknown size" if trained.grid is None else f"{_um(trained.grid)} (its grid)"
     if trained.smallest == trained.largest:
@@ -203,16 +205,16 @@ def _um(size: Sequence[float]) -> str:
     return f"{' x '.join(f'{step:.4g}' for step in size)} um (z, y, x)"
 
 
-def _checked(found: Sequence[float], where: str) -> VoxelSize:
-    size = _three(found)
+def _validated_size(stated: Sequence[float], where: str) -> VoxelSize:
+    size = _to_voxel_size(stated)
     if size is None:
         raise ImageError(
-            f"{where}: voxel size {tuple(found)}: three positive numbers in um (z, y, x) are needed"
+            f"{where}: voxel size {tuple(stated)}: three positive numbers in um (z, y, x) are needed"
         )
     return size
 
 
-def _three(size: object) -> VoxelSize | None:
+def _to_voxel_size(size: object) -> VoxelSize | None:
     """Return three positive numbers, or None for anything else."""
     if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 3:
         return None

@@ -215,7 +215,7 @@ def test_force_uses_the_images_and_notes_it(model: Model, odd: Path, tmp_path: P
     command = ["add", str(path), "--structure", "nucleolus", "--data", str(odd), "--steps", "2", "--force"]
     result = CliRunner().invoke(app, [*command, "--batch-size", "2"])
     assert result.exit_code == 0, result.output
-    assert "gone on with all the same" in result.output
+    assert "used anyway, because of force" in result.output
     provenance = Model.open(path).entries["nucleolus"].provenance
-    assert any("gone on with all the same" in note for note in provenance["notes"])
+    assert any("used anyway, because of force" in note for note in provenance["notes"])
     assert provenance["voxel_sizes"]["unknown"] > 0

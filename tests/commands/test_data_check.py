@@ -313,7 +313,7 @@ def test_chunks_that_are_not_there(images: Path, shards: tuple[int, int, int] | 
         for one in look(images, line.format(name, ""), header=header).warnings
         if one.kind == "chunks absent"
     ]
-    assert (warning.column, f"{name}, channel C0: 1 of 4 chunks are not there" in warning.message) == (
+    assert (warning.column, f"{name}, channel C0: 1 of 4 chunks are missing" in warning.message) == (
         "signal",
         True,
     )

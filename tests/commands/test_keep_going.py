@@ -41,15 +41,15 @@ def test_rows_are_left_out_and_told(broken: Path, tmp_path: Path) -> None:
     data = DataConfig(manifest=str(broken))
     with pytest.raises(ManifestError, match=r"signal0\.tif cannot be read"):
         prepared_samples(data, tmp_path / "refused")
-    left: list[tuple[int, str]] = []
-    samples, _ = prepared_samples(data, tmp_path / "kept", structures=STRUCTURES, left=left)
+    skipped: list[tuple[int, str]] = []
+    samples, _ = prepared_samples(data, tmp_path / "kept", structures=STRUCTURES, skipped=skipped)
     gone = [line_of(broken, name, 0) for name in STRUCTURES]
     gone += [line_of(broken, "dna", 1), line_of(broken, "nucleolus", 2)]
-    assert sorted(line for line, _ in left) == sorted(gone)
+    assert sorted(line for line, _ in skipped) == sorted(gone)
     assert {sample.row for sample in samples} == {row.number for row in read_manifest(broken).rows} - set(
         gone
     )
-    told = dict(left)
+    told = dict(skipped)
     assert "signal0.tif" in told[line_of(broken, "dna", 0)]
     assert "dna1.tif" in told[line_of(broken, "dna", 1)]
     assert "nucleolus2.tif" in told[line_of(broken, "nucleolus", 2)]
@@ -59,12 +59,16 @@ def test_a_structure_without_any_image_is_no_detail(broken: Path, tmp_path: Path
     for path in tmp_path.glob("mitochondria*.tif"):
         path.write_bytes(b"")
     with pytest.raises(ManifestError, match="no image of mitochondria can be used") as caught:
-        prepared_samples(DataConfig(manifest=str(broken)), tmp_path / "run", structures=STRUCTURES, left=[])
+        prepared_samples(
+            DataConfig(manifest=str(broken)), tmp_path / "run", structures=STRUCTURES, skipped=[]
+        )
     assert "mitochondria3.tif" in str(caught.value)
     for path in tmp_path.glob("signal*.tif"):
         path.unlink()
     with pytest.raises(ManifestError, match="no image of dna"):
-        prepared_samples(DataConfig(manifest=str(broken)), tmp_path / "run", structures=STRUCTURES, left=[])
+        prepared_samples(
+            DataConfig(manifest=str(broken)), tmp_path / "run", structures=STRUCTURES, skipped=[]
+        )
 
 
 CONFIG = """
@@ -103,8 +107,8 @@ def test_one_row_that_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from repmode_cl.benchmark import run_images
     from repmode_cl.benchmark.resume import ResumeState
 
-    def prepared(*_: Any, left: list[tuple[int, str]], **__: Any) -> tuple[list[Any], list[str]]:
-        left.append((2, "damaged"))
+    def prepared(*_: Any, skipped: list[tuple[int, str]], **__: Any) -> tuple[list[Any], list[str]]:
+        skipped.append((2, "damaged"))
         return [], []
 
     monkeypatch.setattr(run_images, "prepared_samples", prepared)

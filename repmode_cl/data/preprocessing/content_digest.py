@@ -1,4 +1,4 @@
-"""What an image is made of: one file, a folder of many such as an OME-Zarr, or an OME-TIFF in several files."""
+"""Files and digest of an image: one file, a folder of many such as an OME-Zarr, or an OME-TIFF in several files."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _HEAD, _MOST_XML = 512, 256 << 20
 
 
 class FileStamp(NamedTuple):
-    """By which it is told that nothing has changed: bytes in all, and the latest time (ns) of a change."""
+    """Total size in bytes and latest time of a change (ns), by which an unchanged image is recognised."""
 
     size: int
     mtime_ns: int
 
 
 def file_stamp(path: str | Path) -> FileStamp:
-    """Return the stamp of a file with all of its set, or of a folder with all that is in it.
+    """Return the stamp of a file and all files of its set, or of a folder and all files in it.
 
     Raises
     ------
@@ -69,9 +69,9 @@ def content_digest(path: str | Path) -> str:
 
 
 def image_files(path: Path) -> list[Path]:
-    """Return the files that an image consists of: those of a folder, of an OME-TIFF's set, or the file itself.
+    """Return the files of an image: those of a folder, of an OME-TIFF's set, or the file itself.
 
-    Whichever file of a set is named, they are the same; those that are missing are left out.
+    They are the same for every file of a set; missing ones are skipped.
 
     Raises
     ------
@@ -80,14 +80,14 @@ def image_files(path: Path) -> list[Path]:
     """
     if path.is_dir():
         return _below(path)
-    found = {path}
+    files = {path}
     new = _named(path)
-    # A file of a set may name but the one that describes them all, which names the others.
+    # A file of a set may name only the one that describes them all, which names the others.
     for _ in range(2):
-        new = {file for file in new if file.is_file()} - found
-        found |= new
+        new = {file for file in new if file.is_file()} - files
+        files |= new
         new = {other for file in new if file.suffix == ".ome" for other in _named(file)}
-    return sorted(found)
+    return sorted(files)
 
 
 def _named(path: Path) -> set[Path]:
@@ -99,14 +99,14 @@ def _named(path: Path) -> set[Path]:
         try:
             with tifffile.TiffFile(path) as file:
                 text = file.pages.first.description
-        except Exception:  # a damaged file is told where it is read
+        except Exception:  # a damaged file is reported where it is read
             return set()
     elif b"<OME" in head and path.stat().st_size <= _MOST_XML:
         text = path.read_text(encoding="utf-8", errors="replace")
     if "<OME" not in text and ":OME" not in text:
         return set()
     own = _OWN.search(text)
-    # A file that was renamed still has its earlier name in it: that is itself, and not another one.
+    # A file that was renamed still holds its earlier name, which means itself and not another file.
     names = {
         unescape(one or other)
         for one, other, uuid in (*_PLANES.findall(text), *_DESCRIBED.findall(text))
@@ -116,9 +116,9 @@ def _named(path: Path) -> set[Path]:
 
 
 def _below(folder: Path) -> list[Path]:
-    # Not Path.rglob, which passes over folders that it may not read: then the digest would be of another image.
+    # Not Path.rglob, which skips folders that it may not read: then the digest would be of another image.
     def refuse(error: OSError) -> None:
         raise error
 
-    found = [Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names]
-    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+    files = [Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())

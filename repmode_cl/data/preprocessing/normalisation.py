@@ -1,6 +1,6 @@
-"""The arithmetic of preprocessing (paper, section 4.1): resampling to a voxel size, z-score of an image.
+"""Normalisation of images (paper, section 4.1): z-scores, optionally of voxels clipped to percentiles.
 
-Training and prediction use these same functions.
+Training and prediction use these same functions. Volumes are read piece by piece, so that they need not fit in memory.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["ZScore", "flat_message", "normalise", "streaming_percentiles", "strips", "z_score"]
-
-
-#: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
-_LARGEST_RATIO = 100.0
+__all__ = ["normalise", "z_score", "ZScore", "strips", "streaming_percentiles", "flat_message"]
 
 #: Voxels summed at once: a plane, or rows of one where it is larger. The sums depend on it in their last bits.
 _STRIP = 1 << 22
+
+# Percentiles are counted by the upper, then by the lower half of the 32 bits of a float32.
+_HALF_BITS = 16
+_BINS = 1 << _HALF_BITS
+_SIGN = np.uint32(1 << 31)
+
+#: Voxels counted at once, each of which needs some 30 bytes.
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,12 @@ def z_score(
     percentiles: tuple[float, float] | None = None,
     empty: str = "refuse",
 ) -> ZScore:
-    """Find the mean and the deviation (that of the population) of a volume that is seen piece by piece.
+    """Compute the mean and the standard deviation (of the population) of a volume that is read piece by piece.
 
     Parameters
     ----------
     pieces
-        Called twice, with `percentiles` four times; gives the volume in the pieces of `strips` each time. Sums are
+        Called twice, with `percentiles` four times; yields the volume in the pieces of `strips` each time. Sums are
         taken in float64, piece by piece, so that the same pieces give the same bits wherever they come from.
     size
         Number of voxels in all of them.
@@ -103,7 +107,7 @@ def z_score(
 
 
 def flat_message(value: float, percentiles: tuple[float, float]) -> str:
-    """Return what is wrong with an image that has one value at both percentiles."""
+    """Return the message about an image that has one value at both percentiles."""
     return (
         f"percentile {percentiles[0]:g} and percentile {percentiles[1]:g} of its voxels are both {value:g}, so that "
         "it has no z-score by percentiles: take percentiles further apart, or normalise: z_score"
@@ -157,23 +161,15 @@ def normalise(
     return result
 
 
-_HALF = 16
-_BINS = 1 << _HALF
-_SIGN = np.uint32(1 << 31)
-
-#: Voxels counted at once, for each of which some 30 bytes are needed.
-_AT_ONCE = 1 << 20
-
-
 def streaming_percentiles(
     pieces: Callable[[], Iterable[NDArray[Any]]], size: int, percentiles: Sequence[float]
 ) -> list[float]:
-    """Return percentiles of a volume.
+    """Return percentiles of a volume that is read piece by piece.
 
     Parameters
     ----------
     pieces
-        Called twice; gives all voxels, finite real numbers, in arrays of any shape.
+        Called twice; yields all voxels, finite real numbers, in arrays of any shape.
     size
         Number of voxels in all of them, at least 1.
     percentiles
@@ -187,33 +183,34 @@ def streaming_percentiles(
     """
     ranks = [min(size - 1, int(one / 100 * (size - 1))) for one in percentiles]
     upper = np.zeros(_BINS, np.int64)
-    for bits in _ordered(pieces()):
-        upper += np.bincount(bits >> _HALF, minlength=_BINS)
+    for bits in _to_ordered(pieces()):
+        upper += np.bincount(bits >> _HALF_BITS, minlength=_BINS)
     before = np.concatenate([[0], np.cumsum(upper)])
     bins = [int(np.searchsorted(before, rank, side="right")) - 1 for rank in ranks]
     lower = {number: np.zeros(_BINS, np.int64) for number in bins}
-    for bits in _ordered(pieces()):
-        top = bits >> _HALF
+    for bits in _to_ordered(pieces()):
+        top = bits >> _HALF_BITS
         for number, counts in lower.items():
             counts += np.bincount(bits[top == number] & (_BINS - 1), minlength=_BINS)
-    found = []
+    values = []
     for rank, number in zip(ranks, bins, strict=True):
         rest = int(np.searchsorted(np.cumsum(lower[number]), rank - before[number], side="right"))
-        found.append(_value((number << _HALF) | rest))
-    return found
+        values.append(_from_ordered((number << _HALF_BITS) | rest))
+    return values
 
 
-def _ordered(pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray[np.uint32]]:
+def _to_ordered(pieces: Iterable[NDArray[Any]]) -> Iterator[NDArray[np.uint32]]:
     """Yield the float32 of all voxels as integers that are ordered as the numbers are."""
     for piece in pieces:
         flat = np.ravel(piece)
-        for start in range(0, len(flat), _AT_ONCE):
+        for start in range(0, len(flat), _CHUNK):
             # Adding 0 makes the negative zero positive, which it equals.
-            bits = (flat[start : start + _AT_ONCE].astype(np.float32) + np.float32(0)).view(np.uint32)
+            bits = (flat[start : start + _CHUNK].astype(np.float32) + np.float32(0)).view(np.uint32)
             yield np.where(bits & _SIGN, ~bits, bits | _SIGN)
 
 
-def _value(ordered: int) -> float:
+def _from_ordered(ordered: int) -> float:
+    """Return the float32 whose ordered integer this is."""
     bits = np.uint32(ordered)
     bits = bits & ~_SIGN if bits & _SIGN else ~bits
     return float(bits.view(np.float32))

@@ -1,4 +1,4 @@
-"""From the rows of a manifest to volumes that training can map into memory.
+"""Preparation of a manifest's images as volumes that training can map into memory.
 
 Each volume is read, resampled to one voxel size, z-scored (paper, section 4.1) and cached. A signal that
 several structures share is prepared once.
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from repmode_cl.config.schema import PreprocessingConfig
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.manifest import Manifest, Row
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests, VolumeCache
-from repmode_cl.data.preprocessing.volume_jobs import VolumeJob, VoxelSize, make_volumes
+from repmode_cl.data.preprocessing.volume_jobs import VolumeJob, make_volumes
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError
@@ -38,7 +39,7 @@ def prepare(
     *,
     structures: Sequence[str] | None = None,
     workers: int = 1,
-    left: list[tuple[int, str]] | None = None,
+    skipped: list[tuple[int, str]] | None = None,
 ) -> list[Sample]:
     """Prepare the images of a manifest, as far as the cache does not hold them.
 
@@ -53,11 +54,11 @@ def prepare(
     cache
         Folder of prepared volumes.
     structures
-        Prepare these alone; None takes all.
+        Structures to prepare; None prepares all.
     workers
-        Processes at work at once; 1 works in this one.
-    left
-        Where given, rows that cannot be prepared are left out, and added here: their numbers, and why.
+        Processes that prepare at the same time; 1 works in this process.
+    skipped
+        Where given, rows that cannot be prepared are skipped, and their numbers and reasons are added here.
 
     Returns
     -------
@@ -66,13 +67,13 @@ def prepare(
 
     Notes
     -----
-    Each volume is kept as soon as it is made: after an interruption or an error the same call goes on from there.
+    Each volume is stored as soon as it is made: after an interruption or an error the same call resumes from there.
 
     Raises
     ------
     ManifestError
         Listing every row whose images cannot be read, are constant or not finite, or do not fit together, unless
-        `left` is given. The images of all other rows are prepared by then.
+        `skipped` is given. The images of all other rows are prepared by then.
     UnknownStructureError
         If `structures` names one that the manifest does not have.
     RepmodeError
@@ -88,29 +89,29 @@ def prepare(
     store = VolumeCache(cache)
     digests = ContentDigests(store.folder / "contents.json")
     problems: list[tuple[int, str]] = []
-    plans: list[_Plan] = []
-    headers: _Headers = {}
+    plans: list[_RowPlan] = []
+    headers: _HeaderTable = {}
     try:
         for row in track(rows, "reading headers", len(rows)):
             try:
-                plans.append(_plan(row, preprocessing, digests, headers))
+                plans.append(_plan_row(row, preprocessing, digests, headers))
             except (RepmodeError, OSError) as error:
                 problems.append((row.number, str(error)))
     finally:
-        digests.save()  # also of an interrupted run, which goes on from there
+        digests.save()  # also after an interruption, so that the next run resumes from here
     shapes, failed = _prepare_all([job for plan in plans for job in plan.jobs], store, workers)
     samples = []
     for plan in plans:
         row = plan.row
-        said = [failed[job.key] for job in plan.jobs if job.key in failed]
-        found = {job.column: shapes[job.key] for job in plan.jobs if job.key in shapes}
-        if not said and len(set(found.values())) > 1:
-            listed = ", ".join(f"{column} {shape}" for column, shape in found.items())
-            said = [f"the shapes (z, y, x) differ: {listed}; the images of a row cover the same voxels"]
-        if not said and preprocessing.empty == "zeros" and splits[row.number] != "train":
-            said = _blank(store.path(plan.target.key), splits[row.number])
-        problems += [(row.number, what) for what in said]
-        if said:
+        reasons = [failed[job.key] for job in plan.jobs if job.key in failed]
+        made = {job.column: shapes[job.key] for job in plan.jobs if job.key in shapes}
+        if not reasons and len(set(made.values())) > 1:
+            listed = ", ".join(f"{column} {shape}" for column, shape in made.items())
+            reasons = [f"the shapes (z, y, x) differ: {listed}; the images of a row cover the same voxels"]
+        if not reasons and preprocessing.empty == "zeros" and splits[row.number] != "train":
+            reasons = _held_out_constant(store.path(plan.target.key), splits[row.number])
+        problems += [(row.number, what) for what in reasons]
+        if reasons:
             continue
         signal, target = plan.signal, plan.target
         samples.append(
@@ -127,8 +128,8 @@ def prepare(
                 voxel_size=signal.voxel_from,
             )
         )
-    if left is not None:
-        left += sorted(problems)
+    if skipped is not None:
+        skipped += sorted(problems)
     elif problems:
         lines = [f"  line {number}: {what}" for number, what in sorted(problems)]
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
@@ -137,25 +138,25 @@ def prepare(
 
 
 @dataclass(frozen=True)
-class _Header:
-    """What the header of a file says about one channel."""
+class _ChannelHeader:
+    """Header of one channel of a file."""
 
     channel: int
     shape: tuple[int, int, int]
     voxel_size: VoxelSize | None
     scene: int | None
-    """Number of the scene that was asked for, perhaps by name; None where none was."""
+    """Number of the scene that the row names; None where it names none."""
     n_scenes: int
     n_times: int
 
 
 # By file, channel as the manifest names it, and scene.
-_Headers = dict[tuple[Path, str | int | None, int | str | None], _Header]
+_HeaderTable = dict[tuple[Path, str | int | None, int | str | None], _ChannelHeader]
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What one row needs."""
+class _RowPlan:
+    """Volumes that one row needs, and its identity."""
 
     row: Row
     image_id: str
@@ -169,23 +170,23 @@ class _Plan:
         return (self.signal, self.target) if self.mask is None else (self.signal, self.target, self.mask)
 
 
-def _plan(
+def _plan_row(
     row: Row,
     preprocessing: PreprocessingConfig,
     digests: ContentDigests,
-    headers: _Headers,
-) -> _Plan:
+    headers: _HeaderTable,
+) -> _RowPlan:
     signal = _header(row.signal, row.signal_channel, row.scene, headers)
     target = _header(row.target, row.target_channel, row.scene, headers)
     voxel_from = _voxel_size(row, signal, target)
     recipe, voxel_to = PreprocessingRecipe.of(preprocessing), preprocessing.voxel_size
     voxel_to = recipe.target_voxel(voxel_from, voxel_to) if voxel_from and voxel_to else None
 
-    def part(header: _Header) -> list[list[int]]:
-        """Return the voxels taken, so that a region of the whole file and none are the same."""
+    def part(header: _ChannelHeader) -> list[list[int]]:
+        """Return the voxels of the row, so that a region of the whole file and no region are the same."""
         return [[span.start, span.stop] for span in (row.region or Region()).resolve(header.shape)]
 
-    def job(column: str, path: Path, header: _Header, t: int | None) -> VolumeJob:
+    def job(column: str, path: Path, header: _ChannelHeader, t: int | None) -> VolumeJob:
         made_from: dict[str, Any] = {
             "kind": "mask" if column == "mask" else "image",
             "content": digests.of(path),
@@ -198,7 +199,7 @@ def _plan(
             "order": None if voxel_to is None or column == "mask" else recipe.order,
         }
         if column != "mask":
-            made_from |= _unusual(recipe, voxel_to is not None)
+            made_from |= _nondefault_settings(recipe, voxel_to is not None)
         key = VolumeCache.key(made_from)
         return VolumeJob(
             key, column, path, header.channel, row.region, header.scene, t, voxel_from, voxel_to, recipe
@@ -212,10 +213,10 @@ def _plan(
             header = _header(row.mask, row.mask_channel, row.scene, headers)
         mask = job("mask", row.mask, header, row.t if header.n_times > 1 else None)
     content = digests.of(row.signal)
-    taken = f"channel {signal.channel}, scene {signal.scene}, t {row.t}, region {part(signal)}"
-    return _Plan(
+    part_text = f"channel {signal.channel}, scene {signal.scene}, t {row.t}, region {part(signal)}"
+    return _RowPlan(
         row=row,
-        image_id=digest_of("image", content, taken).hex()[:16],
+        image_id=digest_of("image", content, part_text).hex()[:16],
         content=content[:16],
         signal=job("signal", row.signal, signal, row.t),
         target=job("target", row.target, target, row.t),
@@ -223,20 +224,20 @@ def _plan(
     )
 
 
-def _unusual(recipe: PreprocessingRecipe, resampled: bool) -> dict[str, Any]:
-    """Return what a prepared image depends on besides, where that is no default: caches of earlier versions hold on."""
-    found: dict[str, Any] = {}
+def _nondefault_settings(recipe: PreprocessingRecipe, resampled: bool) -> dict[str, Any]:
+    """Return further settings that decide a prepared image, without defaults, so that earlier caches stay valid."""
+    settings: dict[str, Any] = {}
     if recipe.anti_alias and resampled:
-        found["anti_alias"] = True
+        settings["anti_alias"] = True
     if recipe.percentiles is not None:
-        found["percentiles"] = list(recipe.percentiles)
+        settings["percentiles"] = list(recipe.percentiles)
     if recipe.empty != "refuse":
-        found["empty"] = recipe.empty
-    return found
+        settings["empty"] = recipe.empty
+    return settings
 
 
-def _blank(target: Path, split: str) -> list[str]:
-    """Say what is wrong with a target that is held out and 0 everywhere."""
+def _held_out_constant(target: Path, split: str) -> list[str]:
+    """Return the problem of a target that is held out and 0 everywhere; empty where it is not."""
     if np.load(target, mmap_mode="r", allow_pickle=False).any():
         return []
     return [
@@ -245,22 +246,26 @@ def _blank(target: Path, split: str) -> list[str]:
     ]
 
 
-def _header(path: Path, channel: str | int | None, scene: int | str | None, headers: _Headers) -> _Header:
-    found = headers.get((path, channel, scene))
-    if found is None:
+def _header(
+    path: Path, channel: str | int | None, scene: int | str | None, headers: _HeaderTable
+) -> _ChannelHeader:
+    header = headers.get((path, channel, scene))
+    if header is None:
         with open_image(path, scene=scene) as image:
-            number = image.channel_index(channel)
-            # Found by its name or its number, it is the same image.
-            place = (
+            channel_number = image.channel_index(channel)
+            # A scene named by its name or by its number is the same image.
+            scene_number = (
                 image.scenes.index(scene) if scene in image.scenes else None if scene is None else int(scene)
             )
-            found = _Header(number, image.shape, image.voxel_size, place, len(image.scenes), image.times)
-        headers[path, channel, scene] = found
-    return found
+            header = _ChannelHeader(
+                channel_number, image.shape, image.voxel_size, scene_number, len(image.scenes), image.times
+            )
+        headers[path, channel, scene] = header
+    return header
 
 
 def voxel_size_of(row: Row) -> VoxelSize | None:
-    """Return the voxel size (z, y, x) in um that `prepare` takes the images of a row to have; reads headers.
+    """Return the voxel size (z, y, x) in um that `prepare` uses for the images of a row; reads headers.
 
     Raises
     ------
@@ -269,12 +274,12 @@ def voxel_size_of(row: Row) -> VoxelSize | None:
     ManifestError
         If signal and target contradict one another.
     """
-    headers: _Headers = {}
+    headers: _HeaderTable = {}
     signal = _header(row.signal, row.signal_channel, row.scene, headers)
     return _voxel_size(row, signal, _header(row.target, row.target_channel, row.scene, headers))
 
 
-def _voxel_size(row: Row, signal: _Header, target: _Header) -> VoxelSize | None:
+def _voxel_size(row: Row, signal: _ChannelHeader, target: _ChannelHeader) -> VoxelSize | None:
     """Return the one voxel size of a row: the manifest's, the signal's or the target's."""
     if row.voxel_size is not None:
         z, y, x = row.voxel_size
@@ -283,7 +288,7 @@ def _voxel_size(row: Row, signal: _Header, target: _Header) -> VoxelSize | None:
         pairs = zip(signal.voxel_size, target.voxel_size, strict=True)
         if any(abs(a - b) > _SAME_VOXEL * max(a, b) for a, b in pairs):
             raise ManifestError(
-                f"signal and target state other voxel sizes (z, y, x in um): {signal.voxel_size} and "
+                f"signal and target state different voxel sizes (z, y, x in um): {signal.voxel_size} and "
                 f"{target.voxel_size}; give the right one in the column voxel_size_zyx"
             )
     return signal.voxel_size if signal.voxel_size is not None else target.voxel_size
@@ -305,9 +310,9 @@ def _prepare_all(
             shapes[job.key] = shape
     failed: dict[str, str] = {}
     made = make_volumes(list(missing.values()), store, workers)
-    for one in track(made, "preparing images", len(missing)):
-        if one.shape is None:
-            failed[one.key] = one.problem
+    for result in track(made, "preparing images", len(missing)):
+        if result.shape is None:
+            failed[result.key] = result.problem
         else:
-            shapes[one.key] = one.shape
+            shapes[result.key] = result.shape
     return shapes, failed

@@ -1,7 +1,7 @@
-"""How the images of a model are prepared, besides the voxel size: what training does, and prediction must repeat.
+"""Recipe of a model's preprocessing, besides the voxel size: training applies it, and prediction must repeat it.
 
-A model keeps it in ``model.json``, and whoever reads an image for that model reads it from there. This module imports
-neither torch nor the configuration, because worker processes use it.
+A model keeps its recipe in ``model.json``, from where every prediction reads it. This module imports neither torch nor
+the configuration, because worker processes use it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.preprocessing.resampling import resampled_shape
 from repmode_cl.errors import ModelError
 
-__all__ = ["PreprocessingRecipe", "VoxelSize"]
-
-VoxelSize = tuple[float, float, float]
-
+__all__ = ["PreprocessingRecipe"]
 #: The name that a plain z-score has in ``model.json``.
 _PLAIN = "z-score per image"
 _CLIPPED = "z-score between percentiles"
@@ -24,7 +22,7 @@ _CLIPPED = "z-score between percentiles"
 
 @dataclass(frozen=True)
 class PreprocessingRecipe:
-    """Resampling and normalisation of images; the defaults are those of models that do not say.
+    """Resampling and normalisation of images; the defaults are those of models that state nothing.
 
     Attributes
     ----------
@@ -37,7 +35,7 @@ class PreprocessingRecipe:
     percentiles
         Lower and upper one that voxels are clipped to where mean and deviation are taken; None does not clip.
     empty
-        ``refuse`` or ``zeros``: what becomes of a constant image.
+        ``refuse`` or ``zeros``: treatment of a constant image.
     """
 
     axes: str = "all"
@@ -59,7 +57,7 @@ class PreprocessingRecipe:
         )
 
     def to_settings(self) -> dict[str, Any]:
-        """Return the keys of a configuration's ``data.preprocessing`` that this comes from, but for `voxel_size`."""
+        """Return the keys of a configuration's ``data.preprocessing`` that give this recipe, without `voxel_size`."""
         kind = (
             {} if self.percentiles is None else {"normalise": "percentiles", "percentiles": self.percentiles}
         )
@@ -72,9 +70,9 @@ class PreprocessingRecipe:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``model.json`` holds: normalisation, order, and what differs from the defaults.
+        """Return the record for ``model.json``: normalisation, order, and other settings that differ from the defaults.
 
-        So that a model that is prepared as every earlier one was has their digest too.
+        A model with the settings of all earlier models so has their digest too.
         """
         kind = _PLAIN if self.percentiles is None else _CLIPPED
         document: dict[str, Any] = {"normalisation": kind, "order": self.order}
@@ -86,13 +84,13 @@ class PreprocessingRecipe:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> PreprocessingRecipe:
-        """Read what `to_json` wrote, or an earlier model has.
+        """Read a record of `to_json`, or of an earlier model.
 
         Raises
         ------
         ModelError
-            If it holds what this version does not know: to go on without it would prepare images otherwise than the
-            model was trained with.
+            If it holds settings that this version does not know: without them images would be prepared differently
+            than in training.
         """
         known = {"normalisation", *(field.name for field in fields(cls))}
         found = {key: document[key] for key in known if key in document}
@@ -103,7 +101,7 @@ class PreprocessingRecipe:
         recipe = cls(**found)
         expected = _PLAIN if recipe.percentiles is None else _CLIPPED
         unknown = sorted(set(document) - known)
-        wrong = [f"{key} {document[key]!r}" for key in unknown] + recipe._wrong()
+        wrong = [f"{key} {document[key]!r}" for key in unknown] + recipe._invalid_settings()
         if kind != expected and (kind is not None or recipe.percentiles is not None):
             wrong.append(f"normalisation {kind!r}")
         if wrong:
@@ -114,15 +112,15 @@ class PreprocessingRecipe:
         return recipe
 
     @property
-    def said(self) -> str:
-        """What differs from the defaults, in words; empty where nothing does."""
+    def summary(self) -> str:
+        """Settings that differ from the defaults, in words; empty where none does."""
         return ", ".join(
             f"{key} {'-'.join(f'{one:g}' for one in value) if isinstance(value, list) else value}"
             for key, value in self.to_json().items()
             if key != "normalisation" and (key, value) != ("order", 1)
         )
 
-    def _wrong(self) -> list[str]:
+    def _invalid_settings(self) -> list[str]:
         checks = {
             "axes": self.axes in ("all", "xy"),
             "order": type(self.order) is int and 0 <= self.order <= 3,
@@ -133,14 +131,14 @@ class PreprocessingRecipe:
         return [f"{key} {getattr(self, key)!r}" for key, right in checks.items() if not right]
 
     def target_voxel(self, own: VoxelSize, to: Sequence[float]) -> VoxelSize:
-        """Return the voxel size (z, y, x) in um that an image of voxels `own` is resampled to, where `to` is asked."""
+        """Return the voxel size (z, y, x) in um that an image of voxels `own` is resampled to, for the grid `to`."""
         z, y, x = (float(step) for step in to)
         return (own[0] if self.axes == "xy" else z), y, x
 
     def grid(
         self, shape: Sequence[int], own: VoxelSize | None, to: Sequence[float] | None
     ) -> tuple[int, int, int]:
-        """Return how many voxels (Z, Y, X) an image of `shape` has when it is prepared.
+        """Return the number of voxels (Z, Y, X) of an image of `shape` after preparation.
 
         Parameters
         ----------
@@ -160,8 +158,8 @@ class PreprocessingRecipe:
         return resampled_shape(shape, own, self.target_voxel(own, to))
 
 
-def _are_percentiles(found: Any) -> bool:
-    if not isinstance(found, tuple):
+def _are_percentiles(value: Any) -> bool:
+    if not isinstance(value, tuple):
         return False
-    numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in found)
-    return len(found) == 2 and numbers and 0 <= found[0] < found[1] <= 100
+    numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value)
+    return len(value) == 2 and numbers and 0 <= value[0] < value[1] <= 100

@@ -1,8 +1,7 @@
-"""Resample a box of a volume without the rest of it: what prediction of volumes beyond memory is made of.
+"""Resampling of one box of a volume without the rest of it, for prediction of volumes larger than memory.
 
-`resample_to` asks scipy for a whole volume. A spline is separable and (after its prefilter) local, so any box of
-the result can be had from a box of the source that is a little larger; the coordinates are scipy's, computed in
-the same way, and so are the borders.
+`resample_to` gives scipy a whole volume. A spline is separable and (after its prefilter) local, so any box of the
+result follows from a slightly larger box of the source. The coordinates and borders are computed as scipy does.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.geometry import Box
 from repmode_cl.data.preprocessing.resampling import blur_box, blur_radius
 
-__all__ = ["Box", "resample_box", "resample_tiles"]
+__all__ = ["resample_box", "resample_tiles"]
 
-Box = tuple[slice, slice, slice]
-
-#: Voxels around a box that the prefilter of orders 2 and 3 runs over besides: its pole is at most 0.268, so that
-#: what lies further away counts less than 1e-9.
+#: Voxels around a box that the prefilter of orders 2 and 3 also runs over: its pole is at most 0.268, so that voxels
+#: further away count less than 1e-9.
 _HALO = 16
 
 #: Voxels by which scipy continues a volume before it filters in mode "nearest" (the border's own values).
@@ -31,7 +29,7 @@ _PADDING = 12
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where one axis of a box takes its values: `take[k]` and `weight[k]` of the source voxels start:stop.
+    """Sources of one axis of a box: indices `take[k]` with weights `weight[k]` into the source voxels start:stop.
 
     `before` and `after` copies of the border's values continue the source; None of `take` leaves the axis as it
     is.
@@ -58,7 +56,7 @@ def resample_box(
     *,
     anti_alias: bool = False,
 ) -> NDArray[np.float32]:
-    """Return ``resample_to(volume, wanted, order)[box]`` of a volume that is only read where that needs it.
+    """Return ``resample_to(volume, wanted, order)[box]``, reading only the part of the volume that it needs.
 
     Parameters
     ----------
@@ -94,7 +92,7 @@ def resample_box(
         if axis.take is None:
             continue
         if order > 1:
-            # Imported here, because linear resampling, the default, does without.
+            # Imported here, because linear resampling, the default, does not need it.
             from scipy import ndimage
 
             values = ndimage.spline_filter1d(values, order, axis=place, output=np.float64, mode="nearest")
@@ -140,7 +138,7 @@ def _axis(size: int, wanted: int, part: slice, order: int) -> _Axis:
 def _weights(
     places: NDArray[np.float64], order: int
 ) -> tuple[NDArray[np.intp], tuple[NDArray[np.float64], ...]]:
-    """Return the first voxel each place is interpolated from, and the weights of it and those that follow."""
+    """Return the first voxel that each place is interpolated from, and the weights of it and of the next ones."""
     if order == 0:
         return np.floor(places + 0.5).astype(np.intp), (np.ones_like(places),)
     if order == 1:
@@ -166,7 +164,7 @@ def resample_tiles(
 ) -> Iterator[Box]:
     """Yield boxes that cover a volume of `wanted`, each resampled within about `memory` bytes.
 
-    They are those that read least in all, counting that a reader of compressed planes decodes whole planes.
+    Their size is the one that reads least in all, given that a reader of compressed planes decodes whole planes.
 
     Parameters
     ----------
@@ -175,7 +173,7 @@ def resample_tiles(
     order
         Of the spline.
     memory
-        Bytes for the arrays of one box; a row of few voxels is taken where nothing fits.
+        Bytes for the arrays of one box; where no size fits, the smallest is used.
     anti_alias
         Whether axes that lose voxels are blurred first.
     """
@@ -196,16 +194,16 @@ def resample_tiles(
 
 def _steps(size: int, least: int) -> list[int]:
     """Return the sizes a tile may have on an axis: `least`, doubled up to the whole axis."""
-    found = [min(least, size)]
-    while found[-1] < size:
-        found.append(min(2 * found[-1], size))
-    return found
+    sizes = [min(least, size)]
+    while sizes[-1] < size:
+        sizes.append(min(2 * sizes[-1], size))
+    return sizes
 
 
 def _cost(
     shape: Sequence[int], wanted: Sequence[int], tile: Sequence[int], order: int, anti_alias: bool
 ) -> tuple[float, float]:
-    """Return the bytes that one inner tile takes, and voxels read and decoded for all tiles."""
+    """Return the bytes that one inner tile needs, and the voxels read and decoded for all tiles."""
     source = [
         min(
             n,

@@ -1,6 +1,7 @@
-"""A Gaussian blur before voxels are left out: detail finer than the new voxels would else leave a pattern of its own.
+"""Resampling of volumes to another voxel size, with an optional Gaussian blur against aliasing.
 
-The deviation along an axis that shrinks by a factor f is (f - 1) / 2 voxels, as in scikit-image's ``resize``.
+Detail finer than the new voxels would else leave a pattern of its own. The blur's deviation along an axis that shrinks
+by a factor f is (f - 1) / 2 voxels, as in scikit-image's ``resize``.
 """
 
 from __future__ import annotations
@@ -12,77 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.preprocessing.normalisation import _LARGEST_RATIO
+from repmode_cl.data.geometry import Box
 from repmode_cl.errors import ImageError
 
-__all__ = ["blur", "blur_box", "blur_radius", "resample", "resample_to", "resampled_shape"]
+__all__ = ["resample", "resample_to", "resampled_shape", "blur", "blur_box", "blur_radius"]
 
-Box = tuple[slice, slice, slice]
+#: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
+_LARGEST_RATIO = 100.0
 
 #: Deviations at which the Gaussian ends.
 _TRUNCATE = 4.0
-
-
-def _deviation(size: int, wanted: int) -> float:
-    return max(0.0, (size / wanted - 1) / 2)
-
-
-def blur_radius(size: int, wanted: int) -> int:
-    """Return how many voxels on either side the blur of an axis sees that goes from `size` to `wanted` voxels."""
-    return math.floor(_TRUNCATE * _deviation(size, wanted) + 0.5)
-
-
-def blur(volume: NDArray[Any], wanted: Sequence[int]) -> NDArray[Any]:
-    """Return a volume (Z, Y, X) blurred for resampling to `wanted` voxels, in its own number format.
-
-    Axes that do not shrink are left alone. Beyond the border the volume goes on with the border's values.
-    """
-    # Imported here, because most resampling does without.
-    from scipy import ndimage
-
-    for axis, (size, new) in enumerate(zip(volume.shape, wanted, strict=True)):
-        if blur_radius(size, new):
-            volume = ndimage.gaussian_filter1d(
-                volume, _deviation(size, new), axis=axis, mode="nearest", truncate=_TRUNCATE
-            )
-    return volume
-
-
-def blur_box(
-    read: Callable[[Box], NDArray[Any]], shape: Sequence[int], wanted: Sequence[int], box: Box
-) -> NDArray[np.float64]:
-    """Return ``blur(volume, wanted)[box]`` of a volume that is read around the box alone, computed in float64.
-
-    Parameters
-    ----------
-    read
-        Gives a box of the volume, real numbers.
-    shape, wanted
-        Voxels (Z, Y, X) of the volume, and those it is resampled to.
-    box
-        Slices with both ends.
-    """
-    from scipy import ndimage
-
-    radii = [blur_radius(size, new) for size, new in zip(shape, wanted, strict=True)]
-    around = tuple(
-        slice(max(0, part.start - radius), min(size, part.stop + radius))
-        for part, radius, size in zip(box, radii, shape, strict=True)
-    )
-    values = read((around[0], around[1], around[2])).astype(np.float32).astype(np.float64)
-    for axis, (size, new, radius) in enumerate(zip(shape, wanted, radii, strict=True)):
-        if not radius:
-            continue
-        # Cut inside the volume, the end of `around` is as far from the box as the Gaussian sees; at the volume's own
-        # border it goes on as that of the whole does.
-        values = ndimage.gaussian_filter1d(
-            values, _deviation(size, new), axis=axis, mode="nearest", truncate=_TRUNCATE
-        )
-        inside = [slice(None)] * 3
-        start = box[axis].start - around[axis].start
-        inside[axis] = slice(start, start + box[axis].stop - box[axis].start)
-        values = values[tuple(inside)]
-    return values
 
 
 def resample(
@@ -132,7 +72,7 @@ def resampled_shape(
     ImageError
         If a voxel size is not a positive number or the two differ so much that a unit must be wrong.
     """
-    found = []
+    sizes = []
     for axis, size, a, b in zip("zyx", shape, from_voxel, to_voxel, strict=True):
         if not (math.isfinite(a) and math.isfinite(b) and a > 0 and b > 0):
             raise ImageError(f"voxel sizes are positive numbers in um, got {a} and {b} on axis {axis}")
@@ -141,8 +81,8 @@ def resampled_shape(
                 f"a voxel size of {a:g} um on axis {axis} cannot be resampled to {b:g} um: is it in another "
                 "unit? The column voxel_size_zyx of a manifest overrides the file's"
             )
-        found.append(max(1, round(size * a / b)))
-    return found[0], found[1], found[2]
+        sizes.append(max(1, round(size * a / b)))
+    return sizes[0], sizes[1], sizes[2]
 
 
 def resample_to(
@@ -182,3 +122,65 @@ def resample_to(
         factors = [new / old for new, old in zip(wanted, volume.shape, strict=True)]
         source = ndimage.zoom(source, factors, order=0 if is_mask else order, mode="nearest", grid_mode=True)
     return source.astype(np.bool_) if is_mask else source
+
+
+def blur_radius(size: int, wanted: int) -> int:
+    """Return the reach of the blur, in voxels on either side, of an axis that goes from `size` to `wanted` voxels."""
+    return math.floor(_TRUNCATE * _deviation(size, wanted) + 0.5)
+
+
+def blur(volume: NDArray[Any], wanted: Sequence[int]) -> NDArray[Any]:
+    """Return a volume (Z, Y, X) blurred for resampling to `wanted` voxels, in its own number format.
+
+    Axes that do not shrink are not changed. Beyond the border the volume continues with the border's values.
+    """
+    # Imported here, because most resampling does without.
+    from scipy import ndimage
+
+    for axis, (size, new) in enumerate(zip(volume.shape, wanted, strict=True)):
+        if blur_radius(size, new):
+            volume = ndimage.gaussian_filter1d(
+                volume, _deviation(size, new), axis=axis, mode="nearest", truncate=_TRUNCATE
+            )
+    return volume
+
+
+def blur_box(
+    read: Callable[[Box], NDArray[Any]], shape: Sequence[int], wanted: Sequence[int], box: Box
+) -> NDArray[np.float64]:
+    """Return ``blur(volume, wanted)[box]`` of a volume that is only read around the box, computed in float64.
+
+    Parameters
+    ----------
+    read
+        Gives a box of the volume, real numbers.
+    shape, wanted
+        Voxels (Z, Y, X) of the volume, and those it is resampled to.
+    box
+        Slices with both ends.
+    """
+    from scipy import ndimage
+
+    radii = [blur_radius(size, new) for size, new in zip(shape, wanted, strict=True)]
+    around = tuple(
+        slice(max(0, part.start - radius), min(size, part.stop + radius))
+        for part, radius, size in zip(box, radii, shape, strict=True)
+    )
+    values = read((around[0], around[1], around[2])).astype(np.float32).astype(np.float64)
+    for axis, (size, new, radius) in enumerate(zip(shape, wanted, radii, strict=True)):
+        if not radius:
+            continue
+        # Cut inside the volume, the end of `around` is as far from the box as the Gaussian sees; at the volume's own
+        # border it continues as that of the whole volume does.
+        values = ndimage.gaussian_filter1d(
+            values, _deviation(size, new), axis=axis, mode="nearest", truncate=_TRUNCATE
+        )
+        inside = [slice(None)] * 3
+        start = box[axis].start - around[axis].start
+        inside[axis] = slice(start, start + box[axis].stop - box[axis].start)
+        values = values[tuple(inside)]
+    return values
+
+
+def _deviation(size: int, wanted: int) -> float:
+    return max(0.0, (size / wanted - 1) / 2)

@@ -1,4 +1,4 @@
-"""In which number format a prepared volume is kept: half precision where that is precise enough, by one rule.
+"""Number format of stored volumes: half precision where one rule finds it precise enough.
 
 Half the bytes are half the disk, and half of what a loader waits for where a collection is larger than memory.
 """
@@ -19,7 +19,7 @@ LARGEST_ERROR = 2.0**-11
 
 
 def to_storage_dtype(volume: NDArray[Any]) -> NDArray[Any]:
-    """Return what is written to the disk of a volume.
+    """Convert a volume to the number format that it is stored in.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def to_storage_dtype(volume: NDArray[Any]) -> NDArray[Any]:
     Notes
     -----
     float16 rounds by at most 2^-11 of a value, so that a volume whose mean is 0, as a z-score's is, always keeps the
-    bound. It fits too, because no z-score of N voxels exceeds the root of N: 5120 for 64x640x640. What is not kept in
-    half precision is a volume far from 0 for its contrast, or one single bright voxel among more than 4e9.
+    bound. It fits too, because no z-score of N voxels exceeds the root of N: 5120 for 64x640x640. Half precision is
+    refused only for a volume far from 0 for its contrast, or one single bright voxel among more than 4e9.
     """
     if volume.dtype == np.bool_:
         return volume

@@ -1,8 +1,8 @@
-"""The disk cache of prepared volumes: `.npy` files named by a digest of what they were made from.
+"""Disk cache of prepared volumes: `.npy` files named by a digest of their image's content and settings.
 
-A file is found again only by the same content and settings, so nothing in the cache can be out of date, and
-it may be deleted at any time. Every volume has a small JSON file beside it, written after it, that says what
-whole looks like: a volume without one, or one that differs from it, counts as absent and is made again.
+Only the same content and settings lead to a file again, so nothing in the cache can be out of date, and it may be
+deleted at any time. Every volume has a small JSON file next to it, written after it, that describes the complete file:
+a volume without one, or one that differs from it, counts as absent and is made again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ __all__ = ["ContentDigests", "VolumeCache"]
 #: Part of every key: raise it when the same settings make other voxels or another format of them.
 FORMAT_VERSION = 2
 
-#: A file changed this lately (ns) may change again within one tick of its clock: its digest is not
-#: remembered.
+#: A file that changed this recently (ns) may change again within one tick of its clock: its digest is not stored.
 _SETTLED = 2_000_000_000
 
 
@@ -47,18 +46,18 @@ class VolumeCache:
 
     @staticmethod
     def key(made_from: Mapping[str, Any]) -> str:
-        """Return the digest of what a volume is made from: JSON values that decide every voxel of it."""
+        """Return the digest of the JSON values that decide every voxel of a volume."""
         text = canonical_json({"format": FORMAT_VERSION, **made_from})
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def path(self, key: str) -> Path:
-        """Return where the volume of `key` lies or would lie."""
+        """Return the path of the volume of `key`, whether it exists or not."""
         return self.folder / key[:2] / f"{key}.npy"
 
     def find(self, key: str) -> tuple[int, int, int] | None:
         """Return the shape (Z, Y, X) of the volume of `key`, or None where it is absent, cut off or changed.
 
-        Its bytes are read only if its size or time differ from what was written down.
+        Its bytes are read only if its time differs from the recorded one.
         """
         path = self.path(key)
         beside = path.with_suffix(".json")
@@ -71,7 +70,7 @@ class VolumeCache:
             if stat.st_mtime_ns != about["mtime_ns"]:
                 if sha256_file(path) != digest:
                     return None
-                # Copied, say: the bytes are the same.
+                # Copied, for example: the bytes are the same.
                 write_json(beside, {**about, "mtime_ns": stat.st_mtime_ns})
             return int(shape[0]), int(shape[1]), int(shape[2])
         except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -85,9 +84,9 @@ class VolumeCache:
         key
             Made by `key`.
         volume
-            What memory maps will show.
+            Voxels as they are stored.
         about
-            JSON values for whoever looks into the folder; no part of the key.
+            JSON values for people who look into the folder; not part of the key.
         """
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +115,7 @@ class VolumeCache:
 
 
 class ContentDigests:
-    """SHA-256 of images, be they files or folders, remembered by size and time: a collection is read through only once.
+    """SHA-256 of images (files or folders), stored by size and time, so that a collection is read through only once.
 
     Parameters
     ----------
@@ -126,12 +125,12 @@ class ContentDigests:
 
     def __init__(self, record: str | Path) -> None:
         self.record = Path(record)
-        self._known: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
         self._changed = False
         with suppress(OSError, ValueError):
-            found = json.loads(self.record.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                self._known = {path: entry for path, entry in found.items() if isinstance(entry, dict)}
+            content = json.loads(self.record.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                self._entries = {path: entry for path, entry in content.items() if isinstance(entry, dict)}
 
     def of(self, path: str | Path) -> str:
         """Return the SHA-256 of a file's bytes.
@@ -143,11 +142,11 @@ class ContentDigests:
         """
         path = Path(path).absolute()
         stamp = file_stamp(path)
-        if (known := self._remembered(path, stamp)) is not None:
-            return known
+        if (stored := self._stored_digest(path, stamp)) is not None:
+            return stored
         digest = content_digest(path)
         if time.time_ns() - stamp.mtime_ns > _SETTLED:
-            self._known[str(path)] = {
+            self._entries[str(path)] = {
                 "bytes": stamp.size,
                 "mtime_ns": stamp.mtime_ns,
                 "sha256": digest,
@@ -156,16 +155,16 @@ class ContentDigests:
         return digest
 
     def read(self, paths: Iterable[str | Path], workers: int = 1) -> None:
-        """Read files through ahead of `of`, several at once, and show how far it is.
+        """Read files ahead of `of`, several at the same time, with a progress bar.
 
-        Files that cannot be read are left to `of`, whose caller knows what they are for.
+        Files that cannot be read are skipped: `of` raises their error, whose caller knows what they are for.
         """
         missing = [
             path for path in dict.fromkeys(Path(path).absolute() for path in paths) if self._lacks(path)
         ]
         # Threads, because hashing and reading let others run.
         with ThreadPoolExecutor(max(1, min(workers, len(missing)))) as pool:
-            pending = [pool.submit(self._try, path) for path in missing]
+            pending = [pool.submit(self._read_ahead, path) for path in missing]
             try:
                 for _ in track(as_completed(pending), "reading images", len(missing)):
                     pass
@@ -175,15 +174,15 @@ class ContentDigests:
 
     def _lacks(self, path: Path) -> bool:
         with suppress(OSError):
-            return self._remembered(path, file_stamp(path)) is None
+            return self._stored_digest(path, file_stamp(path)) is None
         return False
 
-    def _try(self, path: Path) -> None:
+    def _read_ahead(self, path: Path) -> None:
         with suppress(OSError):
             self.of(path)
 
-    def _remembered(self, path: Path, stamp: FileStamp) -> str | None:
-        entry = self._known.get(str(path), {})
+    def _stored_digest(self, path: Path, stamp: FileStamp) -> str | None:
+        entry = self._entries.get(str(path), {})
         digest = entry.get("sha256")
         if (entry.get("bytes"), entry.get("mtime_ns")) != (stamp.size, stamp.mtime_ns):
             return None
@@ -192,12 +191,12 @@ class ContentDigests:
     def save(self) -> None:
         """Write the record, if anything was added."""
         if self._changed:
-            write_json(self.record, self._known)
+            write_json(self.record, self._entries)
             self._changed = False
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed process left of the same volume; another process at work on it makes it afresh."""
+    """Remove temporary files that killed processes left of a volume; those of running processes are younger."""
     hour_ago = time.time() - 3600
     for leftover in path.parent.glob(f"{path.stem}{TEMPORARY_MARK}*"):
         with suppress(OSError):

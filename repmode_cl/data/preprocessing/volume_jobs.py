@@ -1,6 +1,6 @@
-"""Making prepared volumes, one for each job: what the processes do that fill the cache.
+"""Jobs that make prepared volumes: the work of the processes that fill the cache.
 
-Apart from the planning, so that such a process imports neither torch nor the configuration.
+Separate from the planning, so that such a process imports neither torch nor the configuration.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.preprocessing.normalisation import normalise
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resampling import resample
@@ -23,9 +24,7 @@ from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.utils.process_pool import run_jobs
 
-__all__ = ["VolumeJob", "VolumeResult", "VoxelSize", "make_volumes"]
-
-VoxelSize = tuple[float, float, float]
+__all__ = ["VolumeJob", "VolumeResult", "make_volumes"]
 
 
 @dataclass(frozen=True)
@@ -45,32 +44,32 @@ class VolumeJob:
 
 
 class VolumeResult(NamedTuple):
-    """What came of a job."""
+    """Result of a job: the shape of the volume, or the reason why there is none."""
 
     key: str
     shape: tuple[int, int, int] | None
     """Voxels (Z, Y, X) of the volume; None where there is none."""
     problem: str
-    """Why there is none."""
+    """Reason why there is none; empty where there is one."""
 
 
 def make_volumes(jobs: Sequence[VolumeJob], store: VolumeCache, workers: int) -> Iterator[VolumeResult]:
-    """Fill the cache, and yield what came of each job as it ends.
+    """Fill the cache, and yield the result of each job as it ends.
 
     Parameters
     ----------
     jobs
         Volumes to make.
     store
-        Where they are put.
+        The cache.
     workers
-        Processes at work at once; 1 works in this one.
+        Processes that work at the same time; 1 works in this process.
 
     Raises
     ------
     RepmodeError
-        If memory or the disk of the cache is full, or a process dies. A file that cannot be read as what is asked
-        for is no reason to stop: `VolumeResult.problem` tells it.
+        If memory or the disk of the cache is full, or a process dies. A file that cannot be read as requested is no
+        reason to stop: `VolumeResult.problem` holds the message.
     """
     return run_jobs(partial(_make, store.folder), jobs, workers, name=lambda job: str(job.path))
 
