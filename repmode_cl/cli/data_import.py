@@ -175,9 +175,9 @@ def _write(out: Path, imported: ImportedRows, keep_going: bool, overwrite: bool)
     counts = Counter(row.structure for row in imported.rows)
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
     typer.echo(f"{out}: {counted(len(imported.rows), 'row')} ({listed})")
-    if imported.left:
-        typer.echo(f"left out {len(imported.left)}:", err=True)
-        for reason in imported.left[:_LISTED]:
+    if imported.skipped:
+        typer.echo(f"left out {len(imported.skipped)}:", err=True)
+        for reason in imported.skipped[:_LISTED]:
             typer.echo(f"  {reason}", err=True)
-        if len(imported.left) > _LISTED:
-            typer.echo(f"  and {len(imported.left) - _LISTED} more", err=True)
+        if len(imported.skipped) > _LISTED:
+            typer.echo(f"  and {len(imported.skipped) - _LISTED} more", err=True)

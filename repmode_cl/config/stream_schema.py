@@ -19,6 +19,7 @@ Arrangement = Literal["given", "easiest_first", "hardest_first"]
 
 class StreamConfig(FrozenModel):
     """Structures of a stream, their order, and their numbers of images.
+
     Lists of variants (`order_seeds`, `arrange`, `images`) make a stream of each, and of each combination.
     """
 
@@ -71,8 +72,8 @@ class StreamConfig(FrozenModel):
                 raise ValueError(f"base: {', '.join(map(str, duplicates))} named twice in one experience")
             if repeated := [name for name in self.base if name in (self.order or ())]:
                 raise ValueError(
-                    f"{', '.join(repeated)} named in base and order: a structure of the base cannot come again, because "
-                    "retraining it would make another base"
+                    f"{', '.join(repeated)} named in base and order: a structure of the base cannot come again, "
+                    "because retraining it would make another base"
                 )
         return self
 

@@ -137,7 +137,7 @@ def test_images_are_found_where_people_put_them(collection: Path, tmp_path: Path
     )
     assert flat / "7.czi" in {row.signal for row in import_allen(collection, flat).rows}
     below = import_allen(collection, collection / "data")
-    assert not [left for left in below.left if "7.czi" not in left]
+    assert not [left for left in below.skipped if "7.czi" not in left]
 
 
 def test_images_that_are_missing(collection: Path) -> None:
@@ -207,7 +207,7 @@ def files(tmp_path: Path) -> Path:
 
 def test_files_are_paired_by_their_names(files: Path) -> None:
     found = import_folder(files, "{group}/{id}_{channel}.tif", signal="light", targets={"dna": "hoechst"})
-    assert found.left == []
+    assert found.skipped == []
     assert [(row.structure, row.group, row.signal.name, row.target.name) for row in found.rows] == [
         ("dna", plate, f"{name}_light.tif", f"{name}_hoechst.tif")
         for plate in ("p1", "p2")
@@ -270,8 +270,8 @@ def test_bad_patterns(
 
 def test_two_files_for_one(files: Path) -> None:
     found = import_folder(files, "*/{id}_{channel}.tif", signal="light", targets={"dna": "hoechst"})
-    assert len(found.left) == 4  # the plates' names were not told apart
-    assert "already" in found.left[0]
+    assert len(found.skipped) == 4  # the plates' names were not told apart
+    assert "already" in found.skipped[0]
 
 
 # -- multi-channel files ---------------------------------------------------------------------------------
@@ -316,11 +316,13 @@ def test_scenes_and_times_need_a_choice(stacks: Path) -> None:
                 metadata={"axes": "TCZYX", "Name": name},
             )
     targets = {"dna": "1"}
-    assert "holds 2 scenes: 0 'left', 1 'right'" in import_channels([path], signal=0, targets=targets).left[0]
-    assert "2 time points" in import_channels([path], signal=0, targets=targets, scenes="all").left[0]
+    assert (
+        "holds 2 scenes: 0 'left', 1 'right'" in import_channels([path], signal=0, targets=targets).skipped[0]
+    )
+    assert "2 time points" in import_channels([path], signal=0, targets=targets, scenes="all").skipped[0]
     found = import_channels([path], signal=0, targets=targets, scenes="all", times="1")
     assert [(row.scene, row.t) for row in found.rows] == [(0, 1), (1, 1)]
-    assert "from 0 to 1" in import_channels([path], signal=0, targets=targets, scenes="2").left[0]
+    assert "from 0 to 1" in import_channels([path], signal=0, targets=targets, scenes="2").skipped[0]
 
 
 def test_files_that_cannot_be_taken(stacks: Path) -> None:

@@ -1,1 +1,1 @@
-"""Manifests made from files that lie in a known way."""
+"""Importers: manifests made from files whose arrangement is known."""

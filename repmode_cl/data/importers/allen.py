@@ -1,8 +1,8 @@
-"""A manifest of the public label-free collection: twelve structures out of the CSVs of its data sets.
+"""Import of the public label-free collection: twelve structures from the CSVs of its data sets.
 
 Each transmitted-light stack of the collection shows one tagged structure and, in another channel, DNA. DNA has no
 data set of its own: its rows are drawn from those of the others, within their splits, so that no image trains one
-structure and tests another. Splits and draws follow the scripts published with the paper, to the row: with seed 42
+structure and tests another. Splits and draws follow the scripts published with the paper exactly: with seed 42
 they are the published ones.
 """
 
@@ -54,12 +54,12 @@ def import_allen(
     ----------
     folder
         Holds one CSV for each data set, such as ``beta_actin.csv``, with the columns ``path_czi``,
-        ``channel_signal`` and ``channel_target`` (others are passed over), and ``dna.csv``, which lists images that
+        ``channel_signal`` and ``channel_target`` (others are ignored), and ``dna.csv``, which lists images that
         DNA may be drawn from. A folder ``beta_actin/`` with ``train.csv``, ``val.csv`` and ``test.csv`` states the
         split of its data set.
     root
-        Folder below which the images lie, as the paths of the CSVs say, with or without their leading ``data/``, or
-        in a folder for each data set, or all together.
+        Folder of the images: at the paths of the CSVs, with or without their leading ``data/``, or in a folder for
+        each data set, or all together.
     seed
         Of splits and draws.
     dna
@@ -69,8 +69,8 @@ def import_allen(
 
     Returns
     -------
-    Imported
-        `left` holds images that are not there.
+    ImportedRows
+        `skipped` holds missing images.
 
     Raises
     ------
@@ -82,36 +82,36 @@ def import_allen(
         raise ManifestError(f"{folder}: there is no such folder; it holds one CSV for each data set")
     if not root.is_dir():
         raise ManifestError(f"{root}: there is no such folder; the images of the collection lie below it")
-    found = ImportedRows()
+    imported = ImportedRows()
     split: dict[str, dict[str, list[_Entry]]] = {}
     # In the order of the data sets' names, which the draw of DNA rows depends on.
     for dataset in sorted(name for name in DATASET_NAMES.values() if name != "dna"):
-        entries = _split_of(folder, dataset, seed)
+        entries = _read_splits(folder, dataset, seed)
         if entries is None:
-            found.notes.append(f"{dataset}: no {dataset}.csv in {folder}; the manifest has no rows of it")
+            imported.notes.append(f"{dataset}: no {dataset}.csv in {folder}; the manifest has no rows of it")
         else:
             split[dataset] = entries
     if not split:
         listed = ", ".join(f"{name}.csv" for name in DATASET_NAMES.values())
         raise ManifestError(f"{folder}: none of {listed} is there")
-    split["dna"] = _draw_dna(folder, split, seed, dna, found.notes)
+    split["dna"] = _draw_dna(folder, split, seed, dna, imported.notes)
     images = _Images(root)
     for structure, dataset in DATASET_NAMES.items():
         for part in SPLITS:
             for entry in split.get(dataset, {}).get(part, ()):
                 path = images.find(entry)
                 if path is None:
-                    found.left.append(f"{entry.where}: there is no {entry.path} below {root}")
+                    imported.skipped.append(f"{entry.where}: there is no {entry.path} below {root}")
                 elif entry.target is None:
-                    found.left.append(f"{entry.where}: channel_target is empty")
+                    imported.skipped.append(f"{entry.where}: channel_target is empty")
                 else:
-                    found.rows.append(
+                    imported.rows.append(
                         Row(0, structure, path, entry.signal, path, entry.target, part, voxel_size=voxel_size)
                     )
-    return found
+    return imported
 
 
-def _split_of(folder: Path, dataset: str, seed: int) -> dict[str, list[_Entry]] | None:
+def _read_splits(folder: Path, dataset: str, seed: int) -> dict[str, list[_Entry]] | None:
     """Return the entries of a data set by split; None where there is no CSV of it."""
     stated = {part: folder / dataset / f"{part}.csv" for part in SPLITS}
     if all(path.is_file() for path in stated.values()):
@@ -138,7 +138,7 @@ def _draw_dna(
     counts: tuple[int, int, int],
     notes: list[str],
 ) -> dict[str, list[_Entry]]:
-    pool = _pool(folder, split, notes)
+    pool = _dna_pool(folder, split, notes)
     drawn: dict[str, list[_Entry]] = {}
     for part, count in zip(SPLITS, counts, strict=True):
         entries = [entry for parts in split.values() for entry in parts[part]]
@@ -155,7 +155,7 @@ def _draw_dna(
     return drawn
 
 
-def _pool(folder: Path, split: dict[str, dict[str, list[_Entry]]], notes: list[str]) -> dict[str, _Entry]:
+def _dna_pool(folder: Path, split: dict[str, dict[str, list[_Entry]]], notes: list[str]) -> dict[str, _Entry]:
     """Return the images that DNA may be drawn from, with its channel."""
     path = folder / "dna.csv"
     if path.exists():
@@ -203,18 +203,24 @@ class _Images:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._found: dict[str, Path | None] = {}
+        self._paths: dict[str, Path | None] = {}
 
     def find(self, entry: _Entry) -> Path | None:
-        """Return where an image lies, or None."""
-        if entry.path not in self._found:
-            self._found[entry.path] = next((path for path in self._places(entry) if path.is_file()), None)
-        return self._found[entry.path]
+        """Return the path of an image; None if it is missing."""
+        if entry.path not in self._paths:
+            self._paths[entry.path] = next((path for path in self._candidates(entry) if path.is_file()), None)
+        return self._paths[entry.path]
 
-    def _places(self, entry: _Entry) -> list[Path]:
-        said = PurePosixPath(entry.path.replace("\\", "/"))
-        places = [self.root / said]
-        if said.parts[0] == "data":
-            places.append(self.root.joinpath(*said.parts[1:]))
-        named = [said.parent.name] if entry.dataset == "dna" else [entry.dataset, said.parent.name]
-        return [*places, *(self.root / name / said.name for name in named), self.root / said.name]
+    def _candidates(self, entry: _Entry) -> list[Path]:
+        stated_path = PurePosixPath(entry.path.replace("\\", "/"))
+        candidates = [self.root / stated_path]
+        if stated_path.parts[0] == "data":
+            candidates.append(self.root.joinpath(*stated_path.parts[1:]))
+        named = (
+            [stated_path.parent.name] if entry.dataset == "dna" else [entry.dataset, stated_path.parent.name]
+        )
+        return [
+            *candidates,
+            *(self.root / name / stated_path.name for name in named),
+            self.root / stated_path.name,
+        ]

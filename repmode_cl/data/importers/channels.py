@@ -1,4 +1,4 @@
-"""A manifest of multi-channel files: a row for every channel but the transmitted light, of every scene."""
+"""Import of multi-channel files: a row for every channel except the transmitted light, of every scene."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from repmode_cl.utils.progress import track
 
 __all__ = ["import_channels"]
 
-#: What a file or folder that holds an image is called.
+#: Suffixes of files and folders that hold an image.
 _SUFFIXES = (".tif", ".tiff", ".czi", ".zarr", ".npy")
 
 
@@ -35,7 +35,7 @@ def import_channels(
     signal
         Name or number of the transmitted light's channel.
     targets
-        Name or number of a channel by structure; None takes all channels but the signal, each a structure of its
+        Name or number of a channel by structure; None uses all channels except the signal, each as a structure of its
         name.
     scenes, times
         ``all``, or numbers such as ``0,2``, for files that hold several; without, such a file is an error.
@@ -44,22 +44,22 @@ def import_channels(
 
     Returns
     -------
-    Imported
-        `left` holds files that cannot be read or lack a channel.
+    ImportedRows
+        `skipped` holds files that cannot be read or lack a channel.
     """
     structures = {_channel(channel): structure for channel, structure in check_targets(targets).items()}
-    found = ImportedRows()
+    imported = ImportedRows()
     files = list(dict.fromkeys(file for path in paths for file in _files(Path(path))))
     if not files:
         raise ManifestError(f"no image file ({', '.join(_SUFFIXES)}) was found")
-    said: dict[str, str] = {}
+    names: dict[str, str] = {}
     for path in track(files, "reading headers", len(files)):
         try:
-            found.rows += _rows(path, signal, structures, scenes, times, voxel_size, said)
+            imported.rows += _rows(path, signal, structures, scenes, times, voxel_size, names)
         except ImageError as error:
-            found.left.append(str(error))
-    found.notes += [f"channel {channel!r}: structure {name}" for channel, name in said.items()]
-    return found
+            imported.skipped.append(str(error))
+    imported.notes += [f"channel {channel!r}: structure {name}" for channel, name in names.items()]
+    return imported
 
 
 def _channel(text: str) -> str | int:
@@ -79,24 +79,26 @@ def _rows(
     scenes: str | None,
     times: str | None,
     voxel_size: tuple[float, float, float] | None,
-    said: dict[str, str],
+    names: dict[str, str],
 ) -> list[Row]:
     with open_image(path) as image:
-        numbers = _chosen(scenes, len(image.scenes), image.scenes, path, "scene")
+        numbers = _parse_numbers(scenes, len(image.scenes), image.scenes, path, "scene")
     rows: list[Row] = []
     for number in numbers:
         with open_image(path, scene=number) as image:
             light = image.channel_index(signal)
             if structures:
-                shown = {image.channel_index(channel): name for channel, name in structures.items()}
+                structures_by_channel = {
+                    image.channel_index(channel): name for channel, name in structures.items()
+                }
             else:
-                shown = _named(image, light, said)
-            if light in shown:
-                raise ImageError(f"{path}: the channel of {shown[light]} is the signal's")
-            if not shown:
+                structures_by_channel = _name_channels(image, light, names)
+            if light in structures_by_channel:
+                raise ImageError(f"{path}: the channel of {structures_by_channel[light]} is the signal's")
+            if not structures_by_channel:
                 raise ImageError(f"{path}: there is no channel but the signal")
-            for time in _chosen(times, image.times, (), path, "time point"):
-                for channel, structure in shown.items():
+            for time in _parse_numbers(times, image.times, (), path, "time point"):
+                for channel, structure in structures_by_channel.items():
                     rows.append(
                         Row(
                             0, structure, path, light, path, channel, scene=number, t=time, voxel_size=voxel_size
@@ -105,9 +107,9 @@ def _rows(
     return rows
 
 
-def _named(image: ImageReader, light: int, said: dict[str, str]) -> dict[int, str]:
+def _name_channels(image: ImageReader, light: int, names: dict[str, str]) -> dict[int, str]:
     """Return the structures that channels are named after."""
-    shown: dict[int, str] = {}
+    structures_by_channel: dict[int, str] = {}
     for channel, name in enumerate(image.channel_names):
         if channel == light:
             continue
@@ -117,14 +119,16 @@ def _named(image: ImageReader, light: int, said: dict[str, str]) -> dict[int, st
                 f"--target dna={channel}"
             )
         structure = structure_from_channel(name)
-        if structure in shown.values():
+        if structure in structures_by_channel.values():
             raise ImageError(f"{image.path}: two channels would be the structure {structure}: use --target")
-        shown[channel] = said[name] = structure
-    return shown
+        structures_by_channel[channel] = names[name] = structure
+    return structures_by_channel
 
 
-def _chosen(text: str | None, count: int, names: Sequence[str], path: Path, what: str) -> list[int | None]:
-    """Return the numbers that a choice means; [None] where there is one and nothing is to be chosen."""
+def _parse_numbers(
+    text: str | None, count: int, names: Sequence[str], path: Path, what: str
+) -> list[int | None]:
+    """Parse a choice of scenes or time points into numbers; [None] where there is only one."""
     option = "--scene" if what == "scene" else "--t"
     if count == 1:
         return [None]

@@ -1,4 +1,4 @@
-"""What the ways to make a manifest have in common: rows, what had to be left out, and how that is told."""
+"""Parts that all importers share: imported rows, skipped images, and the writing of the manifest."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from repmode_cl.structures import check_structure_name
 __all__ = ["ImportedRows", "check_targets", "read_table", "structure_from_channel", "write_imported"]
 
 #: Things that a message lists at most.
-_LISTED = 50
+_MOST_LISTED = 50
 
 
 @dataclass
 class ImportedRows:
-    """What importing found.
+    """Result of an import.
 
     Attributes
     ----------
     rows
         Of the manifest.
-    left
-        What cannot be taken, one sentence each: an error, unless a person says to go on without it.
+    skipped
+        What cannot be imported, one sentence each: an error, unless the user chooses to continue without it.
     notes
-        What a person should know.
+        Remarks for the user.
     """
 
     rows: list[Row] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def write_imported(
     path: str | Path, found: ImportedRows, *, keep_going: bool = False, overwrite: bool = False
 ) -> None:
-    """Write the manifest of what was found.
+    """Write the manifest of an import.
 
     Parameters
     ----------
@@ -51,42 +51,44 @@ def write_imported(
     found
         Its rows.
     keep_going
-        Leave out what cannot be taken.
+        Skip what cannot be imported.
     overwrite
-        Replace a file that is there.
+        Replace an existing file.
 
     Raises
     ------
     ManifestError
-        If there is nothing to write, something cannot be taken and `keep_going` is not given, or the file is there.
+        If there is nothing to write, something cannot be imported and `keep_going` is not given, or the file exists.
         Nothing is written then.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise ManifestError(f"{path} is there already: choose another name, or give --overwrite")
-    if found.left and not keep_going:
-        more = [f"  and {len(found.left) - _LISTED} more"] if len(found.left) > _LISTED else []
-        lines = [f"  {what}" for what in found.left[:_LISTED]] + more
+    if found.skipped and not keep_going:
+        more = (
+            [f"  and {len(found.skipped) - _MOST_LISTED} more"] if len(found.skipped) > _MOST_LISTED else []
+        )
+        lines = [f"  {what}" for what in found.skipped[:_MOST_LISTED]] + more
         raise ManifestError(
             "\n".join(
-                [f"{len(found.left)} things cannot be taken (--keep-going leaves them out):", *lines]
-                if len(found.left) > 1
-                else [f"{found.left[0]} (--keep-going leaves it out)"]
+                [f"{len(found.skipped)} things cannot be taken (--keep-going leaves them out):", *lines]
+                if len(found.skipped) > 1
+                else [f"{found.skipped[0]} (--keep-going leaves it out)"]
             )
         )
     if not found.rows:
-        why = "; left out was everything, first " + found.left[0] if found.left else ""
+        why = "; left out was everything, first " + found.skipped[0] if found.skipped else ""
         raise ManifestError(f"nothing was found that a manifest could list; nothing was written{why}")
     write_manifest(path, found.rows)
 
 
 def structure_from_channel(name: str, option: str = "--target") -> str:
-    """Return a structure's name made of a channel's: ``EGFP 488`` becomes ``egfp_488``.
+    """Make a structure's name from a channel's: ``EGFP 488`` becomes ``egfp_488``.
 
     Raises
     ------
     StructureError
-        If none can be made of it.
+        If none can be made from it.
     """
     made = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     try:
@@ -98,14 +100,14 @@ def structure_from_channel(name: str, option: str = "--target") -> str:
 
 
 def check_targets(targets: Mapping[str, str] | None) -> dict[str, str]:
-    """Return structure by channel of the given channel by structure.
+    """Check the channels given for structures and return the structure of each channel.
 
     Raises
     ------
     ManifestError
-        If a channel stands twice.
+        If a channel is given twice.
     StructureError
-        If a name cannot be one.
+        If a structure's name is not valid.
     """
     found: dict[str, str] = {}
     for structure, channel in (targets or {}).items():

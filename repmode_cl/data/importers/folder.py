@@ -1,4 +1,4 @@
-"""A manifest of a folder of single-channel files, paired by what their names have in common."""
+"""Import of a folder of single-channel files, paired by the common part of their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from repmode_cl.errors import ManifestError
 __all__ = ["import_folder"]
 
 _FIELD = re.compile(r"\{(\w*)\}|(\*)")
-#: What a pattern may name.
+#: Fields that a pattern may name.
 _FIELDS = ("id", "channel", "group")
 
 
@@ -45,7 +45,7 @@ def import_folder(
         Searched, with the folders that the pattern names.
     pattern
         Path of a file below `folder`, with ``{id}`` and ``{channel}``, and ``{group}`` if rows of one group must
-        stay in one split; ``*`` stands for anything. Each stands for one character or more but ``/``; where names
+        stay in one split; ``*`` stands for anything. Each stands for one character or more except ``/``; where names
         can be cut in several ways, the last piece is the shortest.
     signal
         The ``{channel}`` of transmitted light.
@@ -56,13 +56,13 @@ def import_folder(
 
     Returns
     -------
-    Imported
-        `left` holds files without a partner.
+    ImportedRows
+        `skipped` holds files without a partner.
 
     Raises
     ------
     ManifestError
-        If the pattern is none, or no file fits it.
+        If the pattern is not valid, or no file fits it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -71,7 +71,7 @@ def import_folder(
     if signal in structures:
         raise ManifestError(f"the channel {signal!r} is the signal, and the target of {structures[signal]}")
     expression = _expression(pattern, [signal, *structures] if structures else [])
-    found, seen = ImportedRows(), set()
+    imported, channels = ImportedRows(), set()
     files: dict[_Key, dict[str, Path]] = defaultdict(dict)
     for path in _walk(folder, pattern.count("/")):
         match = expression.fullmatch(path.relative_to(folder).as_posix())
@@ -79,42 +79,43 @@ def import_folder(
             continue
         values = match.groupdict()
         key, channel = _Key(values.get("group"), values["id"]), values["channel"]
-        seen.add(channel)
+        channels.add(channel)
         other = files[key].setdefault(channel, path)
         if other != path:
-            found.left.append(f"{path}: the channel {channel!r} of {key} is {other} already")
+            imported.skipped.append(f"{path}: the channel {channel!r} of {key} is {other} already")
     if not files:
         raise ManifestError(f"{folder}: no file fits the pattern {pattern!r}")
-    if signal not in seen:
+    if signal not in channels:
         raise ManifestError(
             f"{folder}: no file has the channel {signal!r} (--signal) where the pattern {pattern!r} says {{channel}}; "
-            f"there are {', '.join(sorted(seen))}"
+            f"there are {', '.join(sorted(channels))}"
         )
     if not structures:
-        structures = {channel: structure_from_channel(channel) for channel in sorted(seen - {signal})}
+        structures = {channel: structure_from_channel(channel) for channel in sorted(channels - {signal})}
         _refuse_same(structures)
-        found.notes += [f"channel {channel!r}: structure {name}" for channel, name in structures.items()]
-    for channel in sorted(set(structures) - seen):
-        found.left.append(f"{folder}: no file has the channel {channel!r} of {structures[channel]}")
+        imported.notes += [f"channel {channel!r}: structure {name}" for channel, name in structures.items()]
+    for channel in sorted(set(structures) - channels):
+        imported.skipped.append(f"{folder}: no file has the channel {channel!r} of {structures[channel]}")
     for key in sorted(files, key=str):
-        mine = files[key]
-        light = mine.get(signal)
-        shown = [channel for channel in structures if channel in mine]
-        if light is None:
-            found.left += [
-                f"{mine[channel]}: there is no signal {signal!r} of {key}" for channel in sorted(mine)
+        by_channel = files[key]
+        signal_file = by_channel.get(signal)
+        target_channels = [channel for channel in structures if channel in by_channel]
+        if signal_file is None:
+            imported.skipped += [
+                f"{by_channel[channel]}: there is no signal {signal!r} of {key}"
+                for channel in sorted(by_channel)
             ]
-        elif not shown:
-            found.left.append(f"{light}: there is no target of {key}")
+        elif not target_channels:
+            imported.skipped.append(f"{signal_file}: there is no target of {key}")
         else:
-            for channel in shown:
-                found.rows.append(
+            for channel in target_channels:
+                imported.rows.append(
                     Row(
-                        0, structures[channel], light, None, mine[channel], None,
+                        0, structures[channel], signal_file, None, by_channel[channel], None,
                         group=key.group, voxel_size=voxel_size,
                     )
                 )  # fmt: skip
-    return found
+    return imported
 
 
 def _refuse_same(structures: Mapping[str, str]) -> None:
@@ -161,13 +162,13 @@ def _expression(pattern: str, channels: list[str]) -> re.Pattern[str]:
 
 def _walk(folder: Path, depth: int) -> list[Path]:
     """Return the files, and folders that may be images, `depth` folders below `folder`."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for root, folders, files in os.walk(folder):
         below = len(Path(root).relative_to(folder).parts)
         if below == depth:
-            found += [
+            paths += [
                 Path(root, name) for name in [*files, *(name for name in folders if name.endswith(".zarr"))]
             ]
             folders.clear()
         folders.sort()
-    return sorted(found)
+    return sorted(paths)
