@@ -1,4 +1,4 @@
-"""How hard each structure is to predict: a stored R2, by which a stream may be sorted."""
+"""Difficulty of each structure: a stored R2, by which a stream may be sorted."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _COLUMNS = ("structure", "r2")
 
 
 def read_difficulty(path: str | Path | None, structures: Sequence[str]) -> dict[str, float]:
-    """Return the R2 of each of `structures` that a table of difficulty holds; the higher, the easier.
+    """Read the R2 of each of `structures` from a table of difficulty; the higher, the easier.
 
     Parameters
     ----------
     path
         CSV with the columns ``structure`` and ``r2``, separated as in a manifest; others are not read, nor lines that
         begin with ``#``.
-        ``None`` takes the table that comes with the package, measured on simulated images.
+        ``None`` reads the table that comes with the package, measured on simulated images.
     structures
-        Which must stand in it.
+        Structures that the table must have.
 
     Raises
     ------
     ConfigError
-        If the file cannot be read, a column or a structure is missing or stands twice, or a value is no finite
+        If the file cannot be read, a column or a structure is missing or given twice, or a value is no finite
         number.
     """
     if path is None:
@@ -56,23 +56,23 @@ def read_difficulty(path: str | Path | None, structures: Sequence[str]) -> dict[
             f"{source}: no column {' and '.join(missing)}; the first line must name structure and r2, and "
             f"names {', '.join(columns) or 'nothing'}"
         )
-    found: dict[str, float] = {}
+    r2_of: dict[str, float] = {}
     for number, fields in rows[1:]:
         row = dict(zip(columns, fields, strict=False))
         name, value = row.get("structure", ""), row.get("r2", "")
-        if name in found:
+        if name in r2_of:
             raise ConfigError(f"{source}, line {number}: {name} stands twice")
         try:
-            found[name] = float(value)
+            r2_of[name] = float(value)
         except ValueError:
-            found[name] = math.nan
-        if not math.isfinite(found[name]):
+            r2_of[name] = math.nan
+        if not math.isfinite(r2_of[name]):
             raise ConfigError(
                 f"{source}, line {number}: the r2 of {name or 'a structure'} is {value!r}: a finite number is needed"
             )
-    if absent := list(dict.fromkeys(name for name in structures if name not in found)):
+    if absent := list(dict.fromkeys(name for name in structures if name not in r2_of)):
         raise ConfigError(
             f"{source}: no r2 of {', '.join(absent)}, by which the stream is sorted; it has "
-            f"{', '.join(found) or 'none'}: add a line for each, or name another file in stream.difficulty"
+            f"{', '.join(r2_of) or 'none'}: add a line for each, or name another file in stream.difficulty"
         )
-    return {name: found[name] for name in structures}
+    return {name: r2_of[name] for name in structures}

@@ -1,4 +1,4 @@
-"""Which images an experience trains on: all of a structure's, a share of them where it comes again, or a few.
+"""Allocation of training images to experiences: all of a structure's, a part where it comes again, or a few.
 
 Validation and test images are never divided: figures of all streams are of the same images.
 """
@@ -39,8 +39,7 @@ def training_images(
     seed
         Decides parts and choice.
     images_each
-        Most images of each structure at each of its arrivals, those of the first of `arrivals` excepted; ``None``
-        keeps all.
+        Most images of each structure at each of its arrivals, except in the first of `arrivals`; ``None`` keeps all.
     arrivals
         Structures as they arrive, where `experiences` arranges them otherwise (each of a base by itself, all at
         once): a structure that is trained fewer times than it arrives is trained on all its parts together.
@@ -65,22 +64,26 @@ def training_images(
         arrived = len(parts.get(name, ()))
         if not arrived or count not in (1, arrived):
             raise ValueError(f"{name} is trained {count} times and arrives {arrived} times")
-    seen: Counter[str] = Counter()
+    arrivals_so_far: Counter[str] = Counter()
     chosen = []
     for group in experiences:
-        wanted: dict[str, frozenset[str]] = {}
+        images_of: dict[str, frozenset[str]] = {}
         for name in group:
-            mine = parts[name]
-            wanted[name] = mine[seen[name]] if times[name] == len(mine) else frozenset().union(*mine)
-            seen[name] += 1
+            parts_of_structure = parts[name]
+            images_of[name] = (
+                parts_of_structure[arrivals_so_far[name]]
+                if times[name] == len(parts_of_structure)
+                else frozenset().union(*parts_of_structure)
+            )
+            arrivals_so_far[name] += 1
         chosen.append(
-            tuple(s for s in samples if s.split == "train" and s.image_id in wanted.get(s.structure, ()))
+            tuple(s for s in samples if s.split == "train" and s.image_id in images_of.get(s.structure, ()))
         )
     return tuple(chosen)
 
 
 def check_images(samples: Sequence[Sample], variants: Mapping[str, StreamVariant]) -> list[str]:
-    """Return notes on streams that get fewer images than they ask for, before anything is trained.
+    """Return notes about streams that get fewer images than they request, before anything is trained.
 
     Parameters
     ----------
@@ -92,7 +95,7 @@ def check_images(samples: Sequence[Sample], variants: Mapping[str, StreamVariant
     Raises
     ------
     ManifestError
-        As `training_images`, or if nothing could be said of how well an added structure is learned.
+        As `training_images`, or if an added structure has no test image.
     """
     notes: dict[str, None] = {}
     tested = {sample.structure for sample in samples if sample.split == "test"}
@@ -100,14 +103,14 @@ def check_images(samples: Sequence[Sample], variants: Mapping[str, StreamVariant
         for name, parts in _parts(samples, variant.experiences, 0, None).items():
             if name not in tested and name not in variant.experiences[0]:
                 raise ManifestError(
-                    f"no test image of {name!r}, so that nothing could be said of how well it is learned: name a row "
-                    "of it with split test in the manifest, or give more images of it"
+                    f"no test image of {name!r}, so that it could not be evaluated: name a row of it with split test "
+                    "in the manifest, or give more images of it"
                 )
             least = min(map(len, parts))
             if variant.images is not None and name not in variant.experiences[0] and least < variant.images:
                 times = f" at one of its {len(parts)} arrivals" if len(parts) > 1 else ""
                 notes[
-                    f"{name}: {variant.images} training images are asked for, and there are {least}{times}; it learns "
+                    f"{name}: {variant.images} training images are requested, and there are {least}{times}; it learns "
                     "from those"
                 ] = None
     return list(notes)
@@ -123,18 +126,18 @@ def _parts(
     first = set(arrivals[0]) if arrivals else set()
     parts = {}
     for name, times in Counter(name for group in arrivals for name in group).items():
-        found = {s.image_id for s in samples if s.structure == name and s.split == "train"}
-        if not found:
+        image_ids = {s.image_id for s in samples if s.structure == name and s.split == "train"}
+        if not image_ids:
             raise ManifestError(
                 f"no training image of {name!r}: the manifest needs at least one row of it that is not held "
                 "out (split train, or no split)"
             )
-        if len(found) < times:
+        if len(image_ids) < times:
             raise ManifestError(
-                f"{name} comes {times} times, each time with new images, and there are {len(found)} training images "
-                "of it: give more images of it, or let it come less often"
+                f"{name} comes {times} times, each time with new images, and there are {len(image_ids)} training "
+                "images of it: give more images of it, or let it come less often"
             )
-        order = sorted(found, key=lambda image: digest_of("images", seed, name, image))
+        order = sorted(image_ids, key=lambda image: digest_of("images", seed, name, image))
         most = None if name in first else images_each
         parts[name] = [frozenset(order[place::times][:most]) for place in range(times)]
     return parts

@@ -1,7 +1,7 @@
-"""Batches as Avalanche's strategies take them: signal, target, and the task label of each item.
+"""Loader of batches for Avalanche's strategies: signal, target, and the task label of each item.
 
-Labels are put on here, in the training process. A dataset that Avalanche has wrapped can be read only where Avalanche
-is imported, and workers that load patches must not pay for that.
+Labels are added here, in the training process. A dataset that Avalanche has wrapped can be read only where Avalanche is
+imported, and the workers that load patches must not pay for that.
 """
 
 from __future__ import annotations

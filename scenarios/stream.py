@@ -41,11 +41,11 @@ class StructureStream:
     experiences
         Structures of each experience, in order; a structure may come again, with other training images.
     labels
-        Avalanche's task label of each structure: the one place where a structure has a number.
+        Avalanche's task label of each structure: the only place where a structure has a number.
     images, tests
         Training and test images of each experience.
     patches
-        What each experience trains on, as workers can read it: without task labels, and without Avalanche.
+        Training patches of each experience, as workers can read them: without task labels, and without Avalanche.
     """
 
     benchmark: Any
@@ -88,13 +88,13 @@ class StructureStream:
 
     def known_after(self, number: int) -> list[CLExperience]:
         """Return the test experiences that show each structure of the experiences up to `number` once."""
-        shown: set[str] = set()
-        found = []
+        covered: set[str] = set()
+        test_experiences = []
         for place, names in enumerate(self.experiences[: number + 1]):
-            if not shown.issuperset(names):
-                found.append(self.test[place])
-            shown.update(names)
-        return found
+            if not covered.issuperset(names):
+                test_experiences.append(self.test[place])
+            covered.update(names)
+        return test_experiences
 
     def names(self, labels: Sequence[int]) -> list[str]:
         """Return the structures that task labels stand for."""
@@ -231,16 +231,16 @@ def stream_of_samples(
     tests: list[tuple[Sample, ...]] = []
     sequences: list[PatchDataset] = []
     for group, training in zip(experiences, chosen, strict=True):
-        mine = {
+        samples_by_split = {
             "train": training,
             **{
                 split: tuple(s for s in samples if s.structure in group and s.split == split)
                 for split in ("val", "test")
             },
         }
-        length = count(tuple(group), len(mine["train"]))
+        length = count(tuple(group), len(samples_by_split["train"]))
         patches = PatchDataset(
-            mine["train"],
+            samples_by_split["train"],
             patch=patch,
             seed=seed,
             length=length,
@@ -250,14 +250,23 @@ def stream_of_samples(
             foreground=foreground,
         )
         sequences.append(patches)
-        images.append(tuple(mine["train"]))
-        tests.append(tuple(mine["test"]))
-        alone = labels[group[0]] if len(group) == 1 else None  # of so many items, one sequence is enough
-        each = (labels[patches.structure_of(i)] for i in range(length))
-        train.append(_labelled(patches, list(each) if alone is None else ConstantSequence(alone, length)))
+        images.append(tuple(samples_by_split["train"]))
+        tests.append(tuple(samples_by_split["test"]))
+        single_label = labels[group[0]] if len(group) == 1 else None  # one sequence for all items
+        patch_labels = (labels[patches.structure_of(i)] for i in range(length))
+        train.append(
+            _labelled(
+                patches,
+                list(patch_labels) if single_label is None else ConstantSequence(single_label, length),
+            )
+        )
         for stream, split in ((val, "val"), (test, "test")):
-            volumes: Dataset[Any] = VolumeDataset(mine[split]) if mine[split] else _NoVolumes()
-            stream.append(_labelled(volumes, [labels[sample.structure] for sample in mine[split]]))
+            volumes: Dataset[Any] = (
+                VolumeDataset(samples_by_split[split]) if samples_by_split[split] else _NoVolumes()
+            )
+            stream.append(
+                _labelled(volumes, [labels[sample.structure] for sample in samples_by_split[split]])
+            )
     benchmark = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
     return StructureStream(
         benchmark,

@@ -1,4 +1,4 @@
-"""Which structures arrive when: the streams that a configuration describes, by their names."""
+"""Streams that a configuration describes: the order in which structures arrive, by stream name."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def stream_variants(config: StreamConfig, known: Sequence[str]) -> dict[str, Str
     config
         Base, order and images.
     known
-        Structures that there are images of, in the manifest's order.
+        Structures with images, in the manifest's order.
 
     Returns
     -------
     dict
-        Name of the stream -> what arrives. A name says what the lists vary: ``order-3`` (a seed of `order_seeds`),
+        Name of the stream -> its variant. A name states what the lists vary: ``order-3`` (a seed of `order_seeds`),
         ``given``, ``easiest-first``, ``hardest-first`` (`arrange`), ``images-2`` and ``images-all`` (`images`),
         joined by ``-``. Without any list there is one stream, of the name ``""``.
 
@@ -53,10 +53,10 @@ def stream_variants(config: StreamConfig, known: Sequence[str]) -> dict[str, Str
     UnknownStructureError
         If there are no images of a structure.
     ConfigError
-        If nothing is left to learn, a structure of the base comes again, `base` is more than the order has, or a
+        If there is nothing to learn, a structure of the base comes again, `base` is more than the order has, or a
         file cannot be used.
     """
-    found: dict[str, StreamVariant] = {}
+    variants: dict[str, StreamVariant] = {}
     limits: Sequence[int | None] = config.images if isinstance(config.images, tuple) else (config.images,)
     order = _order(config, known)
     for arrangement, arranged in _arrangements(config, order):
@@ -65,8 +65,8 @@ def stream_variants(config: StreamConfig, known: Sequence[str]) -> dict[str, Str
             parts = [arrangement] if arrangement else []
             if isinstance(config.images, tuple):
                 parts.append(f"images-{'all' if limit is None else limit}")
-            found["-".join(parts)] = StreamVariant(experiences, limit)
-    return found
+            variants["-".join(parts)] = StreamVariant(experiences, limit)
+    return variants
 
 
 def experience_names(config: StreamConfig, known: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -117,7 +117,7 @@ def task_labels(experiences: Sequence[Sequence[str]]) -> dict[str, int]:
 
 
 def _order(config: StreamConfig, known: Sequence[str]) -> list[str]:
-    """Return what is to be shuffled or sorted: what follows the base, and where the base is a number, that too."""
+    """Return the structures to shuffle or sort: those after the base, and the base too where it is a number."""
     if config.order_file is not None:
         path = Path(config.order_file)
         try:
@@ -135,10 +135,10 @@ def _order(config: StreamConfig, known: Sequence[str]) -> list[str]:
 
 
 def _arrangements(config: StreamConfig, order: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield a name ("" without a list of variants) and the order for each arrangement that is asked for."""
-    hardness: Mapping[str, float] = {}
+    """Yield a name ("" without a list of variants) and the order for each arrangement of the configuration."""
+    negative_r2: Mapping[str, float] = {}
     if config.arrangements != ("given",):
-        hardness = {name: -r2 for name, r2 in read_difficulty(config.difficulty, order).items()}
+        negative_r2 = {name: -r2 for name, r2 in read_difficulty(config.difficulty, order).items()}
     for arrange in config.arrangements:
         if arrange == "given" and config.order_seeds is not None:
             for seed in config.order_seeds:
@@ -152,7 +152,7 @@ def _arrangements(config: StreamConfig, order: Sequence[str]) -> Iterator[tuple[
         rounds = [list(order[:place]).count(structure) for place, structure in enumerate(order)]
         sign = 1 if arrange == "easiest_first" else -1
         places = sorted(
-            range(len(order)), key=lambda place: (rounds[place], sign * hardness[order[place]], place)
+            range(len(order)), key=lambda place: (rounds[place], sign * negative_r2[order[place]], place)
         )
         yield name, [order[place] for place in places]
 
@@ -187,9 +187,9 @@ def _experiences(
     if not experiences:
         raise ConfigError("stream: no structure to learn; name some in stream.base or stream.order")
     later = [name for group in experiences[1:] for name in group]
-    if again := [name for name in experiences[0] if name in later]:
+    if repeated := [name for name in experiences[0] if name in later]:
         raise ConfigError(
-            f"stream: {', '.join(again)} named twice, and the first time in the first experience ("
+            f"stream: {', '.join(repeated)} named twice, and the first time in the first experience ("
             f"{', '.join(experiences[0])}): a structure of the base cannot come again, because retraining it would "
             "make another base; let it come after the base"
         )

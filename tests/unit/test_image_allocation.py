@@ -185,11 +185,11 @@ def test_more_images_than_there_are_is_a_note_and_no_error(samples: list[Sample]
         samples, {"images-8": StreamVariant(plain, 8), "images-9": StreamVariant(plain[:2], 9)}
     )
     assert [note.split(";")[0] for note in notes] == [
-        "nucleolus: 8 training images are asked for, and there are 7",
-        "mitochondria: 8 training images are asked for, and there are 7",
-        "nucleolus: 9 training images are asked for, and there are 7",
+        "nucleolus: 8 training images are requested, and there are 7",
+        "mitochondria: 8 training images are requested, and there are 7",
+        "nucleolus: 9 training images are requested, and there are 7",
     ]
     [note] = check_images(samples, {"": StreamVariant(again, 4)})
-    assert "nucleolus: 4 training images are asked for, and there are 3 at one of its 2 arrivals" in note
+    assert "nucleolus: 4 training images are requested, and there are 3 at one of its 2 arrivals" in note
     with pytest.raises(ManifestError, match="no training image of 'microtubule'"):
         check_images(samples, {"": StreamVariant((base, ("microtubule",)))})

@@ -99,8 +99,8 @@ def test_places_are_spread_over_all_that_is_bright(most):
     volume = np.random.default_rng(0).normal(size=(9, 20, 20)).astype(np.float16)
     every = np.argwhere(volume > 1)
     step = -(-len(every) // most)
-    assert np.array_equal(bright_voxels(volume, most=most), every[::step])
-    assert len(bright_voxels(volume, most=most)) <= most
+    assert np.array_equal(bright_voxels(volume, limit=most), every[::step])
+    assert len(bright_voxels(volume, limit=most)) <= most
     mask = np.random.default_rng(1).random(volume.shape) < 0.5
     assert np.array_equal(bright_voxels(volume, mask, 10**6), np.argwhere((volume > 1) & mask))
     assert bright_voxels(np.zeros((3, 4, 5), np.float16)).shape == (0, 3)

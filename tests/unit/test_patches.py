@@ -201,7 +201,7 @@ def test_a_volume_that_is_gone_or_damaged_is_named(make):
     sample.target.write_bytes(b"half")
     for broken in (data, VolumeDataset([sample])):
         with pytest.raises(
-            ImageError, match=r"a-target\.npy: the prepared volume cannot be read.*makes it anew"
+            ImageError, match=r"a-target\.npy: the prepared volume cannot be read.*prepares it again"
         ):
             broken[0]
     sample.target.unlink()

@@ -1,1 +1,1 @@
-"""Training patches: data sets, the order of samples, batches."""
+"""Training patches: datasets, the order of samples, and batches."""

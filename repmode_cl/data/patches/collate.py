@@ -1,6 +1,6 @@
-"""Batches of patches as the processes that load them make them.
+"""Batches of patches, made in the processes that load them.
 
-Apart from `repmode_cl.training`, so that such a process imports torch and little more.
+Separate from `repmode_cl.training`, so that such a process imports torch and little more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class PatchBatch(NamedTuple):
-    """What one process computes of one batch."""
+    """One process's part of a batch."""
 
     signal: Tensor
     """float32 (N, 1, z, y, x)."""
@@ -32,7 +32,7 @@ class PatchBatch(NamedTuple):
 
 
 class BatchDataset(Dataset[Any]):
-    """One process's share of every joint batch: what workers are given, each item a batch.
+    """One process's part of every joint batch, as a dataset for loader workers: each item is a batch.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ class BatchDataset(Dataset[Any]):
             raise ValueError(f"a batch of {batch_size} has fewer items than there are processes, {world}")
         if not 0 <= start <= len(dataset):
             raise ValueError(f"start {start} is no item of a dataset of {len(dataset)}")
-        if 0 < (left := (len(dataset) - start) % batch_size) < world:
-            raise ValueError(f"the last batch has {left} items, fewer than there are processes, {world}")
+        if 0 < (remainder := (len(dataset) - start) % batch_size) < world:
+            raise ValueError(f"the last batch has {remainder} items, fewer than there are processes, {world}")
         self._dataset = dataset
         self._size, self._start, self._rank, self._world = batch_size, start, rank, world
 
@@ -61,7 +61,7 @@ class BatchDataset(Dataset[Any]):
         return -(-(len(self._dataset) - self._start) // self._size)
 
     def __getitem__(self, number: int) -> PatchBatch | RepmodeError:
-        """Cut a batch; an error of the user's is returned, not raised."""
+        """Cut a batch; an error that the user can correct is returned, not raised."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
         first = self._start + number * self._size
@@ -74,13 +74,13 @@ class BatchDataset(Dataset[Any]):
             for item, signal, target in zip(items, signals, targets, strict=True):
                 self._dataset.read(item, signal, target)
         except RepmodeError as error:
-            # As a value: torch would put a traceback into the message of what a worker raises.
+            # As a value: torch would put a traceback into the message of an error that a worker raises.
             return error
         return PatchBatch(signals, targets, tuple(self._dataset.structure_of(item) for item in items))
 
 
 def _empty(*shape: int) -> Tensor:
-    """Return memory for a batch: in a worker, memory that it shares with its parent, so that nothing is copied."""
+    """Allocate memory for a batch: in a worker, memory shared with its parent process, so that nothing is copied."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.float32)
     # What torch's own collate function takes; `share_memory_` would copy.
@@ -90,5 +90,5 @@ def _empty(*shape: int) -> Tensor:
 
 
 def identity(item: T) -> T:
-    """Return `item`: torch is given batches, and has nothing to put together."""
+    """Return `item`: the dataset's items are batches already, and torch has nothing to collate."""
     return item

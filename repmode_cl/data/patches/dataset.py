@@ -28,7 +28,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     """A virtual sequence of random patches, one per image and epoch (paper, section 4.1).
 
     Item i belongs to epoch ``i // n`` of the n images and shows the image at place ``i % n`` of that epoch's
-    seeded order; with a limit on a batch's structures, `sampler.Grouped` says what holds instead.
+    seeded order; with a limit on a batch's structures, `sampler.GroupedOrder` describes the order instead.
     Only the voxels of the patch are read.
 
     Parameters
@@ -80,9 +80,9 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(f"length is not negative, got {length}")
         if not 0 <= foreground <= 1:
             raise ValueError(f"foreground is a share of the crops, 0 to 1, got {foreground}")
-        self.samples = _checked(samples)
+        self.samples = _not_empty(samples)
         self.foreground = float(foreground)
-        self._bright = ForegroundCache()
+        self._foreground = ForegroundCache()
         self.patch = (int(patch[0]), int(patch[1]), int(patch[2]))
         self.seed = int(seed)
         self.length = int(length)
@@ -111,7 +111,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         return 2 if self.weighted else 1
 
     def read(self, index: int, signal: Tensor, target: Tensor) -> None:
-        """Cut item `index` into memory that is there, such as a batch's.
+        """Cut item `index` into existing memory, such as a batch's.
 
         Parameters
         ----------
@@ -161,7 +161,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         chance = digest_of("foreground", self.seed, sample.structure, epoch, sample.image_id)
         if int.from_bytes(chance[:8], "big") >= self.foreground * 2.0**64:
             return None
-        places = self._bright.of(sample.target, sample.mask, _mapped)
+        places = self._foreground.of(sample.target, sample.mask, _mapped)
         if not len(places):
             return None
         z, y, x = places[int.from_bytes(chance[8:16], "big") % len(places)]
@@ -193,7 +193,7 @@ class VolumeDataset(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = _checked(samples)
+        self.samples = _not_empty(samples)
         self.weighted = any(sample.mask is not None for sample in self.samples)
         """Whether targets have a second channel, the weight (0 or 1) of each voxel."""
 
@@ -218,7 +218,7 @@ class VolumeDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.samples[index].structure
 
 
-def _checked(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+def _not_empty(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     if not samples:
         raise ManifestError("there is no image to read: the manifest has no row of this split and structure")
     return tuple(samples)
@@ -251,7 +251,7 @@ def _gather(path: Path, axes: Sequence[NDArray[np.intp]], out: Tensor) -> None:
     if all(cut.step == 1 for cut in turned):
         out.copy_(box)
     else:
-        # Turned by numpy, which needs no memory of its own for it. Pages of fresh memory cost more than copies.
+        # Turned by numpy, which needs no extra memory for it. Pages of fresh memory cost more than copies.
         np.copyto(out.numpy(), torch.empty(box.shape).copy_(box).numpy()[turned])
 
 
@@ -263,8 +263,8 @@ def _whole(path: Path) -> Tensor:
 def _mapped(path: Path) -> NDArray[np.generic]:
     """Map a prepared volume into memory.
 
-    Anew for every patch: keeping maps open would halve the time of small collections, which are fast anyway, and
-    hold a file each of large ones.
+    Again for every patch: keeping maps open would halve the time of small collections, which are fast anyway, and
+    keep a file open for each image of large ones.
     """
     try:
         # Copy on write, because torch warns of memory that cannot be written; nothing is written.
@@ -272,6 +272,6 @@ def _mapped(path: Path) -> NDArray[np.generic]:
     except (OSError, ValueError) as error:
         raise ImageError(
             f"{path}: the prepared volume cannot be read ({error}); it was removed or damaged since it was prepared: "
-            "run the same command again, which makes it anew"
+            "run the same command again, which prepares it again"
         ) from error
     return mapped

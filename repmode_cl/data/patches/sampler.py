@@ -1,7 +1,7 @@
-"""In which order a training sequence shows its images: pure functions of a seed, endless and without state.
+"""Order of the images of a training sequence: pure functions of a seed, endless and without state.
 
-One crop per image and epoch (paper, section 4.1) says nothing of who comes beside whom. A batch of many structures
-costs as many fused kernels, so that a sequence can be arranged to show few structures at a time.
+One crop per image and epoch (paper, section 4.1) leaves open which images share a batch. A batch of many structures
+costs as many fused kernels, so a sequence can be arranged to show few structures at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["GroupedOrder", "SampleOrder", "ShuffledOrder", "make_order"]
 
 
 class SampleOrder(Protocol):
-    """Says for each item of an endless sequence which sample it shows, and for the how-many-th time."""
+    """Order of an endless sequence: the sample of each item, and the number of times it was shown before."""
 
     def at(self, index: int) -> tuple[int, int]:
         """Return the place of the sample that item `index` shows, and how often it was shown before."""
@@ -30,17 +30,17 @@ def make_order(
     Parameters
     ----------
     samples
-        What is shown.
+        Samples that are shown.
     seed
         Decides the order.
     batch, structures_per_batch
-        Each of the pieces of `batch` items, counted from item 0, shows at most so many structures. None sets no
-        limit; nor does a limit that no batch can exceed.
+        Most structures in each batch of `batch` items, counted from item 0. None sets no limit; nor does a limit that
+        no batch can exceed.
 
     Raises
     ------
     ValueError
-        If a number is below 1, or there is a limit and no batch that it is of.
+        If a number is below 1, or there is a limit without the size of a batch.
     """
     if structures_per_batch is None:
         return ShuffledOrder(samples, seed)
@@ -69,8 +69,8 @@ class GroupedOrder:
     """Runs of one structure, those of different structures shuffled among each other.
 
     A batch holds as many runs as it may show structures, or the largest smaller number that divides it. Each
-    structure is an endless sequence of its own, in passes over its samples, and its runs take from it what comes
-    next; a batch of a structure with few samples may reach into its next pass, and show a sample in two crops.
+    structure has its own endless sequence, in passes over its samples, and its runs take the next items of it; a batch
+    of a structure with few samples may reach into its next pass, and show a sample in two crops.
 
     Notes
     -----
@@ -79,8 +79,8 @@ class GroupedOrder:
     - each pass over a structure shows each of its samples exactly once;
     - after every ``L * n`` items, where ``L = r / gcd(r, n_1, ..., n_S)``, each sample was shown exactly L times:
       where all n_s are multiples of r, every epoch of n items shows every sample once;
-    - after any number m of items a structure was shown ``m * n_s / n`` times, give or take ``r * (1 + S * n_s / n)``,
-      because its runs are spread evenly over those ``L * n`` items, each within a stretch of its own.
+    - after any number m of items a structure was shown ``m * n_s / n`` times, plus or minus ``r * (1 + S * n_s / n)``,
+      because its runs are spread evenly over those ``L * n`` items, each within its own stretch.
 
     The crop that is cut is decided by the pass, so that it is the same wherever the sample is shown for the k-th time.
     """
@@ -97,7 +97,9 @@ class GroupedOrder:
         epochs = self._run // math.gcd(self._run, *sizes)
         self._runs = [epochs * size // self._run for size in sizes]
         """Runs of each structure in one cycle, after which every sample was shown equally often."""
-        self._cycle: tuple[int, list[tuple[int, int]]] | None = None  # the last asked for: a cache, not state
+        self._cycle: tuple[int, list[tuple[int, int]]] | None = (
+            None  # the last one requested: a cache, not state
+        )
 
     def at(self, index: int) -> tuple[int, int]:
         """See `SampleOrder`."""
@@ -127,7 +129,7 @@ class _Passes:
 
     def __init__(self, samples: Sequence[Sample], places: Sequence[int], seed: int) -> None:
         self._samples, self._places, self._seed = samples, places, seed
-        self._last: tuple[int, list[int]] | None = None  # the last pass asked for: a cache, not state
+        self._last: tuple[int, list[int]] | None = None  # the last pass requested: a cache, not state
 
     def at(self, index: int) -> tuple[int, int]:
         number, place = divmod(index, len(self._places))

@@ -1,4 +1,4 @@
-"""Cells of an epithelial colony: who occupies which voxel, and how far each voxel is from the surfaces.
+"""Cells of an epithelial colony: the cell of each voxel, and the distances of each voxel from the surfaces.
 
 A monolayer of stem cells as the public label-free collection shows it: columns about 11 um wide that touch
 each other, a domed apical surface, a flattened nucleus that fills most of the column, one cell in fifteen
@@ -47,7 +47,7 @@ class Colony:
     voxel: tuple[float, float, float]
     cells: tuple[Cell, ...]
     label: NDArray[np.int16]
-    """Which cell's column a voxel lies in, above and below the cell too."""
+    """Number of the cell whose column a voxel lies in, above and below the cell too."""
     lateral: Floats
     """Distance from the wall to the nearest neighbour."""
     apical: Floats

@@ -17,7 +17,7 @@ from repmode_cl.structures import TWELVE_STRUCTURES
 
 __all__ = ["SIMULATED_VOXEL", "LIGHT_CHANNEL", "SMALLEST_SHAPE", "check_request", "simulate_field"]
 
-#: Edges of a voxel (z, y, x) in um, unless told otherwise: those of the paper's data, resampled.
+#: Default edges of a voxel (z, y, x) in um: those of the paper's data, resampled.
 SIMULATED_VOXEL = (0.29, 0.29, 0.29)
 
 #: Name of the channel of transmitted light.
@@ -26,7 +26,7 @@ LIGHT_CHANNEL = "transmitted_light"
 SMALLEST_SHAPE = (8, 16, 16)
 #: Voxels on each side that are computed and cut off, so that no surface or wrap-round shows at the border.
 MARGIN = 8
-#: How far the stage may stand too high or too low, as part of the field's depth. Nobody focuses every field alike; and
+#: Largest error of the stage's height, as part of the field's depth. Nobody focuses every field alike; and
 #: where all fields lay at one height, a network could score by the height alone, without looking at the image.
 DRIFT = 0.25
 
@@ -79,9 +79,9 @@ def simulate_field(
     ----------
     seed, index
         Seed of the simulation and number of the field; the same pair gives the same images, whatever else is
-        asked.
+        requested.
     structures
-        Whose fluorescence to record. The transmitted light shows all twelve in any case.
+        Structures whose fluorescence is recorded. The transmitted light shows all twelve in any case.
     shape
         Voxels (z, y, x).
     voxel_size

@@ -19,7 +19,7 @@ Points = NDArray[np.float64]
 
 
 class Space:
-    """Where walks may go: a distance field in um, positive where allowed, and its gradient.
+    """Space that walks may enter: a distance field in um, positive where allowed, and its gradient.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Space:
         self.gradient: list[Floats] = list(np.gradient(smooth, *colony.voxel))
 
     def index(self, points: Points) -> tuple[NDArray[np.intp], ...]:
-        """Voxels that `points` (n, 3) in um lie in, clipped to the field."""
+        """Return the voxels that `points` (n, 3) in um lie in, clipped to the field."""
         sizes = self.colony.shape
         return tuple(
             np.clip(np.rint(points[:, axis] / self.colony.voxel[axis]).astype(np.intp), 0, sizes[axis] - 1)

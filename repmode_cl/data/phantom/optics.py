@@ -7,8 +7,7 @@ opening of the condenser's diaphragm, which nobody records: see `CONDENSER_NA`.
 
 Transmitted light follows the theory of partially coherent imaging of weak phase objects (Streibl, J. Opt.
 Soc. Am. A 2, 121, 1985): contrast is the refractive index convolved with a kernel that is odd in z, so that
-an image is close to an axial derivative smeared over a long cone. Nothing else is told to the light about the
-structures.
+an image is close to an axial derivative smeared over a long cone. The light depends on the structures in no other way.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ LOSS = 0.02
 
 @dataclass(frozen=True)
 class Emission:
-    """How a structure glows.
+    """Fluorescence of a structure.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 """Random streams by name, and random fields made of them.
 
-Everything random in a field draws from a stream of its own, named after what it makes. So the mitochondria of
-field 3 are the same whether or not the Golgi is asked for, and whatever process computes them.
+Everything random in a field draws from its own stream, named after what it makes. So the mitochondria of field 3 are
+the same with and without the Golgi, and whatever process computes them.
 """
 
 from __future__ import annotations

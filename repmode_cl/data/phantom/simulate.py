@@ -1,7 +1,7 @@
-"""Many fields, written as OME-TIFFs with a manifest: the data set that stands in for the real collection.
+"""Simulation of many fields, written as OME-TIFFs with a manifest: the data set that stands in for a real collection.
 
-Fields are computed by a pool of processes and each is written whole or not at all, so a simulation that was
-interrupted goes on where it stopped, and one of the same settings can be asked for more fields.
+Fields are computed by a pool of processes and each is written whole or not at all, so an interrupted simulation
+resumes where it stopped, and one with the same settings can be extended by more fields.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def simulate(
     """Simulate fields of view and write them with a manifest.
 
     Writes ``field-0000.ome.tif`` and so on (uint16, channels ``transmitted_light`` and the structures),
-    ``simulation.json`` and ``manifest.csv``. Fields that are there already from the same settings are kept.
+    ``simulation.json`` and ``manifest.csv``. Existing fields of the same settings are kept.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def simulate(
         raise ConfigError(f"workers: found {workers}; at least 1 is needed")
     names, size, voxel = check_request(structures, shape, voxel_size, seed)
     out = Path(out)
-    _claim(
+    _check_settings(
         out,
         {
             "simulator": SIMULATOR_VERSION,
@@ -116,7 +116,7 @@ def simulate(
 _Job = tuple[Path, int, int, tuple[str, ...], tuple[int, int, int], tuple[float, float, float]]
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings into `out`, or check that they are those already there."""
     path = out / "simulation.json"
     if not path.exists():

@@ -1,14 +1,14 @@
-"""Image files behind one small lazy protocol, so that nothing else knows of formats.
+"""Readers of image files: one small lazy interface, so that nothing else knows about formats.
 
-`open_image` picks the reader by what a file holds; `ImageReader` is all that the rest of the project uses.
-`BaseReader` is the shortest way to one more format (docs/formats.md).
+`open_image` chooses the reader by a file's content; the rest of the project only uses `ImageReader`. A further format
+is a subclass of it (docs/formats.md).
 """
 
 from __future__ import annotations
 
-from repmode_cl.data.readers.image_reader import BaseReader, SceneInfo
+from repmode_cl.data.readers.image_reader import BaseReader, ImageReader, SceneInfo
 from repmode_cl.data.readers.location import as_location, is_url
-from repmode_cl.data.readers.region import ImageReader, Region
+from repmode_cl.data.readers.region import Region
 from repmode_cl.data.readers.registry import ReaderFormat, open_image
 
 __all__ = [

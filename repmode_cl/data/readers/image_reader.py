@@ -1,7 +1,10 @@
-"""What readers of all formats share: which scene and time point is meant, and checks of what is asked for.
+"""ImageReader: an open image of any format, the only view of image files that the rest of the project has.
 
-No file may decide in silence which of several images is the one: where there are several scenes or time points and
-none is named, reading fails and says what is there.
+Opening reads headers; `read` fetches one channel's sub-volume and no more of the file than that needs. A further format
+is another subclass, offered through `registry.py`.
+
+No file may decide in silence which of several images is meant: where there are several scenes or time points and none
+is named, reading fails and lists them.
 """
 
 from __future__ import annotations
@@ -15,19 +18,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.geometry import Box, VoxelSize
 from repmode_cl.data.readers.region import Region, find_channel
 from repmode_cl.errors import ImageError, did_you_mean
 
-__all__ = ["BaseReader", "SceneInfo", "Box"]
+__all__ = ["ImageReader", "SceneInfo", "BaseReader"]
 
-Box = tuple[slice, slice, slice]
-
-_LISTED = 20
+#: Most scenes that a message lists.
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
 class SceneInfo:
-    """What the header says of one scene.
+    """Header of one scene.
 
     Attributes
     ----------
@@ -49,12 +52,15 @@ class SceneInfo:
     dtype: np.dtype[Any]
     channel_names: tuple[str, ...]
     times: int = 1
-    voxel_size: tuple[float, float, float] | None = None
+    voxel_size: VoxelSize | None = None
     random_access: bool = False
 
 
-class BaseReader(AbstractContextManager["BaseReader"]):
-    """An `ImageReader` out of three methods: `_describe`, `_load` and, where something is open, `close`.
+class ImageReader(AbstractContextManager["ImageReader"]):
+    """An open image; a context manager.
+
+    A subclass for a format has three methods: `_describe`, `_load` and, where something is open, `close`. Sizes,
+    channels and voxel size describe one scene: the one that it was opened with, else the first.
 
     Parameters
     ----------
@@ -63,12 +69,13 @@ class BaseReader(AbstractContextManager["BaseReader"]):
     scenes
         A name for each scene, at least one; an empty name becomes ``S<number>``.
     scene, t
-        The scene (number or name) and time point to read; None where there is one, or to look first.
+        The scene (number or name) and time point to read; None where there is only one, or to read only
+        headers.
 
     Raises
     ------
     ImageError
-        If the scene or time point is not there, or the scene is nothing that can be read.
+        If there is no such scene or time point, or the scene cannot be read.
     """
 
     def __init__(
@@ -80,7 +87,7 @@ class BaseReader(AbstractContextManager["BaseReader"]):
     ) -> None:
         self._path = path
         self._scene_names = tuple(name or f"S{number}" for number, name in enumerate(scenes))
-        self._known: dict[int, SceneInfo] = {}
+        self._headers: dict[int, SceneInfo] = {}
         self._chosen_scene = None if scene is None else self._find_scene(scene)
         self._chosen_time = t
         try:
@@ -94,7 +101,7 @@ class BaseReader(AbstractContextManager["BaseReader"]):
 
     @abc.abstractmethod
     def _describe(self, scene: int) -> SceneInfo:
-        """Return what the header says of a scene, by number; called once for each.
+        """Return the header of a scene, by number; called once for each scene.
 
         Raises
         ------
@@ -104,7 +111,7 @@ class BaseReader(AbstractContextManager["BaseReader"]):
 
     @abc.abstractmethod
     def _load(self, scene: int, t: int, channel: int, box: Box) -> NDArray[Any]:
-        """Return voxels (Z, Y, X) of a box that lies within the scene, as an array of its own.
+        """Return voxels (Z, Y, X) of a box that lies within the scene, as a new array.
 
         Raises
         ------
@@ -138,7 +145,7 @@ class BaseReader(AbstractContextManager["BaseReader"]):
         return self._current.dtype
 
     @property
-    def voxel_size(self) -> tuple[float, float, float] | None:
+    def voxel_size(self) -> VoxelSize | None:
         """Edges of a voxel (z, y, x) in um; None unless the file states all three."""
         return self._current.voxel_size
 
@@ -178,8 +185,8 @@ class BaseReader(AbstractContextManager["BaseReader"]):
         Raises
         ------
         ImageError
-            If there are several scenes or time points and none is named, something asked for is not there, or
-            the file is damaged or truncated.
+            If there are several scenes or time points and none is named, there is no such channel, scene or time
+            point, or the file is damaged or truncated.
         """
         number = self._chosen_scene if scene is None else self._find_scene(scene)
         if number is None:
@@ -203,7 +210,7 @@ class BaseReader(AbstractContextManager["BaseReader"]):
     def absent_parts(
         self, channel: int, region: Region | None = None, t: int | None = None
     ) -> tuple[int, int]:
-        """Return how many of how many separately stored parts of a sub-volume are not there, and read as blank.
+        """Return the number of separately stored parts of a sub-volume that are missing and read as blank, and of all.
 
         Only formats that allow that have any, and only where counting them costs little; others return (0, 0).
         """
@@ -219,16 +226,16 @@ class BaseReader(AbstractContextManager["BaseReader"]):
         self.close()
 
     def _info(self, scene: int) -> SceneInfo:
-        if scene not in self._known:
-            self._known[scene] = self._describe(scene)
-        return self._known[scene]
+        if scene not in self._headers:
+            self._headers[scene] = self._describe(scene)
+        return self._headers[scene]
 
     def _find_scene(self, scene: int | str) -> int:
         """Return a scene's number: by name first, as numbers may be names."""
         names = self._scene_names
-        found = [number for number, name in enumerate(names) if name == str(scene)]
-        if isinstance(scene, str) and len(found) == 1:
-            return found[0]
+        matching = [number for number, name in enumerate(names) if name == str(scene)]
+        if isinstance(scene, str) and len(matching) == 1:
+            return matching[0]
         number = int(scene) if isinstance(scene, int) or (scene.isascii() and scene.isdigit()) else -1
         if not 0 <= number < len(names):
             hint = did_you_mean(scene, names) if isinstance(scene, str) else ""
@@ -250,7 +257,7 @@ class BaseReader(AbstractContextManager["BaseReader"]):
 
     def _list_scenes(self) -> str:
         listed = []
-        for number, name in enumerate(self._scene_names[:_LISTED]):
+        for number, name in enumerate(self._scene_names[:_MOST_LISTED]):
             try:
                 info = self._info(number)
                 times = f", {info.times} times" if info.times > 1 else ""
@@ -259,6 +266,10 @@ class BaseReader(AbstractContextManager["BaseReader"]):
             except ImageError:
                 listed.append(f"{number} {name!r}")
         count = len(self._scene_names)
-        more = ", ..." if count > _LISTED else ""
+        more = ", ..." if count > _MOST_LISTED else ""
         held = "the file holds 1 scene" if count == 1 else f"the file holds {count} scenes"
         return f"{held}: {', '.join(listed)}{more}"
+
+
+#: Earlier name of `ImageReader`, for readers of other packages; it goes with the next release.
+BaseReader = ImageReader

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.readers.image_reader import BaseReader, Box, SceneInfo
+from repmode_cl.data.geometry import Box
+from repmode_cl.data.readers.image_reader import ImageReader, SceneInfo
 from repmode_cl.errors import ImageError
 
 __all__ = ["NpyReader"]
@@ -21,13 +22,13 @@ _HEADERS = {
 }
 
 
-class NpyReader(BaseReader):
+class NpyReader(ImageReader):
     """A ``.npy`` file with axes ZYX or CZYX as an `ImageReader`; it states no voxel size and names no channel.
 
     Parameters
     ----------
     path
-        The file. Leading axes of length 1 go.
+        The file. Leading axes of length 1 are dropped.
     scene, t
         None or 0: there is one.
 
@@ -38,8 +39,7 @@ class NpyReader(BaseReader):
 
     Notes
     -----
-    The file is mapped anew for each `read`, so that what was read before does not stay in memory; nothing
-    is kept open.
+    The file is mapped again for each `read`, so that earlier reads do not stay in memory; nothing is kept open.
     """
 
     def __init__(self, path: Path, *, scene: int | str | None = None, t: int | None = None) -> None:
@@ -55,11 +55,14 @@ class NpyReader(BaseReader):
             )
         if min(sizes) < 1:
             raise ImageError(f"{path}: the array is empty: its shape is {shape}")
-        claimed, held = math.prod(sizes) * self._stored.itemsize, path.stat().st_size - self._offset
-        if claimed > held:
+        claimed_bytes, stored_bytes = (
+            math.prod(sizes) * self._stored.itemsize,
+            path.stat().st_size - self._offset,
+        )
+        if claimed_bytes > stored_bytes:
             raise ImageError(
-                f"{path}: truncated: its header claims {claimed} bytes of voxels, the file has {max(held, 0)}; "
-                "copy it again"
+                f"{path}: truncated: its header claims {claimed_bytes} bytes of voxels, the file has "
+                f"{max(stored_bytes, 0)}; copy it again"
             )
         self._sizes = sizes if len(sizes) == 4 else (1, *sizes)
         super().__init__(path, scene=scene, t=t)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.readers.image_reader import BaseReader, Box, SceneInfo
+from repmode_cl.data.geometry import Box
+from repmode_cl.data.readers.image_reader import ImageReader, SceneInfo
 from repmode_cl.data.readers.location import is_url
 from repmode_cl.data.readers.region import Region
 from repmode_cl.data.readers.tiff.metadata import to_um
@@ -38,19 +39,19 @@ _BLOSC_HEADER = 16
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a scene's voxels are: the array of full resolution, and a letter for each of its axes."""
+    """Layout of a scene: the array of full resolution, and a letter for each of its axes."""
 
     array: Any
     axes: str
 
     def box(self, t: int, channel: int, box: Box) -> list[slice]:
-        """Return which part of the array one channel's box (z, y, x) is."""
+        """Return the part of the array that one channel's box (z, y, x) is."""
         picked: dict[str, slice] = {"T": slice(t, t + 1), "C": slice(channel, channel + 1), "?": slice(0, 1)}
         picked |= dict(zip("ZYX", box, strict=True))
         return [picked[axis] for axis in self.axes]
 
 
-class OmeZarrReader(BaseReader):
+class OmeZarrReader(ImageReader):
     """An OME-Zarr image as an `ImageReader`.
 
     Parameters
@@ -130,7 +131,7 @@ class OmeZarrReader(BaseReader):
     def absent_parts(
         self, channel: int, region: Region | None = None, t: int | None = None
     ) -> tuple[int, int]:
-        """Return how many of how many chunks (or shards) of a sub-volume in a local folder are not there."""
+        """Return the number of chunks (or shards) of a sub-volume that are missing in a local folder, and of all."""
         if not isinstance(self._path, Path):
             return 0, 0  # a request for each would cost as much as reading
         scene = self._chosen_scene or 0
@@ -218,7 +219,7 @@ def _open_group(path: Path | str) -> Any:
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what OME-Zarr keeps among a group's attributes: below ``ome`` from 0.5 on."""
+    """Return OME-Zarr's part of a group's attributes: below ``ome`` from 0.5 on."""
     found = attributes.get("ome")
     return found if isinstance(found, Mapping) else attributes
 
@@ -295,7 +296,7 @@ def _channel_names(attributes: Mapping[str, Any], count: int) -> tuple[str, ...]
 
 
 def _keys(array: Any, box: Sequence[slice]) -> Iterator[str]:
-    """Yield where below the root the chunks (or shards) lie that a box of an array touches."""
+    """Yield the paths below the root of the chunks (or shards) that a box of an array touches."""
     unit = array.shards or array.chunks
     grid = [range(part.start // size, -(-part.stop // size)) for part, size in zip(box, unit, strict=True)]
     for coordinates in itertools.product(*grid):

@@ -1,23 +1,15 @@
-"""What every image reader offers, whatever the format: the only view of files the rest of the project has.
-
-Opening reads headers; `read` fetches one channel's sub-volume and no more of the file than that needs. A
-further format is another class with these members, offered through `registry.py`.
-"""
+"""Region: a box of voxels of a file; and what goes with it: channels by name or number, shapes as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
+from repmode_cl.data.geometry import Box
 from repmode_cl.errors import ImageError, did_you_mean
 
-__all__ = ["ImageReader", "Region", "find_channel", "shape_text"]
+__all__ = ["Region", "find_channel", "shape_text"]
 
 Span = tuple[int, int | None]
 
@@ -67,7 +59,7 @@ class Region:
         spans = (self.z, self.y, self.x)
         return ",".join(f"{start or ''}:{'' if stop is None else stop}" for start, stop in spans)
 
-    def resolve(self, shape: Sequence[int]) -> tuple[slice, slice, slice]:
+    def resolve(self, shape: Sequence[int]) -> Box:
         """Return slices with both ends for a volume of `shape` (Z, Y, X).
 
         Raises
@@ -90,84 +82,6 @@ class Region:
         """Return the region's own size (Z, Y, X) within a volume of `shape`."""
         z, y, x = self.resolve(shape)
         return z.stop - z.start, y.stop - y.start, x.stop - x.start
-
-
-@runtime_checkable
-class ImageReader(Protocol):
-    """An open image; a context manager.
-
-    Sizes, channels and voxel size describe one scene: the one it was opened with, else the first.
-    `repmode_cl.data.readers.BaseReader` makes one out of three methods.
-    """
-
-    @property
-    def path(self) -> Path | str:
-        """The file or folder, or a URL as text."""
-
-    @property
-    def axes(self) -> str:
-        """Axes every reader exposes once time and scene are chosen: always ``"CZYX"``."""
-
-    @property
-    def n_channels(self) -> int:
-        """Number of channels; colour samples count as channels."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels (Z, Y, X) of one channel."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the voxels, in this machine's byte order."""
-
-    @property
-    def voxel_size(self) -> tuple[float, float, float] | None:
-        """Edges of a voxel (z, y, x) in um; None unless the file states all three."""
-
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        """One name for each channel; ``C0``, ``C1`` ... where the file names none."""
-
-    @property
-    def scenes(self) -> tuple[str, ...]:
-        """A name for each separate image (series, scene, position) in the file, at least one."""
-
-    @property
-    def times(self) -> int:
-        """Number of time points, at least 1."""
-
-    @property
-    def random_access(self) -> bool:
-        """Whether reading a small region costs little: False where whole planes must be decoded for it."""
-
-    def read(
-        self,
-        channel: int,
-        region: Region | None = None,
-        scene: int | str | None = None,
-        t: int | None = None,
-    ) -> NDArray[Any]:
-        """Return one channel's sub-volume (Z, Y, X) in the file's own type, as an array of its own.
-
-        `scene` and `t` stand in for those it was opened with.
-
-        Raises
-        ------
-        ImageError
-            If there are several scenes or time points and none is named, or what is asked for is not there.
-        """
-
-    def channel_index(self, channel: str | int | None) -> int:
-        """Return the number of a channel given by name, number, or (where there is only one) not at all."""
-
-    def close(self) -> None:
-        """Close the file; reading afterwards fails."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def find_channel(channel: str | int | None, names: Sequence[str], path: Path | str) -> int:

@@ -1,7 +1,7 @@
-"""Which reader opens which file: told by what is in it, because suffixes lie.
+"""Choice of the reader for a file, by the file's first bytes, because suffixes lie.
 
-A further format comes as an entry point of the group ``repmode_cl.readers`` that names a `ReaderFormat`; it is asked
-about what no reader here recognises.
+A further format comes as an entry point of the group ``repmode_cl.readers`` that names a `ReaderFormat`; it is tried on
+files that no reader here recognises.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from repmode_cl.data.readers.image_reader import ImageReader
 from repmode_cl.data.readers.location import as_location, is_url
 from repmode_cl.data.readers.npy import NpyReader
-from repmode_cl.data.readers.region import ImageReader
 from repmode_cl.data.readers.tiff.companion import open_companion
 from repmode_cl.data.readers.tiff.reader import TiffReader
 from repmode_cl.errors import ImageError
 
 __all__ = ["open_image", "ReaderFormat", "SUPPORTED", "ENTRY_POINTS"]
 
-#: What messages list as readable.
+#: Readable formats, for messages.
 SUPPORTED = (
     "TIFF, OME-TIFF, ImageJ and Micro-Manager stacks (.tif, .tiff), CZI (.czi), OME-Zarr (.zarr folders and URLs) and "
     "NumPy arrays (.npy)"
@@ -73,7 +73,7 @@ _FORMATS: tuple[tuple[tuple[bytes, ...], Callable[..., ImageReader]], ...] = (
 # One of these files makes a folder a Zarr group or array, of format 3 or 2.
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
-# First bytes of formats people have, and what to do about them.
+# First bytes of common formats that are not supported, and their names.
 _REFUSED: tuple[tuple[bytes, str], ...] = (
     (b"\xda\xce\xbe\x0a", "Nikon ND2"),
     (b"\x70\x00\x00\x00", "Leica LIF"),
@@ -145,7 +145,7 @@ def _head_of(path: Path) -> bytes | None:
     try:
         if path.is_dir():
             return None
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
             raise ImageError(f"{path}: no regular file, but a pipe or a device")
         with path.open("rb") as handle:
             return handle.read(_HEAD)
@@ -180,6 +180,6 @@ def _plugins() -> tuple[tuple[str, ReaderFormat], ...]:
         except Exception as error:
             raise ImageError(
                 f"the image reader {entry.name!r} ({entry.value}) of another package cannot be loaded ({error}); "
-                "install that package anew, or remove it"
+                "install that package again, or remove it"
             ) from error
     return tuple(found)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from repmode_cl.data.preprocessing.normalisation import flat_message, streaming_percentiles
 from repmode_cl.data.readers import Region, open_image
-from repmode_cl.data.readers.image_reader import BaseReader
 from repmode_cl.data.validation.intensity import IntensityStatistics, measure_intensity
 from repmode_cl.data.validation.pair_fit import (
     PairFit,
@@ -205,9 +204,7 @@ def _absent_chunks(part: _ImageRegion) -> tuple[int, int]:
     if not image.path.is_dir():
         return 0, 0
     with open_image(image.path, scene=image.scene) as reader:
-        if isinstance(reader, BaseReader):
-            return reader.absent_parts(image.channel, part.region, image.t)
-    return 0, 0
+        return reader.absent_parts(image.channel, part.region, image.t)
 
 
 def _measure(

@@ -1,6 +1,6 @@
 """Zeiss CZI files: scenes, tiles joined to one volume, time points, channels and colour samples.
 
-Headers are read by `czi_directory`, pixels by pylibCZIrw (libCZI; the extra ``czi``).
+Headers are read by `directory.py`, pixels by pylibCZIrw (libCZI; the extra ``czi``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.geometry import Box
 from repmode_cl.data.readers.czi.directory import PIXEL_TYPES, SubBlock, read_directory, read_metadata
-from repmode_cl.data.readers.image_reader import BaseReader, Box, SceneInfo
+from repmode_cl.data.readers.image_reader import ImageReader, SceneInfo
 from repmode_cl.data.readers.tiff.axes import sample_names
 from repmode_cl.data.readers.tiff.pages import reason
 from repmode_cl.errors import ImageError
@@ -34,7 +35,7 @@ _SMALL = 64 << 20
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a scene lies: first index along each axis, and the channel and sample of each channel exposed."""
+    """Layout of a scene: first index along each axis, and the channel and sample of each exposed channel."""
 
     scene: int | None
     first: dict[str, int]
@@ -42,7 +43,7 @@ class _Layout:
     planes: frozenset[tuple[int, int, int]]
 
 
-class CziReader(BaseReader):
+class CziReader(ImageReader):
     """A CZI file as an `ImageReader`.
 
     Parameters
@@ -149,7 +150,7 @@ class CziReader(BaseReader):
         missing = [number for number in range(max(kinds) + 1) if number not in kinds]
         if missing:
             raise ImageError(
-                f"{self._path}: of channel {missing[0]} there is no plane; export the image anew"
+                f"{self._path}: of channel {missing[0]} there is no plane; export the image again"
             )
         return [kinds[number] for number in range(len(kinds))]
 

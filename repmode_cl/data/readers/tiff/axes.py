@@ -1,4 +1,4 @@
-"""What the axes of a TIFF series mean, and which of them cannot be used here.
+"""Meaning of the axes of a TIFF series, and refusal of those that cannot be used here.
 
 tifffile names each axis by a letter; only time, channel, colour samples and the three of space have a meaning for
 this project, and guessing at others would mix, say, lifetime bins with planes.
@@ -55,7 +55,7 @@ def name_axes(axes: str, sizes: Sequence[int], path: Path, positions: bool = Fal
     path
         For messages.
     positions
-        Whether R stands for stage positions, which are told apart as scenes.
+        Whether R stands for stage positions, each of which is a scene.
 
     Raises
     ------

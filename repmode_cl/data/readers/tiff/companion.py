@@ -1,4 +1,4 @@
-"""OME-TIFF sets whose OME-XML lies in a file of its own (``*.companion.ome``): planes are in the files it names."""
+"""OME-TIFF sets whose OME-XML is in a separate file (``*.companion.ome``): planes are in the files it names."""
 
 from __future__ import annotations
 

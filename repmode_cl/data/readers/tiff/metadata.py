@@ -1,4 +1,4 @@
-"""Voxel sizes and channel names out of the metadata that microscopy TIFFs carry: OME-XML, ImageJ, Micro-Manager.
+"""Voxel sizes and channel names from the metadata of microscopy TIFFs: OME-XML, ImageJ, Micro-Manager.
 
 Files of both kinds come from many writers, so whatever is absent, zero or in no unit of length counts as
 unknown: a wrong voxel size would silently resample an image to the wrong scale.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.errors import ImageError
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "to_um",
 ]
 
-VoxelSize = tuple[float, float, float]
 
 #: More planes than any real file: such a header is damaged, and tifffile would make a list that long.
 MOST_PLANES = 5_000_000
@@ -42,7 +42,7 @@ _MICROMETRES = {
 
 @dataclass(frozen=True)
 class SceneMetadata:
-    """What a file says of a scene: names of its channels (None: unnamed) and voxel size (z, y, x) in um."""
+    """Metadata of a scene: names of its channels (None: unnamed) and voxel size (z, y, x) in um."""
 
     channel_names: tuple[str | None, ...] = ()
     voxel_size: VoxelSize | None = None
@@ -88,7 +88,7 @@ def read_ome(xml: str) -> list[tuple[Mapping[str, str], SceneMetadata]]:
 def read_imagej(
     metadata: Mapping[str, Any], resolution: Sequence[tuple[int, int] | None], n_channels: int
 ) -> SceneMetadata:
-    """Return what ImageJ's metadata and the resolution tags (y, x: pixels for each unit) say.
+    """Return the metadata of ImageJ and of the resolution tags (y, x: pixels for each unit).
 
     Pixel sizes without a unit of length are unknown; so is a stack whose `spacing` is absent.
     """
@@ -110,7 +110,7 @@ def read_imagej(
 
 
 def read_micro_manager(summary: Mapping[str, Any], plane: Any = None) -> SceneMetadata:
-    """Return what a Micro-Manager stack says: in the summary (1.4) or beside its first plane (2.0), in um."""
+    """Return the metadata of a Micro-Manager stack: in the summary (1.4) or with its first plane (2.0), in um."""
     plane = plane if isinstance(plane, Mapping) else {}
     names = summary.get("ChNames") or ()
     pixel = [
@@ -144,7 +144,7 @@ def _ome_length(attributes: Mapping[str, str], axis: str) -> float | None:
 
 
 def to_um(unit: str) -> float | None:
-    """Return how many um a unit is, however it is spelt; None where it is no unit of length."""
+    """Return the length of a unit in um, in any spelling; None where it is no unit of length."""
     unit = unit.strip().strip('"').replace("\\u00b5", "u").replace("\\u00B5", "u")
     # Two code points for micro, and the first of them as Latin-1 software mangles it.
     for micro in ("\u00c2\u00b5", "\u00b5", "\u03bc"):

@@ -1,6 +1,6 @@
-"""Boxes of voxels out of the pages of a TIFF: only the strips and tiles that a box touches are decoded.
+"""Boxes of voxels from the pages of a TIFF: only the strips and tiles that a box touches are decoded.
 
-Nothing is allocated for what a header claims before the file is seen to hold about as much.
+Nothing is allocated for the sizes of a header before the file is checked to hold about as much.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DESCRIPTION = 270
 def read_rows(
     handle: Any, path: Path, offset: int, stored: np.dtype[Any], sizes: Sequence[int], box: Sequence[slice]
 ) -> NDArray[Any]:
-    """Read a box of an array that lies uncompressed in a file: only the rows asked for.
+    """Read a box of an uncompressed array in a file: only the rows of the box.
 
     Parameters
     ----------
@@ -113,10 +113,10 @@ def read_pages(
 
 
 def cut_off(file: Any) -> str | None:
-    """Say what is missing of a file whose end was cut off, where tifffile passes over it; None if nothing is.
+    """Describe the missing part of a file whose end was cut off, where tifffile ignores it; None if the file is whole.
 
-    Each page says where the next one is, and the last that there is none. The first says where the text is that
-    names the axes; without it the planes of all channels would be taken for one stack.
+    Each page holds the offset of the next one, and the last holds 0. The first holds the offset of the text that names
+    the axes; without it the planes of all channels would be read as one stack.
     """
     form, handle = file.tiff, file.filehandle
     try:
@@ -151,7 +151,7 @@ def reason(error: BaseException) -> str:
 
 
 def _axes_of_page(series: Any, axes: str, sizes: Sequence[int], path: Path) -> int:
-    """Return how many of the last axes one page holds."""
+    """Return the number of last axes that one page holds."""
     held = math.prod(series.keyframe.shape)
     for count in range(1, len(sizes) + 1):
         if math.prod(sizes[-count:]) == held:

@@ -1,7 +1,7 @@
 """TIFF, OME-TIFF, ImageJ and Micro-Manager stacks, in whatever order the file keeps its axes.
 
-tifffile parses pages and names axes; this module decides what the axes mean, and refuses what is no stack of
-planes with channels.
+tifffile parses pages and names axes; this module interprets the axes, and refuses images that are no stack of planes
+with channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from repmode_cl.data.readers.image_reader import BaseReader, Box, SceneInfo
+from repmode_cl.data.geometry import Box
+from repmode_cl.data.readers.image_reader import ImageReader, SceneInfo
 from repmode_cl.data.readers.tiff.axes import list_series, name_axes, sample_names, whole_axes
 from repmode_cl.data.readers.tiff.metadata import (
     MOST_PLANES,
@@ -38,7 +39,7 @@ _PLAIN = frozenset({"generic", "uniform", "shaped"})
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one scene lies in its series: axes longer than 1, one letter each, with their sizes."""
+    """Layout of one scene in its series: axes longer than 1, one letter each, with their sizes."""
 
     series: Any
     axes: str
@@ -48,7 +49,7 @@ class _Layout:
         return self.sizes[self.axes.index(axis)] if axis in self.axes else 1
 
 
-class TiffReader(BaseReader):
+class TiffReader(ImageReader):
     """A TIFF file as an `ImageReader`.
 
     Parameters
@@ -117,7 +118,7 @@ class TiffReader(BaseReader):
         if ome is not None and kinds - {"ome", "mmstack"}:
             # Without it the order of the planes is unknown: taking them for a Z-stack would mix channels.
             raise ImageError(
-                f"{path}: its OME-XML header does not fit its pages; write it anew (Fiji, bfconvert)"
+                f"{path}: its OME-XML header does not fit its pages; write it again (Fiji, bfconvert)"
             )
         if self._file.is_imagej and ome is None and kinds - {"imagej", "shaped", "mmstack"}:
             raise ImageError(
