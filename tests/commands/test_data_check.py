@@ -237,11 +237,11 @@ def test_what_is_prepared_otherwise_is_checked_so(images: Path) -> None:
     ]
     header = "structure,signal,target,split,region"
 
-    def constant(split: str, recipe: PreprocessingRecipe | None) -> list[tuple[int, str, str]]:
+    def constant(split: str, recipe: PreprocessingRecipe) -> list[tuple[int, str, str]]:
         found = look(images, *(line.format(split) for line in lines), header=header, recipe=recipe)
         return [(one.row, one.severity, one.message.split("everywhere)")[1]) for one in found.problems]
 
-    assert constant("train", None) == [(3, "error", ""), (4, "error", "")]
+    assert constant("train", PreprocessingRecipe()) == [(3, "error", ""), (4, "error", "")]
     zeros = PreprocessingRecipe(empty="zeros")
     taken = "; it is prepared as zeros (empty: zeros)"
     assert constant("train", zeros) == [(3, "warning", taken), (4, "warning", taken)]

@@ -46,7 +46,7 @@ def test_percentiles_are_those_of_the_whole_however_it_is_cut(values, which, cut
 
 
 def test_percentiles_of_a_volume_larger_than_what_is_counted_at_once(monkeypatch):
-    monkeypatch.setattr("repmode_cl.data.preprocessing.normalisation._AT_ONCE", 1000)
+    monkeypatch.setattr("repmode_cl.data.preprocessing.normalisation._CHUNK", 1000)
     volume = np.random.default_rng(0).normal(size=(3, 40, 50)).astype(np.float32)
     wanted = [float(np.percentile(volume, one, method="lower")) for one in (0, 0.1, 50, 99.9, 100)]
     assert streaming_percentiles(lambda: iter(volume), volume.size, (0, 0.1, 50, 99.9, 100)) == wanted

@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused_unless_forced(found, known, said):
     note = check_voxel_size(found, known, "plate/a.tif", force=True)
     assert note is not None
     assert note.startswith("plate/a.tif: ")
-    assert "gone on with" in note
+    assert "used anyway, because of force" in note
 
 
 @pytest.mark.parametrize(
