@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.geometry import Box
 from repmode_cl.data.preprocessing.normalisation import ZScore, strips, z_score
-from repmode_cl.data.preprocessing.resample_box import Box, resample_box, resample_tiles
+from repmode_cl.data.preprocessing.resample_box import resample_box, resample_tiles
 from repmode_cl.data.readers import ImageReader, Region
 from repmode_cl.inference.raw_volume import RawVolume
 
