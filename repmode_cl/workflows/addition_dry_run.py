@@ -202,8 +202,8 @@ def _problems(plan: AdditionPlan, splits: Assignment) -> tuple[list[Problem], li
 def _constant_held_out(inspection: Inspection, splits: Assignment) -> list[Problem]:
     """Return problems for constant targets that would be held out: without a split, such a row may only train."""
     message = (
-        "the target is constant, and its row would be in the split {}: nothing has an R2 on such an image; name its "
-        "split train, or leave it out"
+        "the target is constant, and its row would be in the split {}: R2 is undefined on such an image; set its "
+        "split to train, or leave the row out"
     )
     return [
         Problem(warning.row, warning.column, message.format(splits[warning.row]), kind="image")
