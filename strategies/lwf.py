@@ -14,6 +14,7 @@ from repmode_cl.data.sample import digest_of
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.training import masked_mse
+from repmode_cl.utils.memory import tensor_bytes
 
 __all__ = ["LwF"]
 
@@ -113,7 +114,7 @@ class LwF(FineTuning):
     def costs(self) -> dict[str, float]:
         """Return bytes of the old network."""
         tensors = {} if self._teacher is None else self._teacher.state_dict()
-        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())}
+        return {"kept_bytes": tensor_bytes(tensors.values())}
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the old network."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from repmode_cl.config import StrategyConfig
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.strategies.fine_tuning import FineTuning
+from repmode_cl.utils.memory import tensor_bytes
 
 __all__ = ["RegularizationStrategy", "GradientImportance"]
 
@@ -79,7 +80,7 @@ class RegularizationStrategy(FineTuning):
     def costs(self) -> dict[str, float]:
         """Return bytes of importances and anchor."""
         stored = [*self.importance.values(), *self.anchor.values()]
-        return {"kept_bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored)}
+        return {"kept_bytes": tensor_bytes(stored)}
 
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Load importances and anchor."""

@@ -7,19 +7,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repmode_cl.perf.settings import PerfSettings
 from repmode_cl.perf.timing_rounds import out_of_memory
 from repmode_cl.perf.workloads import REFERENCE, Batch, Networks, Step, Variant, training_variants
 from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.precision import Precision
-from repmode_cl.utils.memory import peak_memory, peak_tensor_bytes, reset_peak, resident_memory
+from repmode_cl.utils.memory import peak_memory, peak_tensor_bytes, reset_peak, resident_memory, tensor_bytes
 from repmode_cl.utils.progress import task
 
 __all__ = ["footprint_of", "measure_memory", "promise"]
@@ -147,7 +147,7 @@ def _measure(
     if not on_gpu:
         step.optimizer.zero_grad(set_to_none=True)
         grown = peak_tensor_bytes(step)
-        standing = row["parameters"] + row["optimizer"] + _bytes(step.network.buffers())
+        standing = row["parameters"] + row["optimizer"] + tensor_bytes(step.network.buffers())
         row["tensors"] = None if grown is None else standing + grown
     step.optimizer.zero_grad(set_to_none=True)
     held = [*step.network.parameters(), *step.network.buffers(), batch.signal, batch.target]
@@ -189,11 +189,7 @@ def promise(rows: Mapping[str, Mapping[str, Any]], peak: str, added: int) -> dic
 def _added_bytes(network: nn.Module) -> int:
     """Return the bytes of all experts and gates, their gradients, and Adam's two moments of them."""
     mine = [p for name, p in network.named_parameters() if ".experts." in name or ".gates." in name]
-    return 4 * _bytes(mine)
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return 4 * tensor_bytes(mine)
 
 
 def _in_child(settings: PerfSettings, variant: Variant, precision: Precision) -> dict[str, Any]:

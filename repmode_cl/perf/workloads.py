@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from repmode_cl.structures import TWELVE_STRUCTURES
 from repmode_cl.training.loss import masked_mse
 from repmode_cl.training.optim import make_adam
 from repmode_cl.training.precision import Precision
+from repmode_cl.utils.memory import tensor_bytes
 
 __all__ = [
     "REFERENCE",
@@ -246,11 +247,7 @@ class Step:
         parameters = list(self.network.parameters())
         state = [v for one in self.optimizer.state.values() for v in one.values() if isinstance(v, Tensor)]
         return {
-            "parameters": _bytes(parameters),
-            "gradients": _bytes([p.grad for p in parameters if p.grad is not None]),
-            "optimizer": _bytes(state),
+            "parameters": tensor_bytes(parameters),
+            "gradients": tensor_bytes([p.grad for p in parameters if p.grad is not None]),
+            "optimizer": tensor_bytes(state),
         }
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

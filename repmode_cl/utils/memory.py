@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ __all__ = [
     "quiet_profiler",
     "reset_peak",
     "resident_memory",
+    "tensor_bytes",
     "total_memory",
 ]
 
@@ -112,11 +113,16 @@ def peak_tensor_bytes(compute: Callable[[], object]) -> int | None:
     return peak
 
 
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that the values of tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def parameter_bytes(network: torch.nn.Module, names: Sequence[str]) -> tuple[int, int]:
     """Return scalars and bytes of the named state-dict entries; counters of batch norms do not count."""
     state = network.state_dict()
     chosen = [state[name] for name in names if state[name].is_floating_point()]
-    return sum(t.numel() for t in chosen), sum(t.numel() * t.element_size() for t in chosen)
+    return sum(t.numel() for t in chosen), tensor_bytes(chosen)
 
 
 def parse_memory(text: str | int) -> int:

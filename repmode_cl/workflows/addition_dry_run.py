@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.budget import Budget
 from repmode_cl.training.timing import duration_text
 from repmode_cl.utils.devices import resolve_device
-from repmode_cl.utils.memory import format_bytes
+from repmode_cl.utils.memory import format_bytes, tensor_bytes
 from repmode_cl.workflows.addition_plan import (
     AdditionPlan,
     check_held_out,
@@ -177,7 +176,7 @@ def addition_file_bytes(network: RepModeUNet, structure: str) -> int:
     z, y, x = probe_shape(network.architecture)
     references = 8 * (z * y * x + 2 * sum(block.c_out for _, block in blocks))
     header = _RECORD + _TENSOR_HEADER * (len(state) + len(blocks) + 1)
-    return _bytes(state.values()) + references + header
+    return tensor_bytes(state.values()) + references + header
 
 
 def _problems(plan: AdditionPlan, splits: Assignment) -> tuple[list[Problem], list[str]]:
@@ -274,7 +273,7 @@ def _measure(plan: AdditionPlan, network: RepModeUNet) -> tuple[float, float, in
     activations = saved_bytes(loss, held)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     # Gradients, Adam's two moments, and a copy of the best state, each as large as what is trained.
-    return step_seconds, window_seconds, activations + _bytes(held) + 4 * _bytes(trained)
+    return step_seconds, window_seconds, activations + tensor_bytes(held) + 4 * tensor_bytes(trained)
 
 
 def _duration(
@@ -299,7 +298,3 @@ def _training_text(plan: AdditionPlan) -> str:
     patch = " x ".join(str(extent) for extent in plan.config.patch.size)
     device = resolve_device(plan.config.training.device)
     return f"{batch:,} {'patch' if batch == 1 else 'patches'} of {patch} voxels in {plan.precision.format} on {device}"
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -23,7 +23,7 @@ from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
 from repmode_cl.training import Precision
-from repmode_cl.utils.memory import parameter_bytes
+from repmode_cl.utils.memory import parameter_bytes, tensor_bytes
 from repmode_cl.utils.safetensors_io import write_tensors
 from repmode_cl.workflows.addition_dry_run import addition_file_bytes
 
@@ -190,7 +190,7 @@ def network_bytes(state: Mapping[str, Tensor], folder: Path) -> int:
 def second_model_bytes(model: Model, known: Sequence[str], gate_rows: Sequence[Tensor]) -> int:
     """Return the size of a second model: the files of base and additions as `model` has them, and new gate rows."""
     files = {model.entries[name].file: model.entries[name].bytes for name in known}
-    return sum(files.values()) + sum(row.numel() * row.element_size() for row in gate_rows)
+    return sum(files.values()) + tensor_bytes(gate_rows)
 
 
 @contextmanager
