@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Where `make types` puts the installed copy that it checks.
 TYPED ?= build/typed
+# Where `make docs` puts the site.
+SITE ?= site
 PYTEST_ARGS ?=
 # Processes that tests run in; test files stay whole. More than two want a gigabyte each.
 TEST_JOBS ?= 2
@@ -91,7 +93,7 @@ contracts: typed
 
 # A broken link or a name that is not documented fails.
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --site-dir "$(abspath $(SITE))"
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
