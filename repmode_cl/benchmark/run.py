@@ -32,7 +32,7 @@ from repmode_cl.config import Config
 from repmode_cl.data.pipeline import available_structures
 from repmode_cl.data.sample import Sample, structure_digests
 from repmode_cl.errors import ConfigError, RepmodeError
-from repmode_cl.report import build_report
+from repmode_cl.report.page import build_report
 from repmode_cl.results.run_info import RunInfo, write_run_info
 from repmode_cl.results.trial_record import (
     LOG,

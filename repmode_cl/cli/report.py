@@ -48,7 +48,7 @@ def report(
 
       repmode-cl report runs/monday runs/cluster --out runs/both
     """
-    from repmode_cl.report import build_report
+    from repmode_cl.report.page import build_report
 
     if len(runs) > 1 and out is None:
         raise RepmodeError("several runs are merged into a new folder: name it with --out FOLDER")

@@ -1,8 +1,6 @@
-"""The tables and the page of a run."""
+"""Tables and pages of runs and comparisons, from their stored results: `page` writes report.html."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from repmode_cl.report.tables import run_tables, write_tables
 from repmode_cl.report.tables.budgets import budget_table
@@ -13,7 +11,6 @@ from repmode_cl.report.tables.structures import structure_table
 from repmode_cl.report.tables.terminal import render_terminal, summary_lines
 
 __all__ = [
-    "build_report",
     "strategy_table",
     "structure_table",
     "comparison_table",
@@ -26,11 +23,3 @@ __all__ = [
     "summary_lines",
     "write_table_csv",
 ]
-
-
-def build_report(run_dir: str | Path) -> Path:
-    """Write ``report.html`` into a run's folder and return its path (see `repmode_cl.report.page`)."""
-    # Here, because a table needs no template engine.
-    from repmode_cl.report.page import build_report as build
-
-    return build(run_dir)

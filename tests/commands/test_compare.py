@@ -182,7 +182,7 @@ def test_the_page_needs_no_network(compared: Comparison) -> None:
     assert text.count("bit-identical") >= 1 + len(KNOWN)
     for name in (*KNOWN, NEW):
         assert name.replace("_", " ") in text
-    assert text.count("<svg class=") == 2
+    assert text.count('<svg class="chart"') == 2
 
 
 def test_the_command_prints_the_figures(compared: Comparison, model: Path, manifest: Path) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.config import parse_config
 from repmode_cl.model import Model
-from repmode_cl.report import build_report
+from repmode_cl.report.page import build_report
 from repmode_cl.results import ResultsTable
 from repmode_cl.results.run_folder import read_run
 from repmode_cl.strategies import StructureStrategy

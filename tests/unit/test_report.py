@@ -14,10 +14,11 @@ from PIL import Image
 from synthetic_run import FOUR, KINDS, make_run
 
 from repmode_cl.errors import RepmodeError
-from repmode_cl.report import budget_table, build_report, structure_table, to_csv
+from repmode_cl.report import budget_table, structure_table, to_csv
+from repmode_cl.report.page import build_report
 from repmode_cl.report.page.slices import png_data_uri
 from repmode_cl.report.page.svg import heat_style, nice_ticks
-from repmode_cl.report.page.volume_mosaics import stacks_of
+from repmode_cl.report.page.volume_mosaics import volume_mosaics
 from repmode_cl.report.tables.number_format import number
 from repmode_cl.results import ResultsTable, read_run_info
 from repmode_cl.results.predictions import read_prediction
@@ -136,9 +137,62 @@ def test_a_diverged_strategy_still_gives_a_page(tmp_path):
     Page(build_report(folder).read_text(encoding="utf-8"))
 
 
-def charts_of(text, section):
-    found = re.search(rf'<section id="{section}">(.*?)</section>', text, re.DOTALL)[1]
-    return re.findall(r'<svg class="chart".*?</svg></svg>', found, re.DOTALL)
+def charts_of(text, section, view=None):
+    """Return the charts of a section: of the view that is visible first, or of another (stream, metric)."""
+    part = re.search(rf'<section id="{section}">(.*?)</section>', text, re.DOTALL)[1]
+    if view is None:
+        part = re.sub(r"<template.*?</template>", "", part, flags=re.DOTALL)
+    else:
+        part = re.search(
+            rf'<(div|template)[^>]*data-view="{re.escape(view)}">(.*?)(<template|$)', part, re.DOTALL
+        )[2]
+    return re.findall(r'<svg class="chart".*?</svg></svg>', part, re.DOTALL)
+
+
+def lines_of(chart):
+    """Return the points of each strategy's line, by its number."""
+    lines = re.findall(r'<g data-strategy="(\d+)">.*?<path class="line s\d+" d="([^"]+)"/>', chart)
+    return {
+        int(strategy): [tuple(map(float, point.split())) for point in re.split("[ML]", path)[1:]]
+        for strategy, path in lines
+    }
+
+
+def test_charts_of_every_metric_and_stream_hold_the_means_of_results_csv(tmp_path):
+    streams = {"order-0": FOUR, "order-1": (FOUR[0], FOUR[2], FOUR[1])}
+    folder = make_run(tmp_path / "run", streams=streams)
+    text = build_report(folder).read_text(encoding="utf-8")
+    results = ResultsTable.read(folder / "results.csv")
+    checked = 0
+    for stream, steps in streams.items():
+        structures = [name for names in steps[:-1] for name in names]
+        for metric in ("r2", "mse", "mae", "pearson"):
+            charts = charts_of(text, "forgetting", f"{stream}|{metric}")
+            assert len(charts) == len(structures)
+            for structure, chart in zip(structures, charts, strict=True):
+                lines = lines_of(chart)
+                assert set(lines) == set(range(len(KINDS)))
+                for strategy, title in enumerate(KINDS):
+                    for step, mean in lines[strategy]:
+                        values = [
+                            row.value
+                            for row in results.select(strategy=title, stream=stream, metric=metric)
+                            if (row.step, row.structure) == (step, structure)
+                        ]
+                        assert len(values) == 2
+                        assert mean == pytest.approx(np.mean(values), rel=1e-4)
+                        checked += 1
+            maps = re.search(
+                rf'data-view="{re.escape(stream)}\|{metric}">\s*<div class="maps(.*?)(<template|</section)',
+                text,
+                re.DOTALL,
+            )
+            cells = re.findall(r'data-values="([^" ]+) ([^" ]+) ([^" ]+)">([^<]+)<', maps[1])
+            assert len(cells) == len(KINDS) * (2 + 3 + 4)
+            for mean, low, high, cell in cells:
+                assert float(low) <= float(mean) <= float(high)
+                assert cell == number(float(mean), 3)
+    assert checked == 2 * 4 * len(KINDS) * (3 + 3 + 2)
 
 
 def test_a_structure_that_ran_away_leaves_room_for_the_others(tmp_path):
@@ -156,8 +210,9 @@ def test_a_structure_that_ran_away_leaves_room_for_the_others(tmp_path):
             for tick in re.findall(r'text-anchor="end">([^<]+)<', chart)
         ]
         assert min(ticks) == -1
-    assert data_of(text)["metrics"]["r2"]["forgetting"] == [-1, None]
-    assert data_of(text)["streams"][0]["matrices"]["r2"]["strategies"]["1"]["mean"][2][0] == -17.7
+    # The axis ends there, while the line goes on to its value.
+    assert '<div class="charts" data-low="-1.' in text
+    assert lines_of(charts[0])[1][2] == (2.0, -17.7)
 
 
 def test_a_curve_of_one_point_is_a_dot_and_joint_training_has_no_curve(tmp_path):
@@ -171,13 +226,21 @@ def test_a_curve_of_one_point_is_a_dot_and_joint_training_has_no_curve(tmp_path)
     text = build_report(folder).read_text(encoding="utf-8")
     assert len(charts_of(text, "learning")) == 4
     # Beside a long line there is no dot but the one that stands for a line.
-    assert sorted(chart.count("<circle") for chart in charts_of(text, "learning")) == [1, 33, 33, 33]
+    dots = [
+        sum(path.count("M") for path in re.findall(r'<path class="dots [^>]*d="([^"]+)"', chart))
+        for chart in charts_of(text, "learning")
+    ]
+    assert sorted(dots) == [1, 33, 33, 33]
     run = json.loads((folder / "run.json").read_text())
     run["strategies"]["experts_frozen"]["name"] = "joint"
     (folder / "run.json").write_text(json.dumps(run))
-    before, after = data_of(text), data_of(build_report(folder).read_text(encoding="utf-8"))
-    assert set(before["streams"][0]["curves"]["r2"]["nucleolus"]) == {"0", "1", "2"}
-    assert set(after["streams"][0]["curves"]["r2"]["nucleolus"]) == {"1", "2"}
+    before, after = (
+        charts_of(page, "learning")[-1] for page in (text, build_report(folder).read_text(encoding="utf-8"))
+    )
+    assert "R² of nucleolus" in before
+    assert "R² of nucleolus" in after
+    assert set(lines_of(before)) == {0, 1, 2}
+    assert set(lines_of(after)) == {1, 2}
 
 
 @pytest.mark.parametrize("missing", ["run.json", "results.csv", "folder"])
@@ -228,7 +291,7 @@ def test_streams_are_averaged_or_seen_one_by_one_and_budgets_compared(tmp_path):
     text = build_report(folder).read_text(encoding="utf-8")
     data = data_of(text)
     assert [scope["label"] for scope in data["scopes"]] == ["all 2 orders", "order 0", "order 1"]
-    assert [stream["structures"][-1] for stream in data["streams"]] == ["nucleolus", "mitochondria"]
+    assert [stream["steps"][-1] for stream in data["streams"]] == [["nucleolus"], ["mitochondria"]]
     # What the page exports is what `repmode-cl report --tables` writes.
     info = read_run_info(folder)
     results = ResultsTable.read(folder / "results.csv")
@@ -254,7 +317,7 @@ def decoded(panel):
 def test_volumes_are_kept_slice_by_slice_with_one_scale_of_levels(run_folder):
     files = {"dna": {title: run_folder / title / "seed-0/predictions/dna.npz" for title in KINDS}}
     notes = []
-    stack = stacks_of(files, notes)["dna"]
+    stack = volume_mosaics(files, notes)["dna"]
     assert notes == []
     assert [panel["key"] for panel in stack["panels"]] == ["signal", "truth", *KINDS]
     low, high = stack["levels"]
@@ -278,7 +341,7 @@ def test_pictures_give_way_to_the_budget_first_in_quality_then_in_size(run_folde
     files = {"dna": {title: run_folder / title / "seed-0/predictions/dna.npz" for title in KINDS}}
 
     def made(budget):
-        [stack] = stacks_of(files, [], budget=budget).values()
+        [stack] = volume_mosaics(files, [], budget=budget).values()
         size = sum(len(panel["uri"]) for panel in stack["panels"])
         assert size <= budget
         return size, stack["quality"], int(np.prod(stack["size"]))
@@ -295,10 +358,10 @@ def test_pictures_of_another_test_image_are_left_out_with_a_note(run_folder, tmp
     np.savez(other, **{key: np.zeros((2, 3, 4)) for key in ("signal", "target", "prediction")})
     notes = []
     first = run_folder / "fine_tuning/seed-0/predictions/dna.npz"
-    [stack] = stacks_of({"dna": {"fine_tuning": first, "other": other}}, notes).values()
+    [stack] = volume_mosaics({"dna": {"fine_tuning": first, "other": other}}, notes).values()
     assert [panel["key"] for panel in stack["panels"]] == ["signal", "truth", "fine_tuning"]
     assert ["other kept another test image of dna" in note for note in notes] == [True]
-    assert stacks_of({"dna": {"other": tmp_path / "absent.npz"}}, notes) == {}
+    assert volume_mosaics({"dna": {"other": tmp_path / "absent.npz"}}, notes) == {}
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import pytest
 from browser import Browser, chromium
 from synthetic_run import FOUR, KINDS, make_run
 
-from repmode_cl.report import build_report, comparison_table, to_csv
+from repmode_cl.report import comparison_table, to_csv
+from repmode_cl.report.page import build_report
 from repmode_cl.results import ResultsTable, read_run_info
 from repmode_cl.structures import TWELVE_STRUCTURES
 
@@ -43,11 +44,12 @@ def opened(browser: Browser, page: Path) -> Iterator[Browser]:
 
 
 def texts(browser: Browser, selector: str) -> list[str]:
-    """Return the texts of all elements on view that match."""
-    found: list[str] = browser.run(
-        f"[...document.querySelectorAll({selector!r})].filter((e) => e.checkVisibility()).map((e) => e.textContent)"
+    """Return the texts of all visible elements that match; of a hidden group of an SVG, Chromium says it is visible."""
+    visible: list[str] = browser.run(
+        f"[...document.querySelectorAll({selector!r})].filter((e) => e.checkVisibility() && !e.closest('[hidden]'))"
+        ".map((e) => e.textContent)"
     )
-    return found
+    return visible
 
 
 def pixels(browser: Browser, selector: str) -> str:

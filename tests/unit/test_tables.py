@@ -11,12 +11,12 @@ from tabled_run import KINDS, LEVEL, STREAM, by_second, luck, make
 from repmode_cl.errors import RepmodeError
 from repmode_cl.report import (
     budget_table,
-    build_report,
     comparison_table,
     strategy_table,
     structure_table,
     write_tables,
 )
+from repmode_cl.report.page import build_report
 from repmode_cl.report.tables.comparisons import add_verdicts, our_strategy
 from repmode_cl.results import ResultsTable, RunInfo, read_run_info
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.report.comparison.text import change_text, damage_text, findings, stored_text
-from repmode_cl.report.page.chart_data import LOWEST_SHOWN, spoken
-from repmode_cl.report.page.slices import Panel, panels
+from repmode_cl.report.html import render
+from repmode_cl.report.page.chart_data import LOWEST_LEARNING, readable
+from repmode_cl.report.page.slices import Slices, slices_of
 from repmode_cl.report.page.svg import Line, line_chart, nice_ticks
 from repmode_cl.report.tables.number_format import count_text, number, seconds_text
 from repmode_cl.results.comparison import (
@@ -56,18 +54,13 @@ def build_comparison(folder: str | Path) -> Path:
         If the folder holds no comparison.
     """
     comparison = read_comparison(folder)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    here = resources.files("repmode_cl.report")
-    template = environment.from_string((here / "comparison" / "page.jinja").read_text(encoding="utf-8"))
     notes = list(comparison.notes)
     pictures = _pictures(comparison, notes)
-    damage = _damage_picture(comparison, notes)
-    text = template.render(
-        style=Markup((here / "page" / "static" / "page.css").read_text(encoding="utf-8")),
-        structure=spoken(comparison.structure),
-        known=[spoken(name) for name in comparison.known],
+    changed_pictures = _changed_pictures(comparison, notes)
+    text = render(
+        "comparison/page.jinja",
+        title=readable(comparison.structure),
+        known=[readable(name) for name in comparison.known],
         settings=[*_data(comparison), *comparison.settings],
         findings=[_typeset(line) for line in findings(comparison)],
         metrics=[(heading, meaning) for _, heading, _, meaning in _METRICS],
@@ -77,7 +70,7 @@ def build_comparison(folder: str | Path) -> Path:
         images=comparison.images,
         ways=[way.title for way in comparison.ways],
         changed=_changed(comparison),
-        damage=damage,
+        changed_pictures=changed_pictures,
         curves=_curves(comparison),
         pictures=pictures,
         notes=notes,
@@ -148,7 +141,7 @@ def _changed(comparison: Comparison) -> list[dict[str, Any]]:
         images = next((way.changes[place].images for _, way in ways), 0)
         rows.append(
             {
-                "structure": spoken(name),
+                "structure": readable(name),
                 "images": images,
                 "before": None if before is None else number(before, 3),
                 "cells": cells,
@@ -177,7 +170,7 @@ def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
     if not ways:
         return []
     values = [r2 for _, way in ways for _, r2 in way.curve]
-    low, high = max(min(*values, 0.0), LOWEST_SHOWN["r2"]), max(*values, 0.05)
+    low, high = max(min(*values, 0.0), LOWEST_LEARNING["r2"]), max(*values, 0.05)
     margin = 0.05 * (high - low)
     charts = []
     for heading, by_time in (("optimiser steps", False), ("seconds of training", True)):
@@ -192,43 +185,45 @@ def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
             x_range=(0.0, end),
             y_range=(low - margin, high + margin),
             x_ticks=[(x, f"{x:g}") for x in nice_ticks(0.0, end, 4)],
-            description=f"validation R² of {spoken(comparison.structure)} against {heading}",
+            description=f"validation R² of {readable(comparison.structure)} against {heading}",
         )
         charts.append((heading, svg))
     return charts
 
 
-def _pictures(comparison: Comparison, notes: list[str]) -> tuple[Sequence[Panel], str] | None:
-    found = {}
-    for way in comparison.ways:
+def _pictures(comparison: Comparison, notes: list[str]) -> Slices | None:
+    predictions = {}
+    for method in comparison.ways:
         try:
-            found[way.title] = read_prediction(comparison.folder / way.key / "prediction.npz")
+            predictions[method.title] = read_prediction(comparison.folder / method.key / "prediction.npz")
         except RepmodeError as error:
             notes.append(str(error))
     try:
-        return panels(found) if found else None
+        return slices_of(predictions) if predictions else None
     except ImageError as error:
         notes.append(f"no pictures of {comparison.structure}: {error}")
         return None
 
 
-def _damage_picture(comparison: Comparison, notes: list[str]) -> tuple[Sequence[Panel], str, str] | None:
+def _changed_pictures(comparison: Comparison, notes: list[str]) -> Slices | None:
     """Return the structure that fine-tuning changed most, before and after."""
-    way = comparison[FINE_TUNING]
-    if way.identical:
+    method = comparison[FINE_TUNING]
+    if method.identical:
         return None
-    for path in sorted((comparison.folder / way.key).glob("worst-*.npz")):
+    for path in sorted((comparison.folder / method.key).glob("worst-*.npz")):
         name = path.stem.removeprefix("worst-")
+        if comparison.ways[0].identical:
+            before = f"and, bit for bit, after adding {readable(comparison.structure)}"
+        else:
+            before = "what the model predicts"
         try:
-            shown, caption = panels(
+            return slices_of(
                 {"after fine-tuning": read_prediction(path)},
-                truth=("before", f"and, bit for bit, after adding {spoken(comparison.structure)}")
-                if comparison.ways[0].identical
-                else ("before", "what the model predicts"),
+                f"{readable(name)}, which fine-tuning changed most",
+                truth=("before", before),
                 others="after",
             )
         except RepmodeError as error:
             notes.append(f"no pictures of {name}: {error}")
             return None
-        return shown, caption, spoken(name)
     return None

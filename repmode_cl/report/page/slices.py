@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.metrics import image_metrics
+from repmode_cl.report.page.chart_data import readable
 from repmode_cl.report.tables.number_format import number
-from repmode_cl.results.predictions import Prediction, contrast
+from repmode_cl.results.predictions import Prediction, contrast, read_prediction
+from repmode_cl.results.run_folder import Run
 
-__all__ = ["Panel", "panels", "png_data_uri", "busiest", "LONGEST"]
+__all__ = ["Panel", "Slices", "first_slices", "slices_of", "busiest", "png_data_uri", "LONGEST"]
 
 
 #: Longest side of a picture in the page, in pixels: larger slices are reduced by whole factors.
@@ -29,7 +32,7 @@ class Panel:
     Attributes
     ----------
     title, note
-        What stands above it, and the figures below that.
+        What stands above it, and the line below that.
     xy, xz
         Data URIs of the two slices.
     """
@@ -40,67 +43,94 @@ class Panel:
     xz: str
 
 
-def panels(
-    by_strategy: Mapping[str, Prediction],
-    *,
-    truth: tuple[str, str] = ("truth", "fluorescence"),
-    others: str = "predictions",
-) -> tuple[list[Panel], str]:
-    """Return the pictures of one structure and what is to be said about them.
+@dataclass(frozen=True)
+class Slices:
+    """The pictures of one structure's image.
 
-    Parameters
+    Attributes
     ----------
-    by_strategy
-        Strategy -> its volumes; signal and truth are those of the first. A strategy whose image has another
-        shape shows its own.
-    truth
-        What stands above the volume that the others are compared with, and the line below that.
-    others
-        What the caption calls the others.
-
-    Returns
-    -------
+    heading
+        What stands above them.
     panels
         Transmitted light, truth, then each strategy.
     caption
         Which slices, and the grey levels.
     """
-    first = next(iter(by_strategy.values()))
+
+    heading: str
+    panels: tuple[Panel, ...]
+    caption: str
+
+
+def first_slices(run: Run) -> Slices | None:
+    """Return the pictures of the first structure whose predictions can be read; None without any."""
+    for structure, files in run.predictions.items():
+        try:
+            predictions = {title: read_prediction(path) for title, path in files.items()}
+            return slices_of(predictions, readable(structure))
+        except (ImageError, RepmodeError):
+            continue  # reported where all volumes are read
+    return None
+
+
+def slices_of(
+    predictions: Mapping[str, Prediction],
+    heading: str = "",
+    *,
+    truth: tuple[str, str] = ("truth", "fluorescence"),
+    others: str = "predictions",
+) -> Slices:
+    """Return the pictures of one image.
+
+    Parameters
+    ----------
+    predictions
+        Strategy -> its volumes; signal and truth are those of the first. A strategy whose image has another
+        shape shows that image.
+    heading
+        What stands above the pictures.
+    truth
+        What stands above the volume that the others are compared with, and the line below that.
+    others
+        What the caption calls the others.
+    """
+    first = next(iter(predictions.values()))
     target = first.target
-    # The plane and the row in which there is most to see in the truth, away from the borders.
+    # The plane and the row of most contrast in the truth, away from the borders.
     z = busiest(target.std(axis=(1, 2)))
     y = busiest(target.std(axis=(0, 2)))
     low, high = contrast(target, 0.5, 99.7)
-    made = [
-        _panel("transmitted light", "input", first.signal, z, y, *contrast(first.signal, 0.5, 99.5)),
-        _panel(*truth, target, z, y, low, high),
+    panels = [
+        _panel("transmitted light", "input", first.signal, (z, y), contrast(first.signal, 0.5, 99.5)),
+        _panel(*truth, target, (z, y), (low, high)),
     ]
-    for title, volumes in by_strategy.items():
+    for title, volumes in predictions.items():
         metrics = image_metrics(volumes.prediction, volumes.target)
         note = f"R² {number(metrics['r2'], 3)}, r {number(metrics['pearson'], 3)}"
-        made.append(_panel(title, note, volumes.prediction, z, y, low, high))
+        panels.append(_panel(title, note, volumes.prediction, (z, y), (low, high)))
     depth, height, width = target.shape
     times = "\N{MULTIPLICATION SIGN}"
     caption = (
         f"{width} {times} {height} {times} {depth} voxels (x, y, z); xy at z = {z}, xz at y = {y}; "
         f"{truth[0]} and {others}: black {number(low, 1)}, white {number(high, 1)} z-score units"
     )
-    return made, caption
+    return Slices(heading, tuple(panels), caption)
 
 
 def busiest(spread: NDArray[np.float32]) -> int:
-    """Return the place of the largest of `spread`, (N,), away from the borders."""
+    """Return the index of the largest of `spread`, (N,), away from the borders."""
     edge = len(spread) // 4
     return edge + int(np.argmax(spread[edge : len(spread) - edge]))
 
 
 def _panel(
-    title: str, note: str, volume: NDArray[np.float32], z: int, y: int, low: float, high: float
+    title: str, note: str, volume: NDArray[np.float32], at: tuple[int, int], window: tuple[float, float]
 ) -> Panel:
-    depth, height, _ = volume.shape
+    """Return the slices (z, y) of a volume, from black to white of the window."""
+    (z, y), (depth, height, _) = at, volume.shape
     xy = volume[min(z, depth - 1)]
     xz = volume[:, min(y, height - 1)]
-    return Panel(title, note, *(png_data_uri(_grey(image, low, high)) for image in (xy, xz)))
+    return Panel(title, note, *(png_data_uri(_grey(image, *window)) for image in (xy, xz)))
 
 
 def _grey(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:

@@ -1,7 +1,8 @@
-"""Line charts, heat maps and bars as SVG and HTML text, so that they follow the reader's light or dark theme.
+"""Line charts and bars as SVG and HTML text, and the colours of heat maps.
 
-Colours are CSS classes (`s0`, `s1`, ... for strategies, `e0`, ... for experts), defined once in page.css. The page's
-script draws the same charts again (page_charts.js), when a reader chooses what to see: the two must look alike.
+Colours are CSS classes (`s0`, `s1`, ... for strategies, `e0`, ... for experts), defined once in page.css, so that
+everything follows the reader's light or dark theme. Lines are written in the units of the data, five digits each, and
+scaled to the frame by the view box: the page's script reads from them what it shows where a reader points.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ from repmode_cl.report.tables.number_format import number
 __all__ = ["COLOURS", "Line", "line_chart", "nice_ticks", "heat_style", "stacked_bar"]
 
 
-#: Colours that page.css has for strategies; beyond them they begin again.
+#: Colours that page.css has for strategies; further strategies use them again.
 COLOURS = 16
 
-#: Beside lines of more points none is drawn with dots, but for one that is a dot.
+#: A chart with a line of more points has no dots, except for a line that is one point.
 DOTS = 16
 
 _WIDTH, _HEIGHT = 270, 178
 # On the left there is room for "\N{MINUS SIGN}0.005".
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 26
 
-#: Ramp of the heat maps, worst to best; readable on light and dark pages alike.
-_RAMP = ((0.0, (252, 243, 219)), (0.35, (186, 214, 186)), (0.7, (66, 145, 143)), (1.0, (18, 74, 98)))
+#: Room for dots around the frame; page_views.js has the same.
+_PADDING = 5
+
+#: Colours of the heat maps, worst to best; readable on light and dark pages alike.
+_HEAT_COLOURS = ((0.0, (252, 243, 219)), (0.35, (186, 214, 186)), (0.7, (66, 145, 143)), (1.0, (18, 74, 98)))
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Line:
 
     Attributes
     ----------
-    style
-        Number of its colour.
+    strategy
+        Its number in the run, which gives the colour.
     label
         What the tooltip calls it.
     points
@@ -49,7 +53,7 @@ class Line:
         (x, low, high) over seeds; empty for one seed.
     """
 
-    style: int
+    strategy: int
     label: str
     points: tuple[tuple[float, float], ...]
     band: tuple[tuple[float, float, float], ...] = ()
@@ -74,7 +78,8 @@ def line_chart(
     y_range: tuple[float, float],
     x_ticks: Sequence[tuple[float, str]],
     description: str,
-    from_x: float | None = None,
+    x_name: str = "step",
+    learned_at: float | None = None,
 ) -> Markup:
     """Draw lines with markers and, where there are several seeds, bands.
 
@@ -88,21 +93,25 @@ def line_chart(
         (x, label) below the axis.
     description
         What a screen reader says.
-    from_x
+    x_name
+        What the tooltip calls x.
+    learned_at
         Where the structure was learned: a thin vertical line.
     """
     (x0, x1), (y0, y1) = x_range, y_range
     x_span, y_span = (x1 - x0) or 1.0, (y1 - y0) or 1.0
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    # Units of the data in a pixel.
+    x_unit, y_unit = x_span / (right - _LEFT), y_span / (bottom - _TOP)
 
     def px(x: float) -> float:
-        return round(_LEFT + (x - x0) / x_span * (_WIDTH - _LEFT - _RIGHT), 1)
+        return round(_LEFT + (x - x0) / x_unit, 1)
 
     def py(y: float) -> float:
-        return round(_HEIGHT - _BOTTOM - (y - y0) / y_span * (_HEIGHT - _TOP - _BOTTOM), 1)
+        return round(bottom - (y - y0) / y_unit, 1)
 
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}"'
-    out = [f'<svg class="chart" {view} role="img" aria-label="{escape(description)}">']
+    out = [f'<svg class="chart" {view} role="img" aria-label="{escape(description)}"><g class="y-axis">']
     ticks = nice_ticks(y0, y1)
     digits = max((len(f"{tick:.3f}".rstrip("0").split(".")[1]) for tick in ticks), default=1)
     for tick in ticks:
@@ -112,41 +121,64 @@ def line_chart(
             f'<text class="tick" x="{_LEFT - 6}" y="{py(tick) + 3.5}" text-anchor="end">'
             f"{number(tick, digits)}</text>"
         )
+    out.append("</g>")
     for k, (x, label) in enumerate(x_ticks):
         anchor = "end" if k == len(x_ticks) - 1 and px(x) > right - 12 and len(label) > 2 else "middle"
         out.append(
             f'<text class="tick" x="{px(x)}" y="{bottom + 15}" text-anchor="{anchor}">{escape(label)}</text>'
         )
-    if from_x is not None and x0 < from_x <= x1:
-        out.append(f'<line class="from" x1="{px(from_x)}" x2="{px(from_x)}" y1="{_TOP}" y2="{bottom}"/>')
-    # A nested svg cuts off what leaves the frame, without ids that would have to be unique in the page.
-    out.append(
-        f'<svg x="0" y="{_TOP - 4}" width="{_WIDTH}" height="{bottom - _TOP + 8}" '
-        f'viewBox="0 {_TOP - 4} {_WIDTH} {bottom - _TOP + 8}">'
+    if learned_at is not None and x0 < learned_at <= x1:
+        out.append(
+            f'<line class="learned" x1="{px(learned_at)}" x2="{px(learned_at)}" y1="{_TOP}" y2="{bottom}"/>'
+        )
+    # A nested svg scales the data to the frame, and cuts off what leaves it. Its y axis points down.
+    box = (
+        x0 - _PADDING * x_unit,
+        -(y1 + _PADDING * y_unit),
+        x_span + 2 * _PADDING * x_unit,
+        y_span + 2 * _PADDING * y_unit,
     )
-    for line in lines:
-        if len(line.band) > 1:
-            there = " ".join(f"{px(x)},{py(high)}" for x, _, high in line.band)
-            back = " ".join(f"{px(x)},{py(low)}" for x, low, _ in reversed(line.band))
-            out.append(f'<polygon class="band s{line.style % COLOURS}" points="{there} {back}"/>')
+    out.append(
+        f'<svg class="lines" x="{_LEFT - _PADDING}" y="{_TOP - _PADDING}" '
+        f'width="{right - _LEFT + 2 * _PADDING}" height="{bottom - _TOP + 2 * _PADDING}" '
+        f'preserveAspectRatio="none" viewBox="{" ".join(_short(end) for end in box)}" data-x="{escape(x_name)}">'
+        '<g transform="scale(1 -1)">'
+    )
     dots = all(len(line.points) <= DOTS for line in lines)
-    for line in lines:
-        path, pen_up = [], True
-        for x, y in line.points:
-            if math.isnan(y):
-                pen_up = True
-                continue
-            path.append(f"{'M' if pen_up else 'L'}{px(x)} {py(y)}")
-            pen_up = False
-        out.append(f'<path class="line s{line.style % COLOURS}" d="{"".join(path)}"/>')
-        for x, y in line.points if dots or len(line.points) == 1 else ():
-            if not math.isnan(y):
-                out.append(
-                    f'<circle class="dot s{line.style % COLOURS}" cx="{px(x)}" cy="{py(y)}" r="3">'
-                    f"<title>{escape(line.label)}: {number(y, 3)}</title></circle>"
-                )
-    out.append("</svg></svg>")
+    out += (_line(line, dots=dots or len(line.points) == 1) for line in lines)
+    out.append("</g></svg></svg>")
     return Markup("".join(out))  # every text in it is escaped above
+
+
+def _line(line: Line, *, dots: bool) -> str:
+    """Return a band, a line and its dots in the units of the data."""
+    colour = f"s{line.strategy % COLOURS}"
+    parts = [f'<g data-strategy="{line.strategy}">']
+    values = [number(y, 3) for _, y in line.points if not math.isnan(y)] if dots else []
+    parts.append(f"<title>{escape(line.label)}{': ' if values else ''}{', '.join(values)}</title>")
+    if len(line.band) > 1:
+        there = " ".join(f"{_short(x)},{_short(high)}" for x, _, high in line.band)
+        back = " ".join(f"{_short(x)},{_short(low)}" for x, low, _ in reversed(line.band))
+        parts.append(f'<polygon class="band {colour}" points="{there} {back}"/>')
+    path, marks, pen_up = [], [], True
+    for x, y in line.points:
+        if math.isnan(y):
+            pen_up = True
+            continue
+        at = f"{_short(x)} {_short(y)}"
+        path.append(f"{'M' if pen_up else 'L'}{at}")
+        marks.append(f"M{at}h0")
+        pen_up = False
+    parts.append(f'<path class="line {colour}" d="{"".join(path)}"/>')
+    if dots:
+        # Lines of no length with round ends: circles would be stretched with the frame.
+        parts.append(f'<path class="dots {colour}" d="{"".join(marks)}"/>')
+    return "".join((*parts, "</g>"))
+
+
+def _short(value: float) -> str:
+    """Return a number with five digits, of which a chart shows three or four."""
+    return f"{value:.5g}"
 
 
 def heat_style(value: float, worst: float, best: float) -> str:
@@ -154,20 +186,19 @@ def heat_style(value: float, worst: float, best: float) -> str:
     if math.isnan(value):
         return ""
     span = best - worst
-    t = min(1.0, max(0.0, (value - worst) / span)) if span else 1.0
-    red, green, blue = _ramp(t)
+    red, green, blue = _heat_colour(min(1.0, max(0.0, (value - worst) / span)) if span else 1.0)
     # Relative luminance, roughly: dark text from the middle up.
-    dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 132
-    return f"background:rgb({red},{green},{blue});color:{'#14242b' if dark else '#fff'}"
+    light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 132
+    return f"background:#{red:02x}{green:02x}{blue:02x};color:{'#14242b' if light else '#fff'}"
 
 
-def _ramp(t: float) -> tuple[int, int, int]:
-    for (t0, c0), (t1, c1) in pairwise(_RAMP):
-        if t <= t1:
-            f = (t - t0) / (t1 - t0)
+def _heat_colour(share: float) -> tuple[int, int, int]:
+    for (t0, c0), (t1, c1) in pairwise(_HEAT_COLOURS):
+        if share <= t1:
+            f = (share - t0) / (t1 - t0)
             red, green, blue = (round(a + f * (b - a)) for a, b in zip(c0, c1, strict=True))
             return red, green, blue
-    return _RAMP[-1][1]
+    return _HEAT_COLOURS[-1][1]
 
 
 def stacked_bar(weights: Mapping[str, float], styles: Mapping[str, int]) -> Markup:

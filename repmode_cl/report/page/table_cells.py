@@ -9,7 +9,7 @@ from typing import Any
 
 from repmode_cl.report.tables.number_format import number
 
-__all__ = ["DASH", "Cell", "Row", "ShownTable", "best_of", "signed_text", "sortable"]
+__all__ = ["DASH", "Cell", "Row", "PageTable", "best_of", "signed_text", "sortable"]
 
 DASH = "–"  # noqa: RUF001 - what a reader expects in an empty cell
 
@@ -35,7 +35,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class ShownTable:
+class PageTable:
     """A table with its files.
 
     Attributes

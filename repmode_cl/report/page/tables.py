@@ -10,9 +10,9 @@ from typing import Any
 from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.learning_curve_area import Areas, read_areas
 from repmode_cl.metrics import HIGHER_IS_BETTER
-from repmode_cl.report.page.chart_data import METRIC_NAMES, shown_metrics, spoken, stream_label
+from repmode_cl.report.page.chart_data import METRIC_NAMES, evaluated_metrics, readable, stream_label
 from repmode_cl.report.page.strategy_columns import costs_table, quality_table
-from repmode_cl.report.page.table_cells import DASH, Cell, Row, ShownTable, best_of, signed_text, sortable
+from repmode_cl.report.page.table_cells import DASH, Cell, PageTable, Row, best_of, signed_text, sortable
 from repmode_cl.report.tables import BUDGET_COLUMNS, COMPARISON_COLUMNS
 from repmode_cl.report.tables.budgets import budget_table
 from repmode_cl.report.tables.comparisons import AHEAD, ALL, ALL_ADDED, BEHIND, comparison_table
@@ -22,7 +22,7 @@ from repmode_cl.report.tables.strategies import strategy_table
 from repmode_cl.report.tables.structures import structure_table, wide_structures
 from repmode_cl.results.run_folder import Run
 
-__all__ = ["Scope", "areas_of", "scopes_of", "shown_tables", "strategy_rows"]
+__all__ = ["Scope", "read_curve_areas", "scopes_of", "page_tables", "strategy_rows"]
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Scope:
 
 def scopes_of(run: Run) -> list[Scope]:
     """Return what a reader may choose to see: each group of streams that may be averaged, then each stream."""
-    made = []
+    scopes = []
     for name, streams in run.info.stream_groups().items():
         if len(streams) > 1:
             images = f", {stream_label(name)}" if name else ""
-            made.append(
+            scopes.append(
                 Scope(f"all {len(streams)} orders{images}", f"all{name and '-'}{name}", streams, streams[0])
             )
-    made += [Scope(stream_label(name), name or "stream", (name,), name) for name in run.info.streams]
-    return made
+    scopes += [Scope(stream_label(name), name or "stream", (name,), name) for name in run.info.streams]
+    return scopes
 
 
-def areas_of(run: Run) -> Areas:
+def read_curve_areas(run: Run) -> Areas:
     """Return the areas under the learning curves; of a run with a damaged curve none, with a note."""
     try:
         return read_areas(run.folder, run.info)
@@ -62,59 +62,59 @@ def strategy_rows(run: Run, scope: Scope, areas: Areas) -> list[dict[str, Any]]:
     return strategy_table(run.results, run.info, streams=scope.streams, areas=areas)
 
 
-def shown_tables(run: Run, scopes: Sequence[Scope], areas: Areas) -> dict[str, ShownTable]:
+def page_tables(run: Run, scopes: Sequence[Scope], areas: Areas) -> dict[str, PageTable]:
     """Return every table of the page, by ``kind|number of the scope|metric`` (no metric: whatever is chosen)."""
-    tables: dict[str, ShownTable] = {}
+    tables: dict[str, PageTable] = {}
     for k, scope in enumerate(scopes):
         rows = strategy_rows(run, scope, areas)
         tables[f"strategies|{k}|"] = quality_table(rows)
         tables[f"costs|{k}|"] = costs_table(rows)
-        for metric in shown_metrics(run):
+        for metric in evaluated_metrics(run):
             tables[f"structures|{k}|{metric}"] = _structures(run, scope, metric)
             tables[f"comparisons|{k}|{metric}"] = _comparisons(run, scope, metric)
             tables[f"budgets|{k}|{metric}"] = _budgets(run, scope, metric)
     return {key: table for key, table in tables.items() if table.rows and len(table.columns) > 1}
 
 
-def _structures(run: Run, scope: Scope, metric: str) -> ShownTable:
+def _structures(run: Run, scope: Scope, metric: str) -> PageTable:
     long = structure_table(run.results, run.info, metric, streams=scope.streams)
     wide, columns = wide_structures(long)
     keys = {column.heading: column.key for column in columns[1:]}
     titles = [title for title in run.info.strategies if title in keys]
-    made = []
+    page_rows = []
     for row in wide:
         best = best_of((row.get(keys[title]) for title in titles), 1 if HIGHER_IS_BETTER[metric] else -1)
         cells = [
-            Cell(spoken(row["structure"]), "added" if row["added"] else "base", spoken(row["structure"]))
+            Cell(readable(row["structure"]), "added" if row["added"] else "base", readable(row["structure"]))
         ]
         for title in titles:
             value, half = row.get(keys[title]), row.get(f"{keys[title]}_ci")
             small = "" if half is None or math.isnan(half) else f"±{number(half, 3)}"
             kind = "best" if value is not None and value == best else ""
             cells.append(Cell(DASH if value is None else number(value, 3), small, sortable(value), kind))
-        made.append(Row(tuple(cells), structure=row["structure"]))
-    places = list(run.info.strategies)
-    heads = tuple((title, "after the last step, mean over seeds", places.index(title)) for title in titles)
-    return ShownTable(
+        page_rows.append(Row(tuple(cells), structure=row["structure"]))
+    order = list(run.info.strategies)
+    heads = tuple((title, "after the last step, mean over seeds", order.index(title)) for title in titles)
+    return PageTable(
         (("structure", "in the order of arrival", None), *heads),
-        tuple(made),
+        tuple(page_rows),
         to_csv(long),
         to_latex(wide, columns) if wide else "",
     )
 
 
-def _comparisons(run: Run, scope: Scope, metric: str) -> ShownTable:
+def _comparisons(run: Run, scope: Scope, metric: str) -> PageTable:
     rows = [
         row
         for apart in (False, True)
         for row in comparison_table(run.results, run.info, metric, streams=scope.streams, per_structure=apart)
         if row["seeds"]
     ]
-    places = list(run.info.strategies)
-    made = [
+    order = list(run.info.strategies)
+    page_rows = [
         Row(
             (
-                Cell(row["first"], spoken(row["structure"]), row["first"]),
+                Cell(row["first"], readable(row["structure"]), row["first"]),
                 Cell(row["second"], "", row["second"], "left"),
                 Cell(
                     signed_text(row["difference"]),
@@ -131,19 +131,19 @@ def _comparisons(run: Run, scope: Scope, metric: str) -> ShownTable:
                     row["verdict"], _corrected(row), row["verdict"], f"left {_verdict_kind(row['verdict'])}"
                 ),
             ),
-            places.index(row["first"]),
-            (places.index(row["first"]), places.index(row["second"])),
+            order.index(row["first"]),
+            (order.index(row["first"]), order.index(row["second"])),
             "" if row["structure"] in (ALL_ADDED, ALL) else row["structure"],
         )
         for row in rows
     ]
-    name, count = METRIC_NAMES[metric], sum(not row.structure for row in made)
+    name, averages = METRIC_NAMES[metric], sum(not row.structure for row in page_rows)
     caption = (
         f"Differences of final {name}, turned so that above 0 the first is better, paired by seed and structure; "
         "95% intervals from 10,000 bootstrap draws of whole seeds; two-sided p of the sign-flip test over seeds; "
-        f"Holm: corrected over the {count} averages, or for a structure chosen, over all {len(made) - count} of them. "
-        "Needed: seeds for the test to get below 0.05 at all, and to find a difference of this size and spread with "
-        "a probability of 80%."
+        f"Holm: corrected over the {averages} averages, or for a structure chosen, over all "
+        f"{len(page_rows) - averages} of them. Needed: seeds for the test to get below 0.05 at all, and to find a "
+        "difference of this size and spread with a probability of 80%."
     )
     heads = ("strategy", "against", "difference", "p", "seeds", "verdict")
     meanings = (
@@ -154,9 +154,9 @@ def _comparisons(run: Run, scope: Scope, metric: str) -> ShownTable:
         "that both finished",
         "",
     )
-    return ShownTable(
+    return PageTable(
         tuple(zip(heads, meanings, (None,) * 6, strict=True)),
-        tuple(made),
+        tuple(page_rows),
         to_csv(rows),
         to_latex(rows, COMPARISON_COLUMNS),
         caption,
@@ -173,19 +173,19 @@ def _verdict_kind(verdict: str) -> str:
     return {AHEAD: "ahead", BEHIND: "behind"}.get(verdict, "unclear")
 
 
-def _budgets(run: Run, scope: Scope, metric: str) -> ShownTable:
+def _budgets(run: Run, scope: Scope, metric: str) -> PageTable:
     rows = budget_table(run.results, run.info, metric, streams=scope.streams)
     # A run in which nothing has another budget has nothing to say here.
     if not any(";" in row["tried"] for row in rows):
         rows = []
-    places = list(run.info.strategies)
-    made = []
+    order = list(run.info.strategies)
+    page_rows = []
     for row in rows:
-        key = places.index(row["family"]) if row["family"] in places else None
-        made.append(
+        key = order.index(row["family"]) if row["family"] in order else None
+        page_rows.append(
             Row(
                 (
-                    Cell(row["family"], spoken(row["structure"]), row["family"]),
+                    Cell(row["family"], readable(row["structure"]), row["family"]),
                     Cell(number(row["target"], 3), "", sortable(row["target"])),
                     *_reached(row),
                     Cell("; ".join(row["tried"].split("; ")), "", None, "left tried"),
@@ -210,9 +210,9 @@ def _budgets(run: Run, scope: Scope, metric: str) -> ShownTable:
         ("reached", "its value; below: whether all larger budgets reach it too"),
         ("tried", "steps: value"),
     )
-    return ShownTable(
+    return PageTable(
         tuple((heading, meaning, None) for heading, meaning in heads),
-        tuple(made),
+        tuple(page_rows),
         to_csv(rows),
         to_latex(rows, BUDGET_COLUMNS),
         caption,

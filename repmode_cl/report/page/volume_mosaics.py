@@ -25,7 +25,7 @@ from repmode_cl.report.page.slices import LONGEST, busiest
 from repmode_cl.report.tables.number_format import number
 from repmode_cl.results.predictions import Prediction, contrast, read_prediction
 
-__all__ = ["BUDGET", "stacks_of"]
+__all__ = ["BUDGET", "volume_mosaics"]
 
 #: Characters that the pictures of one page may take.
 BUDGET = 7_000_000
@@ -59,7 +59,7 @@ class _Stack:
     facts: Mapping[str, Any]
 
 
-def stacks_of(
+def volume_mosaics(
     files: Mapping[str, Mapping[str, Path]], notes: list[str], *, budget: int = BUDGET
 ) -> dict[str, dict[str, Any]]:
     """Return the volumes of each structure, ready for JSON.

@@ -1,16 +1,16 @@
-// What is chosen, and what is drawn again when that changes.
-function drawWords() {
+// What is chosen, and what follows it.
+function showWords() {
   for (const element of document.querySelectorAll("[data-metric-name]")) {
-    element.textContent = DATA.metrics[chosen.metric].name;
+    element.textContent = DATA.metrics[chosen.metric];
   }
   for (const element of document.querySelectorAll("[data-stream-name]")) {
     element.textContent = DATA.scopes.length > 1 ? `Charts of ${stream().label}.` : "";
   }
   for (const element of document.querySelectorAll("[data-steps]")) {
-    element.textContent = stream().steps.map((names, k) => `${k} ${names.map(spoken).join(", ")}`).join("; ");
+    element.textContent = stream().steps.map((names, k) => `${k} ${names.map(readable).join(", ")}`).join("; ");
   }
-  for (const element of document.querySelectorAll("[data-shown]")) {
-    element.hidden = !chosen.strategies.has(Number(element.dataset.shown));
+  for (const element of document.querySelectorAll("[data-legend]")) {
+    element.hidden = !chosen.strategies.has(Number(element.dataset.legend));
   }
   for (const chip of document.querySelectorAll("[data-chip]")) {
     chip.setAttribute("aria-pressed", String(chosen.strategies.has(Number(chip.dataset.chip))));
@@ -20,18 +20,18 @@ function drawWords() {
   }
 }
 
-function draw() {
-  drawWords();
+function show() {
+  showWords();
   drawTables();
-  drawForgetting();
-  drawLearning();
-  drawMaps();
-  if (DATA.gates) drawGates();
+  showCharts("forgetting-charts", chosen.metric, "Nothing to show: what is learned in the last step cannot be forgotten.");
+  showCharts("learning-charts", DATA.validated.includes(chosen.metric) ? chosen.metric : DATA.validated[0], "No validation figures of what is chosen.");
+  showMaps();
+  showGates();
 }
 
 function choose(change, structure) {
   change();
-  draw();
+  show();
   return drawVolumes(structure);
 }
 
@@ -48,12 +48,12 @@ for (const button of document.querySelectorAll("[data-pick]")) {
 }
 place("structure")?.addEventListener("change", (event) => choose(() => { chosen.structure = event.target.value; }, event.target.value));
 place("scope")?.addEventListener("change", (event) => choose(() => { chosen.scope = Number(event.target.value); }));
-for (const select of document.querySelectorAll("select[data-column]")) select.addEventListener("change", drawGates);
+for (const select of document.querySelectorAll("select[data-column]")) select.addEventListener("change", showGates);
 
 for (const element of document.querySelectorAll(".static")) element.remove();
 for (const element of document.querySelectorAll(".live")) element.hidden = false;
 // A browser may restore earlier choices when the page is loaded again.
 if (place("structure")) chosen.structure = place("structure").value;
 if (place("scope")) chosen.scope = Number(place("scope").value);
-draw();
+show();
 drawVolumes(chosen.structure);

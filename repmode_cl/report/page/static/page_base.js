@@ -7,18 +7,17 @@ const chosen = {
   strategies: new Set(DATA.strategies.keys()),
   structure: "", // all
   scope: 0,
-  metric: Object.keys(DATA.streams[0].matrices)[0] ?? "r2",
+  metric: Object.keys(DATA.metrics)[0] ?? "r2",
 };
 
 const place = (id) => document.getElementById(id);
-const styleOf = (strategy) => `s${strategy % COLOURS}`;
-const spoken = (structure) => DATA.structures[structure] ?? structure;
+const readable = (structure) => DATA.structures[structure] ?? structure;
 const stream = () => DATA.streams.find((one) => one.name === DATA.scopes[chosen.scope].charts);
-const shownStructure = (name) => !chosen.structure || chosen.structure === name;
+const isStructureChosen = (name) => !chosen.structure || chosen.structure === name;
 
 // make("div", {class: "a", onclick: f}, child, "text"): an element; true is an empty attribute, false and null none.
 function make(tag, attributes = {}, ...children) {
-  const svg = ["svg", "line", "path", "polygon", "circle", "text", "g", "rect"].includes(tag);
+  const svg = ["line", "text"].includes(tag);
   const element = svg ? document.createElementNS("http:\u002f/www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
@@ -35,7 +34,7 @@ function number(value, digits = 3) {
   return text.replace("-", "−");
 }
 
-const keyOf = (strategy) => make("i", { class: `key ${styleOf(strategy)}` });
+const keyOf = (strategy) => make("i", { class: `key s${strategy % COLOURS}` });
 
 // A place that has nothing to show says why.
 const nothing = (text) => make("p", { class: "empty" }, text);

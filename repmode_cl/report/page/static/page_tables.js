@@ -4,9 +4,9 @@ const sorting = new Map(); // kind -> [column, direction]
 const tableKey = (kind) => [`${kind}|${chosen.scope}|${chosen.metric}`, `${kind}|${chosen.scope}|`].find((key) => key in DATA.tables);
 const AVERAGED = ["comparisons", "budgets"]; // have rows of averages, and rows of each structure
 
-function isShown(kind, row) {
+function isChosen(kind, row) {
   if (!row.of.every((k) => chosen.strategies.has(k))) return false;
-  return AVERAGED.includes(kind) ? row.structure === chosen.structure : !row.structure || shownStructure(row.structure);
+  return AVERAGED.includes(kind) ? row.structure === chosen.structure : !row.structure || isStructureChosen(row.structure);
 }
 
 function compareCells(column, direction) {
@@ -41,7 +41,7 @@ function drawTables() {
     where.querySelector(".empty")?.remove();
     const { columns, rows } = DATA.tables[key] ?? { columns: [], rows: [] };
     const [column, direction] = sorting.get(kind) ?? [null, 1];
-    const shown = rows.filter((row) => isShown(kind, row));
+    const shown = rows.filter((row) => isChosen(kind, row));
     if (column !== null) shown.sort(compareCells(column, direction));
     table.hidden = !shown.length;
     if (!shown.length) where.append(nothing("Nothing to show of what is chosen."));
@@ -72,7 +72,7 @@ function sortBy(kind, column) {
   else if (direction === first) sorting.set(kind, [column, -first]);
   else sorting.delete(kind);
   drawTables();
-  // The heading was made anew; a keyboard is to stay on it.
+  // The heading was made again: a keyboard is to stay on it.
   document.querySelector(`table[data-table="${kind}"] [aria-sort="${sorting.has(kind) ? (sorting.get(kind)[1] > 0 ? "ascending" : "descending") : "none"}"] button`)?.focus();
 }
 

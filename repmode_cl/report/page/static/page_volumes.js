@@ -100,7 +100,7 @@ function pointed(event, key) {
 function card({ key, note }) {
   const strategy = DATA.strategies.indexOf(key);
   const title = { signal: "transmitted light", truth: "truth" }[key] ?? key;
-  const label = `${spoken(seen.structure)}, ${title}`;
+  const label = `${readable(seen.structure)}, ${title}`;
   const canvas = (kind, text) => make("canvas", {
     class: kind, role: "img", "aria-label": `${label}, ${text}`,
     onpointermove: (event) => { if (kind !== "xz") pointed(event, key); }, onpointerleave: hideTip,
