@@ -98,8 +98,11 @@ def training_lock(model: ModelSnapshot, name: str) -> Iterator[None]:
         If another process holds the lock, whose end is not waited for, or the file system has no locks.
     """
     path = _lock_path(model, name)
-    busy = f"another process is adding {name!r} to {model.path} (it holds {path}): wait until it is done, or end it"
-    with exclusive(path, busy, error=ModelError, timeout=_PATIENCE, advice=WITHOUT_LOCKS):
+    busy = (
+        f"another process is adding {name!r} to {model.path} ({{holder}}): wait until it is done, or end it"
+    )
+    holder = path.with_name(f"{path.name}.holder")
+    with exclusive(path, busy, error=ModelError, timeout=_PATIENCE, advice=WITHOUT_LOCKS, holder=holder):
         yield
 
 

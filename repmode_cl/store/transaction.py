@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from repmode_cl.errors import ModelError
 from repmode_cl.store import record_files as records
-from repmode_cl.store.registry import REGISTRY, Registry, plain_json, utc_now
+from repmode_cl.store.registry import REGISTRY, Registry, plain_json
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK
 from repmode_cl.utils.locks import exclusive
 
@@ -77,23 +76,17 @@ def write_lock(path: Path) -> Iterator[None]:
     ModelError
         If another process holds the lock for a minute, or the file system has no locks.
     """
-
-    def busy() -> str:
-        return f"{path} has been locked for {LOCK_SECONDS:.0f} s by {_holder(path)}: wait until it is done"
-
-    with exclusive(path / LOCK, busy, error=ModelError, timeout=LOCK_SECONDS, advice=WITHOUT_LOCKS):
+    busy = f"{path} has been locked for {LOCK_SECONDS:.0f} s by {{holder}}: wait until it is done"
+    holder = path / _HOLDER
+    with exclusive(
+        path / LOCK, busy, error=ModelError, timeout=LOCK_SECONDS, advice=WITHOUT_LOCKS, holder=holder
+    ):
         for file in _temporary_files(path):
-            file.unlink(missing_ok=True)
+            if file != holder:
+                file.unlink(missing_ok=True)
         for folder in (path / "pending").glob(f"{DISCARDED}*"):
             shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it, too
-        # Only waiting processes read it: a disk too full for a line of text may still have room for the change.
-        with suppress(OSError):
-            (path / _HOLDER).write_text(_this_process(), encoding="utf-8")
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                (path / _HOLDER).unlink(missing_ok=True)
+        yield
 
 
 @contextmanager
@@ -146,14 +139,3 @@ def _temporary_files(path: Path) -> list[Path]:
     """Return the temporary files of a model, except those in ``pending/``, which belong to the trainings there."""
     folders = (path, path / records.STRUCTURES)
     return [file for folder in folders for file in folder.glob(f"*{TEMPORARY_MARK}*") if not file.is_dir()]
-
-
-def _this_process() -> str:
-    return f"process {os.getpid()} on {platform.node() or 'an unnamed machine'}, since {utc_now()}"
-
-
-def _holder(path: Path) -> str:
-    try:
-        return (path / _HOLDER).read_text(encoding="utf-8", errors="replace")[:200] or "another process"
-    except OSError:
-        return "another process"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,6 +24,7 @@ def exclusive(
     error: type[RepmodeError],
     timeout: float = 0,
     advice: str = "use a folder on another disk",
+    holder: Path | None = None,
 ) -> Iterator[None]:
     """Hold the lock of `file` within the block.
 
@@ -29,13 +33,16 @@ def exclusive(
     file
         Made with its folder. It stays: removing it would let two processes lock two files of one name.
     busy
-        Message where another process holds the lock; a function is called then.
+        Message where another process holds the lock; a function is called then. ``{holder}`` in it becomes the process
+        that holds it, where that wrote a file `holder`.
     error
         Class of the errors.
     timeout
         Seconds to wait for another process.
     advice
         What to do where the file system has no locks.
+    holder
+        File that names this process within the block, for the messages of others; None writes none.
 
     Raises
     ------
@@ -49,12 +56,20 @@ def exclusive(
     try:
         lock.acquire()
     except Timeout as reason:
-        raise error(busy if isinstance(busy, str) else busy()) from reason
+        message = busy if isinstance(busy, str) else busy()
+        raise error(message.replace("{holder}", _read_holder(holder))) from reason
     except NotImplementedError as reason:
         raise error(f"{file.parent} is on a file system without locks ({reason}): {advice}") from reason
     try:
+        # Only waiting processes read it: a disk too full for a line of text may still have room for the work.
+        with suppress(OSError):
+            if holder is not None:
+                holder.write_text(_this_process(), encoding="utf-8")
         yield
     finally:
+        with suppress(OSError):
+            if holder is not None:
+                holder.unlink(missing_ok=True)
         lock.release()
 
 
@@ -69,3 +84,16 @@ def is_locked(file: Path) -> bool | None:
         return True
     except (OSError, NotImplementedError):  # not to be locked by this user, or on this file system
         return None
+
+
+def _this_process() -> str:
+    since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"process {os.getpid()} on {platform.node() or 'an unnamed machine'}, since {since}"
+
+
+def _read_holder(holder: Path | None) -> str:
+    unknown = "another process"
+    try:
+        return unknown if holder is None else holder.read_text("utf-8", errors="replace")[:200] or unknown
+    except OSError:  # the holder has only just got the lock
+        return unknown
