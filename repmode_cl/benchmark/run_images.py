@@ -79,6 +79,7 @@ def run_images(
         config.data,
         folder,
         structures=list(dict.fromkeys(structures)),
+        patch=config.patch.size,
         workers=workers,
         skipped=left_out if keep_going else None,
     )

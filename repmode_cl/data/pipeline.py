@@ -13,10 +13,11 @@ from repmode_cl.data.preprocessing.prepare import prepare
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.sample import Sample, shuffle_signals
 from repmode_cl.data.splits import assign_splits
-from repmode_cl.errors import ManifestError, UnknownStructureError
+from repmode_cl.data.validation.split_check import refuse_split_problems, split_problems
+from repmode_cl.errors import ConfigError, ManifestError, UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
 
-__all__ = ["available_structures", "prepared_samples"]
+__all__ = ["available_structures", "check_base", "prepared_samples"]
 
 
 def available_structures(config: Config) -> tuple[str, ...]:
@@ -38,12 +39,36 @@ def available_structures(config: Config) -> tuple[str, ...]:
     return TWELVE_STRUCTURES
 
 
+def check_base(config: Config) -> tuple[str, ...]:
+    """Check that there is a base with images, before training libraries are loaded; return `available_structures`.
+
+    Raises
+    ------
+    ConfigError
+        If the base has no structure.
+    ManifestError
+        If the manifest cannot be read.
+    UnknownStructureError
+        If there are no images of a structure of the base.
+    """
+    if not config.stream.base:
+        raise ConfigError(
+            "stream.base is empty: name the structures that the base learns jointly, such as [dna]"
+        )
+    known = available_structures(config)
+    for name in config.stream.base if isinstance(config.stream.base, tuple) else ():
+        if name not in known:
+            raise UnknownStructureError(name, known, "the manifest")
+    return known
+
+
 def prepared_samples(
     data: DataConfig,
     folder: Path,
     *,
     structures: Sequence[str] | None = None,
     manifest: Manifest | None = None,
+    patch: Sequence[int] | None = None,
     workers: int = 1,
     skipped: list[tuple[int, str]] | None = None,
 ) -> tuple[list[Sample], list[str]]:
@@ -59,6 +84,9 @@ def prepared_samples(
         Structures to prepare; ``None`` prepares all.
     manifest
         An opened manifest, in place of the one `data` names.
+    patch
+        Voxels (z, y, x) of a training patch: rows that lie too near for it in different splits are refused. None where
+        nothing is trained.
     workers
         Processes that simulate and prepare.
     skipped
@@ -74,7 +102,8 @@ def prepared_samples(
     Raises
     ------
     ManifestError
-        If images cannot be used and `skipped` is not given, or no image of a structure remains.
+        If images cannot be used and `skipped` is not given, no image of a structure remains, or held-out voxels would
+        be trained on.
     """
     if manifest is None and data.manifest is None:
         wanted = [name for name in TWELVE_STRUCTURES if structures is None or name in structures]
@@ -113,6 +142,16 @@ def prepared_samples(
         digest=digests.of,
     )
     digests.save()
+    if patch is not None:
+        problems = split_problems(
+            [row for row in manifest.rows if structures is None or row.structure in structures],
+            assignment,
+            patch=patch,
+            preprocessing=data.preprocessing,
+            digest=digests.of,
+            workers=workers,
+        )
+        refuse_split_problems(manifest, problems)
     samples = prepare(
         manifest,
         assignment,
