@@ -191,7 +191,11 @@ class StrategyHooks:
 
     def learning_rate(self) -> float:
         """Return the experience's peak learning rate: the training's for a joint base, else the strategy's own."""
-        base = self.joint_base and int(self.experience.current_experience) == 0
+        return self.learning_rate_of(int(self.experience.current_experience))
+
+    def learning_rate_of(self, number: int) -> float:
+        """Return the peak learning rate of experience `number`."""
+        base = self.joint_base and number == 0
         rate = self.base_learning_rate if base else self.addition_learning_rate
         return self.training_config.learning_rate if rate is None else rate
 

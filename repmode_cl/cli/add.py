@@ -41,6 +41,9 @@ __all__ = ["add", "replace"]
 #: Exit code where a structure was trained, but did not reach the R2 that was demanded.
 EXIT_BELOW_MIN_R2 = 3
 
+#: End of the help of what a replacement keeps.
+_AS_REPLACED = "With replace, that of the version it replaces."
+
 _SECONDS = {"": 60.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
 
 
@@ -50,18 +53,29 @@ def add(
     structure: Annotated[str, typer.Option(metavar="NAME", help="Name of the structure.")],
     data: Annotated[Path, typer.Option(metavar="MANIFEST", help="A CSV of image pairs.")],
     expert: Annotated[
-        str,
-        typer.Option(help="Fresh expert of each block: conv1, conv3, conv5, avg3, avg5, lowrank:R or none."),
-    ] = "conv3",
+        str | None,
+        typer.Option(
+            help="Fresh expert of each block: conv1, conv3, conv5, avg3, avg5, lowrank:R or none; conv3 by default."
+            f" {_AS_REPLACED}"
+        ),
+    ] = None,
     sees: Annotated[
-        Sees, typer.Option(help="Experts it weighs: base and own, or those of all earlier additions too.")
-    ] = Sees.own,
+        Sees | None,
+        typer.Option(
+            help="Experts it weighs: base and own, or those of all earlier additions too; own by default."
+            f" {_AS_REPLACED}"
+        ),
+    ] = None,
     norm: Annotated[
-        LayerSource, typer.Option(help="Batch norms: own copies, or the base's, frozen.")
-    ] = LayerSource.own,
+        LayerSource | None,
+        typer.Option(help=f"Batch norms: own copies (by default), or the base's, frozen. {_AS_REPLACED}"),
+    ] = None,
     resampling: Annotated[
-        LayerSource, typer.Option(help="Down and up layers: own copies, or the base's, frozen.")
-    ] = LayerSource.own,
+        LayerSource | None,
+        typer.Option(
+            help=f"Down and up layers: own copies (by default), or the base's, frozen. {_AS_REPLACED}"
+        ),
+    ] = None,
     init_from: Annotated[
         str,
         typer.Option(
@@ -155,7 +169,7 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
     check_training_options(
         steps=values["steps"],
         epochs=values["epochs"],
-        expert=values["expert"],
+        expert=values["expert"] or "none",
         rates={"--learning-rate": values["learning_rate"]},
     )
     if min_r2 is not None and not float("-inf") < min_r2 <= 1:
@@ -167,6 +181,7 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
     from repmode_cl.utils.process_pool import workers_here
     from repmode_cl.workflows.add_structure import run_addition
     from repmode_cl.workflows.addition_dry_run import dry_run_add
+    from repmode_cl.workflows.addition_plan import replacement_spec
     from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 
     same = ("steps", "epochs", "patience", "learning_rate", "batch_size", "seed", "device", "cache")
@@ -177,13 +192,11 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
         precision=values["precision"].value,
         workers=values["workers"] or workers_here(),
     )
+    given: dict[str, Any] = {
+        key: str(values[key]) for key in ("expert", "sees", "norm", "resampling") if values[key] is not None
+    }
     options = AdditionOptions(
-        spec=AdditionSpec(
-            expert=values["expert"],
-            sees=values["sees"].value,
-            norm=values["norm"].value,
-            resampling=values["resampling"].value,
-        ),
+        spec=replacement_spec(values["model"], structure, given) if replace else AdditionSpec(**given),
         init_from=values["init_from"],
         min_r2=min_r2,
         stage=values["stage"],

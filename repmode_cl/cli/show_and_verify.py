@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.options import ModelArgument, console, fail, spec_text
-from repmode_cl.cli.text import figure, printable
+from repmode_cl.cli.options import ModelArgument, console, fail
+from repmode_cl.cli.text import figure, printable, training_texts
 from repmode_cl.errors import counted
 from repmode_cl.utils.command_text import command
 
@@ -58,6 +58,8 @@ def show(model: ModelArgument) -> None:
     provenance = opened.entries[opened.base_structures[0]].provenance
     if trained := voxel_range_text(trained_voxels(provenance, None)):
         typer.echo(f"trained on images of voxels of {trained}")
+    if trained_with := training_texts(provenance, len(opened.base_structures), added=False):
+        typer.echo(printable(f"the base was trained with {', '.join(trained_with)}"))
     if prepared := PreprocessingRecipe.from_json(opened.preprocessing).summary:
         typer.echo(f"images are prepared with {prepared}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -72,7 +74,7 @@ def show(model: ModelArgument) -> None:
         table.add_row(
             entry.name,
             entry.kind,
-            "" if entry.spec is None else escape(printable(spec_text(entry.spec))),
+            "" if entry.spec is None else escape(printable(entry.spec.text)),
             _r2(entry, opened.history),
             # Base structures share one file: its size is listed once.
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.parameters),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.options import ModelArgument, spec_text
-from repmode_cl.cli.text import figure, printable
+from repmode_cl.cli.options import ModelArgument
+from repmode_cl.cli.text import figure, printable, training_texts
 from repmode_cl.errors import counted
 from repmode_cl.utils.command_text import command
 
@@ -164,24 +164,11 @@ def _settings(change: Change) -> str:
     """Return the settings of a version, as far as they are recorded: ``conv3, 300 steps, rate 0.002, seed 0``."""
     if change.action == "gc":
         return f"deleted: {', '.join(_removed(change))}"
-    settings = [spec_text(change.spec)] if change.spec else []
-    training = change.provenance.get("training")
-    training = dict(training) if isinstance(training, Mapping) else {}
-    # A configuration names the rate of additions separately from the base's.
-    addition = change.provenance.get("addition")
-    if change.spec and isinstance(addition, Mapping) and addition.get("learning_rate") is not None:
-        training["learning_rate"] = addition["learning_rate"]
-    for key, text in (("steps", "{} steps"), ("learning_rate", "rate {}"), ("seed", "seed {}")):
-        if number := _number_text(change.provenance.get(key, training.get(key))):
-            settings.append(text.format(number))
-    return ", ".join(settings)
-
-
-def _number_text(value: object) -> str:
-    """Return a setting as text; empty if it is no number that one could have trained with."""
-    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    return ""
+    settings = [change.spec.text] if change.spec else []
+    structures = len(change.metrics) if change.action == "create" else 1
+    return ", ".join(
+        [*settings, *training_texts(change.provenance, structures, added=change.spec is not None)]
+    )
 
 
 def _removed(change: Change) -> list[str]:

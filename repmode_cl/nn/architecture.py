@@ -100,6 +100,15 @@ class AdditionSpec:
                 f"an addition that sees only its own expert needs no other addition, not {list(self.needs)}"
             )
 
+    @property
+    def text(self) -> str:
+        """The choices where they differ from the default, in words: ``lowrank:4, sees all``."""
+        parts = [self.expert]
+        if self.sees == "all":
+            parts.append(f"sees {', '.join(self.needs) or 'all'}")
+        parts += [f"base's {part}" for part in ("norm", "resampling") if getattr(self, part) == "base"]
+        return ", ".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able values; `from_json` reads them back."""
         return asdict(self) | {"needs": list(self.needs)}

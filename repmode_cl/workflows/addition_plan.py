@@ -47,6 +47,7 @@ from repmode_cl.workflows.training_settings import (
 __all__ = [
     "AdditionPlan",
     "plan_addition",
+    "replacement_spec",
     "INIT_CHOICES",
     "check_min_r2",
     "check_held_out",
@@ -78,6 +79,8 @@ class AdditionPlan:
         Number format of the training, resolved.
     force
         Whether to use images whose voxels are not of a size that the model was trained for.
+    notes
+        What a replacement keeps of what it replaces.
     """
 
     model: Model
@@ -90,6 +93,7 @@ class AdditionPlan:
     init_from: str
     precision: Precision
     force: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def work(self) -> Path:
@@ -204,7 +208,14 @@ def plan_addition(
     """
     model = Model.open(model.path if isinstance(model, Model) else model)
     check_structure_name(structure)
-    spec, init_from = check_spec(options.spec), options.init_from
+    replaced = model.entries.get(structure) if options.replace else None
+    notes: list[str] = []
+    if options.spec is None and replaced is not None and replaced.spec is not None:
+        spec = replace(replaced.spec, needs=())
+        notes.append(f"the kind is that of the version that it replaces: {spec.text}")
+    else:
+        spec = check_spec(options.spec)
+    init_from = options.init_from
     needs = _needed_versions(model, structure, spec)
     if check_conflicts:
         trained_here = has_checkpoint(model.pending(structure) / CHECKPOINT)
@@ -218,13 +229,18 @@ def plan_addition(
         )
     manifest = open_manifest(data, structure)
     provenance = base_provenance(model)
+    patch = overrides.patch
+    if patch is None and replaced is not None and replaced.provenance.get("patch") is not None:
+        patch = replaced.provenance["patch"]
+        if patch != provenance.get("patch"):
+            notes.append(f"the patch is that of the version that it replaces: {_patch_text(patch)}")
     config = run_config(
         model,
         manifest,
         training_config(provenance, overrides),
         name=f"add-{structure}",
         cache=overrides.cache if overrides.cache is not None else model.pending(structure) / "cache",
-        patch=overrides.patch,
+        patch=patch,
         seed=overrides.seed,
     )
     device = resolve_device(overrides.device)
@@ -239,7 +255,23 @@ def plan_addition(
         init_from=init_from,
         precision=inherit_precision(overrides.precision, device, provenance.get("precision")),
         force=overrides.force,
+        notes=tuple(notes),
     )
+
+
+def replacement_spec(model: Path, structure: str, changes: Mapping[str, Any]) -> AdditionSpec | None:
+    """Return what a replacement gets: the kind of the version that it replaces, except for `changes`.
+
+    None where nothing changes, or the model has no such addition, which `plan_addition` reports.
+    """
+    entry = Model.open(model).entries.get(structure)
+    if not changes or entry is None or entry.spec is None:
+        return None
+    return replace(entry.spec, **({"needs": ()} | dict(changes)))
+
+
+def _patch_text(patch: Sequence[object]) -> str:
+    return " x ".join(str(extent) for extent in patch)
 
 
 def _needed_versions(model: Model, structure: str, spec: AdditionSpec) -> tuple[tuple[str, str], ...]:

@@ -66,7 +66,8 @@ class AdditionOptions:
     Attributes
     ----------
     spec
-        What the structure gets; ``None``: the paper's conv3, with own norms and resampling layers.
+        What the structure gets; ``None``: the paper's conv3, with own norms and resampling layers; of a replacement:
+        what the version has that it replaces.
     init_from
         What it starts from: ``none`` is chance; the name of a known structure; ``best``, the known structure whose
         mode has the lowest squared error on a sample of the training patches.

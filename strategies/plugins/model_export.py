@@ -12,9 +12,10 @@ from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.data.voxel_size_check import voxel_size_record
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
+from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.training import Precision
 
-__all__ = ["create_model", "provenance_of"]
+__all__ = ["create_model", "provenance_of", "training_facts"]
 
 
 def provenance_of(
@@ -35,6 +36,14 @@ def provenance_of(
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
         **voxel_size_record(sample.voxel_size for sample in images),
     }
+
+
+def training_facts(strategy: StructureStrategy, number: int = 0) -> dict[str, Any]:
+    """Return steps and rate with which experience `number`, just trained, was trained.
+
+    The settings name limits of steps, and rates of several kinds.
+    """
+    return {"steps": strategy.progress.step, "learning_rate": strategy.learning_rate_of(number)}
 
 
 def create_model(

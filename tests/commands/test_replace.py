@@ -1,0 +1,47 @@
+"""A replacement is of the kind of what it replaces, unless an option says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tiny_addition import added, dry_run, make_base
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.model import Model
+from repmode_cl.nn import AdditionSpec
+
+SPEC = AdditionSpec(expert="conv1", norm="base")
+
+
+def test_replace_keeps_kind_and_patch_and_says_so(manifest: Path, tmp_path: Path) -> None:
+    model = make_base(tmp_path / "model")
+    added(model, manifest, spec=SPEC, patch=(4, 8, 4), steps=2)
+    kind = "the kind is that of the version that it replaces: conv1, base's norm"
+    patch = "the patch is that of the version that it replaces: 4 x 8 x 4"
+    assert {kind, patch} <= set(dry_run(model, manifest, replace=True, steps=2).notes)
+    result = added(model, manifest, replace=True, steps=2, seed=1)
+    assert {kind, patch} <= set(result.notes)
+    entry = Model.open(model).entries["nucleolus"]
+    assert entry.spec == SPEC
+    assert entry.provenance["patch"] == [4, 8, 4]
+
+
+def test_an_option_of_replace_changes_only_that(manifest: Path, tmp_path: Path) -> None:
+    model = make_base(tmp_path / "model")
+    added(model, manifest, spec=SPEC, steps=2)
+    words = [
+        "replace",
+        model,
+        "--structure",
+        "nucleolus",
+        "--data",
+        manifest,
+        "--steps",
+        2,
+        "--expert",
+        "conv3",
+    ]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert Model.open(model).entries["nucleolus"].spec == AdditionSpec(expert="conv3", norm="base")
