@@ -6,10 +6,11 @@ only decides how the network grows and which parameters are trained when a struc
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from avalanche.logging import BaseLogger
@@ -37,6 +38,7 @@ from repmode_cl.training import (
     sync_batch_norms,
 )
 from repmode_cl.training.best_state import trained_state_names
+from repmode_cl.training.checkpoint import random_state, set_random_state
 from repmode_cl.training.early_stopping import (
     check_patience,
     idle_validations,
@@ -45,6 +47,7 @@ from repmode_cl.training.early_stopping import (
     validated_at,
 )
 from repmode_cl.training.patch_loader import patch_loader
+from repmode_cl.utils import stop_signals
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.progress import Task
 
@@ -79,7 +82,8 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
     Notes
     -----
     A subclass defines `grow`, and overrides other methods of `StrategyHooks`. After each optimiser step the functions
-    in `listeners` are called with the strategy; after each validation those in `on_validation`.
+    in `listeners` are called with the strategy; after each validation those in `on_validation`. After a signal to stop
+    (`stop_signals`), those in `on_stop` are called at the next step, and training ends with `Stopped`.
 
     For Avalanche's plugins an iteration is an optimiser step. Where its batch is accumulated from micro-batches, the
     hooks of forward and backward are called for each of them, with its part of the loss; from the hooks of the update
@@ -132,6 +136,8 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         self._voxels: float | None = None
         self.listeners: list[Callable[[StructureStrategy], None]] = []
         self.on_validation: list[Callable[[StructureStrategy], None]] = []
+        #: Called before training ends because of a signal: saves the state at this step.
+        self.on_stop: list[Callable[[StructureStrategy], None]] = []
         self.progress_bar: Task | None = None
         #: Why the last experience ended: all its steps, no improvement, or the time limit.
         self.stop_reason = ""
@@ -217,6 +223,9 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
         validation = self.stream.val[self._experience_number]
         check_patience(self.training_config, names, len(validation.dataset))
         reason = None
+        due = self.progress.step and self.budget.validates(self.progress.step) and len(validation.dataset)
+        if due and not self._validated:
+            self._validate_or_stop()  # a signal stopped training between this step and its validation
         with sync_batch_norms(self.model, self.ranks):
             began, began_cpu = time.perf_counter(), time.process_time()
             for parts in _grouped(self.dataloader, self.training_config.accumulate):
@@ -234,16 +243,40 @@ class StructureStrategy(StrategyHooks, EvaluationMixin):
                     listener(self)
                 if self.progress_bar is not None:
                     self.progress_bar.advance()
+                self._check_stop()
                 if self.budget.validates(self.progress.step):
-                    self._validate()
+                    self._validate_or_stop()
                 # Recording and validating are not training.
                 began, began_cpu = time.perf_counter(), time.process_time()
-            validated = validated_at(self.progress.curve, self._experience_number, self.progress.step)
-            if reason is not None and not validated:
-                self._validate()
+            if reason is not None and not self._validated:
+                self._validate_or_stop()
         self._voxels = None
         self.stop_reason = reason or f"all {self.budget.steps} steps"
         self.selection.restore(self.model)
+
+    @property
+    def _validated(self) -> bool:
+        return validated_at(self.progress.curve, self._experience_number, self.progress.step)
+
+    def _validate_or_stop(self) -> None:
+        """Validate; a signal meanwhile ends that, and the validation is repeated when training is resumed."""
+        before = random_state()
+        try:
+            self._validate()
+        except stop_signals.Stopped as stopped:
+            set_random_state(before)
+            self._stop(stopped.number)
+
+    def _check_stop(self) -> None:
+        """End training if a signal asks for it, in all processes at the same step."""
+        requested = stop_signals.requested()
+        if any(self.ranks.total([requested is not None])):
+            self._stop(requested or signal.SIGTERM)  # another process got it
+
+    def _stop(self, number: int) -> NoReturn:
+        for listener in self.on_stop:
+            listener(self)
+        raise stop_signals.Stopped(number, f"step {self.progress.step} is saved" if self.on_stop else "")
 
     def _count_patches(self) -> None:
         """Count the images of this step's patches, those of all processes."""

@@ -18,6 +18,8 @@ from repmode_cl.nn import fold_norms
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.state import Evaluation, Example, TrainingProgress
 from repmode_cl.training import BestState, Ranks
+from repmode_cl.utils.progress import Task
+from repmode_cl.utils.stop_signals import check_stop
 
 __all__ = ["EvaluationMixin"]
 
@@ -32,6 +34,7 @@ class EvaluationMixin(SupervisedTemplate):
     progress: TrainingProgress
     selection: BestState
     ranks: Ranks
+    progress_bar: Task | None
     on_validation: list[Callable[[Any], None]]
     outside_training: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Entered for work in the middle of training that is not training: validating, writing a checkpoint."""
@@ -65,8 +68,17 @@ class EvaluationMixin(SupervisedTemplate):
         if figures:
             mse = sum(metrics["mse"] for metrics in figures.values()) / len(figures)
             self.selection.offer(self.model, self.progress.step, mse)
+        self._report_validation(figures)
         for listener in self.on_validation:
             listener(self)
+
+    def _report_validation(self, figures: Evaluation) -> None:
+        if self.progress_bar is not None:
+            values = ", ".join(f"{name} R2 {metrics['r2']:.3f}" for name, metrics in figures.items())
+            best = f" (best so far: step {self.selection.step})" if figures else ""
+            self.progress_bar.report(
+                f"after step {self.progress.step}: {values or 'no image validates'}{best}"
+            )
 
     def evaluate(self, experiences: Iterable[Any]) -> Evaluation:
         """Predict every volume of `experiences` and return each structure's mean metrics (paper, section 4.1)."""
@@ -113,4 +125,5 @@ class EvaluationMixin(SupervisedTemplate):
             overlap=self.inference.overlap,
             batch_size=self.inference.batch_size,
             device=self.device,
+            progress=lambda done, total: check_stop(),
         )

@@ -16,8 +16,8 @@ from repmode_cl.strategies.multi_net import PlainNetworks
 from repmode_cl.strategies.registry import base_key_of, strategy_class
 from repmode_cl.strategies.timing import time_training, windows_of_image
 from repmode_cl.training import budget_of_steps, resolve_precision
-from repmode_cl.training.timing import duration_text
 from repmode_cl.utils.devices import resolve_device
+from repmode_cl.utils.progress import duration_text
 
 __all__ = ["DryRun", "estimate_run"]
 

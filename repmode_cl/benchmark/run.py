@@ -31,7 +31,7 @@ from repmode_cl.benchmark.worker_context import WorkerContext
 from repmode_cl.config import Config
 from repmode_cl.data.pipeline import available_structures
 from repmode_cl.data.sample import Sample, structure_digests
-from repmode_cl.errors import ConfigError, RepmodeError
+from repmode_cl.errors import ConfigError, RepmodeError, counted
 from repmode_cl.report.page import build_report
 from repmode_cl.results.run_info import RunInfo, write_run_info
 from repmode_cl.results.trial_record import (
@@ -48,7 +48,7 @@ from repmode_cl.strategies.registry import base_key_of, strategy_class, strategy
 from repmode_cl.training import refuse_distributed
 from repmode_cl.utils.locks import exclusive
 from repmode_cl.utils.process_pool import workers_here
-from repmode_cl.utils.progress import task
+from repmode_cl.utils.progress import duration_text, report_line, task
 
 __all__ = ["run_benchmark", "TrialsFailedError"]
 
@@ -199,17 +199,33 @@ class _Run:
 
     def run_here(self, context: WorkerContext) -> None:
         """Run all trials in this process, one after the other; the first of those that share a base trains it."""
-        for trial in self.remaining():
+        remaining = self.remaining()
+        self._report_start(remaining)
+        began = time.monotonic()
+        for done, trial in enumerate(remaining, 1):
             perform_trial(context, trial)
             self.record()
+            if left := len(remaining) - done:
+                seconds = (time.monotonic() - began) / done * left
+                report_line(
+                    f"{self.config.name}: {trial} has ended, {done} of {len(remaining)} runs, "
+                    f"about {duration_text(seconds)} left"
+                )
+
+    def _report_start(self, remaining: Sequence[Trial]) -> None:
+        done = len(self.trials) - len(remaining)
+        continuing = f", continuing after {done} of {len(self.trials)}" if done else ""
+        report_line(f"{self.config.name}: {counted(len(remaining), 'run')} in {self.folder}{continuing}")
 
     def run_on(self, executor: Executor) -> None:
         """Run all trials in other processes; bases that several share come first."""
         jobs = self._jobs()
-        with task(f"{self.config.name}: runs", total=len(jobs)) as bar:
+        self._report_start([job.trial for job in jobs if isinstance(job.trial, Trial)])
+        with task(f"{self.config.name}: runs", total=len(jobs), unit="run") as bar:
 
             def ended(trial: Trial | BaseTrial) -> None:
                 bar.advance()
+                bar.report(f"{trial} has ended")
                 self.record()
 
             def fail(trial: Trial | BaseTrial, message: str) -> None:
@@ -286,8 +302,10 @@ class _Run:
 @contextmanager
 def _run_lock(folder: Path) -> Iterator[None]:
     """Hold the run's lock; refuse a run that another process is at work at."""
-    busy = f"another process is at work at {folder}: wait until it is done, or choose another name"
-    with exclusive(folder / ".lock", busy, error=ConfigError):
+    busy = (
+        f"another process is at work at {folder} ({{holder}}): wait until it is done, or choose another name"
+    )
+    with exclusive(folder / ".lock", busy, error=ConfigError, holder=folder / ".lock.holder"):
         yield
 
 

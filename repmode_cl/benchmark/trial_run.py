@@ -31,7 +31,7 @@ from repmode_cl.results.trial_record import Trial
 from repmode_cl.scenarios import StreamVariant, stream_of_samples, task_labels
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
-from repmode_cl.strategies.plugins.model_export import create_model, provenance_of
+from repmode_cl.strategies.plugins.model_export import create_model, provenance_of, training_facts
 from repmode_cl.strategies.plugins.peak_memory import PeakMemory
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger, hyper_parameters
 from repmode_cl.strategies.registry import build_strategy, strategy_class
@@ -41,6 +41,7 @@ from repmode_cl.training.checkpoint import random_state, set_random_state
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import parameter_bytes
 from repmode_cl.utils.progress import task
+from repmode_cl.utils.stop_signals import deferred
 
 __all__ = ["TrialRun"]
 
@@ -156,6 +157,7 @@ class TrialRun:
             logger.begin(self.strategy)
             self.strategy.listeners += [logger.after_step, checkpoint.after_step]
             self.strategy.on_validation += [logger.after_validation, checkpoint.save]
+            self.strategy.on_stop.append(checkpoint.save)
             yield logger, checkpoint
         finally:
             logger.close()
@@ -210,10 +212,11 @@ class TrialRun:
             # So that nothing depends on what this process did before, or on which strategy trains the base.
             _seed(self.seed, number)
         description = f"{self.trial}: {' + '.join(self.stream.experiences[number])}"
-        with task(description, total=self.strategy.budget_for(number).steps) as bar, self.memory:
-            bar.update(completed=progress.step)
+        steps = self.strategy.budget_for(number).steps
+        with task(description, steps, completed=progress.step, unit="step") as bar, self.memory:
             self.strategy.progress_bar = bar
-            self.strategy.train(self.stream.train[number], eval_streams=[])
+            with deferred():
+                self.strategy.train(self.stream.train[number], eval_streams=[])
             self.strategy.progress_bar = None
 
     def _load_base(self) -> bool:
@@ -294,7 +297,7 @@ class TrialRun:
             self.seed,
             [*self.stream.images[number], *held_out],
             self.strategy.precision,
-        )
+        ) | training_facts(self.strategy, number)
         metrics: dict[str, dict[str, float]] = {name: {} for name in names}
         for row in self.rows:
             # A figure that is not finite (the correlation of a constant prediction) does not describe a model.

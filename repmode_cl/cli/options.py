@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -15,11 +16,11 @@ from typer.core import TyperGroup
 from repmode_cl.errors import RepmodeError
 from repmode_cl.structures import check_structure_name
 from repmode_cl.utils.command_text import command_line
+from repmode_cl.utils.stop_signals import Stopped, handle_stop_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from repmode_cl.nn import AdditionSpec
 
 __all__ = [
     "CommandGroup",
@@ -45,7 +46,6 @@ __all__ = [
     "parse_voxel_size",
     "parse_structures",
     "check_training_options",
-    "spec_text",
 ]
 
 #: End of the help of options that are the base's by default.
@@ -136,13 +136,16 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the class."""
         try:
-            return super().invoke(ctx)
+            with handle_stop_signals():
+                return super().invoke(ctx)
         except RepmodeError as error:
             fail(str(error))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             what_next = ctx.meta.get(_CONTINUE, "run the same command again to start over")
-            typer.echo(f"\ninterrupted; {what_next}", err=True)
-            raise typer.Exit(130) from None
+            saved = f" ({error.saved})" if isinstance(error, Stopped) and error.saved else ""
+            typer.echo(f"\ninterrupted{saved}; {what_next}", err=True)
+            number = error.number if isinstance(error, Stopped) else signal.SIGINT
+            raise typer.Exit(128 + number) from None
         except OSError as error:
             if error.errno not in _USERS_ERRNO or error.filename is None:
                 raise
@@ -259,12 +262,3 @@ def check_training_options(
             check_expert(expert)
         except ValueError as error:
             raise RepmodeError(f"--expert {error}, or none") from error
-
-
-def spec_text(spec: AdditionSpec) -> str:
-    """Write an addition's choices where they differ from the default: ``lowrank:4, sees all``."""
-    parts = [spec.expert]
-    if spec.sees == "all":
-        parts.append(f"sees {', '.join(spec.needs) or 'all'}")
-    parts += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
-    return ", ".join(parts)

@@ -42,7 +42,10 @@ def train(
     # Checked before hours of training, not after.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
-    from repmode_cl.workflows.train_base import train_base
+    from repmode_cl.data.pipeline import check_base
+
+    check_base(loaded)
+    from repmode_cl.workflows.train_base import train_base, training_folder
 
     continue_with(ctx)
     train_base(loaded, out, workers=workers or workers_here())
@@ -51,3 +54,4 @@ def train(
     ranks = launched_ranks()
     if ranks is None or ranks[0] == 0:
         show(out)
+        typer.echo(f"curves of its training, which may be removed: {training_folder(out)}", err=True)

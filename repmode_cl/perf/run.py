@@ -27,10 +27,10 @@ from repmode_cl.perf.timing_rounds import out_of_memory
 from repmode_cl.perf.training import measure_training
 from repmode_cl.perf.workloads import Networks
 from repmode_cl.training.precision import Precision, resolve_precision
-from repmode_cl.training.timing import duration_text
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.environment import with_threads
+from repmode_cl.utils.progress import duration_text
 
 __all__ = ["run_perf"]
 

@@ -89,7 +89,7 @@ class PatchLoader:
         """Yield one `PatchBatch` after the other."""
         if self._loader is None:
             self._loader = self._make()
-        with starting_workers():
+        with starting_workers(hold_stop_signals=True):
             batches = iter(self._loader)
         try:
             for batch in batches:

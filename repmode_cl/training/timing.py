@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["duration_text", "median_seconds", "synchronise"]
+__all__ = ["median_seconds", "synchronise"]
 
 
 def synchronise(device: torch.device | None) -> None:
@@ -27,10 +27,3 @@ def median_seconds(call: Callable[[], object], device: torch.device, repeats: in
         synchronise(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
-
-
-def duration_text(seconds: float) -> str:
-    """Write a duration as a person would: ``40 s``, ``25 min`` or ``3.1 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

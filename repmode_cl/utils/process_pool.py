@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from repmode_cl.errors import RepmodeError
+from repmode_cl.utils import stop_signals
 
 __all__ = ["run_jobs", "starting_workers", "initialise_worker", "workers_here"]
 
@@ -86,12 +87,18 @@ def run_jobs(
 
 
 @contextmanager
-def starting_workers() -> Iterator[None]:
+def starting_workers(*, hold_stop_signals: bool = False) -> Iterator[None]:
     """Start spawned processes within this context that do not import ``__main__`` and do not react to Ctrl-C.
 
     Ctrl-C reaches every process of a terminal. The parent ends its workers then; a worker that reacted would print a
     traceback into the parent's message. Where signals cannot be blocked (Windows), `initialise_worker` ignores them
     once the worker runs.
+
+    Parameters
+    ----------
+    hold_stop_signals
+        Whether they do not react to SIGTERM either, which SLURM sends to every process, where this process handles it
+        (`stop_signals`): it needs them until its checkpoint is written, and they end with it.
 
     Notes
     -----
@@ -104,7 +111,8 @@ def starting_workers() -> Iterator[None]:
 
         # Started with the first worker otherwise, and starting it unblocks the signal.
         resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        held = {signal.SIGTERM} if hold_stop_signals and stop_signals.handled() else set()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} | held)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield

@@ -88,7 +88,8 @@ def add_structure(
     data
         Manifest of image pairs.
     spec
-        What the structure gets; the default is the paper's conv3, with own norms and resampling layers.
+        What the structure gets; ``None``: the paper's conv3, with own norms and resampling layers, or, with `replace`,
+        what the version has that it replaces.
     init_from
         What it starts from: ``none`` is chance; the name of a known structure, near whose mode it starts; ``best``, the
         known structure whose mode has the lowest squared error on a sample of the training patches.
@@ -103,7 +104,8 @@ def add_structure(
     stage
         Stage it whatever it reaches: it becomes part of the model when it is accepted.
     patch
-        Voxels (z, y, x); ``None``: what the base was trained with.
+        Voxels (z, y, x); ``None``: what the base was trained with, or, with `replace`, what the version was that it
+        replaces.
     seed
         Seed of new weights and of patches.
     device, precision
@@ -294,6 +296,7 @@ class AdditionRun:
             self.work,
             structures=[name],
             manifest=plan.manifest,
+            patch=plan.config.patch.size,
             workers=self.workers,
         )
         check_held_out(self.options.min_r2, name, [sample.split for sample in samples])
@@ -303,7 +306,7 @@ class AdditionRun:
         strategy, init = self._prepare(stream)
         train_experience(strategy, self.work, f"adding {name}")
         metrics, split = evaluate_held_out(strategy, stream)
-        notes = [*notes, *warnings, *self._training_notes(strategy)]
+        notes = [*plan.notes, *notes, *warnings, *self._training_notes(strategy)]
         outcome = PendingOutcome(
             "", metrics.get(name, {}), split, strategy.progress.seconds, notes, strategy.stop_reason
         )

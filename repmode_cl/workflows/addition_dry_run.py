@@ -17,6 +17,7 @@ from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.splits import Assignment, assign_splits
 from repmode_cl.data.validation.manifest_check import CheckOptions, Inspection, inspect_manifest
+from repmode_cl.data.validation.split_check import split_problems
 from repmode_cl.errors import ImageError, counted
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
@@ -26,9 +27,9 @@ from repmode_cl.strategies.timing import time_training, windows_of_row
 from repmode_cl.training import budget_of, has_checkpoint, masked_mse, refuse_distributed
 from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.budget import Budget
-from repmode_cl.training.timing import duration_text
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import format_bytes, tensor_bytes
+from repmode_cl.utils.progress import duration_text
 from repmode_cl.workflows.addition_plan import (
     AdditionPlan,
     check_held_out,
@@ -99,7 +100,7 @@ def dry_run_add(
         steps=budget.steps,
         step_seconds=step_seconds,
         seconds=seconds,
-        notes=tuple(notes),
+        notes=(*plan.notes, *notes),
         training=_training_text(plan),
     )
 
@@ -195,7 +196,19 @@ def _problems(plan: AdditionPlan, splits: Assignment) -> tuple[list[Problem], li
     wrong_sizes, size_notes = voxel_size_problems(plan.model, plan.manifest, plan.structure, force=plan.force)
     split_notes = [note for note in splits.notes if note.startswith(f"{plan.structure}:")]
     problems = [*inspection.errors, *_constant_held_out(inspection, splits), *wrong_sizes]
+    # Splits that are decided from groups are known only here.
+    problems += [problem for problem in _split_problems(plan, splits) if problem not in inspection.errors]
     return problems, [*split_notes, *size_notes]
+
+
+def _split_problems(plan: AdditionPlan, splits: Assignment) -> list[Problem]:
+    return split_problems(
+        plan.manifest.for_structure(plan.structure),
+        splits,
+        patch=plan.config.patch.size,
+        preprocessing=plan.config.data.preprocessing,
+        digest=ContentDigests(Path(str(plan.config.data.cache)) / "contents.json").of,
+    )
 
 
 def _constant_held_out(inspection: Inspection, splits: Assignment) -> list[Problem]:

@@ -362,6 +362,7 @@ class ComparisonRun:
             self.folder,
             structures=[structure],
             manifest=self.manifest,
+            patch=self.config.patch.size,
             workers=self.workers,
         )
         split, images = _held_out(self.samples)

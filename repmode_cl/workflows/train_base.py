@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.data.pipeline import available_structures, prepared_samples
+from repmode_cl.data.pipeline import check_base, prepared_samples
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
 from repmode_cl.results.learning_curves import CURVE, write_curve
 from repmode_cl.scenarios import base_structures
 from repmode_cl.store.staging import REQUEST
-from repmode_cl.strategies.plugins.model_export import create_model, provenance_of
+from repmode_cl.strategies.plugins.model_export import create_model, provenance_of, training_facts
 from repmode_cl.strategies.registry import build_strategy
 from repmode_cl.training import process_group, resolve_precision
+from repmode_cl.utils.locks import exclusive
 from repmode_cl.workflows.train_one_experience import (
     evaluate_held_out,
     make_stream,
@@ -23,7 +26,10 @@ from repmode_cl.workflows.train_one_experience import (
     train_experience,
 )
 
-__all__ = ["train_base"]
+__all__ = ["train_base", "training_folder"]
+
+#: What a finished training no longer needs: checkpoints, and images that can be prepared or simulated again.
+_NEEDLESS = ("checkpoint", "cache", "simulated")
 
 
 def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
@@ -36,7 +42,8 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
         additions; the part of the stream after the base is not used.
     out
         The model's folder. During the training, ``<out>.training`` next to it holds prepared images, curves and
-        checkpoints; the same call resumes from there after an interruption.
+        checkpoints; the same call resumes from there after an interruption. Of a finished and verified model it keeps
+        only the curves.
     workers
         Processes that simulate and prepare images.
 
@@ -48,8 +55,8 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     Raises
     ------
     ConfigError
-        If the base is empty, an interrupted training had another configuration, or the batch cannot be divided
-        among the processes.
+        If the base is empty, another process trains this model, an interrupted training had another configuration,
+        or the batch cannot be divided among the processes.
     ModelError
         If `out` exists and is not an empty folder.
 
@@ -61,22 +68,26 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists already: give a new folder, or grow a model with `repmode-cl add`")
-    if not config.stream.base:
-        raise ConfigError(
-            "stream.base is empty: name the structures that the base learns jointly, such as [dna]"
-        )
-    experiences = (base_structures(config.stream, available_structures(config)),)
+    experiences = (base_structures(config.stream, check_base(config)),)
     options = next(
         (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
     )
     seed = config.seeds[0]
-    work = out.with_name(f"{out.name}.training")
-    with process_group(config.training.device) as (ranks, device):
+    work = training_folder(out)
+    with process_group(config.training.device) as (ranks, device), ExitStack() as held:
         ranks.check_shares(config.training.batch_size, config.training.accumulate)
 
         def prepare() -> tuple[list[Sample], list[str], str]:
+            busy = f"{out} is being trained by {{holder}}, in {work}: wait until that ends, or give another --out"
+            held.enter_context(
+                exclusive(work / ".lock", busy, error=ConfigError, holder=work / ".lock.holder")
+            )
+            if out.exists() and any(out.iterdir()):  # that process may have finished meanwhile
+                raise ModelError(f"{out} was made by another process meanwhile")
             record_request(work / REQUEST, {"config": resume_config_text(config)}, "training")
-            samples, notes = prepared_samples(config.data, work, structures=experiences[0], workers=workers)
+            samples, notes = prepared_samples(
+                config.data, work, structures=experiences[0], patch=config.patch.size, workers=workers
+            )
             return samples, notes, resolve_precision(config.training.precision, device).format
 
         samples, notes, precision = ranks.from_first(prepare)
@@ -91,12 +102,32 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
         )
         train_experience(strategy, work, f"base: {' + '.join(experiences[0])}")
 
+        facts = training_facts(strategy) | {
+            "selected_step": strategy.selection.step,
+            "stopped": strategy.stop_reason,
+            "seconds": round(strategy.progress.seconds, 3),
+        }
+
         def write() -> None:
             metrics, split = evaluate_held_out(strategy, strategy.stream)
             provenance = provenance_of(config, options, seed, samples, strategy.precision)
-            provenance |= {"held_out": split, "notes": notes}
-            create_model(out, strategy.network, config, provenance, metrics)
+            provenance |= facts | {"held_out": split, "notes": notes}
+            model = create_model(out, strategy.network, config, provenance, metrics)
             write_curve(work / CURVE, strategy.progress.curve)
+            if model.verify().ok:
+                _clear(work)
 
         ranks.from_first(write)
     return Model.open(out)
+
+
+def training_folder(out: str | Path) -> Path:
+    """Return the folder of a model's training, next to the model."""
+    out = Path(out)
+    return out.with_name(f"{out.name}.training")
+
+
+def _clear(work: Path) -> None:
+    for name in _NEEDLESS:
+        shutil.rmtree(work / name, ignore_errors=True)  # on Windows another program may have a file open
+    (work / REQUEST).unlink(missing_ok=True)

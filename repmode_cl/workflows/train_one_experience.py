@@ -19,7 +19,8 @@ from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger
 from repmode_cl.training import budget_of, has_checkpoint
 from repmode_cl.utils.atomic_files import write_json
-from repmode_cl.utils.progress import task
+from repmode_cl.utils.progress import report_line, task
+from repmode_cl.utils.stop_signals import deferred
 
 __all__ = [
     "make_stream",
@@ -28,6 +29,7 @@ __all__ = [
     "resume_config_text",
     "record_request",
     "check_same_request",
+    "changed_settings",
 ]
 
 #: Characters of a value that a message quotes.
@@ -74,6 +76,8 @@ def train_experience(strategy: StructureStrategy, work: Path, title: str) -> Non
     ------
     ConfigError
         If the processes do not see the same checkpoint, because `work` is not on a disk that they share.
+    Stopped
+        If a signal asked to stop; a checkpoint holds the steps until then.
     """
     checkpoint = StrategyCheckpoint(work / "checkpoint")
     checkpoint.resume(strategy)
@@ -84,19 +88,21 @@ def train_experience(strategy: StructureStrategy, work: Path, title: str) -> Non
             "it on a disk that they share"
         )
     if not ranks.first:
-        strategy.train(strategy.stream.train[0], eval_streams=[])
+        with deferred():
+            strategy.train(strategy.stream.train[0], eval_streams=[])
         return
     events = TensorBoardLogger(work / "tensorboard")
     events.begin(strategy)
     strategy.listeners += [events.after_step, checkpoint.after_step]
     strategy.on_validation += [events.after_validation, checkpoint.save]
+    strategy.on_stop.append(checkpoint.save)
     names = strategy.stream.experiences[0]
     steps = budget_of(strategy.training_config, len(names), len(strategy.stream.images[0])).steps
     try:
-        with task(title, total=steps) as bar:
-            bar.update(completed=step)
+        with task(title, steps, completed=step, unit="step") as bar:
             strategy.progress_bar = bar
-            strategy.train(strategy.stream.train[0], eval_streams=[])
+            with deferred():
+                strategy.train(strategy.stream.train[0], eval_streams=[])
     finally:
         strategy.progress_bar = None
         events.close()
@@ -116,7 +122,8 @@ def evaluate_held_out(
     """
     for split, experiences in (("test", stream.test), ("val", stream.val)):
         if len(experiences[0].dataset):
-            figures = strategy.evaluate([experiences[0]])
+            with task(f"evaluating on the {split} images"):
+                figures = strategy.evaluate([experiences[0]])
             # What is not finite (the correlation of a constant prediction) says nothing about a model.
             finite = {s: {k: v for k, v in f.items() if math.isfinite(v)} for s, f in figures.items()}
             return finite, split
@@ -132,11 +139,18 @@ def resume_config_text(config: Config) -> str:
 def record_request(path: Path, request: dict[str, Any], title: str, restart_hint: str | None = None) -> None:
     """Write `request` to `path`, after `check_same_request`.
 
-    A training without a checkpoint is not in the way: the mistake that stopped it may be what the new request
-    corrects.
+    A training without a checkpoint is not in the way, and a line says so: the mistake that stopped it may be what the
+    new request corrects.
     """
     check_same_request(path, request, title, restart_hint)
-    if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != request:
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if earlier is not None and earlier != request:
+        changes = "; ".join(changed_settings(earlier, request))
+        report_line(
+            f"{title}: an interrupted one with other settings ({changes}) saved no step; this one starts at step 0",
+            always=True,
+        )
+    if earlier != request:
         write_json(path, request)
 
 
@@ -168,12 +182,12 @@ def check_same_request(
         return
     raise ConfigError(
         f"{path.parent} holds an interrupted {title} with other settings "
-        f"({'; '.join(_changed_settings(earlier, request))}): repeat the same call to resume it, or "
+        f"({'; '.join(changed_settings(earlier, request))}): repeat the same call to resume it, or "
         f"{restart_hint or f'remove {path.parent}'} to start again"
     )
 
 
-def _changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return each setting that differs between two requests, as ``training.steps 1500 -> 300``.
 
     Of a long value, such as a digest, only the key is given.

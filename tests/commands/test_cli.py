@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
+from repmode_cl.utils import progress
 from repmode_cl.utils.progress import task, track
 
 COMMANDS = (
@@ -372,6 +375,33 @@ def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str
         bar.advance()
         bar.update(completed=2, description="Waited")
     assert capsys.readouterr() == ("", "")
+
+
+def test_long_work_writes_lines_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while a single step takes long; what lies within it stays silent."""
+    monkeypatch.setattr(progress, "_EVERY", 0.05)
+    with task("Training", 8, completed=5, unit="step") as bar:
+        bar.advance()
+        time.sleep(0.4)
+        bar.report("after step 6: dna R2 0.5")
+        with task("Inner", 3, unit="step") as inner:
+            inner.advance()
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[0] == "Training: continuing at step 5 of 8"
+    assert re.fullmatch(r"Training: 6 of 8 steps, running for 0 s, about [01] s left", lines[1])
+    assert "Training: after step 6: dna R2 0.5" in lines
+    assert "Inner" not in err
+    with task("Predicting", unit="window"):
+        pass
+    assert capsys.readouterr().err == "Predicting: started\n"
+    monkeypatch.setattr(progress, "_FIRST", 0.05)
+    with task("Reading", 3):
+        time.sleep(0.2)
+    assert capsys.readouterr().err.startswith("Reading: 0 of 3, running for 0 s\n")
 
 
 def test_progress_on_a_terminal_draws_one_bar(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.config import Config, StreamConfig
+from repmode_cl.config.load import dump_config
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
 from repmode_cl.strategies import StructureStrategy
+from repmode_cl.utils.locks import exclusive
 from repmode_cl.workflows.add_structure import add_structure
 from repmode_cl.workflows.train_base import train_base
 
@@ -138,6 +142,61 @@ def test_another_configuration_is_not_resumed(
         ConfigError, match=r"holds an interrupted training with other settings \(training.steps \d+ -> 9\)"
     ):
         train_base(other, tmp_path / "model")
+
+
+def test_only_one_process_trains_a_base(manifest: Path, tmp_path: Path) -> None:
+    """The other is told which process does, and advised to nothing that would harm it."""
+    work, config = tmp_path / "model.training", configured(manifest, tmp_path)
+    holder = work / ".lock.holder"
+    with (
+        exclusive(work / ".lock", "", error=ConfigError, holder=holder),
+        pytest.raises(ConfigError) as caught,
+    ):
+        train_base(config, tmp_path / "model")
+    assert f"model is being trained by process {os.getpid()} on " in str(caught.value)
+    assert str(caught.value).endswith("wait until that ends, or give another --out")
+    assert [path.name for path in work.iterdir()] == [".lock"]
+
+
+def test_a_base_records_what_was_trained(trained: Path) -> None:
+    model = Model.open(trained)
+    for name in BASE:
+        provenance = model.entries[name].provenance
+        assert (provenance["steps"], provenance["learning_rate"]) == (6, 0.02)
+        assert provenance["stopped"] == "all 6 steps"
+    for command in ("history", "show"):
+        assert "6 steps, rate 0.02, seed 3" in CliRunner().invoke(app, [command, str(trained)]).output
+
+
+def test_a_finished_base_leaves_only_the_curves_of_its_training(trained: Path) -> None:
+    assert {path.name for path in trained.with_name("model.training").iterdir()} <= {
+        "learning.csv",
+        "tensorboard",
+        ".lock",
+    }
+
+
+def test_a_wrong_structure_is_found_before_training_libraries_are_loaded(
+    manifest: Path, tmp_path: Path
+) -> None:
+    for base, message in (
+        (("dna", "nucleolos"), "did you mean 'nucleolus'"),
+        ((), "stream.base is empty"),
+    ):
+        config = tmp_path / "config.yaml"
+        config.write_text(dump_config(changed(tiny(manifest, tmp_path), stream=StreamConfig(base=base))))
+        script = (
+            "import sys\nfrom repmode_cl.cli.app import app\ntry:\n    app()\n"
+            "finally:\n    print({'torch', 'avalanche'} & set(sys.modules))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, "train", config, "--out", tmp_path / "model"],
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout) == (2, "set()\n"), done.stderr
+        assert message in done.stderr
+    assert not (tmp_path / "model.training").exists()
 
 
 def test_an_existing_model_is_not_trained_over(trained: Path, manifest: Path) -> None:

@@ -6,6 +6,7 @@ a child, also one that may have no children of multiprocessing's kind, such as a
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
@@ -17,13 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run_in_child", "kill_group", "read_order", "ABANDONED"]
+__all__ = ["run_in_child", "kill_group", "stop_group", "running_in_group", "read_order", "ABANDONED"]
 
 #: Exit status of a process whose parent is gone.
 ABANDONED = 75
+#: What a parent writes to a child that has its order: save, and end.
+_STOP = b"stop\n"
 
 _running: dict[str, set[subprocess.Popen[bytes]]] = {}
-_killed_groups: set[str] = set()
+_ended_groups: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -56,7 +59,7 @@ def run_in_child(module: str, order: Any, log: str | Path, *, group: str, thread
         handle.write(time.strftime("---- %Y-%m-%d %H:%M:%S\n").encode("ascii"))
         handle.flush()
         with _lock:
-            if group in _killed_groups:
+            if group in _ended_groups:
                 return ABANDONED
             process = subprocess.Popen(
                 # -P: a file of the working directory must not be imported in place of a library.
@@ -84,15 +87,33 @@ def run_in_child(module: str, order: Any, log: str | Path, *, group: str, thread
 def kill_group(group: str) -> None:
     """Kill all processes of `group` that this process started, and start no more of them."""
     with _lock:
-        _killed_groups.add(group)
+        _ended_groups.add(group)
         for process in _running.get(group, ()):
             process.kill()
+
+
+def stop_group(group: str) -> None:
+    """Ask all processes of `group` that this process started to save their work and end; start no more of them."""
+    with _lock:
+        _ended_groups.add(group)
+        for process in _running.get(group, ()):
+            assert process.stdin is not None
+            with suppress(OSError, ValueError):  # it has ended already
+                process.stdin.write(_STOP)
+                process.stdin.flush()
+
+
+def running_in_group(group: str) -> int:
+    """Return how many processes of `group` this process waits for."""
+    with _lock:
+        return len(_running.get(group, ()))
 
 
 def read_order() -> Any:
     """Return the order that this process was started with; from now on, end when its parent does.
 
-    Ctrl-C is ignored from now on: the parent ends this process then.
+    When the parent asks to stop, this process handles that as a SIGTERM. Ctrl-C, which reaches both, is left to the
+    parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not through sys.stdin, whose lock a waiting thread would hold when the interpreter ends.
@@ -108,5 +129,5 @@ def read_order() -> Any:
 
 def _end_with_parent() -> None:
     while os.read(0, 1 << 10):
-        pass
+        _thread.interrupt_main(signal.SIGTERM)  # only _STOP comes
     os._exit(ABANDONED)

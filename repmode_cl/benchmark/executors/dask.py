@@ -8,11 +8,17 @@ resumes from the last checkpoint.
 from __future__ import annotations
 
 import secrets
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from repmode_cl.benchmark.executors.child_process import kill_group, run_in_child
+from repmode_cl.benchmark.executors.child_process import (
+    kill_group,
+    run_in_child,
+    running_in_group,
+    stop_group,
+)
 from repmode_cl.benchmark.executors.local import MODULE, exit_text, order_for
 from repmode_cl.benchmark.executors.scheduling import TrialEnded
 from repmode_cl.benchmark.trials import BaseTrial
@@ -24,6 +30,8 @@ __all__ = ["DaskCluster"]
 
 #: More than any cluster has; Dask queues the tasks that wait.
 _SLOTS = 100_000
+#: Seconds between looks at processes that are asked to stop.
+_POLL = 0.2
 
 
 class DaskCluster:
@@ -93,10 +101,17 @@ class DaskCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Cancel the tasks that wait, kill the processes that are at work, and leave the cluster."""
+        """Cancel the tasks that wait, end the processes that are at work, and leave the cluster.
+
+        After an interruption the processes save their steps first.
+        """
         try:
             if self._futures:
                 self._client.cancel(list(self._futures))
+                if isinstance(error, KeyboardInterrupt):
+                    self._client.run(stop_group, self._group)
+                    while any(self._client.run(running_in_group, self._group).values()):
+                        time.sleep(_POLL)
                 self._client.run(kill_group, self._group)
         finally:
             self._client.close()

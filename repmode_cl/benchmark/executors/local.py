@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from repmode_cl.benchmark.executors.child_process import kill_group, run_in_child
+from repmode_cl.benchmark.executors.child_process import kill_group, run_in_child, stop_group
 from repmode_cl.benchmark.executors.scheduling import TrialEnded
 from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.results.trial_record import LOG, Trial
@@ -66,9 +66,15 @@ class LocalProcesses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Kill the processes that are still at work; their trials can be resumed from their last checkpoints."""
-        kill_group(self._group)
-        self._pool.shutdown()
+        """End the processes that are still at work: after an interruption they save their steps first."""
+        if isinstance(error, KeyboardInterrupt):
+            stop_group(self._group)
+        else:
+            kill_group(self._group)
+        try:
+            self._pool.shutdown()
+        finally:
+            kill_group(self._group)  # interrupted again
 
     def start(self, trial: Trial | BaseTrial) -> None:
         """Start a trial; return at once."""
