@@ -168,7 +168,7 @@ def structure_stream(
     experiences = experience_names(StreamConfig(**values), manifest.structures)
     structures = list(dict.fromkeys(name for names in experiences for name in names))
     data = (data or DataConfig()).model_copy(update={"cache": str(cache)})
-    samples, _ = prepared_samples(data, Path(cache), structures=structures, manifest=manifest, patch=patch)
+    samples, _ = prepared_samples(data, Path(cache), structures=structures, manifest=manifest)
     count: PatchCount = patches if callable(patches) else lambda _, images: patches or images
     return stream_of_samples(
         samples,
