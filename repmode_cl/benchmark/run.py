@@ -221,6 +221,7 @@ class _Run:
         """Run all trials in other processes; bases that several share come first."""
         jobs = self._jobs()
         self._report_start([job.trial for job in jobs if isinstance(job.trial, Trial)])
+        report_line(f"{self.config.name}: the steps of each run are in its {LOG}")
         with task(f"{self.config.name}: runs", total=len(jobs), unit="run") as bar:
 
             def ended(trial: Trial | BaseTrial) -> None:

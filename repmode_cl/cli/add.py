@@ -27,6 +27,7 @@ from repmode_cl.cli.options import (
     continue_with,
     fail,
     parse_size,
+    report_start,
 )
 from repmode_cl.errors import RepmodeError, counted
 from repmode_cl.structures import check_structure_name
@@ -177,6 +178,8 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
             f"--min-r2 {min_r2}: a number of at most 1 is needed, which a perfect prediction has"
         )
     continue_with(ctx)
+    if not values["dry_run"]:
+        report_start(ctx, structure)
     from repmode_cl.nn import AdditionSpec
     from repmode_cl.utils.process_pool import workers_here
     from repmode_cl.workflows.add_structure import run_addition

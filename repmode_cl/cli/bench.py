@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with
+from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with, report_start
 from repmode_cl.cli.report import show_results
 from repmode_cl.errors import counted
 
@@ -77,6 +77,8 @@ def bench(
 
     loaded = load_config(config, overrides or ())
     continue_with(ctx, "--resume")
+    if not dry_run:
+        report_start(ctx, loaded.name)
     from repmode_cl.benchmark import TrialsFailedError, run_benchmark
 
     try:

@@ -26,6 +26,7 @@ from repmode_cl.cli.options import (
     console,
     continue_with,
     parse_size,
+    report_start,
 )
 from repmode_cl.structures import check_structure_name
 
@@ -126,6 +127,7 @@ def compare(
         },
     )
     continue_with(ctx, without=("--restart",))
+    report_start(ctx, structure)
     from repmode_cl.nn import AdditionSpec
     from repmode_cl.utils.process_pool import workers_here
     from repmode_cl.workflows.compare_structure import run_comparison

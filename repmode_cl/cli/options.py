@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from repmode_cl.errors import RepmodeError
 from repmode_cl.structures import check_structure_name
 from repmode_cl.utils.command_text import command_line
+from repmode_cl.utils.progress import report_line
 from repmode_cl.utils.stop_signals import Stopped, handle_stop_signals
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "CommandGroup",
     "fail",
     "continue_with",
+    "report_start",
     "console",
     "ModelArgument",
     "ConfigArgument",
@@ -156,6 +158,11 @@ def fail(message: str) -> None:
     """Print ``error: message`` on stderr and end with exit code 2."""
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(2) from None
+
+
+def report_start(ctx: typer.Context, subject: object) -> None:
+    """Write a line before training libraries are loaded, which takes seconds, where there is no terminal."""
+    report_line(f"{ctx.info_name} {subject}: started, loading libraries")
 
 
 def continue_with(ctx: typer.Context, *more: str, without: Sequence[str] = ()) -> None:

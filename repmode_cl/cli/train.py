@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with
+from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with, report_start
 from repmode_cl.cli.show_and_verify import show
 from repmode_cl.errors import ModelError
 
@@ -45,6 +45,7 @@ def train(
     from repmode_cl.data.pipeline import check_base
 
     check_base(loaded)
+    report_start(ctx, out)
     from repmode_cl.workflows.train_base import train_base, training_folder
 
     continue_with(ctx)
