@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_an_interrupted_base_is_resumed_in_its_precision(
 
 
 def test_another_configuration_is_not_resumed(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = configured(manifest, tmp_path)
     other = changed(config, training=config.training.model_copy(update={"steps": 9}))
@@ -135,9 +136,14 @@ def test_another_configuration_is_not_resumed(
         cut_off(patch, 0)
         with pytest.raises(Interruption):
             train_base(other, tmp_path / "model")  # nothing was learned: it is in nobody's way
+    capsys.readouterr()
     cut_off(monkeypatch, 5)
     with pytest.raises(Interruption):
         train_base(config, tmp_path / "model")
+    said = capsys.readouterr().err
+    assert re.search(
+        r"other settings \(training.steps 9 -> \d+\) saved no step; this one starts at step 0", said
+    )
     with pytest.raises(
         ConfigError, match=r"holds an interrupted training with other settings \(training.steps \d+ -> 9\)"
     ):
