@@ -68,9 +68,10 @@ class UnknownStructureError(StructureError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the nearest of `known`, or an empty string."""
-    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    """Return `` (did you mean 'x'?)`` for the nearest of `known`, whatever its case, or an empty string."""
+    folded = {name.casefold(): name for name in known}
+    nearest = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return f" (did you mean {folded[nearest[0]]!r}?)" if nearest else ""
 
 
 def counted(number: int, what: str) -> str:

@@ -62,8 +62,11 @@ def check_structure_name(name: str) -> str:
         characters, or is a reserved word.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
+        # "DNA", "Golgi apparatus" and "tight-junction" are what people write.
+        usable = re.sub(r"[ -]", "_", name.lower()) if isinstance(name, str) else ""
+        hint = f" (did you mean {usable!r}?)" if _NAME.fullmatch(usable) else ""
         raise StructureError(
-            f"structure name {name!r} cannot be used: a name is 1 to 64 lower-case letters, digits and "
+            f"structure name {name!r} cannot be used{hint}: a name is 1 to 64 lower-case letters, digits and "
             "underscores and begins with a letter, such as 'nucleolus' or 'tight_junction'"
         )
     if name in _RESERVED:

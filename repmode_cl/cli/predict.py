@@ -132,6 +132,7 @@ def predict(
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
     window_size = parse_size(window, "--window")
     voxel_size_um = parse_voxel_size(voxel_size)
+    from repmode_cl.data.readers.registry import refuse_folder
     from repmode_cl.inference.options import PredictionOptions
     from repmode_cl.inference.output_paths import output_paths, refuse_inputs
     from repmode_cl.inference.predict_files import (
@@ -166,6 +167,7 @@ def predict(
     )
     if out is None:
         inputs, outputs = expand_inputs(paths[:1]), [paths[1]]
+        refuse_folder(inputs[0])  # before the name of the output is found wrong
         if len(inputs) > 1:
             raise RepmodeError(
                 f"{paths[0]}: {counted(len(inputs), 'image')} fit this pattern; give --out DIR for them"

@@ -18,6 +18,7 @@ from typing import Any
 from repmode_cl.data.csv_dialect import detect_delimiter
 from repmode_cl.data.readers.location import is_url
 from repmode_cl.data.readers.region import Region
+from repmode_cl.data.readers.registry import image_format
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError, did_you_mean
 from repmode_cl.structures import check_structure_name
 from repmode_cl.utils.atomic_files import write_text
@@ -226,10 +227,13 @@ def read_csv_text(path: Path) -> str:
     Raises
     ------
     ManifestError
-        If it cannot be read, or is no UTF-8.
+        If it cannot be read, is an image or a workbook, or is no UTF-8.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as handle:
+            head = handle.read(16)
+            # An image may have gigabytes.
+            data = head if (kind := image_format(head)) else head + handle.read()
     except FileNotFoundError:
         raise ManifestError(f"{path}: there is no such manifest") from None
     except OSError as error:
@@ -237,6 +241,13 @@ def read_csv_text(path: Path) -> str:
         if path.is_dir():
             what = "this is a folder, not a CSV file"
         raise ManifestError(f"{path}: {what}") from None
+    if kind:
+        raise ManifestError(
+            f"{path}: this is an image ({kind}), not a manifest; a manifest is a table of images, saved as "
+            "'CSV UTF-8', and `repmode-cl data import` writes one"
+        )
+    if head.startswith(b"PK\3\4") or head.startswith(b"\xd0\xcf\x11\xe0"):
+        raise ManifestError(f"{path}: this is a workbook or an archive; save the table as 'CSV UTF-8'")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

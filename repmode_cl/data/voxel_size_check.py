@@ -27,10 +27,7 @@ VoxelSize = tuple[float, float, float]
 #: Largest factor, on each axis, by which voxels may be larger or smaller than those of all training images.
 LARGEST_FACTOR = 1.5
 
-_REMEDY = (
-    "state the right one (--voxel-size z,y,x, or the column voxel_size_zyx of a manifest), or give --force to continue "
-    "anyway"
-)
+_REMEDY = "state the right one with --voxel-size z,y,x, or give --force to predict it anyway"
 
 #: Key of the provenance.
 _KEY = "voxel_sizes"
@@ -116,7 +113,7 @@ def check_voxel_size(
     force
         Return the message instead of raising the error.
     remedy
-        Advice in the error; by default the options of the commands.
+        Advice in the error; by default the options of `predict`.
 
     Returns
     -------

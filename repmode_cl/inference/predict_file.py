@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.data.readers.location import as_location
+from repmode_cl.data.readers.registry import refuse_folder
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.identity import input_fingerprint, is_predicted, prediction_uuid
@@ -39,6 +41,11 @@ from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import available_memory, format_bytes, resident_memory
 
 __all__ = ["predict_file", "FilePrediction", "FusedNetworks", "fused_network_on"]
+
+_VOXEL_SIZE_REMEDY = "State the right one with --voxel-size z,y,x"
+
+#: Most names in a message.
+_LISTED = 20
 
 
 @overload
@@ -185,6 +192,7 @@ class FilePrediction:
     ) -> None:
         self._started = time.perf_counter()
         several = not isinstance(structure, str)
+        refuse_folder(as_location(in_path))
         self.structures = (structure,) if isinstance(structure, str) else tuple(structure)
         self.in_path = as_location(in_path)
         self.options = options
@@ -228,6 +236,7 @@ class FilePrediction:
     def _plan(self, image: ImageReader) -> _ImagePlan:
         """Choose channels, voxel size and windows, and refuse an image that cannot be predicted."""
         options, model = self.options, self.model
+        self._refuse_image(image)
         voxel_size = image.voxel_size if options.voxel_size is None else options.voxel_size
         channel = image.channel_index(options.channel)
         target_channels = {name: image.channel_index(one) for name, one in (options.targets or {}).items()}
@@ -238,7 +247,7 @@ class FilePrediction:
         window = model.inference["window"] if options.window is None else options.window
         overlap = float(model.inference["overlap"] if options.overlap is None else options.overlap)
         try:
-            grid_shape = recipe.grid(image.shape, voxel_size, model.voxel_size)
+            grid_shape = recipe.grid(image.shape, voxel_size, model.voxel_size, remedy=_VOXEL_SIZE_REMEDY)
             smallest = model.architecture.smallest_size
             grid = checked_window_grid(image.shape, grid_shape, window, overlap, smallest)
         except ImageError as error:
@@ -279,6 +288,33 @@ class FilePrediction:
             request=request,
             notes=notes,
         )
+
+    def _refuse_image(self, image: ImageReader) -> None:
+        """Refuse an image without depth, or whose channel, scene or time point has to be named first."""
+        options = self.options
+        if options.scene is None and len(image.scenes) > 1:
+            raise ImageError(
+                f"{self.in_path}: holds {len(image.scenes)} scenes; give one of {_choices('--scene', image.scenes)}"
+            )
+        if image.shape[0] == 1 and image.times > 1:
+            raise ImageError(
+                f"{self.in_path}: holds {image.times} time points of one plane each, and the model predicts Z-stacks; "
+                "if these are the planes of one stack, save it with its planes as Z"
+            )
+        if image.shape[0] == 1:
+            raise ImageError(
+                f"{self.in_path}: is a 2D image (one plane), and the model predicts Z-stacks of at least "
+                f"{self.model.architecture.smallest_size} planes"
+            )
+        if options.t is None and image.times > 1:
+            raise ImageError(
+                f"{self.in_path}: holds {image.times} time points; give one of --t 0 to --t {image.times - 1}"
+            )
+        if options.channel is None and image.n_channels > 1:
+            raise ImageError(
+                f"{self.in_path}: holds {image.n_channels} channels; give that of transmitted light, one of "
+                f"{_choices('--channel', image.channel_names)}"
+            )
 
     def _voxel_size_notes(self, voxel_size: Sequence[float] | None) -> tuple[str, ...]:
         """Compare the image's voxel size with those that each structure was trained on."""
@@ -402,6 +438,15 @@ class FilePrediction:
             for path, names in self._contents.items()
             for name in names
         ]
+
+
+def _choices(option: str, names: Sequence[str]) -> str:
+    """Write an option with each of `names`, or its number where another has the same name or it has none."""
+    values = [
+        name if name and list(names).count(name) == 1 else str(number) for number, name in enumerate(names)
+    ]
+    listed = [f"{option} {shlex.quote(value)}" for value in values[:_LISTED]]
+    return ", ".join(listed) + (", ..." if len(values) > _LISTED else "")
 
 
 class FusedNetworks(dict[str, Network]):

@@ -207,7 +207,7 @@ def predict_files(
             outcome = ImageOutcome(source, (), time.perf_counter() - started, _message(error))
         outcomes.append(outcome)
         if table is not None:
-            write_prediction_table(table, outcomes, names, [str(path) for path in outputs], earlier)
+            write_prediction_table(table, outcomes, names, earlier)
         if done is not None:
             done(outcome)
     return outcomes
@@ -258,7 +258,6 @@ def write_prediction_table(
     table: Path,
     outcomes: Sequence[ImageOutcome],
     structures: Sequence[str],
-    outputs: Sequence[str],
     earlier: Mapping[tuple[str, str], Mapping[str, str]],
 ) -> None:
     """Write the outcomes of images as CSV, one row for each image and structure, whole or not at all.
@@ -269,25 +268,21 @@ def write_prediction_table(
         The file.
     outcomes
         Of the images so far.
-    structures, outputs
-        Names of the structures, and of each image's outputs.
+    structures
+        Their names.
     earlier
         Rows of an earlier call: metrics of its predictions are copied from there.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, TABLE_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for outcome, output in zip(outcomes, outputs, strict=False):
+    for outcome in outcomes:
         files = {file.structure: file for file in outcome.files}
         for name in structures:
             row: dict[str, object] = {"input": str(outcome.source), "structure": name}
             file = files.get(name)
             if file is None:
-                row |= {
-                    "output": output.replace("{structure}", name),
-                    "status": "failed",
-                    "message": outcome.error,
-                }
+                row |= {"output": "", "status": "failed", "message": outcome.error}
             else:
                 status = "already there" if file.existed else "predicted"
                 row |= {"output": str(file.path), "status": status, "message": "; ".join(file.notes)}

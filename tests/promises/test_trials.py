@@ -342,5 +342,8 @@ def test_a_scheduler_needs_dask_and_an_address(
     from repmode_cl.errors import RepmodeError
 
     monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(RepmodeError, match=r"pip install -e '\.\[cluster\]'"):
+        DaskCluster("tcp://127.0.0.1:1", tmp_path)
+    monkeypatch.setattr("repmode_cl.utils.extras._ROOT", tmp_path)  # no clone
     with pytest.raises(RepmodeError, match=r"pip install 'repmode-cl\[cluster\]'"):
         DaskCluster("tcp://127.0.0.1:1", tmp_path)

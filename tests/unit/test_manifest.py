@@ -128,6 +128,12 @@ def test_unreadable_manifests(tmp_path: Path) -> None:
     path.write_bytes(HEADER.encode("utf-16"))
     with pytest.raises(ManifestError, match="CSV UTF-8"):
         read_manifest(path)
+    # An image whose bytes are text by chance too, and a spreadsheet.
+    for head, name in ((b"II*\0", "image (TIFF)"), (b"ZISRAWFILE", "image (CZI)"), (b"PK\3\4", "workbook")):
+        path.write_bytes(head + b"," * 40)
+        with pytest.raises(ManifestError, match="this is a") as refused:
+            read_manifest(path)
+        assert name in str(refused.value)
     path.write_bytes((HEADER + '\ndna,"a.tif').encode())
     with pytest.raises(ManifestError, match="check the quotes"):
         read_manifest(path)

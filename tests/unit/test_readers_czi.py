@@ -226,5 +226,8 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "pylibCZIrw" else real(name, *rest)
     )
+    with pytest.raises(ImageError, match=r"Zeiss CZI.*pip install -e '\.\[czi\]'"):
+        open_image(path)
+    monkeypatch.setattr("repmode_cl.utils.extras._ROOT", tmp_path)
     with pytest.raises(ImageError, match=r"Zeiss CZI.*pip install 'repmode-cl\[czi\]'"):
         open_image(path)

@@ -313,6 +313,10 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         importlib.util, "find_spec", lambda name, *rest: None if name == "zarr" else real(name, *rest)
     )
     for path in (tmp_path / "a.zarr", "s3://bucket/a.zarr"):
+        with pytest.raises(ImageError, match=r"OME-Zarr; reading it needs .*pip install -e '\.\[zarr\]'"):
+            open_image(path)
+    monkeypatch.setattr("repmode_cl.utils.extras._ROOT", tmp_path)
+    for path in (tmp_path / "a.zarr", "s3://bucket/a.zarr"):
         with pytest.raises(
             ImageError, match=r"OME-Zarr; reading it needs .*pip install 'repmode-cl\[zarr\]'"
         ):

@@ -24,6 +24,7 @@ from repmode_cl.benchmark.executors.scheduling import TrialEnded
 from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.errors import RepmodeError
 from repmode_cl.results.trial_record import LOG, Trial
+from repmode_cl.utils.extras import install_command
 from repmode_cl.utils.process_pool import workers_here
 
 __all__ = ["DaskCluster"]
@@ -59,7 +60,7 @@ class DaskCluster:
             from distributed import Client, as_completed
         except ImportError:
             raise RepmodeError(
-                "--scheduler needs Dask, which is not installed: pip install 'repmode-cl[cluster]', here and where "
+                f"--scheduler needs Dask, which is not installed: {install_command('cluster')}, here and where "
                 "the workers run"
             ) from None
         try:

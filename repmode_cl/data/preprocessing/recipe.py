@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from repmode_cl.data.geometry import VoxelSize
-from repmode_cl.data.preprocessing.resampling import resampled_shape
+from repmode_cl.data.preprocessing.resampling import VOXEL_SIZE_REMEDY, resampled_shape
 from repmode_cl.errors import ModelError
 
 __all__ = ["PreprocessingRecipe"]
@@ -136,7 +136,12 @@ class PreprocessingRecipe:
         return (own[0] if self.axes == "xy" else z), y, x
 
     def grid(
-        self, shape: Sequence[int], own: VoxelSize | None, to: Sequence[float] | None
+        self,
+        shape: Sequence[int],
+        own: VoxelSize | None,
+        to: Sequence[float] | None,
+        *,
+        remedy: str = VOXEL_SIZE_REMEDY,
     ) -> tuple[int, int, int]:
         """Return the number of voxels (Z, Y, X) of an image of `shape` after preparation.
 
@@ -146,6 +151,8 @@ class PreprocessingRecipe:
             Its voxels (Z, Y, X) in the file.
         own, to
             Its voxel size, and that of the model or configuration, in um; it keeps its grid where either is None.
+        remedy
+            What a person can do, for the error; what a manifest offers by default.
 
         Raises
         ------
@@ -155,7 +162,7 @@ class PreprocessingRecipe:
         if own is None or to is None:
             z, y, x = (int(size) for size in shape)
             return z, y, x
-        return resampled_shape(shape, own, self.target_voxel(own, to))
+        return resampled_shape(shape, own, self.target_voxel(own, to), remedy=remedy)
 
 
 def _are_percentiles(value: Any) -> bool:

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from repmode_cl.data.geometry import Box
 from repmode_cl.errors import ImageError
 
-__all__ = ["resample", "resample_to", "resampled_shape", "blur", "blur_box", "blur_radius"]
+__all__ = ["resample", "resample_to", "resampled_shape", "blur", "blur_box", "blur_radius", "VOXEL_SIZE_REMEDY"]
 
 #: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
 _LARGEST_RATIO = 100.0
+
+#: What a person can do about a voxel size in another unit, where a manifest lists the image.
+VOXEL_SIZE_REMEDY = "The column voxel_size_zyx of a manifest overrides the file's"
 
 #: Deviations at which the Gaussian ends.
 _TRUNCATE = 4.0
@@ -63,7 +66,11 @@ def resample(
 
 
 def resampled_shape(
-    shape: Sequence[int], from_voxel: Sequence[float], to_voxel: Sequence[float]
+    shape: Sequence[int],
+    from_voxel: Sequence[float],
+    to_voxel: Sequence[float],
+    *,
+    remedy: str = VOXEL_SIZE_REMEDY,
 ) -> tuple[int, int, int]:
     """Return how many voxels (Z, Y, X) of `to_voxel` um hold the field of `shape` voxels of `from_voxel` um.
 
@@ -79,7 +86,7 @@ def resampled_shape(
         if max(a / b, b / a) > _LARGEST_RATIO:
             raise ImageError(
                 f"a voxel size of {a:g} um on axis {axis} cannot be resampled to {b:g} um: is it in another "
-                "unit? The column voxel_size_zyx of a manifest overrides the file's"
+                f"unit? {remedy}"
             )
         sizes.append(max(1, round(size * a / b)))
     return sizes[0], sizes[1], sizes[2]

@@ -23,6 +23,7 @@ from repmode_cl.data.readers.region import Region
 from repmode_cl.data.readers.tiff.metadata import to_um
 from repmode_cl.data.readers.tiff.pages import native, reason
 from repmode_cl.errors import ImageError, counted
+from repmode_cl.utils.extras import install_command
 
 __all__ = ["OmeZarrReader"]
 
@@ -75,7 +76,7 @@ class OmeZarrReader(ImageReader):
     def __init__(self, path: Path | str, *, scene: int | str | None = None, t: int | None = None) -> None:
         if importlib.util.find_spec("zarr") is None:
             raise ImageError(
-                f"{path}: OME-Zarr; reading it needs a further package: pip install 'repmode-cl[zarr]'"
+                f"{path}: OME-Zarr; reading it needs a further package: {install_command('zarr')}"
             )
         self._layouts: dict[int, _Layout] = {}
         self._root = _open_group(path)

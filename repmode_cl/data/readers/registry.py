@@ -19,7 +19,7 @@ from repmode_cl.data.readers.tiff.companion import open_companion
 from repmode_cl.data.readers.tiff.reader import TiffReader
 from repmode_cl.errors import ImageError
 
-__all__ = ["open_image", "ReaderFormat", "SUPPORTED", "ENTRY_POINTS"]
+__all__ = ["open_image", "image_format", "refuse_folder", "ReaderFormat", "SUPPORTED", "ENTRY_POINTS"]
 
 #: Readable formats, for messages.
 SUPPORTED = (
@@ -63,11 +63,11 @@ def _open_zarr(path: Path | str, **choice: Any) -> ImageReader:
     return OmeZarrReader(path, **choice)
 
 
-# First bytes -> reader: classic and big TIFF in both byte orders, NumPy's arrays, Zeiss's files.
-_FORMATS: tuple[tuple[tuple[bytes, ...], Callable[..., ImageReader]], ...] = (
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffReader),
-    ((b"\x93NUMPY",), NpyReader),
-    ((b"ZISRAWFILE",), _open_czi),
+# First bytes, name and reader: classic and big TIFF in both byte orders, NumPy's arrays, Zeiss's files.
+_FORMATS: tuple[tuple[tuple[bytes, ...], str, Callable[..., ImageReader]], ...] = (
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF", TiffReader),
+    ((b"\x93NUMPY",), "NumPy", NpyReader),
+    ((b"ZISRAWFILE",), "CZI", _open_czi),
 )
 
 # One of these files makes a folder a Zarr group or array, of format 3 or 2.
@@ -113,13 +113,13 @@ def open_image(path: str | Path, *, scene: int | str | None = None, t: int | Non
     assert isinstance(path, Path)
     head = _head_of(path)
     if head is None:
-        if any((path / name).is_file() for name in _ZARR_FILES):
+        if _is_zarr(path):
             return _open_zarr(path, scene=scene, t=t)
         opener = _plugin(path, b"")
         if opener is None:
             raise ImageError(f"{path}: a folder, not an image file; readable are {SUPPORTED}")
         return opener(path, scene=scene, t=t)
-    for marks, reader in _FORMATS:
+    for marks, _, reader in _FORMATS:
         if head.startswith(marks):
             return reader(path, scene=scene, t=t)
     if path.name in _ZARR_FILES and head.lstrip().startswith(b"{"):
@@ -138,6 +138,31 @@ def open_image(path: str | Path, *, scene: int | str | None = None, t: int | Non
                 f"Readable are {SUPPORTED}"
             )
     raise ImageError(f"{path}: no format known here (it begins with {head[:8]!r}); readable are {SUPPORTED}")
+
+
+def refuse_folder(path: Path | str) -> None:
+    """Refuse a folder of images where one image is needed.
+
+    Raises
+    ------
+    ImageError
+        If `path` is a folder that no reader takes for an image.
+    """
+    if isinstance(path, Path) and path.is_dir() and not _is_zarr(path) and _plugin(path, b"") is None:
+        raise ImageError(
+            f"{path}: the input is a folder, not an image; for the images in it give a pattern and --out DIR, such as "
+            f"'{path / '*.tif'}' --out predictions"
+        )
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _ZARR_FILES)
+
+
+def image_format(head: bytes) -> str | None:
+    """Return the name of the image format that a file's first bytes are of; None for anything else."""
+    known = [(marks, name) for marks, name, _ in _FORMATS] + [((mark,), name) for mark, name in _REFUSED]
+    return next((name for marks, name in known if head.startswith(marks)), None)
 
 
 def _head_of(path: Path) -> bytes | None:

@@ -22,6 +22,7 @@ from repmode_cl.data.readers.image_reader import ImageReader, SceneInfo
 from repmode_cl.data.readers.tiff.axes import sample_names
 from repmode_cl.data.readers.tiff.pages import reason
 from repmode_cl.errors import ImageError
+from repmode_cl.utils.extras import install_command
 
 __all__ = ["CziReader"]
 
@@ -67,7 +68,7 @@ class CziReader(ImageReader):
     def __init__(self, path: Path, *, scene: int | str | None = None, t: int | None = None) -> None:
         if importlib.util.find_spec("pylibCZIrw") is None:
             raise ImageError(
-                f"{path}: a Zeiss CZI file; reading these needs a further package: pip install 'repmode-cl[czi]'"
+                f"{path}: a Zeiss CZI file; reading these needs a further package: {install_command('czi')}"
             )
         self._lock = threading.Lock()
         self._open: Any = None

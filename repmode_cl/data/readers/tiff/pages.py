@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError
+from repmode_cl.utils.extras import install_command
 
 __all__ = ["cut_off", "native", "read_pages", "read_rows", "reason"]
 
@@ -106,7 +107,7 @@ def read_pages(
         except Exception as error:  # codecs raise whatever damaged bytes lead them to
             hint = ""
             if "imagecodecs" in str(error):
-                hint = "; its compression needs a further package: pip install 'repmode-cl[compressed]'"
+                hint = f"; its compression needs a further package: {install_command('compressed')}"
             raise ImageError(f"{path}: page {number} cannot be decoded ({reason(error)}){hint}") from error
         out[tuple(value - part.start for value, part in zip(place, box, strict=False))] = plane
     return out
