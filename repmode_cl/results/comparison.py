@@ -22,6 +22,7 @@ __all__ = [
     "PredictionChange",
     "read_comparison",
     "write_comparison",
+    "similarity",
     "METHODS",
     "ADDING",
     "FINE_TUNING",
@@ -38,6 +39,17 @@ COMPARISON = "compare.json"
 _FORMAT, _VERSION = "repmode-cl comparison", 1
 
 
+def similarity(r2: float | None, max_difference: float | None) -> float:
+    """Return what orders changes of predictions: the lowest changed most.
+
+    It is the R2 against the prediction before. A prediction that is no longer finite changed most of all; one that
+    was constant before comes last, because there was nothing to lose.
+    """
+    if max_difference is None:
+        return float("-inf")
+    return float("inf") if r2 is None else r2
+
+
 @dataclass(frozen=True)
 class PredictionChange:
     """Change of the predictions of one structure of the model, by one method.
@@ -52,7 +64,8 @@ class PredictionChange:
         Whether all these predictions are the same bits as before.
     r2
         R2 of the prediction after against the one before, mean over images: 1 is unchanged, 0 is as far from it as
-        a constant. ``None`` where it is undefined (constant or not finite predictions).
+        a constant. ``None`` where it is undefined: predictions are not finite, or one before was constant or nearly
+        so, in an untrained structure.
     max_difference
         Largest absolute difference of a voxel, in z-score units; ``None`` where predictions are not finite.
     truth_images
@@ -141,7 +154,7 @@ class MethodResult:
     def worst(self) -> PredictionChange | None:
         """The structure that changed most, by R2 against the prediction before; None where nothing changed."""
         changed = [change for change in self.changes if not change.identical]
-        return min(changed, key=lambda c: float("-inf") if c.r2 is None else c.r2, default=None)
+        return min(changed, key=lambda change: similarity(change.r2, change.max_difference), default=None)
 
     @property
     def lost(self) -> float | None:

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from repmode_cl.data.patches.dataset import VolumeDataset
 from repmode_cl.data.sample import Sample
-from repmode_cl.errors import ImageError
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.metrics import image_metrics
 from repmode_cl.nn import RepModeUNet, fold_norms
-from repmode_cl.results.comparison import PredictionChange
+from repmode_cl.results.comparison import PredictionChange, similarity
 from repmode_cl.results.predictions import Prediction
 from repmode_cl.utils.progress import task
 
 __all__ = ["compare_predictions", "HeldOutImage", "Predict", "model_predictor"]
+
+#: Standard deviation below which a prediction shows no pattern; that of a z-scored target is 1.
+_CONSTANT = 0.02
 
 #: (plain network in evaluation mode, volume (Z, Y, X)) -> prediction, float32 (Z, Y, X).
 Predict = Callable[[nn.Module, Tensor], NDArray[np.float32]]
@@ -157,14 +159,14 @@ def _structure_change(structure: str, images: Sequence[_ImageChange]) -> Predict
 
 
 def _similarity(change: _ImageChange | PredictionChange) -> float:
-    return -np.inf if change.r2 is None else change.r2
+    return similarity(change.r2, change.max_difference)
 
 
 def _r2(old: NDArray[np.float32], new: NDArray[np.float32]) -> float | None:
-    try:
-        return image_metrics(new, old)["r2"]
-    except ImageError:  # the prediction before is constant, so that R2 against it does not exist
+    # Against a prediction before that is (nearly) constant R2 does not exist, or is any number.
+    if float(old.std(dtype=np.float64)) < _CONSTANT:
         return None
+    return image_metrics(new, old)["r2"]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

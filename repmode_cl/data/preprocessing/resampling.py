@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from repmode_cl.data.geometry import Box
 from repmode_cl.errors import ImageError
 
-__all__ = ["resample", "resample_to", "resampled_shape", "blur", "blur_box", "blur_radius", "VOXEL_SIZE_REMEDY"]
+__all__ = [
+    "resample",
+    "resample_to",
+    "resampled_shape",
+    "blur",
+    "blur_box",
+    "blur_radius",
+    "VOXEL_SIZE_REMEDY",
+]
 
 #: A volume that would shrink or grow more than this on an axis has a voxel size in another unit than um.
 _LARGEST_RATIO = 100.0

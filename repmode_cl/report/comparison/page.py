@@ -9,12 +9,20 @@ from typing import Any
 from markupsafe import Markup
 
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.report.comparison.text import change_text, damage_text, findings, stored_text
+from repmode_cl.report.comparison.text import (
+    change_text,
+    damage_text,
+    findings,
+    likeness_text,
+    lost_text,
+    metric_text,
+    stored_text,
+)
 from repmode_cl.report.html import render
 from repmode_cl.report.page.chart_data import LOWEST_LEARNING, readable
 from repmode_cl.report.page.slices import Slices, slices_of
 from repmode_cl.report.page.svg import Line, line_chart, nice_ticks
-from repmode_cl.report.tables.number_format import count_text, number, seconds_text
+from repmode_cl.report.tables.number_format import count_text, number, r2_text, seconds_text
 from repmode_cl.results.comparison import (
     FINE_TUNING,
     Comparison,
@@ -69,6 +77,9 @@ def build_comparison(folder: str | Path) -> Path:
         held_out={"test": "test", "val": "validation"}.get(comparison.held_out, comparison.held_out),
         images=comparison.images,
         ways=[way.title for way in comparison.ways],
+        below=number(LOWEST_LEARNING["r2"])
+        if any(r2 < LOWEST_LEARNING["r2"] for way in comparison.ways for _, r2 in way.curve)
+        else None,
         changed=_changed(comparison),
         changed_pictures=changed_pictures,
         curves=_curves(comparison),
@@ -99,7 +110,8 @@ def _rows(comparison: Comparison) -> list[dict[str, Any]]:
         cells = []
         for metric, *_ in _METRICS:
             value = way.metrics.get(metric)
-            text = "–" if value is None else number(value, 3)  # noqa: RUF001 - what a reader expects in an empty cell
+            # What the terminal shows, with the signs of a page.
+            text = metric_text(way, metric).replace("-", "–" if value is None else "\N{MINUS SIGN}")  # noqa: RUF001
             cells.append({"text": text, "best": value is not None and value == best[metric]})
         difference, more = damage_text(way)
         rows.append(
@@ -128,7 +140,9 @@ def _typeset(text: str) -> str:
 def _signed(value: float | None) -> str:
     if value is None:
         return "–"  # noqa: RUF001 - what a reader expects in an empty cell
-    return "0" if value == 0 else f"{'+' if value > 0 else ''}{number(value, 3)}"
+    if value == 0:
+        return "0"
+    return lost_text(value) if value > 1 else f"{'+' if value > 0 else ''}{number(value, 3)}"
 
 
 def _changed(comparison: Comparison) -> list[dict[str, Any]]:
@@ -143,7 +157,7 @@ def _changed(comparison: Comparison) -> list[dict[str, Any]]:
             {
                 "structure": readable(name),
                 "images": images,
-                "before": None if before is None else number(before, 3),
+                "before": None if before is None else r2_text(before),
                 "cells": cells,
             }
         )
@@ -157,9 +171,9 @@ def _change(style: int, way: MethodResult, change: PredictionChange) -> dict[str
         "way": way.title,
         "identical": change.identical,
         "width": f"{100 * kept:.1f}%",
-        "r2": "undefined" if change.r2 is None else number(change.r2, 3),
+        "r2": "1.000" if change.identical else likeness_text(change).removeprefix("R2 "),
         "difference": change_text(change)[0],
-        "after": None if change.truth_after is None else number(change.truth_after, 3),
+        "after": None if change.truth_after is None else r2_text(change.truth_after),
         "lost": _signed(change.lost).removeprefix("+"),
     }
 
@@ -185,6 +199,7 @@ def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
             x_range=(0.0, end),
             y_range=(low - margin, high + margin),
             x_ticks=[(x, f"{x:g}") for x in nice_ticks(0.0, end, 4)],
+            clamp=True,
             description=f"validation R² of {readable(comparison.structure)} against {heading}",
         )
         charts.append((heading, svg))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from repmode_cl.report.tables.number_format import count_text, seconds_text
+from repmode_cl.report.tables.number_format import DIVERGED, count_text, number, r2_text, seconds_text
 from repmode_cl.results.comparison import (
     ADDING,
     FINE_TUNING,
@@ -18,15 +18,29 @@ from repmode_cl.results.comparison import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["change_text", "damage_text", "findings", "metric_text", "render_terminal", "stored_text"]
+__all__ = [
+    "change_text",
+    "damage_text",
+    "findings",
+    "likeness_text",
+    "lost_text",
+    "metric_text",
+    "render_terminal",
+    "stored_text",
+]
 
-#: R2 of few images: a smaller difference between two ways says nothing.
+#: R2 of few images: a smaller difference between two methods says nothing, and a smaller R2 is as good as none.
 _LEVEL = 0.01
 
 
 def metric_text(way: MethodResult, metric: str) -> str:
-    """Return a figure with three digits; ``-`` where it does not exist."""
-    return f"{way.metrics[metric]:.3f}" if metric in way.metrics else "-"
+    """Return a figure with three digits; ``-`` where it does not exist, and words for an R2 far below 0."""
+    if metric not in way.metrics:
+        return "-"
+    value = way.metrics[metric]
+    if metric == "mse" and value >= 1000:
+        return f"{value:.2g}"
+    return _ascii(r2_text(value) if metric == "r2" else number(value, 3))
 
 
 def stored_text(way: MethodResult) -> str:
@@ -38,8 +52,16 @@ def change_text(change: PredictionChange) -> tuple[str, str]:
     """Return what became of one structure: the largest difference of a voxel, and how alike the predictions are."""
     if change.identical:
         return "0", "bit-identical"
-    difference = "not finite" if change.max_difference is None else f"{change.max_difference:.3g}"
-    return difference, f"R2 {_number(change.r2)}"
+    if change.max_difference is None:
+        return "not finite", "no longer finite"
+    return f"{change.max_difference:.3g}", likeness_text(change)
+
+
+def likeness_text(change: PredictionChange) -> str:
+    """Return how alike predictions after and before are; in words where no number says it."""
+    if change.r2 is None:
+        return "no longer finite" if change.max_difference is None else "constant before"
+    return "R2 below 0" if change.r2 < 0 else f"R2 {change.r2:.3f}"
 
 
 def damage_text(way: MethodResult) -> tuple[str, str]:
@@ -53,23 +75,34 @@ def damage_text(way: MethodResult) -> tuple[str, str]:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """Return a sentence on each way, so that nobody has to know what the columns mean."""
-    return [
+    """Return a sentence on each way, so that nobody has to know what the columns mean, and one where none learned."""
+    lines = [
         f"{way.title}: {_learned(way, comparison[ADDING])}; {_kept(way, comparison)}; {_to_store(way)}."
         for way in comparison.ways
     ]
+    reached = [way.metrics["r2"] for way in comparison.ways if "r2" in way.metrics]
+    if all(r2 < _LEVEL for r2 in reached):
+        best = f": R2 on held-out images is at most {_ascii(r2_text(max(reached)))}" if reached else ""
+        lines.append(
+            f"None of the three has learned {_spoken(comparison.structure)} yet{best}; 0 is predicting the mean. "
+            "Give more steps or images before choosing one."
+        )
+    return lines
 
 
 def _learned(way: MethodResult, adding: MethodResult) -> str:
     if "r2" not in way.metrics:
         return "its predictions are no finite numbers"
-    text = f"R2 {way.metrics['r2']:.3f}"
-    if way is adding or "r2" not in adding.metrics:
+    own, of_adding = way.metrics["r2"], adding.metrics.get("r2")
+    text = f"R2 {_ascii(r2_text(own))}"
+    if way is adding or of_adding is None or max(own, of_adding) < DIVERGED:
         return text
-    ahead = way.metrics["r2"] - adding.metrics["r2"]
+    ahead = own - of_adding
     if abs(ahead) < _LEVEL:
         return f"{text}, level with adding"
-    return f"{text}, {abs(ahead):.3f} {'above' if ahead > 0 else 'below'} adding"
+    # A distance to a number that says nothing says nothing.
+    distance = f"{abs(ahead):.3f} " if min(own, of_adding) >= DIVERGED else ""
+    return f"{text}, {distance}{'above' if ahead > 0 else 'below'} adding"
 
 
 def _kept(way: MethodResult, comparison: Comparison) -> str:
@@ -82,13 +115,25 @@ def _kept(way: MethodResult, comparison: Comparison) -> str:
     changed = sum(not change.identical for change in way.changes)
     those = f"{changed} of the {count}" if changed < count else f"all {count}" if count > 1 else "the one"
     of = "structures" if count > 1 else "structure"
+    text = (
+        f"{those} {of} of the model predicted otherwise than before, {_spoken(worst.structure)} most of all"
+    )
     difference, likeness = change_text(worst)
-    text = f"{those} {of} of the model predicted otherwise than before"
-    text += f", {_spoken(worst.structure)} most of all ({likeness} against before, up to {difference} z-score units)"
+    if worst.max_difference is None:
+        text += " (no finite numbers any more)"
+    elif worst.r2 is None:
+        text += f" (its prediction before was constant, changed by up to {difference} z-score units)"
+    else:
+        text += f" ({likeness} against before, up to {difference} z-score units)"
     if way.lost is not None and abs(way.lost) >= _LEVEL:
         verb = "less" if way.lost > 0 else "more"
-        text += f", and on average {abs(way.lost):.3f} R2 {verb} on images of their own"
+        text += f", and on average {lost_text(abs(way.lost))} R2 {verb} on images of their own"
     return text
+
+
+def lost_text(value: float) -> str:
+    """Return an R2 that was lost; 1 is all of a perfect prediction, so that more is no number to compare."""
+    return "more than 1" if value > 1 else number(value, 3)
 
 
 def _to_store(way: MethodResult) -> str:
@@ -97,8 +142,8 @@ def _to_store(way: MethodResult) -> str:
     return f"{stored_text(way)} more to store"
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+def _ascii(text: str) -> str:
+    return text.replace("\N{MINUS SIGN}", "-")
 
 
 def _spoken(structure: str) -> str:
@@ -110,14 +155,15 @@ def render_terminal(comparison: Comparison) -> Table:
     from rich import box
     from rich.table import Table
 
-    images = f"{comparison.images} {comparison.held_out} image{'s' if comparison.images > 1 else ''}"
+    held_out = {"val": "validation"}.get(comparison.held_out, comparison.held_out)
+    images = f"{comparison.images} {held_out} image{'s' if comparison.images > 1 else ''}"
     shown = Table(
         title=f"{comparison.structure}: {images}, {comparison.ways[0].steps} steps each",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="change: of the model's predictions, z-score units; R2 against before, 1 is unchanged\n"
+        caption="change: of the model's predictions, z-score units; R2 against before: 1 is unchanged, 0 nothing left\n"
         "stored: files besides the model",
         caption_justify="left",
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.metrics import image_metrics
 from repmode_cl.report.page.chart_data import readable
-from repmode_cl.report.tables.number_format import number
+from repmode_cl.report.tables.number_format import number, r2_text
 from repmode_cl.results.predictions import Prediction, contrast, read_prediction
 from repmode_cl.results.run_folder import Run
 
@@ -106,7 +106,7 @@ def slices_of(
     ]
     for title, volumes in predictions.items():
         metrics = image_metrics(volumes.prediction, volumes.target)
-        note = f"R² {number(metrics['r2'], 3)}, r {number(metrics['pearson'], 3)}"
+        note = f"R² {r2_text(metrics['r2'])}, r {number(metrics['pearson'], 3)}"
         panels.append(_panel(title, note, volumes.prediction, (z, y), (low, high)))
     depth, height, width = target.shape
     times = "\N{MULTIPLICATION SIGN}"

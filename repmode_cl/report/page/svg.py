@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 
@@ -80,6 +80,7 @@ def line_chart(
     description: str,
     x_name: str = "step",
     learned_at: float | None = None,
+    clamp: bool = False,
 ) -> Markup:
     """Draw lines with markers and, where there are several seeds, bands.
 
@@ -97,6 +98,8 @@ def line_chart(
         What the tooltip calls x.
     learned_at
         Where the structure was learned: a thin vertical line.
+    clamp
+        Draw points below or above the frame on its edge, marked by a triangle.
     """
     (x0, x1), (y0, y1) = x_range, y_range
     x_span, y_span = (x1 - x0) or 1.0, (y1 - y0) or 1.0
@@ -145,9 +148,23 @@ def line_chart(
         '<g transform="scale(1 -1)">'
     )
     dots = all(len(line.points) <= DOTS for line in lines)
-    out += (_line(line, dots=dots or len(line.points) == 1) for line in lines)
-    out.append("</g></svg></svg>")
+    shown = [_clamped(line, y0, y1) if clamp else line for line in lines]
+    out += (_line(line, dots=dots or len(line.points) == 1) for line in shown)
+    out.append("</g></svg>")
+    for line in lines if clamp else ():
+        for x, y in line.points:
+            if y < y0 or y > y1:
+                edge, tip = (bottom, 3) if y < y0 else (_TOP, -3)
+                out.append(
+                    f'<path class="line s{line.strategy % COLOURS}" d="M{px(x) - 4} {edge - tip}h8l-4 {2 * tip}z"/>'
+                )
+    out.append("</svg>")
     return Markup("".join(out))  # every text in it is escaped above
+
+
+def _clamped(line: Line, low: float, high: float) -> Line:
+    points = ((x, y if math.isnan(y) else min(max(y, low), high)) for x, y in line.points)
+    return replace(line, points=tuple(points))
 
 
 def _line(line: Line, *, dots: bool) -> str:

@@ -7,15 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
+    "DIVERGED",
     "count_text",
     "difference_text",
     "forgetting_text",
     "number",
     "number_text",
     "p_text",
+    "r2_text",
     "seconds_text",
     "title_text",
 ]
+
+
+#: Below this R2 a prediction has twice the error of the mean, or more: it diverged, whatever the number.
+DIVERGED = -1.0
 
 
 def title_text(row: Mapping[str, Any]) -> str:
@@ -83,6 +89,11 @@ def difference_text(row: Mapping[str, Any], digits: int = 3) -> str:
     if row["low"] is None or math.isnan(row["low"]):
         return text
     return f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def r2_text(value: float, digits: int = 3) -> str:
+    """Return an R2 as `number` does; in words where the prediction is so wrong that the number says nothing."""
+    return "below \N{MINUS SIGN}1" if value < DIVERGED else number(value, digits)
 
 
 def number(value: float, digits: int = 2) -> str:
