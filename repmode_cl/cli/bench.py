@@ -9,7 +9,7 @@ import typer
 
 from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with, report_start
 from repmode_cl.cli.report import show_results
-from repmode_cl.errors import counted
+from repmode_cl.errors import RepmodeError, counted
 
 __all__ = ["bench"]
 
@@ -72,6 +72,11 @@ def bench(
     A trial that fails does not end the others; --resume tries it again. Images that cannot be used end it before
     anything is trained, unless --keep-going leaves them out.
     """
+    if scheduler is not None and jobs > 1:
+        raise RepmodeError(
+            f"--jobs {jobs} is for processes on this machine; with --scheduler as many trials run at once as the "
+            "cluster has workers: leave out one of the two"
+        )
     from repmode_cl.config import load_config
     from repmode_cl.utils.process_pool import workers_here
 
@@ -95,20 +100,23 @@ def bench(
     except TrialsFailedError as error:
         if (error.folder / "results.csv").exists():
             show_results(error.folder)
-        _print_omitted_rows(error.folder)
+        _print_notes(error.folder)
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     if isinstance(result, Path):
         show_results(result)
-        _print_omitted_rows(result)
+        _print_notes(result)
     else:
         typer.echo(str(result))
 
 
-def _print_omitted_rows(folder: Path) -> None:
-    """Print the rows of the manifest that the run did not use."""
+def _print_notes(folder: Path) -> None:
+    """Print what the run notes on its images, and the rows of the manifest that it did not use."""
     from repmode_cl.results.left_out import LEFT_OUT, read_left_out
 
+    notes = folder / "notes.txt"
+    for note in notes.read_text(encoding="utf-8").splitlines() if notes.exists() else ():
+        typer.echo(f"note: {note}", err=True)
     rows = read_left_out(folder)
     if not rows:
         return

@@ -147,12 +147,18 @@ def _settings(
     given: dict[str, Any], only: list[str], extra: list[str], *, quick: bool, paper: bool
 ) -> PerfSettings:
     """Take the size that was chosen, and what was given over it."""
+    from repmode_cl.errors import ConfigError
     from repmode_cl.perf.settings import DEFAULT_SECTIONS, PAPER, QUICK, PerfSettings
 
     values: dict[str, Any] = dict(PAPER if paper else QUICK if quick else {})
     values |= {key: value for key, value in given.items() if value is not None}
     chosen = [*(only or DEFAULT_SECTIONS), *extra]
-    return PerfSettings(**values, sections=tuple(dict.fromkeys(chosen)))
+    settings = PerfSettings(**values, sections=tuple(dict.fromkeys(chosen)))
+    if settings.variants and "training" not in settings.sections:
+        raise ConfigError(
+            "--variant chooses rows of the training step, which is not measured: add --only training, or leave it out"
+        )
+    return settings
 
 
 def _commands(root: Any) -> list[list[str]]:

@@ -175,13 +175,11 @@ def predict(
     else:
         inputs = expand_inputs(paths)
         outputs = output_names(inputs, out, names, stack=stack)
-    # Before the model is opened, and before the first of many is predicted.
-    written = [
-        path
-        for source, output in zip(inputs, outputs, strict=True)
-        for path in output_paths(output, names, source, several=several, stack=stack)
-    ]
-    refuse_inputs(written, inputs)
+    # Before the model is opened, and before the first of many is predicted; the inputs first, because an input that
+    # would be replaced is no earlier prediction either.
+    refuse_inputs((Path(output.replace("{structure}", name)) for output in outputs for name in names), inputs)
+    for source, output in zip(inputs, outputs, strict=True):
+        output_paths(output, names, source, several=several, stack=stack)
     if csv is not None:
         check_prediction_table(csv)
     continue_with(ctx, without=["--restart"])

@@ -31,7 +31,8 @@ def report(
         typer.Option(
             "--against",
             metavar="STRATEGY",
-            help="Compare the others with this one instead of ours; budgets refer to a Multi-Net given here.",
+            help="In the tables, compare the others with this one instead of ours; budgets refer to a Multi-Net given "
+            "here. The page stays as it is.",
         ),
     ] = None,
 ) -> None:

@@ -139,7 +139,9 @@ def _read(file: Path) -> str:
             raise ConfigError(f"{file}: {file.stat().st_size:,} bytes: this is no configuration")
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text at byte {error.start}: save it as UTF-8") from error
+        raise ConfigError(
+            f"{file}: not UTF-8 text at byte {error.start}: a configuration is a YAML file, saved as UTF-8"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from error
 
@@ -150,8 +152,11 @@ def _parse(text: str, source: str, overrides: Sequence[str], *, folder: Path) ->
     if data is None:
         raise ConfigError(f"{source}: the file is empty: at least 'name' and 'training' are needed")
     if not isinstance(data, dict):
+        hint = ""
+        if source.lower().endswith(".csv"):
+            hint = "; a manifest is named in a configuration, as data.manifest"
         raise ConfigError(
-            f"{source}: found a {_type_name(data)} where a mapping of keys to values is expected"
+            f"{source}: found a {_type_name(data)} where a mapping of keys to values is expected{hint}"
         )
     # Through JSON: aliases become copies, so that an override of one place does not change the others.
     data = json.loads(json.dumps(data))

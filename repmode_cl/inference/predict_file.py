@@ -23,6 +23,7 @@ from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.data.readers.location import as_location
 from repmode_cl.data.readers.registry import refuse_folder
+from repmode_cl.data.validation.intensity import ABSENT_SHARE
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.identity import input_fingerprint, is_predicted, prediction_uuid
@@ -242,7 +243,7 @@ class FilePrediction:
         target_channels = {name: image.channel_index(one) for name, one in (options.targets or {}).items()}
         # One voxel, so that a missing scene or time point is reported before anything is made.
         image.read(channel, Region((0, 1), (0, 1), (0, 1)), scene=options.scene, t=options.t)
-        notes = self._voxel_size_notes(voxel_size)
+        notes = (*self._voxel_size_notes(voxel_size), *self._absent_notes(image, channel))
         recipe = PreprocessingRecipe.from_json(model.preprocessing)
         window = model.inference["window"] if options.window is None else options.window
         overlap = float(model.inference["overlap"] if options.overlap is None else options.overlap)
@@ -328,6 +329,16 @@ class FilePrediction:
             for name in self.structures
         ]
         return tuple(dict.fromkeys(note for note in notes if note is not None))
+
+    def _absent_notes(self, image: ImageReader, channel: int) -> tuple[str, ...]:
+        """Return a note on parts of the image that are not there: of an interrupted copy they are blank."""
+        absent, parts = image.absent_parts(channel, None, self.options.t)
+        if not absent or absent < ABSENT_SHARE * parts:
+            return ()
+        return (
+            f"{self.in_path}: {absent} of {parts} chunks are missing, and read as blank: some programs leave out "
+            "blank chunks, but a folder that was not copied whole looks the same",
+        )
 
     def _is_done(self, plan: _ImagePlan) -> bool:
         """Tell whether every output is there already."""

@@ -147,7 +147,7 @@ def predict_volume(
     recipe = PreprocessingRecipe.from_json(model.preprocessing)
     window, overlap = model.inference["window"], float(model.inference["overlap"])
     try:
-        grid_shape = recipe.grid(shape, request.voxel_size, model.voxel_size)
+        grid_shape = recipe.grid(shape, request.voxel_size, model.voxel_size, remedy="State the right one")
         grid = checked_window_grid(shape, grid_shape, window, overlap, model.architecture.smallest_size)
     except ImageError as error:
         raise ImageError(f"{request.name}: {error}") from error

@@ -98,6 +98,7 @@ def test_bench_ends_with_what_it_left(broken: Path, tmp_path: Path) -> None:
     lines = {line_of(broken, "dna", 0), line_of(broken, "dna", 1), line_of(broken, "cell_membrane", 0)}
     assert {int(row["line"]) for row in rows} == lines
     assert "left out 3 rows of the manifest" in done.stderr
+    assert "note: 3 rows of the manifest were left out" in done.stderr
     assert all(f"line {line}: " in done.stderr for line in lines)
     assert (tmp_path / "runs" / "tiny" / "report.html").exists()
     assert "3 rows of the manifest were left out" in (tmp_path / "runs" / "tiny" / "notes.txt").read_text()

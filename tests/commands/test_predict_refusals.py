@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from stored_model import make_predictor
 from typer.testing import CliRunner
 
@@ -76,3 +77,45 @@ def test_a_folder_that_is_an_image_is_no_folder_of_images(model: Model) -> None:
     assert to_zarr.exit_code == 0, to_zarr.output
     from_zarr = CliRunner().invoke(app, [*call, "a.ome.zarr", "b.npy"])
     assert from_zarr.exit_code == 0, from_zarr.output
+
+
+def test_only_predictions_are_replaced(model: Model) -> None:
+    call = [
+        "predict",
+        str(model.path),
+        "--structure",
+        "dna",
+        "--device",
+        "cpu",
+        "--channel",
+        "0",
+        "fields/two.ome.tif",
+    ]
+    raw = Path("flat.tif").read_bytes()
+    refused = CliRunner().invoke(app, [*call, "flat.tif"])
+    assert refused.exit_code == 2
+    assert "flat.tif: is there, holds something else than a prediction, and is not replaced" in refused.stderr
+    assert Path("flat.tif").read_bytes() == raw
+    for rescale in ((), ("--rescale", "-2:8")):
+        done = CliRunner().invoke(app, [*call, "out.tif", *rescale])
+        assert done.exit_code == 0, done.output
+    assert tifffile.imread("out.tif").dtype == np.uint16
+
+
+def test_an_image_that_was_not_copied_whole_is_noted(model: Model) -> None:
+    root = zarr.open_group("holes.zarr", mode="w")
+    values = np.random.default_rng(0).integers(1, 3000, (8, 18, 12)).astype(np.uint16)
+    root.create_array("0", data=values, chunks=(2, 18, 12))
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"]
+    scale = [{"type": "scale", "scale": [0.5, 0.3, 0.3]}]
+    level = {"path": "0", "coordinateTransformations": scale}
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}
+    call = ["predict", str(model.path), "--structure", "dna", "--device", "cpu", "holes.zarr"]
+    whole = CliRunner().invoke(app, [*call, "whole.ome.tif"])
+    assert (whole.exit_code, whole.stderr) == (0, "")
+    Path("holes.zarr/0/c/1/0/0").unlink()
+    noted = CliRunner().invoke(app, [*call, "holes.ome.tif"])
+    assert noted.exit_code == 0, noted.output
+    assert "note: holes.zarr: 1 of 4 chunks are missing, and read as blank" in noted.stderr
+    with tifffile.TiffFile("holes.ome.tif") as tiff:
+        assert "1 of 4 chunks are missing" in (tiff.ome_metadata or "")

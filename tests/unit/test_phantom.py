@@ -129,6 +129,14 @@ def test_goes_on_where_it_stopped_and_refuses_other_settings(tmp_path: Path) -> 
         simulate(tmp_path, fields=1, **options)
 
 
+@pytest.mark.parametrize("name", ["manifest.csv", "field-0000.ome.tif"])
+def test_a_folder_of_other_images_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"of a user")
+    with pytest.raises(ConfigError, match=f"holds {name}, which is of no simulation"):
+        simulate(tmp_path, fields=1, structures=("dna",), shape=(8, 16, 16), workers=1)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"of a user")]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -71,7 +71,8 @@ def simulate(
     Raises
     ------
     UnknownStructureError, ConfigError
-        If the request cannot be simulated, or `out` holds a simulation of other settings.
+        If the request cannot be simulated, or `out` holds a simulation of other settings, or a manifest or
+        fields of no simulation.
     """
     if fields < 1:
         raise ConfigError(f"fields: found {fields}; at least 1 is needed")
@@ -120,6 +121,10 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings into `out`, or check that they are those already there."""
     path = out / "simulation.json"
     if not path.exists():
+        # Otherwise a manifest would be replaced, and images would count as simulated fields.
+        own = [*out.glob("manifest.csv"), *sorted(out.glob("field-*.ome.tif"))]
+        if own:
+            raise ConfigError(f"{out} holds {own[0].name}, which is of no simulation: choose another folder")
         write_json(path, settings)
         return
     try:

@@ -67,12 +67,18 @@ def check_output(path: Path) -> None:
     Raises
     ------
     ImageError
-        If its suffix is no format's, or a folder is there that is no earlier prediction.
+        If its suffix is no format's, or a TIFF or folder is there that is no earlier prediction. Arrays (.npy) do not
+        say what they are, and are replaced.
     """
     suffix = check_suffix(path)
     if not path.is_dir():
         if suffix == ".zarr" and path.exists():
             raise ImageError(f"{path}: is a file, and an OME-Zarr is a folder; give another name")
+        if suffix in (".tif", ".tiff") and path.exists() and not _is_predicted_tiff(path):
+            raise ImageError(
+                f"{path}: is there, holds something else than a prediction, and is not replaced; give another name, or "
+                "remove it"
+            )
         return
     if suffix != ".zarr":
         raise ImageError(f"{path}: is a folder; give the name of a file")
@@ -81,6 +87,17 @@ def check_output(path: Path) -> None:
             f"{path}: is a folder that holds something else than a prediction, and is not replaced; give another "
             "name, or remove it"
         )
+
+
+def _is_predicted_tiff(path: Path) -> bool:
+    # Imported here for a fast start: most calls have no earlier file.
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return NAMESPACE in (tiff.ome_metadata or "")
+    except (OSError, ValueError, tifffile.TiffFileError):
+        return False
 
 
 def _is_prediction(path: Path) -> bool:

@@ -163,7 +163,8 @@ def render_terminal(comparison: Comparison) -> Table:
         title_justify="left",
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="change: of the model's predictions, z-score units; R2 against before: 1 is unchanged, 0 nothing left\n"
+        caption="change: of the model's predictions, z-score units, and R2 against before\n"
+        "(1 is unchanged, 0 nothing left)\n"
         "stored: files besides the model",
         caption_justify="left",
     )
