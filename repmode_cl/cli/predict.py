@@ -177,7 +177,10 @@ def predict(
         outputs = output_names(inputs, out, names, stack=stack)
     # Before the model is opened, and before the first of many is predicted; the inputs first, because an input that
     # would be replaced is no earlier prediction either.
-    refuse_inputs((Path(output.replace("{structure}", name)) for output in outputs for name in names), inputs)
+    if out is not None:
+        refuse_inputs(
+            (Path(output.replace("{structure}", name)) for output in outputs for name in names), inputs
+        )
     for source, output in zip(inputs, outputs, strict=True):
         output_paths(output, names, source, several=several, stack=stack)
     if csv is not None:
