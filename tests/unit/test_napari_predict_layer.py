@@ -121,7 +121,7 @@ def test_an_exception_of_progress_ends_it(stored: Path) -> None:
         ({"voxel_size": None}, "cells: no voxel size is stated.*state the right one, or continue by force"),
         ({"voxel_size": (3.0, 0.3, 0.3)}, "cells: voxels of 3 x 0.3 x 0.3 um.*coarser on z"),
         ({"voxel_size": (100.0, 0.3, 0.3), "force": True}, "another unit"),
-        ({"device": "tpu"}, "'tpu' is none"),
+        ({"device": "tpu"}, "'tpu' is unknown"),
     ],
 )
 def test_requests_are_refused_before_anything_is_read(stored: Path, settings: Any, message: str) -> None:
