@@ -23,9 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-#: Skipped files and rows printed at most.
-_LISTED = 50
-
 OutOption = Annotated[Path, typer.Option("--out", metavar="FILE.csv", help="The manifest to write.")]
 KeepGoingOption = Annotated[
     bool,
@@ -130,7 +127,9 @@ def channels(
 ) -> None:
     """Make a row for every channel of multi-channel files.
 
-    Without --target every channel but the signal is a structure of its name.
+    Without --target every channel but the signal is a structure of its name. Of a folder the image files in it are
+    taken, not those of folders in it. A file that cannot be read, or lacks a channel, is an error: nothing is written,
+    unless --keep-going leaves it out.
 
     For example:
 
@@ -167,7 +166,7 @@ def _parse_targets(texts: list[str] | None) -> dict[str, str] | None:
 
 def _write(out: Path, imported: ImportedRows, keep_going: bool, overwrite: bool) -> None:
     """Write the manifest, and print its rows and what was skipped."""
-    from repmode_cl.data.importers.common import write_imported
+    from repmode_cl.data.importers.common import skipped_lines, write_imported
 
     write_imported(out, imported, keep_going=keep_going, overwrite=overwrite)
     for note in imported.notes:
@@ -177,7 +176,5 @@ def _write(out: Path, imported: ImportedRows, keep_going: bool, overwrite: bool)
     typer.echo(f"{out}: {counted(len(imported.rows), 'row')} ({listed})")
     if imported.skipped:
         typer.echo(f"left out {len(imported.skipped)}:", err=True)
-        for reason in imported.skipped[:_LISTED]:
-            typer.echo(f"  {reason}", err=True)
-        if len(imported.skipped) > _LISTED:
-            typer.echo(f"  and {len(imported.skipped) - _LISTED} more", err=True)
+        for line in skipped_lines(imported.skipped):
+            typer.echo(f"  {line}", err=True)

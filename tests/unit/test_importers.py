@@ -137,7 +137,7 @@ def test_images_are_found_where_people_put_them(collection: Path, tmp_path: Path
     )
     assert flat / "7.czi" in {row.signal for row in import_allen(collection, flat).rows}
     below = import_allen(collection, collection / "data")
-    assert not [left for left in below.skipped if "7.czi" not in left]
+    assert not [left for left in below.skipped if "7.czi" not in str(left)]
 
 
 def test_images_that_are_missing(collection: Path) -> None:
@@ -221,6 +221,16 @@ def test_files_are_paired_by_their_names(files: Path) -> None:
     assert {row.voxel_size for row in one.rows} == {(0.3, 0.1, 0.1)}
 
 
+def test_files_that_a_pattern_does_not_fit_are_named(files: Path) -> None:
+    (files / "p1" / "overview.tif").touch()
+    found = import_folder(files, "{group}/{id}_{channel}.tif", signal="light", targets={"dna": "hoechst"})
+    # Of the files that fit "{id}_{channel}", two for each field are of a channel that no target names.
+    assert len(found.rows) == 4
+    [note] = found.notes
+    assert note.startswith(f"{files}: the pattern does not fit ")
+    assert "p1/overview.tif" in note
+
+
 def test_a_folder_for_each_channel(tmp_path: Path) -> None:
     for channel in ("bf", "dna"):
         (tmp_path / channel).mkdir()
@@ -271,7 +281,7 @@ def test_bad_patterns(
 def test_two_files_for_one(files: Path) -> None:
     found = import_folder(files, "*/{id}_{channel}.tif", signal="light", targets={"dna": "hoechst"})
     assert len(found.skipped) == 4  # the plates' names were not told apart
-    assert "already" in found.skipped[0]
+    assert "already" in found.skipped[0].reason
 
 
 # -- multi-channel files ---------------------------------------------------------------------------------
@@ -298,9 +308,9 @@ def test_a_row_for_every_channel(stacks: Path) -> None:
     assert "channel 'EGFP-tubulin': structure egfp_tubulin" in said
     rows = read_manifest(stacks / "m.csv").rows
     assert [(row.structure, row.signal.name, row.signal_channel, row.target_channel) for row in rows] == [
-        (structure, f"{name}.ome.tif", 0, channel)
+        (structure, f"{name}.ome.tif", "Bright field", channel)
         for name in ("a", "b")
-        for channel, structure in ((1, "hoechst"), (2, "egfp_tubulin"))
+        for channel, structure in (("Hoechst", "hoechst"), ("EGFP-tubulin", "egfp_tubulin"))
     ]
     chosen = import_channels([stacks / "a.ome.tif"], signal=0, targets={"dna": "1"})
     assert [(row.structure, row.target_channel) for row in chosen.rows] == [("dna", 1)]
@@ -317,12 +327,15 @@ def test_scenes_and_times_need_a_choice(stacks: Path) -> None:
             )
     targets = {"dna": "1"}
     assert (
-        "holds 2 scenes: 0 'left', 1 'right'" in import_channels([path], signal=0, targets=targets).skipped[0]
+        "holds 2 scenes: 0 'left', 1 'right'"
+        in import_channels([path], signal=0, targets=targets).skipped[0].reason
     )
-    assert "2 time points" in import_channels([path], signal=0, targets=targets, scenes="all").skipped[0]
+    assert (
+        "2 time points" in import_channels([path], signal=0, targets=targets, scenes="all").skipped[0].reason
+    )
     found = import_channels([path], signal=0, targets=targets, scenes="all", times="1")
     assert [(row.scene, row.t) for row in found.rows] == [(0, 1), (1, 1)]
-    assert "from 0 to 1" in import_channels([path], signal=0, targets=targets, scenes="2").skipped[0]
+    assert "from 0 to 1" in import_channels([path], signal=0, targets=targets, scenes="2").skipped[0].reason
 
 
 def test_files_that_cannot_be_taken(stacks: Path) -> None:
@@ -338,6 +351,63 @@ def test_files_that_cannot_be_taken(stacks: Path) -> None:
     assert not out.exists()
     code, said = run(*command, "--keep-going")
     assert (code, "left out 2" in said, len(read_manifest(out).rows)) == (0, True, 4)
+
+
+def test_files_of_a_folder_that_are_not_read_are_named_and_counted(stacks: Path) -> None:
+    """Files of formats that are not read count as errors; other files and folders are named in notes."""
+    (stacks / "plate.nd2").write_bytes(b"\xda\xce\xbe\x0a" + bytes(64))
+    (stacks / "preview.PNG").write_bytes(b"\x89PNG\r\n")
+    (stacks / "notes.txt").write_text("of Tuesday")
+    (stacks / "week2").mkdir()
+    out = stacks / "m.csv"
+    command = ["data", "import", "channels", stacks, "--signal", "Bright field", "--out", out]
+    code, said = run(*command)
+    assert code == 2
+    assert "2 things cannot be taken (--keep-going leaves them out)" in said
+    assert f"{stacks / 'plate.nd2'}: Nikon ND2 is not supported yet" in said
+    assert f"{stacks / 'preview.PNG'}: PNG is not supported yet" in said
+    assert not out.exists()
+    code, said = run(*command, "--keep-going")
+    assert code == 0
+    assert "left out 2:" in said
+    assert f"note: {stacks}: not taken as images: 1 file (notes.txt)" in said
+    assert f"note: {stacks}: folders in it are not searched: 1 folder (week2)" in said
+    assert len(read_manifest(out).rows) == 4
+
+
+def test_files_with_the_same_reason_share_a_line(tmp_path: Path) -> None:
+    for number in range(22):
+        tifffile.imwrite(tmp_path / f"w{number:02}.ome.tif", np.zeros((2, 2, 4, 4), np.uint8), photometric="minisblack",
+                         metadata={"axes": "CZYX", "Channel": {"Name": ["BF", "Hoechst"]}})  # fmt: skip
+    code, said = run("data", "import", "channels", tmp_path, "--signal", "light", "--out", tmp_path / "m.csv")
+    assert code == 2
+    assert said.count(str(tmp_path)) == 1
+    assert said.count("there is no channel 'light'") == 1
+    assert all(f"w{number:02}.ome.tif" in said for number in range(22))
+    assert "22 things cannot be taken" in said
+
+
+@pytest.mark.parametrize(
+    ("signal", "targets", "cells"),
+    [
+        ("Bright field", {"dna": "Hoechst"}, ("Bright field", "Hoechst")),
+        (0, {"dna": "Hoechst"}, (0, "Hoechst")),
+        ("Bright field", {"dna": "1"}, ("Bright field", 1)),
+    ],
+)
+def test_channels_are_written_as_they_were_given(
+    stacks: Path, signal: str | int, targets: dict[str, str], cells: tuple[str | int, str | int]
+) -> None:
+    [row] = import_channels([stacks / "a.ome.tif"], signal=signal, targets=targets).rows
+    assert (row.signal_channel, row.target_channel) == cells
+
+
+def test_a_channel_whose_name_would_be_read_as_another_is_written_as_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, np.zeros((3, 2, 4, 4), np.uint8), photometric="minisblack",
+                     metadata={"axes": "CZYX", "Channel": {"Name": ["BF", "GFP", " EGFP"]}})  # fmt: skip
+    rows = import_channels([path], signal="BF").rows
+    assert [row.target_channel for row in rows] == ["GFP", 2]
 
 
 def test_names_of_structures() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from repmode_cl.data.importers.common import ImportedRows, read_table
+from repmode_cl.data.importers.common import ImportedRows, Skipped, read_table
 from repmode_cl.data.manifest import SPLITS, Row
 from repmode_cl.errors import ManifestError, counted
 from repmode_cl.structures import DATASET_NAMES
@@ -101,9 +101,9 @@ def import_allen(
             for entry in split.get(dataset, {}).get(part, ()):
                 path = images.find(entry)
                 if path is None:
-                    imported.skipped.append(f"{entry.where}: there is no {entry.path} below {root}")
+                    imported.skipped.append(Skipped(entry.where, f"there is no {entry.path} below {root}"))
                 elif entry.target is None:
-                    imported.skipped.append(f"{entry.where}: channel_target is empty")
+                    imported.skipped.append(Skipped(entry.where, "channel_target is empty"))
                 else:
                     imported.rows.append(
                         Row(0, structure, path, entry.signal, path, entry.target, part, voxel_size=voxel_size)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from repmode_cl.data.importers.common import ImportedRows, check_targets, structure_from_channel
+from repmode_cl.data.importers.common import (
+    ImportedRows,
+    Skipped,
+    check_targets,
+    listed_names,
+    structure_from_channel,
+)
 from repmode_cl.data.manifest import Row
 from repmode_cl.data.readers import ImageReader, open_image
 from repmode_cl.errors import ImageError, ManifestError
@@ -15,6 +21,12 @@ __all__ = ["import_channels"]
 
 #: Suffixes of files and folders that hold an image.
 _SUFFIXES = (".tif", ".tiff", ".czi", ".zarr", ".npy")
+#: Suffixes of further image files: some are TIFFs by another name, the others are reported as not readable.
+_OTHER_SUFFIXES = (
+    ".btf", ".lsm", ".stk", ".tf2", ".tf8",
+    ".bmp", ".dv", ".gif", ".h5", ".hdf5", ".ims", ".jp2", ".jpeg", ".jpg", ".lif", ".mrc", ".nd2", ".nii", ".npz",
+    ".nrrd", ".oib", ".oif", ".oir", ".png", ".sld", ".svs", ".vsi", ".zvi",
+)  # fmt: skip
 
 
 def import_channels(
@@ -49,15 +61,16 @@ def import_channels(
     """
     structures = {_channel(channel): structure for channel, structure in check_targets(targets).items()}
     imported = ImportedRows()
-    files = list(dict.fromkeys(file for path in paths for file in _files(Path(path))))
+    files = list(dict.fromkeys(file for path in paths for file in _files(Path(path), imported.notes)))
     if not files:
-        raise ManifestError(f"no image file ({', '.join(_SUFFIXES)}) was found")
+        others = "".join(f"; {note}" for note in imported.notes)
+        raise ManifestError(f"no image file ({', '.join(_SUFFIXES)}) was found{others}")
     names: dict[str, str] = {}
     for path in track(files, "reading headers", len(files)):
         try:
             imported.rows += _rows(path, signal, structures, scenes, times, voxel_size, names)
         except ImageError as error:
-            imported.skipped.append(str(error))
+            imported.skipped.append(Skipped.of(path, error))
     imported.notes += [f"channel {channel!r}: structure {name}" for channel, name in names.items()]
     return imported
 
@@ -66,10 +79,24 @@ def _channel(text: str) -> str | int:
     return int(text) if text.isascii() and text.isdigit() else text
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir() and path.suffix != ".zarr":
-        return sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
-    return [path]
+def _files(path: Path, notes: list[str]) -> list[Path]:
+    """Return a file, or the image files of a folder; a note names what else the folder holds."""
+    if not path.is_dir() or path.suffix == ".zarr":
+        return [path]
+    images: list[Path] = []
+    others: list[str] = []
+    folders: list[str] = []
+    for entry in sorted(path.iterdir()):
+        suffix = entry.suffix.lower()
+        if suffix in _SUFFIXES or (suffix in _OTHER_SUFFIXES and entry.is_file()):
+            images.append(entry)
+        elif not entry.name.startswith("."):
+            (folders if entry.is_dir() else others).append(entry.name)
+    if others:
+        notes.append(f"{path}: not taken as images: {listed_names(others, 'file')}")
+    if folders:
+        notes.append(f"{path}: folders in it are not searched: {listed_names(folders, 'folder')}")
+    return images
 
 
 def _rows(
@@ -88,23 +115,34 @@ def _rows(
         with open_image(path, scene=number) as image:
             light = image.channel_index(signal)
             if structures:
-                structures_by_channel = {
-                    image.channel_index(channel): name for channel, name in structures.items()
-                }
+                given = {image.channel_index(channel): channel for channel in structures}
+                structures_by_channel = {channel: structures[by_user] for channel, by_user in given.items()}
             else:
                 structures_by_channel = _name_channels(image, light, names)
+                given = {channel: image.channel_names[channel] for channel in structures_by_channel}
             if light in structures_by_channel:
                 raise ImageError(f"{path}: the channel of {structures_by_channel[light]} is the signal's")
             if not structures_by_channel:
                 raise ImageError(f"{path}: there is no channel but the signal")
+            light_cell = _cell(image, light, signal)
             for time in _parse_numbers(times, image.times, (), path, "time point"):
                 for channel, structure in structures_by_channel.items():
+                    target_cell = _cell(image, channel, given[channel])
                     rows.append(
                         Row(
-                            0, structure, path, light, path, channel, scene=number, t=time, voxel_size=voxel_size
+                            0, structure, path, light_cell, path, target_cell,
+                            scene=number, t=time, voxel_size=voxel_size,
                         )
                     )  # fmt: skip
     return rows
+
+
+def _cell(image: ImageReader, channel: int, given: str | int) -> str | int:
+    """Return what a manifest calls a channel: the name that was given, where it is read back as this channel."""
+    names = image.channel_names
+    if isinstance(given, str) and names.count(given) == 1 and given == given.strip() and not given.isdigit():
+        return given
+    return channel
 
 
 def _name_channels(image: ImageReader, light: int, names: dict[str, str]) -> dict[int, str]:

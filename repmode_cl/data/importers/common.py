@@ -14,10 +14,45 @@ from repmode_cl.data.manifest import Row, read_csv_text, write_manifest
 from repmode_cl.errors import ManifestError, StructureError, counted
 from repmode_cl.structures import check_structure_name
 
-__all__ = ["ImportedRows", "check_targets", "read_table", "structure_from_channel", "write_imported"]
+__all__ = [
+    "ImportedRows",
+    "Skipped",
+    "check_targets",
+    "listed_names",
+    "read_table",
+    "skipped_lines",
+    "structure_from_channel",
+    "write_imported",
+]
 
 #: Things that a message lists at most.
 _MOST_LISTED = 50
+#: Names that a note lists at most.
+_MOST_NAMES = 10
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file, or a line of a list, that cannot be imported.
+
+    Attributes
+    ----------
+    place
+        The file, or the file and its line.
+    reason
+        Why it cannot be imported.
+    """
+
+    place: str
+    reason: str
+
+    @classmethod
+    def of(cls, path: Path, error: Exception) -> Skipped:
+        """Return a file that an error came from, whose message may begin with the file already."""
+        return cls(str(path), str(error).removeprefix(f"{path}: "))
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
 
 
 @dataclass
@@ -29,13 +64,13 @@ class ImportedRows:
     rows
         Of the manifest.
     skipped
-        What cannot be imported, one sentence each: an error, unless the user chooses to continue without it.
+        What cannot be imported: an error, unless the user chooses to continue without it.
     notes
         Remarks for the user.
     """
 
     rows: list[Row] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,21 +100,40 @@ def write_imported(
     if path.exists() and not overwrite:
         raise ManifestError(f"{path} is there already: choose another name, or give --overwrite")
     if found.skipped and not keep_going:
-        more = (
-            [f"  and {len(found.skipped) - _MOST_LISTED} more"] if len(found.skipped) > _MOST_LISTED else []
-        )
-        lines = [f"  {what}" for what in found.skipped[:_MOST_LISTED]] + more
-        raise ManifestError(
-            "\n".join(
-                [f"{len(found.skipped)} things cannot be taken (--keep-going leaves them out):", *lines]
-                if len(found.skipped) > 1
-                else [f"{found.skipped[0]} (--keep-going leaves it out)"]
-            )
-        )
+        if len(found.skipped) == 1:
+            raise ManifestError(f"{found.skipped[0]} (--keep-going leaves it out)")
+        lines = [f"  {line}" for line in skipped_lines(found.skipped)]
+        count = f"{len(found.skipped)} things cannot be taken (--keep-going leaves them out):"
+        raise ManifestError("\n".join([count, *lines]))
     if not found.rows:
-        why = "; left out was everything, first " + found.skipped[0] if found.skipped else ""
+        why = f"; left out was everything, first {found.skipped[0]}" if found.skipped else ""
         raise ManifestError(f"nothing was found that a manifest could list; nothing was written{why}")
     write_manifest(path, found.rows)
+
+
+def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
+    """Return lines that list what was skipped; files of one folder that share a reason share a line."""
+    groups: dict[tuple[Path, str], list[str]] = {}
+    for one in skipped:
+        place = Path(one.place)
+        groups.setdefault((place.parent, one.reason), []).append(place.name)
+    lines = []
+    for (folder, reason), names in groups.items():
+        if len(names) == 1:
+            lines.append(f"{folder / names[0]}: {reason}")
+        else:
+            more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+            listed = ", ".join(names[:_MOST_LISTED]) + more
+            lines.append(f"{len(names)} in {folder} ({listed}): {reason}")
+    if len(lines) > _MOST_LISTED:
+        lines = [*lines[:_MOST_LISTED], f"and {len(lines) - _MOST_LISTED} more lines like these"]
+    return lines
+
+
+def listed_names(names: Sequence[str], what: str) -> str:
+    """Return a count with the first names, such as ``2 files (a.txt, b.txt)``."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{counted(len(names), what)} ({', '.join(names[:_MOST_NAMES])}{more})"
 
 
 def structure_from_channel(name: str, option: str = "--target") -> str:

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from repmode_cl.data.importers.common import ImportedRows, check_targets, structure_from_channel
+from repmode_cl.data.importers.common import (
+    ImportedRows,
+    Skipped,
+    check_targets,
+    listed_names,
+    structure_from_channel,
+)
 from repmode_cl.data.manifest import Row
 from repmode_cl.errors import ManifestError
 
@@ -73,18 +79,26 @@ def import_folder(
     expression = _expression(pattern, [signal, *structures] if structures else [])
     imported, channels = ImportedRows(), set()
     files: dict[_Key, dict[str, Path]] = defaultdict(dict)
+    unmatched: list[str] = []
     for path in _walk(folder, pattern.count("/")):
-        match = expression.fullmatch(path.relative_to(folder).as_posix())
+        name = path.relative_to(folder).as_posix()
+        match = expression.fullmatch(name)
         if match is None:
+            if not path.name.startswith("."):
+                unmatched.append(name)
             continue
         values = match.groupdict()
         key, channel = _Key(values.get("group"), values["id"]), values["channel"]
         channels.add(channel)
         other = files[key].setdefault(channel, path)
         if other != path:
-            imported.skipped.append(f"{path}: the channel {channel!r} of {key} is {other} already")
+            imported.skipped.append(
+                Skipped(str(path), f"the channel {channel!r} of {key} is {other} already")
+            )
     if not files:
         raise ManifestError(f"{folder}: no file fits the pattern {pattern!r}")
+    if unmatched:
+        imported.notes.append(f"{folder}: the pattern does not fit {listed_names(unmatched, 'file')}")
     if signal not in channels:
         raise ManifestError(
             f"{folder}: no file has the channel {signal!r} (--signal) where the pattern {pattern!r} says {{channel}}; "
@@ -95,18 +109,19 @@ def import_folder(
         _refuse_same(structures)
         imported.notes += [f"channel {channel!r}: structure {name}" for channel, name in structures.items()]
     for channel in sorted(set(structures) - channels):
-        imported.skipped.append(f"{folder}: no file has the channel {channel!r} of {structures[channel]}")
+        reason = f"no file has the channel {channel!r} of {structures[channel]}"
+        imported.skipped.append(Skipped(str(folder), reason))
     for key in sorted(files, key=str):
         by_channel = files[key]
         signal_file = by_channel.get(signal)
         target_channels = [channel for channel in structures if channel in by_channel]
         if signal_file is None:
             imported.skipped += [
-                f"{by_channel[channel]}: there is no signal {signal!r} of {key}"
+                Skipped(str(by_channel[channel]), f"there is no signal {signal!r} of {key}")
                 for channel in sorted(by_channel)
             ]
         elif not target_channels:
-            imported.skipped.append(f"{signal_file}: there is no target of {key}")
+            imported.skipped.append(Skipped(str(signal_file), f"there is no target of {key}"))
         else:
             for channel in target_channels:
                 imported.rows.append(
