@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +13,17 @@ from repmode_cl.cli import data_import
 from repmode_cl.cli.options import WorkersOption, parse_size, parse_structures
 from repmode_cl.errors import RepmodeError, counted
 from repmode_cl.structures import TWELVE_STRUCTURES
+from repmode_cl.utils.command_text import command
 
 if TYPE_CHECKING:
-    from repmode_cl.data.validation.manifest_check import Inspection
+    from repmode_cl.data.validation.manifest_check import CheckOptions, Inspection
 
 __all__ = ["app"]
 
-#: Rows on a page of thumbnails at most, and lines printed of each kind of problem.
-_THUMBNAILS, _ERRORS, _WARNINGS = 400, 1000, 10
+#: Rows on a page of thumbnails at most, and errors printed.
+_THUMBNAILS, _ERRORS = 400, 1000
+#: Configuration that images are checked for where none is named: the one that the README's next command trains with.
+_DEFAULT_CONFIG = "quickstart"
 
 app = typer.Typer(
     help="Make images, or manifests of those you have, and check them.",
@@ -68,18 +71,22 @@ def check(
     config: Annotated[
         str | None,
         typer.Option(
-            "--config", metavar="CONFIG", help="Check for training with it: patch, depth, preprocessing."
+            "--config", metavar="CONFIG", help="Check for training with it; quickstart's by default."
         ),
     ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="MODEL", help="Check for adding structures to it.")
+    ] = None,
     patch: Annotated[
-        str | None, typer.Option(metavar="Z,Y,X", help="Training patch that the volumes must suit.")
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="Training patch, in place of the configuration's or model's."),
     ] = None,
     gap: Annotated[
         int | None,
         typer.Option(min=0, help="Voxels between regions of different splits; half a patch by default."),
     ] = None,
     depth: Annotated[
-        int | None, typer.Option(min=1, help="Depth of the network to train; 4 by default.")
+        int | None, typer.Option(min=1, help="Depth of the network, in place of theirs.")
     ] = None,
     headers_only: Annotated[
         bool,
@@ -104,38 +111,38 @@ def check(
     Columns: structure, signal, signal_channel, target, target_channel, and optionally split, group, region,
     mask, mask_channel, scene, t, voxel_size_zyx.
 
+    What images must suit (patch, depth, preprocessing) is taken from --config, from --model, or from the configuration
+    that `repmode-cl config quickstart` prints; a line says which.
+
     For example:
 
       repmode-cl data check cells/manifest.csv --page look.html
 
       repmode-cl data check cells/manifest.csv --config my.yaml
+
+      repmode-cl data check new/manifest.csv --model model
     """
     if page is not None and headers_only:
         raise RepmodeError("--page shows voxels, and --headers-only reads none: leave out one of them")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise RepmodeError(f"--page {page}: a page ends in .html")
     patch_size = parse_size(patch, "--patch")
-    from repmode_cl.config import DataConfig, NetworkConfig, PatchConfig, load_config
-    from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
-    from repmode_cl.data.validation.manifest_check import CheckOptions, inspect_manifest
+    if config is not None and model is not None:
+        raise RepmodeError("--config and --model: give one of them, what is to be trained or what exists")
+    from repmode_cl.data.validation.manifest_check import inspect_manifest
     from repmode_cl.utils.process_pool import workers_here
 
-    loaded = None if config is None else load_config(config)
-    data, network, crops = (
-        (DataConfig(), NetworkConfig(), PatchConfig())
-        if loaded is None
-        else (loaded.data, loaded.network, loaded.patch)
-    )
-
+    options = _options_for_config(config) if model is None else _options_for_model(model)
+    if patch_size is not None:
+        options = replace(options, patch=patch_size, source=f"{options.source}, with --patch")
+    if depth is not None:
+        options = replace(options, depth=depth, source=f"{options.source}, with --depth")
     inspection = inspect_manifest(
         manifest,
-        CheckOptions(
-            patch=patch_size or crops.size,
+        replace(
+            options,
             gap=gap,
             read_voxels=not headers_only,
-            depth=depth or network.depth,
-            voxel_size=data.preprocessing.voxel_size,
-            recipe=PreprocessingRecipe.of(data.preprocessing),
             thumbnails=_THUMBNAILS if page is not None else 0,
             workers=workers or workers_here(),
         ),
@@ -155,24 +162,58 @@ def check(
         raise typer.Exit(2)
 
 
+def _options_for_config(config: str | None) -> CheckOptions:
+    """Return the settings of a configuration; None takes the one that the README trains with."""
+    from repmode_cl.config import load_config
+    from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+    from repmode_cl.data.validation.manifest_check import CheckOptions
+
+    loaded = load_config(config or _DEFAULT_CONFIG)
+    source = (
+        f"the settings of {command('config', _DEFAULT_CONFIG)} (--config or --model checks for yours)"
+        if config is None
+        else f"the settings of {config}"
+    )
+    return CheckOptions(
+        patch=loaded.patch.size,
+        depth=loaded.network.depth,
+        voxel_size=loaded.data.preprocessing.voxel_size,
+        recipe=PreprocessingRecipe.of(loaded.data.preprocessing),
+        source=source,
+    )
+
+
+def _options_for_model(path: Path) -> CheckOptions:
+    """Return the settings that a structure is added to a model with."""
+    from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+    from repmode_cl.data.validation.manifest_check import CheckOptions
+    from repmode_cl.model import Model
+    from repmode_cl.workflows.training_settings import base_patch
+
+    model = Model.open(path)
+    return CheckOptions(
+        patch=base_patch(model),
+        depth=model.architecture.depth,
+        voxel_size=model.voxel_size,
+        recipe=PreprocessingRecipe.from_json(model.preprocessing),
+        source=f"what the model {path} was trained with",
+    )
+
+
 def _print_problems(manifest: Path, inspection: Inspection) -> None:
-    """Print the problems, the first of each kind, and a line that sums them up."""
-    most = {"error": _ERRORS, "warning": _WARNINGS}
-    counts: Counter[tuple[str, str]] = Counter()
-    for problem in inspection.problems:
-        counts[problem.severity, problem.kind] += 1
-        if counts[problem.severity, problem.kind] > most[problem.severity]:
-            continue
-        where = f"line {problem.row}" if problem.row else "manifest"
-        column = f", {problem.column}" if problem.column else ""
-        mark = "warning: " if problem.severity == "warning" else ""
-        typer.echo(f"{mark}{manifest}, {where}{column}: {problem.message}", err=True)
-    for (severity, kind), count in counts.items():
-        if count > most[severity]:
-            typer.echo(f"{count - most[severity]} more {severity}s ({kind}); --json lists all", err=True)
+    """Print errors, then warnings, each kind in one line, and a line that sums them up."""
+    from repmode_cl.data.validation.problem_groups import group_problems
+
+    for problem in inspection.errors[:_ERRORS]:
+        typer.echo(f"error: {manifest}, {problem}", err=True)
+    if len(inspection.errors) > _ERRORS:
+        typer.echo(f"{len(inspection.errors) - _ERRORS} more errors; --json lists all", err=True)
+    for group in group_problems(inspection.warnings):
+        typer.echo(f"warning: {manifest}, {group}", err=True)
     totals = [(len(inspection.errors), "error"), (len(inspection.warnings), "warning")]
     summary = " and ".join(counted(count, kind) for count, kind in totals if count)
     rows = counted(len(inspection.rows), "row")
+    typer.echo(inspection.options.text, err=bool(inspection.errors))
     if inspection.errors:
         typer.echo(f"{summary} in {rows}", err=True)
         return

@@ -37,6 +37,7 @@ from repmode_cl.workflows.options import TrainingOverrides
 
 __all__ = [
     "base_provenance",
+    "base_patch",
     "open_manifest",
     "training_config",
     "run_config",
@@ -55,6 +56,12 @@ _LISTED = 5
 def base_provenance(model: Model) -> Mapping[str, Any]:
     """Return how the base of `model` was trained; empty where that was never recorded."""
     return model.entries[model.base_structures[0]].provenance
+
+
+def base_patch(model: Model) -> tuple[int, int, int]:
+    """Return the patch (z, y, x), in voxels, that the base of `model` was trained with."""
+    # Models of earlier revisions do not record the patch that they were trained with: it was their window.
+    return _patch_size(base_provenance(model).get("patch", model.inference["window"]))
 
 
 def open_manifest(data: str | Path | Manifest, structure: str) -> Manifest:
@@ -152,8 +159,7 @@ def run_config(
     _whole_number(seed, "seed", least=0)
     provenance = base_provenance(model)
     window = model.inference["window"]
-    # Models of earlier revisions do not record the patch that they were trained with: it was their window.
-    z, y, x = _patch_size(provenance.get("patch", window) if patch is None else patch)
+    z, y, x = base_patch(model) if patch is None else _patch_size(patch)
     return Config(
         name=name.replace("_", "-"),
         seeds=(seed,),

@@ -289,6 +289,67 @@ def test_the_command_checks_for_a_configuration(images: Path, tmp_path: Path) ->
     assert CliRunner().invoke(app, [*command, "--config", str(config), "--depth", "6"]).exit_code == 2
 
 
+def test_regions_are_checked_for_the_patch_of_the_next_command(images: Path, tmp_path: Path) -> None:
+    """By default for `repmode-cl config quickstart`, which the README trains with; --model takes a model's."""
+    for name, volume in zip(("light", "target"), pair(0), strict=True):
+        save(images / f"wide-{name}.tif", np.tile(volume, (2, 1, 2)))
+    part = 'dna,wide-light.tif,wide-target.tif,{},":,:,{}",0.3 0.3 0.3'
+    manifest = images / "regions.csv"
+    lines = [
+        "structure,signal,target,split,region,voxel_size_zyx",
+        part.format("train", "0:48"),
+        part.format("test", "66:128"),
+    ]
+    manifest.write_text("\n".join(lines))
+    model = Path(__file__).parents[1] / "fixtures" / "model-v2"
+
+    def check(*options: str | Path) -> tuple[int, str]:
+        run = CliRunner().invoke(app, ["data", "check", str(manifest), "--headers-only", *map(str, options)])
+        return run.exit_code, run.output
+
+    code, text = check()
+    assert code == 0, text
+    assert "checked for patches of 16 x 32 x 32 (z, y, x) and depth 3" in text
+    assert "`repmode-cl config quickstart`" in text
+    code, text = check("--config", "paper")
+    assert code == 2
+    assert "error: " in text
+    assert "only 18 voxels from line 2" in text
+    assert "patches of 32 x 128 x 128 (z, y, x) and depth 4" in text
+    code, text = check("--model", model)
+    assert code == 0, text
+    assert (
+        f"patches of 8 x 8 x 8 (z, y, x) and depth 1, at voxels of 0.29 x 0.29 x 0.29 um: what the model {model}"
+        in text
+    )
+    code, text = check("--model", model, "--patch", "8,64,64")
+    assert code == 2
+    assert "with --patch" in text
+    assert "give one of them" in check("--model", model, "--config", "paper")[1]
+    told = json.loads(check("--json")[1])
+    assert told["checked_for"]["patch"] == [16, 32, 32]
+
+
+def test_errors_come_first_and_warnings_of_one_kind_share_a_line(images: Path) -> None:
+    manifest = images / "twelve.csv"
+    lines = [f"dna,light{number}.tif,target{number}.tif" for number in range(5)]
+    manifest.write_text("\n".join(["structure,signal,target", *lines, "nucleolus,light0.tif,gone.tif"]))
+    command = ["data", "check", str(manifest), "--headers-only", "--depth", "1"]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 2
+    printed = run.stderr.splitlines()
+    assert printed[0].startswith(f"error: {manifest}, line 7, target: ")
+    warnings = [line for line in printed if line.startswith("warning: ")]
+    assert printed.index(warnings[0]) > 0
+    [missing] = warnings
+    assert missing.startswith(
+        f"warning: {manifest}, lines 2-6: voxel size missing (5 warnings); the first is line 2, signal: "
+    )
+    assert "1 error and 5 warnings in 6 rows" in run.stderr
+    listed = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert len([one for one in listed["problems"] if one["kind"] == "voxel size missing"]) == 5
+
+
 @pytest.mark.parametrize("shards", [None, (10, 32, 32)])
 def test_chunks_that_are_not_there(images: Path, shards: tuple[int, int, int] | None) -> None:
     """Eight parts of two channels; of the second, which no row names, none is there."""

@@ -16,6 +16,7 @@ from repmode_cl.config.schema import PatchConfig
 from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.manifest import Problem, Row, parse_manifest
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+from repmode_cl.data.readers.region import shape_text
 from repmode_cl.data.validation.intensity import intensity_warnings, voxel_size_warning
 from repmode_cl.data.validation.mismatched_pairs import check_duplicate_images, check_pairs
 from repmode_cl.data.validation.regions import check_groups, check_regions, content_names
@@ -56,6 +57,8 @@ class CheckOptions:
         Most rows, spread evenly, that thumbnails are made of.
     workers
         Processes that read images.
+    source
+        Origin of patch, depth and preprocessing, in words, for a person to read.
     """
 
     patch: tuple[int, int, int] | None = None
@@ -67,6 +70,25 @@ class CheckOptions:
     structures: Collection[str] | None = None
     thumbnails: int = 0
     workers: int = 1
+    source: str = "the configuration's defaults"
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """`patch`, or the configuration's default."""
+        return self.patch or PatchConfig().size
+
+    @property
+    def text(self) -> str:
+        """Training settings that images are checked for, and their origin, in one sentence."""
+        grid = (
+            "each image's own voxels"
+            if self.voxel_size is None
+            else f"voxels of {' x '.join(f'{edge:g}' for edge in self.voxel_size)} um"
+        )
+        return (
+            f"checked for patches of {shape_text(self.patch_size)} (z, y, x) and depth {self.depth}, at {grid}: "
+            f"{self.source}"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,8 @@ class Inspection:
         Results of reading the voxels; empty where only headers were read.
     best_matches
         Line of the best other signal and its R2, for rows that were compared with signals of other images.
+    options
+        Extent of the check, and the training settings that it was made for.
     """
 
     path: Path
@@ -95,6 +119,7 @@ class Inspection:
     inspected: tuple[InspectedRow, ...] = ()
     findings: VoxelFindings = field(default_factory=VoxelFindings)
     best_matches: dict[int, tuple[int, float]] = field(default_factory=dict)
+    options: CheckOptions = field(default_factory=CheckOptions)
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -119,6 +144,12 @@ class Inspection:
             "ok": not self.errors,
             "rows": len(self.rows),
             "structures": list(self.structures),
+            "checked_for": {
+                "source": self.options.source,
+                "patch": list(self.options.patch_size),
+                "depth": self.options.depth,
+                "voxel_size_zyx": self.options.voxel_size,
+            },
             "problems": [
                 {
                     "line": p.row,
@@ -209,7 +240,7 @@ def inspect_manifest(path: str | Path, options: CheckOptions | None = None) -> I
         problems += one.problems
     problems += _unlikely_voxel_sizes(inspected)
     problems += _scene_name_conflicts(inspected)
-    half = tuple(math.ceil(size / 2) for size in options.patch or PatchConfig().size)
+    half = tuple(math.ceil(size / 2) for size in options.patch_size)
     gap = (options.gap,) * 3 if isinstance(options.gap, int) else options.gap
     # A row with an unknown split is already reported; comparing it with others would only repeat that.
     unknown = {problem.row for problem in problems if problem.column == "split"}
@@ -226,7 +257,7 @@ def inspect_manifest(path: str | Path, options: CheckOptions | None = None) -> I
         problems += mismatches
     order = {"error": 0, "warning": 1}
     problems.sort(key=lambda problem: (problem.row, order[problem.severity]))
-    return Inspection(path, tuple(rows), tuple(problems), tuple(inspected), findings, best_matches)
+    return Inspection(path, tuple(rows), tuple(problems), tuple(inspected), findings, best_matches, options)
 
 
 def _check_voxels(
