@@ -45,7 +45,12 @@ class ExpertsFrozen(StructureStrategy):
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
         """Refuse a structure that returns after another that sees its experts."""
         super().check(config, options, experiences)
-        _refuse_returns(cls.own_options(options)["spec"], experiences)
+        spec: AdditionSpec = cls.own_options(options)["spec"]
+        try:
+            spec.check_depth(config.network.depth)
+        except ValueError as error:
+            raise ConfigError(f"{options.title}: {error}") from error
+        _refuse_returns(spec, experiences)
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:
@@ -55,7 +60,8 @@ class ExpertsFrozen(StructureStrategy):
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
         """Return the specification of an addition."""
-        return {"spec": AdditionSpec(options.expert, options.sees, options.norm, options.resampling)}
+        keys = ("expert", "sees", "norm", "resampling", "gate", "scale", "blocks")
+        return {"spec": AdditionSpec(**{key: getattr(options, key) for key in keys})}
 
     def grow(self, structures: Sequence[str]) -> None:
         """Add each structure to the frozen network."""

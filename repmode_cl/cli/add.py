@@ -12,8 +12,10 @@ import typer
 from repmode_cl.cli.options import (
     AS_BASE,
     BatchSizeOption,
+    Blocks,
     DeviceOption,
     ForceOption,
+    Gate,
     LayerSource,
     LoaderWorkersOption,
     ModelArgument,
@@ -56,8 +58,8 @@ def add(
     expert: Annotated[
         str | None,
         typer.Option(
-            help="Fresh expert of each block: conv1, conv3, conv5, avg3, avg5, lowrank:R or none; conv3 by default."
-            f" {_AS_REPLACED}"
+            help="Fresh expert of each block: conv1, conv3, conv5, avg3, avg5, lowrank:R (or lowrank:R0,R1,... with a "
+            f"rank for each level, 0 for none) or none; conv3 by default. {_AS_REPLACED}"
         ),
     ] = None,
     sees: Annotated[
@@ -76,6 +78,23 @@ def add(
         typer.Option(
             help=f"Down and up layers: own copies (by default), or the base's, frozen. {_AS_REPLACED}"
         ),
+    ] = None,
+    gate: Annotated[
+        Gate | None,
+        typer.Option(
+            help="Fresh expert: one more entry of the softmax (by default), or added outside it, from zero: it then "
+            f"begins as a mode of the base. {_AS_REPLACED}"
+        ),
+    ] = None,
+    scale: Annotated[
+        bool | None,
+        typer.Option(
+            "--scale/--no-scale",
+            help=f"With --gate outside: a learned factor for each output channel; none by default. {_AS_REPLACED}",
+        ),
+    ] = None,
+    blocks: Annotated[
+        Blocks | None, typer.Option(help=f"Blocks that get a fresh expert; all by default. {_AS_REPLACED}")
     ] = None,
     init_from: Annotated[
         str,
@@ -195,11 +214,13 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
         precision=values["precision"].value,
         workers=values["workers"] or workers_here(),
     )
-    given: dict[str, Any] = {
-        key: str(values[key]) for key in ("expert", "sees", "norm", "resampling") if values[key] is not None
-    }
+    keys = ("expert", "sees", "norm", "resampling", "gate", "blocks")
+    given: dict[str, Any] = {key: str(values[key]) for key in keys if values[key] is not None}
+    if values["scale"] is not None:
+        given["scale"] = values["scale"]
+    spec = replacement_spec(values["model"], structure, given) if replace else AdditionSpec(**given)
     options = AdditionOptions(
-        spec=replacement_spec(values["model"], structure, given) if replace else AdditionSpec(**given),
+        spec=spec,
         init_from=values["init_from"],
         min_r2=min_r2,
         stage=values["stage"],

@@ -11,8 +11,10 @@ import typer
 from repmode_cl.cli.options import (
     AS_BASE,
     BatchSizeOption,
+    Blocks,
     DeviceOption,
     ForceOption,
+    Gate,
     LayerSource,
     LoaderWorkersOption,
     ModelArgument,
@@ -56,7 +58,10 @@ def compare(
     ] = None,
     kernel: Annotated[Kernel, typer.Option(help="Kernel size of the separate network.")] = Kernel.three,
     expert: Annotated[
-        str, typer.Option(help="The addition: conv1, conv3, conv5, avg3, avg5, lowrank:R or none.")
+        str,
+        typer.Option(
+            help="The addition: conv1, conv3, conv5, avg3, avg5, lowrank:R, lowrank:R0,R1,... or none."
+        ),
     ] = "conv3",
     sees: Annotated[
         Sees, typer.Option(help="The addition: base and own experts, or those of all earlier additions too.")
@@ -67,6 +72,13 @@ def compare(
     resampling: Annotated[
         LayerSource, typer.Option(help="Its down and up layers: own copies, or the base's, frozen.")
     ] = LayerSource.own,
+    gate: Annotated[
+        Gate, typer.Option(help="Its expert: one more entry of the softmax, or added outside it, from zero.")
+    ] = Gate.softmax,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="With --gate outside: a learned factor for each output channel.")
+    ] = False,
+    blocks: Annotated[Blocks, typer.Option(help="Its blocks that get a fresh expert.")] = Blocks.all,
     init_from: Annotated[
         str,
         typer.Option(metavar="none|best|NAME", help="What the addition starts from, as of `add`."),
@@ -133,14 +145,20 @@ def compare(
     from repmode_cl.workflows.compare_structure import run_comparison
     from repmode_cl.workflows.options import AdditionOptions, ComparisonOptions, TrainingOverrides
 
+    spec = AdditionSpec(
+        expert=expert,
+        sees=sees.value,
+        norm=norm.value,
+        resampling=resampling.value,
+        gate=gate.value,
+        scale=scale,
+        blocks=blocks.value,
+    )
     comparison = run_comparison(
         model,
         structure,
         data,
-        AdditionOptions(
-            spec=AdditionSpec(expert=expert, sees=sees.value, norm=norm.value, resampling=resampling.value),
-            init_from=init_from,
-        ),
+        AdditionOptions(spec=spec, init_from=init_from),
         TrainingOverrides(
             steps=steps,
             epochs=epochs,

@@ -42,6 +42,8 @@ __all__ = [
     "PatchOption",
     "SeedOption",
     "AS_BASE",
+    "Blocks",
+    "Gate",
     "Sees",
     "LayerSource",
     "parse_size",
@@ -123,6 +125,21 @@ class Sees(StrEnum):
 
     own = "own"
     all = "all"
+
+
+class Gate(StrEnum):
+    """Where the fresh expert of an addition stands."""
+
+    softmax = "softmax"
+    outside = "outside"
+
+
+class Blocks(StrEnum):
+    """Blocks that get a fresh expert."""
+
+    all = "all"
+    encoder = "encoder"
+    decoder = "decoder"
 
 
 class LayerSource(StrEnum):
@@ -238,7 +255,11 @@ def parse_structures(text: str, option: str) -> tuple[str, ...]:
 
 
 def check_training_options(
-    *, steps: int | None, epochs: int | None, expert: str, rates: Mapping[str, float | None]
+    *,
+    steps: int | None,
+    epochs: int | None,
+    expert: str,
+    rates: Mapping[str, float | None],
 ) -> None:
     """Refuse mistakes in the options of an addition before torch is imported.
 
@@ -262,10 +283,9 @@ def check_training_options(
         if rate is not None and not 0 < rate < float("inf"):
             raise RepmodeError(f"{option} {rate}: a positive number is needed")
     # The schemas of the configuration take tenths of a second to import.
-    from repmode_cl.config.field_types import check_expert
+    from repmode_cl.config.field_types import check_fresh_expert
 
-    if expert != "none":
-        try:
-            check_expert(expert)
-        except ValueError as error:
-            raise RepmodeError(f"--expert {error}, or none") from error
+    try:
+        check_fresh_expert(expert)
+    except ValueError as error:
+        raise RepmodeError(f"--expert {error}") from error

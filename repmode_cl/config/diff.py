@@ -44,9 +44,7 @@ def first_difference(old: Config, new: Config, ignored: Collection[str] = RESULT
 def _values(config: Config, titles: Collection[str]) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     # With all defaults, so that writing out a default makes no difference.
-    values["strategies"] = {
-        one.title: one.model_dump(mode="json") for one in config.strategies if one.title in titles
-    }
+    values["strategies"] = {one.title: dict(one) for one in config.strategies if one.title in titles}
     return values
 
 

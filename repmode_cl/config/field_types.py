@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ExpertSpec", "FrozenModel", "Positive", "Seed", "check_expert"]
+__all__ = ["ExpertSpec", "FrozenModel", "Positive", "Seed", "check_expert", "check_fresh_expert"]
 
 _EXPERT = re.compile(r"conv[135]|avg[35]|lowrank:[1-9][0-9]{0,3}")
+_RANKS = re.compile(r"lowrank:(0|[1-9][0-9]{0,3})(,(0|[1-9][0-9]{0,3}))+")
 
 
 def check_expert(spec: str) -> str:
@@ -19,6 +20,16 @@ def check_expert(spec: str) -> str:
             f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R"
         )
     return spec
+
+
+def check_fresh_expert(spec: str) -> str:
+    """Return `spec` if it names the expert of an addition: as `check_expert`, lowrank:R0,R1,... by level, or none."""
+    if spec == "none" or _RANKS.fullmatch(spec):
+        return spec
+    try:
+        return check_expert(spec)
+    except ValueError as error:
+        raise ValueError(f"{error}, lowrank:R0,R1,... with a rank for each level, or none") from error
 
 
 ExpertSpec = Annotated[str, Field(description="conv1, conv3, conv5, avg3, avg5 or lowrank:R")]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from repmode_cl.config.field_types import ExpertSpec, FrozenModel, Positive, check_expert
+from repmode_cl.config.field_types import FrozenModel, Positive, check_fresh_expert
 from repmode_cl.errors import did_you_mean
 
 __all__ = ["STRATEGY_NAMES", "StrategyConfig"]
@@ -38,6 +45,9 @@ _OWNERS = {
     "sees": ("experts_frozen",),
     "norm": ("experts_frozen",),
     "resampling": ("experts_frozen",),
+    "gate": ("experts_frozen",),
+    "scale": ("experts_frozen",),
+    "blocks": ("experts_frozen",),
     "kernel": ("multi_net", "multi_head"),
     "networks": ("multi_net",),
     "head": ("multi_head",),
@@ -48,6 +58,10 @@ _OWNERS = {
     "distilled": ("lwf",),
     "options": (_CUSTOM,),
 }
+
+#: Options that later versions added. What is written leaves them out where they have their defaults, so that runs
+#: of before are continued as they are.
+_LATER_OPTIONS = ("gate", "scale", "blocks")
 
 #: Strategies that learn no base before the rest.
 _WITHOUT_BASE = ("multi_net", "joint")
@@ -83,7 +97,7 @@ class StrategyConfig(FrozenModel):
     """Of a joint base; null takes training.learning_rate. Strategies of one network and rate share their base."""
     steps: Positive | None = None
     """Optimiser steps of each experience after the base, whose own never depend on it; null takes training.steps."""
-    expert: ExpertSpec | Literal["none"] = "conv3"
+    expert: str = "conv3"
     """experts_frozen: the fresh expert of each block; none trains only gate rows, norms and resampling layers."""
     sees: Literal["own", "all"] = "own"
     """experts_frozen: base and own expert, or those of all earlier additions too."""
@@ -91,6 +105,12 @@ class StrategyConfig(FrozenModel):
     """experts_frozen: own copies of every batch norm, or the base's, frozen."""
     resampling: Literal["own", "base"] = "own"
     """experts_frozen: own copies of the down and up layers, or the base's, frozen."""
+    gate: Literal["softmax", "outside"] = "softmax"
+    """experts_frozen: the fresh expert within the softmax, or added to it, from zero: it begins as a base's mode."""
+    scale: bool = False
+    """experts_frozen with gate outside: a learned factor for each output channel of the fresh expert."""
+    blocks: Literal["all", "encoder", "decoder"] = "all"
+    """experts_frozen: blocks with a fresh expert; the bottleneck is the encoder's, the last block the decoder's."""
     kernel: Literal[3, 5] = 3
     """multi_net, multi_head: kernel size of the plain network."""
     networks: Literal["all", "added"] = "all"
@@ -123,7 +143,7 @@ class StrategyConfig(FrozenModel):
     @field_validator("expert")
     @classmethod
     def _expert(cls, expert: str) -> str:
-        return expert if expert == "none" else check_expert(expert)
+        return check_fresh_expert(expert)
 
     @model_validator(mode="after")
     def _options_belong(self) -> StrategyConfig:
@@ -131,6 +151,8 @@ class StrategyConfig(FrozenModel):
         for key, owners in _OWNERS.items():
             if key in self.model_fields_set and kind not in owners:
                 raise ValueError(f"{key} is an option of {', '.join(owners)}, not of {self.name}")
+        if self.scale and (self.gate != "outside" or self.expert == "none"):
+            raise ValueError("scale: true needs gate: outside, and an expert")
         if self.buffer is not None and self.buffer_bytes is not None:
             raise ValueError("give either buffer or buffer_bytes, not both")
         if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
@@ -141,6 +163,13 @@ class StrategyConfig(FrozenModel):
                 "another label"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        fields = type(self).model_fields
+        defaults = {key for key in _LATER_OPTIONS if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in values.items() if key not in defaults}
 
     @property
     def is_custom(self) -> bool:
@@ -162,9 +191,11 @@ class StrategyConfig(FrozenModel):
             parts.append(self.head)
         if "kernel" in _keys_of(self.name):
             parts.append(f"k{self.kernel}")
-        for key in ("expert", "sees", "norm", "resampling", "networks"):
+        for key in ("expert", "sees", "norm", "resampling", "networks", "gate", "blocks"):
             if getattr(self, key) != type(self).model_fields[key].default:
-                parts.append(str(getattr(self, key)).replace(":", ""))
+                parts.append(str(getattr(self, key)).replace(":", "").replace(",", "-"))
+        if self.scale:
+            parts.append("scale")
         for key, word in _TITLE_WORDS.items():
             value = getattr(self, key)
             if value is not None:

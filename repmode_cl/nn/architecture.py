@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, cast
+
+from repmode_cl.errors import ConfigError
 
 __all__ = ["AdditionSpec", "Architecture", "smallest_size"]
 
@@ -71,6 +73,7 @@ class AdditionSpec:
     ----------
     expert
         Fresh expert of each MoDE block: ``conv3`` (the paper's), ``conv1``, ``conv5``, ``lowrank:R``, or ``none``.
+        ``lowrank:R0,R1,...`` gives a rank to each level, from full resolution to the bottleneck; 0 is no expert.
     sees
         ``own``: the gate row mixes the base's experts and the fresh one. ``all``: those of all earlier additions too.
     norm
@@ -79,6 +82,14 @@ class AdditionSpec:
         ``own``: it has its own copies of the down and up layers. ``base``: it uses the base's, frozen.
     needs
         Additions whose experts it sees, in the order of the gate's rows; filled in when the structure is added.
+    gate
+        ``softmax``: the fresh expert is one more entry of the softmax (the paper's). ``outside``: its kernel is added
+        to the softmax mix of the others. It starts at zero, so that the addition begins as a mode of the base.
+    scale
+        With ``outside``, whether a learned factor for each output channel multiplies the fresh expert's kernel.
+    blocks
+        MoDE blocks that get a fresh expert: ``all``, those of the ``encoder`` (with the bottleneck) or those of the
+        ``decoder`` (with the last block). All get a gate row and norms.
     """
 
     expert: str = "conv3"
@@ -86,15 +97,27 @@ class AdditionSpec:
     norm: Literal["own", "base"] = "own"
     resampling: Literal["own", "base"] = "own"
     needs: tuple[str, ...] = ()
+    gate: Literal["softmax", "outside"] = "softmax"
+    scale: bool = False
+    blocks: Literal["all", "encoder", "decoder"] = "all"
 
     def __post_init__(self) -> None:
         for key, allowed in {
             "sees": ("own", "all"),
             "norm": ("own", "base"),
             "resampling": ("own", "base"),
+            "gate": ("softmax", "outside"),
+            "blocks": ("all", "encoder", "decoder"),
         }.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key} is {' or '.join(allowed)}, not {getattr(self, key)!r}")
+        if self.scale is not True and self.scale is not False:
+            raise ValueError(f"scale is true or false, not {self.scale!r}")
+        if self.scale and (self.gate != "outside" or self.expert == "none"):
+            raise ConfigError(
+                f"scale multiplies an expert outside the softmax, and this addition has gate {self.gate} and expert "
+                f"{self.expert}: choose gate outside and an expert, or no scale"
+            )
         if self.sees == "own" and self.needs:
             raise ValueError(
                 f"an addition that sees only its own expert needs no other addition, not {list(self.needs)}"
@@ -107,11 +130,72 @@ class AdditionSpec:
         if self.sees == "all":
             parts.append(f"sees {', '.join(self.needs) or 'all'}")
         parts += [f"base's {part}" for part in ("norm", "resampling") if getattr(self, part) == "base"]
+        parts += self.extension_texts
         return ", ".join(parts)
 
+    @property
+    def extended(self) -> bool:
+        """Whether it has a choice that the first versions of stored structures cannot state."""
+        return any(key in self.to_json() for key in _EXTENSIONS) or "," in self.expert
+
+    def expert_in(self, block: str, depth: int) -> str:
+        """Return the fresh expert of a MoDE block, or ``none``.
+
+        Parameters
+        ----------
+        block
+            Its name in the network: ``encoder.<level>.<i>``, ``bottleneck.<i>``, ``decoder.<level>.<i>`` or ``head``.
+        depth
+            Of the network.
+
+        Raises
+        ------
+        ValueError
+            If the ranks are not as many as the network has levels.
+        """
+        part, *place = block.split(".")
+        self.check_depth(depth)
+        if self.blocks != "all" and (part in ("encoder", "bottleneck")) != (self.blocks == "encoder"):
+            return "none"
+        if "," not in self.expert:
+            return self.expert
+        level = {"head": 0, "bottleneck": depth}.get(part, int(place[0]) if place else 0)
+        rank = self._ranks[level]
+        return "none" if rank == "0" else f"lowrank:{rank}"
+
+    def check_depth(self, depth: int) -> None:
+        """Refuse ranks by level (ValueError) that are not as many as a network of `depth` has levels."""
+        if "," in self.expert and len(self._ranks) != depth + 1:
+            raise ValueError(
+                f"expert {self.expert!r} has {len(self._ranks)} ranks, and this network has {depth + 1} levels (the "
+                "bottleneck is the last): give one rank for each level, or lowrank:R for all"
+            )
+
+    @property
+    def extension_texts(self) -> list[str]:
+        """What later versions added and is not the default, in words: ``outside the softmax``."""
+        texts = ["outside the softmax"] if self.gate == "outside" else []
+        texts += ["learned scale"] if self.scale else []
+        return texts + ([f"experts in the {self.blocks}"] if self.blocks != "all" else [])
+
+    @property
+    def _ranks(self) -> list[str]:
+        return self.expert.removeprefix("lowrank:").split(",")
+
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-able values; `from_json` reads them back."""
-        return asdict(self) | {"needs": list(self.needs)}
+        """Return JSON-able values; `from_json` reads them back.
+
+        Choices that later versions added are left out where they have their defaults: digests of before stay.
+        """
+        values: dict[str, Any] = {
+            "expert": self.expert,
+            "sees": self.sees,
+            "norm": self.norm,
+            "resampling": self.resampling,
+            "needs": list(self.needs),
+        }
+        extensions = {key: getattr(self, key) for key in _EXTENSIONS}
+        return values | {key: value for key, value in extensions.items() if value != _EXTENSIONS[key]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> AdditionSpec:
@@ -122,4 +206,9 @@ class AdditionSpec:
             norm=cast(Literal["own", "base"], values["norm"]),
             resampling=cast(Literal["own", "base"], values["resampling"]),
             needs=tuple(values["needs"]),
+            **{key: values.get(key, default) for key, default in _EXTENSIONS.items()},
         )
+
+
+#: Choices of an addition that stored structures of the first versions cannot state, with their defaults.
+_EXTENSIONS: dict[str, Any] = {"gate": "softmax", "scale": False, "blocks": "all"}

@@ -82,6 +82,12 @@ class Expert(nn.Module):
         """Return the gradient of each weight, from that of the taps (summed over them where they are one number)."""
         raise TypeError(f"{type(self).__name__} defines no gradient")
 
+    def set_to_zero(self) -> None:
+        """Make the kernel zero, in such a way that training can change it."""
+        with torch.no_grad():
+            for weight in self.weights():
+                weight.zero_()
+
 
 class ConvExpert(Expert):
     """A K x K x K convolution."""
@@ -125,6 +131,11 @@ class LowRankExpert(Expert):
         self.kernel_size = 3
         self.spatial = kaiming((rank, c_in, 3, 3, 3), c_in * 27, generator)
         self.mix = kaiming((c_out, rank), rank, generator)
+
+    def set_to_zero(self) -> None:
+        """Make the mixing matrix zero; were both factors, neither would ever take a gradient."""
+        with torch.no_grad():
+            self.mix.zero_()
 
     def channel_weights(self, channels: slice) -> tuple[Tensor, ...]:
         """Return the convolution, which all output channels share, and these channels' rows of the mixing matrix."""

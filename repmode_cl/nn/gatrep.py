@@ -19,7 +19,7 @@ from torch.nn import functional
 from repmode_cl.nn.convolution import centre_taps
 from repmode_cl.nn.experts import Expert
 
-__all__ = ["fuse_kernels", "fuse_rows", "fuse_channels"]
+__all__ = ["fuse_kernels", "fuse_rows", "fuse_channels", "mixing_weights"]
 
 #: Most elements of a product that is summed at once: the scratch memory of an inner product of large kernels.
 _SCRATCH = 1 << 22
@@ -30,7 +30,26 @@ V = TypeVar("V")
 Size = tuple[int, int, int]
 
 
-def fuse_kernels(experts: Sequence[Expert], logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def mixing_weights(logits: Tensor, outside: Tensor | None = None) -> Tensor:
+    """Return the weight of each expert in the fused kernel, (T, C_out).
+
+    Parameters
+    ----------
+    logits
+        The gate row, (T, C_out), or (T - 1, C_out) where the last expert stands outside the softmax.
+    outside
+        Weight (C_out,) of an expert outside the softmax; None where there is none.
+    """
+    shares = torch.softmax(logits, 0)
+    return shares if outside is None else torch.cat([shares, outside[None]])
+
+
+def fuse_kernels(
+    experts: Sequence[Expert],
+    logits: Tensor,
+    dtype: torch.dtype | None = None,
+    outside: Tensor | None = None,
+) -> Tensor:
     """Merge `experts` into one kernel with the softmax of `logits` (paper, eq. 2 and 6).
 
     Parameters
@@ -41,13 +60,15 @@ def fuse_kernels(experts: Sequence[Expert], logits: Tensor, dtype: torch.dtype |
         The gate row, (T, C_out).
     dtype
         Precision to compute in, ``None`` for the parameters' own.
+    outside
+        Weight (C_out,) of the last expert, if it stands outside the softmax: `logits` then has no entry for it.
 
     Returns
     -------
     Tensor
         ``sum_t softmax(logits)_t * Pad(W_t, K)``, (C_out, C_in, K, K, K) with K the largest expert's, channels-last.
     """
-    return fuse_rows(experts, [logits], dtype)[0]
+    return fuse_rows(experts, [logits], dtype, outside=outside)[0]
 
 
 def fuse_rows(
@@ -55,6 +76,7 @@ def fuse_rows(
     rows: Sequence[Tensor],
     dtype: torch.dtype | None = None,
     max_taps: Sequence[int] | None = None,
+    outside: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Merge the same experts into one kernel for each of several gate rows, as a mixed batch needs.
 
@@ -68,6 +90,8 @@ def fuse_rows(
         Precision to compute in, ``None`` for the parameters' own.
     max_taps
         Most taps (z, y, x) of a kernel, odd numbers; the others are left out. ``None`` is all.
+    outside
+        As of `fuse_kernels`, the same for all rows.
 
     Returns
     -------
@@ -87,28 +111,37 @@ def fuse_rows(
     """
     if not experts:
         raise ValueError("at least one expert is needed")
+    gated = len(experts) - (outside is not None)
     for row in rows:
-        if row.shape[0] != len(experts):
-            raise ValueError(f"the gate row has {row.shape[0]} entries for {len(experts)} experts")
+        if row.shape[0] != gated:
+            within = "" if outside is None else " within the softmax"
+            raise ValueError(f"the gate row has {row.shape[0]} entries for {gated} experts{within}")
     weights = [weight.to(dtype) for expert in experts for weight in expert.weights()]
     logits = [row.to(dtype) for row in rows]
+    factors = [] if outside is None else [outside.to(dtype)]
     sizes = _kernel_sizes(experts, max_taps)
     if torch.compiler.is_compiling():
         # The compiler decides itself what is stored for the backward pass, and that of torch 2.11 loses the gradients
         # of a function which it cannot trace to its end.
         with torch.autocast(logits[0].device.type, enabled=False):
             taps = _crop_taps(_expert_taps(experts, weights), sizes)
-            return tuple([_merge_traceable(sizes, taps, torch.softmax(row, 0)) for row in logits])
+            return tuple([_merge_traceable(sizes, taps, mixing_weights(row, *factors)) for row in logits])
     apply = cast(Callable[..., tuple[Tensor, ...]], _FuseKernels.apply)
-    return apply(tuple(experts), sizes, len(logits), *logits, *weights)
+    return apply(tuple(experts), sizes, (len(logits), len(factors)), *logits, *factors, *weights)
 
 
-def fuse_channels(experts: Sequence[Expert], logits: Tensor, channels: slice, dtype: torch.dtype) -> Tensor:
+def fuse_channels(
+    experts: Sequence[Expert],
+    logits: Tensor,
+    channels: slice,
+    dtype: torch.dtype,
+    outside: Tensor | None = None,
+) -> Tensor:
     """Return `fuse_kernels` for only some output channels, without gradients: the rest is never computed.
 
     Parameters
     ----------
-    experts, logits, dtype
+    experts, logits, dtype, outside
         As of `fuse_kernels`.
     channels
         Which of the C_out output channels.
@@ -123,23 +156,34 @@ def fuse_channels(experts: Sequence[Expert], logits: Tensor, channels: slice, dt
             expert.taps(*(weight.to(dtype) for weight in expert.channel_weights(channels)))
             for expert in experts
         ]
-        return _merge(_kernel_sizes(experts, None), taps, torch.softmax(logits[:, channels].to(dtype), 0))
+        factors = [] if outside is None else [outside[channels].to(dtype)]
+        shares = mixing_weights(logits[:, channels].to(dtype), *factors)
+        return _merge(_kernel_sizes(experts, None), taps, shares)
 
 
 class _FuseKernels(torch.autograd.Function):
-    """``apply(experts, sizes, S, *rows, *weights)`` -> S kernels; `sizes` are the taps used of each expert."""
+    """``apply(experts, sizes, (S, F), *rows, *factors, *weights)`` -> S kernels.
+
+    `sizes` are the taps used of each expert; there are S rows, and F is 1 where the last expert has a factor and stands
+    outside the softmax, else 0.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, experts: tuple[Expert, ...], sizes: tuple[Size, ...], count: int, *tensors: Tensor
+        ctx: Any,
+        experts: tuple[Expert, ...],
+        sizes: tuple[Size, ...],
+        counts: tuple[int, int],
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return one kernel for each of the first `count` tensors, the gate rows."""
-        ctx.experts, ctx.sizes, ctx.count = experts, sizes, count
+        """Return one kernel for each of the first tensors, the gate rows."""
+        ctx.experts, ctx.sizes, ctx.counts = experts, sizes, counts
+        rows, factors, weights = _split(tensors, counts)
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         with torch.autocast(tensors[0].device.type, enabled=False):
-            taps = _crop_taps(_expert_taps(experts, tensors[count:]), sizes)
-            return tuple(_merge(sizes, taps, torch.softmax(row, 0)) for row in tensors[:count])
+            taps = _crop_taps(_expert_taps(experts, weights), sizes)
+            return tuple(_merge(sizes, taps, mixing_weights(row, *factors)) for row in rows)
 
     @staticmethod
     @once_differentiable
@@ -147,34 +191,45 @@ class _FuseKernels(torch.autograd.Function):
         """Turn the kernels' gradients into those of rows and weights; frozen weights cost nothing."""
         experts: tuple[Expert, ...] = ctx.experts
         saved = ctx.saved_tensors  # read only once: activation checkpointing allows no second time
-        rows, weights = saved[: ctx.count], saved[ctx.count :]
-        needed = list(ctx.needs_input_grad[3:])
-        row_grads: list[Tensor | None] = [None] * ctx.count
+        rows, factors, weights = _split(saved, ctx.counts)
+        rows_needed, factors_needed, needed = _split(ctx.needs_input_grad[3:], ctx.counts)
+        row_grads: list[Tensor | None] = [None] * len(rows)
+        factor_grads: list[Tensor | None] = [None] * len(factors)
         tap_grads: list[Tensor | None] = [None] * len(experts)
-        learning = _need_gradients(experts, needed[ctx.count :])
+        learning = _need_gradients(experts, needed)
         with torch.autocast(rows[0].device.type, enabled=False):
             full_taps = _expert_taps(experts, weights)
             taps = _crop_taps(full_taps, ctx.sizes)
             for s, (row, grad) in enumerate(zip(rows, grads, strict=True)):
                 if grad is None:
                     continue
-                shares = torch.softmax(row, 0)
+                shares = mixing_weights(row, *factors)
                 crops = _GradientCrops(grad)
                 products = []
                 for t, (size, tap) in enumerate(zip(ctx.sizes, taps, strict=True)):
                     part = crops.of(size, summed=_is_uniform(tap, size))
-                    if needed[s]:
+                    if rows_needed[s] or any(factors_needed):
                         products.append(_inner_products(tap, part))
                     if learning[t]:
                         tap_grads[t] = _add_scaled(tap_grads[t], part, _per_channel(shares[t]))
-                if needed[s]:
-                    share_grads = torch.stack(products)
+                if any(factors_needed):
+                    own = products[-1]
+                    factor_grads[0] = own if factor_grads[0] is None else factor_grads[0] + own
+                if rows_needed[s]:
+                    shares = shares[: len(row)]
+                    share_grads = torch.stack(products[: len(row)])
                     row_grads[s] = shares * (share_grads - (shares * share_grads).sum(0))
             tap_grads = [
                 g if g is None else _pad_gradient(g, tap) for g, tap in zip(tap_grads, full_taps, strict=True)
             ]
-            weight_grads = _weight_gradients(experts, weights, tap_grads, needed[ctx.count :])
-        return (None, None, None, *row_grads, *weight_grads)
+            weight_grads = _weight_gradients(experts, weights, tap_grads, needed)
+        return (None, None, None, *row_grads, *factor_grads, *weight_grads)
+
+
+def _split(values: Sequence[V], counts: tuple[int, int]) -> tuple[Sequence[V], Sequence[V], Sequence[V]]:
+    """Return the values of the rows, of the factors and of the weights, which follow each other."""
+    rows, factors = counts
+    return values[:rows], values[rows : rows + factors], values[rows + factors :]
 
 
 def _group_by_expert(experts: Sequence[Expert], values: Sequence[V]) -> Iterator[tuple[Expert, Sequence[V]]]:

@@ -96,12 +96,13 @@ def predict_float64(
 def kernel_slices(block: ModeBlock, structure: str) -> Iterator[tuple[slice, Tensor]]:
     """Yield the float64 kernel of a block, a few output channels at a time: (channels, C_in, K, K, K)."""
     labelled, gate = block.visible(structure)
+    outside = block.outside_weight(structure)
     experts: list[Expert] = [expert for _, expert in labelled]
     c_out, *rest = block.kernel_shape(structure)
     rows = max(1, _SCRATCH // torch.Size(rest).numel())
     for first in range(0, c_out, rows):
         channels = slice(first, min(first + rows, c_out))
-        yield channels, fuse_channels(experts, gate.detach(), channels, torch.float64)
+        yield channels, fuse_channels(experts, gate.detach(), channels, torch.float64, outside)
 
 
 class _LayerwiseUNet(UNet):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -12,13 +13,16 @@ from repmode_cl.errors import UnknownStructureError
 from repmode_cl.nn.architecture import AdditionSpec
 from repmode_cl.nn.convolution import convolve, taps_within
 from repmode_cl.nn.experts import Expert, make_expert
-from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows
+from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows, mixing_weights
 from repmode_cl.nn.per_structure_layers import StructureGroups, StructureNorm, apply_by_structure
 
-__all__ = ["ModeAddition", "ModeBlock"]
+__all__ = ["UNSEEN_SHARE", "ModeAddition", "ModeBlock", "logit_for_share"]
 
 #: Half-width of the uniform distribution of a new gate row: that of a linear layer on the paper's 12-way one-hot.
 GATE_INIT = 12**-0.5
+
+#: First share in the softmax of an expert that is not part of the mode which an addition begins as.
+UNSEEN_SHARE = 0.02
 
 
 def new_gate(experts: int, c_out: int, generator: torch.Generator) -> nn.Parameter:
@@ -26,14 +30,49 @@ def new_gate(experts: int, c_out: int, generator: torch.Generator) -> nn.Paramet
     return nn.Parameter((torch.rand((experts, c_out), generator=generator) * 2 - 1) * GATE_INIT)
 
 
-class ModeAddition(nn.Module):
-    """The part of an added structure in one block: a gate row and, unless it has none, a fresh expert."""
+def logit_for_share(share: float, others: Tensor) -> Tensor:
+    """Return the logit (C_out,) that has `share` of a softmax beside `others` (T, C_out)."""
+    return torch.logsumexp(others, 0) + math.log(share / (1 - share))
 
-    def __init__(self, expert: Expert | None, gate: nn.Parameter, needs: tuple[str, ...]) -> None:
+
+class ModeAddition(nn.Module):
+    """The part of an added structure in one block: a gate row and, unless it has none, a fresh expert.
+
+    Parameters
+    ----------
+    expert
+        The fresh expert.
+    gate
+        Logits of the experts within the softmax, (T, C_out).
+    needs
+        Additions whose experts it sees.
+    outside
+        Whether the fresh expert stands outside the softmax.
+    scale
+        Factor (C_out,) of such an expert; None is 1.
+    """
+
+    def __init__(
+        self,
+        expert: Expert | None,
+        gate: nn.Parameter,
+        needs: tuple[str, ...],
+        *,
+        outside: bool = False,
+        scale: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
         self.expert = expert
         self.gate = gate
         self.needs = needs
+        self.outside = outside
+        self.scale = scale
+
+    def outside_weight(self) -> Tensor | None:
+        """Return the weight (C_out,) of the fresh expert if it stands outside the softmax; None otherwise."""
+        if not self.outside or self.expert is None:
+            return None
+        return self.gate.new_ones(self.gate.shape[1]) if self.scale is None else self.scale
 
 
 class ModeBlock(nn.Module):
@@ -74,21 +113,49 @@ class ModeBlock(nn.Module):
         """Add a gate row over the shared experts for `name`, and nothing else."""
         self.gates[name] = new_gate(len(self.experts), self.c_out, generator)
 
-    def add(self, name: str, spec: AdditionSpec, generator: torch.Generator) -> None:
-        """Add a fresh expert and a gate row over all visible experts for `name` (paper, Fig. 8)."""
-        expert = None if spec.expert == "none" else make_expert(spec.expert, self.c_in, self.c_out, generator)
-        earlier = [self.addition(other).expert for other in spec.needs]
-        rows = len(self.experts) + sum(e is not None for e in [*earlier, expert])
-        self.own[name] = ModeAddition(expert, new_gate(rows, self.c_out, generator), spec.needs)
+    def add(self, name: str, spec: AdditionSpec, fresh: str, generator: torch.Generator) -> None:
+        """Add a fresh expert and a gate row over all visible experts for `name` (paper, Fig. 8).
+
+        Parameters
+        ----------
+        name
+            The structure.
+        spec
+            How it is added.
+        fresh
+            Its expert in this block (`AdditionSpec.expert_in`).
+        generator
+            Source of the initial weights.
+        """
+        expert = None if fresh == "none" else make_expert(fresh, self.c_in, self.c_out, generator)
+        earlier = sum(self.addition(other).expert is not None for other in spec.needs)
+        outside = spec.gate == "outside"
+        if outside:
+            gate = self._mean_gate(earlier)
+            if expert is not None:
+                expert.set_to_zero()
+        else:
+            gate = new_gate(len(self.experts) + earlier + (expert is not None), self.c_out, generator)
+        scale = nn.Parameter(gate.new_ones(self.c_out)) if spec.scale and expert is not None else None
+        self.own[name] = ModeAddition(expert, gate, spec.needs, outside=outside, scale=scale)
         if self.norm is not None and spec.norm == "own":
             self.norm.add(name)
+
+    def _mean_gate(self, earlier: int) -> nn.Parameter:
+        """Return the mean of the base's gate rows, and a small share for each of the `earlier` additions' experts."""
+        mean = torch.stack([row.detach() for row in self.gates.values()]).mean(0)
+        unseen = logit_for_share(UNSEEN_SHARE, mean)
+        return nn.Parameter(torch.cat([mean, unseen.expand(earlier, -1)]))
 
     def addition(self, name: str) -> ModeAddition:
         """Return the part of the addition `name` in this block."""
         return cast(ModeAddition, self.own[name])
 
     def visible(self, name: str) -> tuple[list[tuple[str, Expert]], Tensor]:
-        """Return the experts that `name` sees, with their labels, and its gate row (T, C_out) over them."""
+        """Return the experts that `name` sees, with their labels, and its gate row (T, C_out) over them.
+
+        An expert outside the softmax is the last one, and has no entry in the row: see `outside_weight`.
+        """
         shared = [(label, cast(Expert, expert)) for label, expert in self.experts.items()]
         if name in self.gates:
             return shared, self.gates[name]
@@ -98,6 +165,14 @@ class ModeBlock(nn.Module):
         added = [(other, self.addition(other).expert) for other in (*own.needs, name)]
         return shared + [(f"of {other}", e) for other, e in added if e is not None], own.gate
 
+    def outside_weight(self, name: str) -> Tensor | None:
+        """Return the weight (C_out,) of the last expert that `name` sees, if it stands outside the softmax."""
+        return self.addition(name).outside_weight() if name in self.own else None
+
+    def mixing_weights(self, name: str) -> Tensor:
+        """Return the weight (T, C_out) of each expert that `name` sees in its kernel."""
+        return mixing_weights(self.visible(name)[1], self.outside_weight(name))
+
     def kernel_shape(self, name: str) -> tuple[int, int, int, int, int]:
         """Return the shape of `kernel`, (C_out, C_in, K, K, K), without computing it."""
         size = max(expert.kernel_size for _, expert in self.visible(name)[0])
@@ -106,7 +181,7 @@ class ModeBlock(nn.Module):
     def kernel(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return the fused kernel of `name`, (C_out, C_in, K, K, K) (paper, eq. 6)."""
         experts, gate = self.visible(name)
-        return fuse_kernels([expert for _, expert in experts], gate, dtype)
+        return fuse_kernels([expert for _, expert in experts], gate, dtype, self.outside_weight(name))
 
     def kernels(self, names: Sequence[str], max_taps: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Return the fused kernel of each of `names`, with at most `max_taps` taps (z, y, x).
@@ -120,7 +195,12 @@ class ModeBlock(nn.Module):
         for name in names:
             if name not in fused:
                 visible, row = self.visible(name)
-                [fused[name]] = fuse_rows([expert for _, expert in visible], [row], max_taps=max_taps)
+                [fused[name]] = fuse_rows(
+                    [expert for _, expert in visible],
+                    [row],
+                    max_taps=max_taps,
+                    outside=self.outside_weight(name),
+                )
         return fused
 
     def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:

@@ -84,13 +84,16 @@ class RepModeUNet(StructureUNet):
             return {name: block.kernel(structure, dtype) for name, block in self.named_mode_blocks()}
 
     def gate_weights(self, structure: str) -> dict[str, dict[str, Tensor]]:
-        """Return the softmaxed gate weights of `structure`: block -> expert -> (C_out,) (paper, eq. 2 and Fig. 6)."""
+        """Return the gate weights of `structure`: block -> expert -> (C_out,) (paper, eq. 2 and Fig. 6).
+
+        Those of one block sum to 1, an expert outside the softmax not counted.
+        """
         self._check(structure)
         weights = {}
         for name, block in self.named_mode_blocks():
-            experts, gate = block.visible(structure)
-            shares = torch.softmax(gate.detach().float(), dim=0)
-            weights[name] = {label: shares[row].clone() for row, (label, _) in enumerate(experts)}
+            shares = block.mixing_weights(structure).detach().float()
+            labels = [label for label, _ in block.visible(structure)[0]]
+            weights[name] = {label: share.clone() for label, share in zip(labels, shares, strict=True)}
         return weights
 
     # -- growing ------------------------------------------------------------------------------------------------
@@ -115,6 +118,7 @@ class RepModeUNet(StructureUNet):
         """
         spec = spec or AdditionSpec()
         self._check_new(name)
+        spec.check_depth(self.depth)
         if spec.sees == "all" and not spec.needs:
             spec = replace(spec, needs=tuple(n for n, s in self._additions.items() if s.expert != "none"))
         for other in spec.needs:
@@ -123,8 +127,8 @@ class RepModeUNet(StructureUNet):
                     other, self._additions, f"{name!r} needs an addition and this network"
                 )
         generator = self._generator(name, seed)
-        for _, block in self.named_mode_blocks():
-            block.add(name, spec, generator)
+        for block_name, block in self.named_mode_blocks():
+            block.add(name, spec, spec.expert_in(block_name, self.depth), generator)
         for _, layer in self.named_resampling():
             if spec.norm == "own":
                 layer.norm.add(name)

@@ -7,7 +7,6 @@ other's kernel. Where the other structure is itself an addition, its own tensors
 
 from __future__ import annotations
 
-import math
 from typing import Literal, cast
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from repmode_cl.errors import ModelError, UnknownStructureError
 from repmode_cl.nn.convolution import centre_taps
 from repmode_cl.nn.experts import AvgExpert, ConvExpert, Expert, LowRankExpert
-from repmode_cl.nn.mode_block import ModeBlock
+from repmode_cl.nn.gatrep import fuse_kernels
+from repmode_cl.nn.mode_block import UNSEEN_SHARE, ModeAddition, ModeBlock, logit_for_share
 from repmode_cl.nn.per_structure_layers import StructureNorm
 from repmode_cl.nn.repmode_unet import RepModeUNet
 
@@ -29,9 +29,6 @@ FreshExpert = Literal["drawn", "zero", "kernel"]
 #: Defaults of `warm_start`.
 DEFAULT_EXPERT: FreshExpert = "kernel"
 DEFAULT_SHARE: float | None = None
-
-#: Share of the softmax of each expert that the addition sees and the other structure does not.
-_UNSEEN = 0.02
 
 
 def warm_start(
@@ -62,7 +59,7 @@ def warm_start(
         approximation of its rank, a truncated singular value decomposition).
     share
         Share of the softmax, in each output channel, of such an expert, above 0 and below 1; None leaves its logit as
-        it was drawn.
+        it was drawn. An expert outside the softmax has none.
 
     Returns
     -------
@@ -84,6 +81,9 @@ def warm_start(
     A gate row is copied logit by logit for each expert that both see, so that the softmax (paper, eq. 2) weighs them
     among themselves as it does for `other`; an expert that only the addition sees takes its share from all of them
     alike. Where everything is copied (an addition of the same specification) the mode is that of `other`, bit for bit.
+
+    An expert outside the softmax starts as the best approximation of what the mix of the others leaves of the kernel of
+    `other`. For a structure of the base that is nothing: the addition begins as that mode.
     """
     source = source or network
     if name not in network.additions:
@@ -134,18 +134,21 @@ def _warm_start_block(
     """Set gate row and expert in one block; return what the fresh expert got, in words, or None."""
     visible, gate = block.visible(name)
     source_experts, source_gate = source.visible(other)
-    logits = {label: source_gate[row] for row, (label, _) in enumerate(source_experts)}
-    expert = block.addition(name).expert
+    # One outside the softmax has no logit.
+    logits = {label: row for (label, _), row in zip(source_experts, source_gate, strict=False)}
+    own = block.addition(name)
+    expert, outside = own.expert, own.outside and own.expert is not None
     source_expert = dict(source_experts).get(f"of {other}")
-    # A fresh expert has the last row.
+    # A fresh expert is the last one.
     shared = [label for label, _ in (visible if expert is None else visible[:-1])]
     copied_rows = [row for row, label in enumerate(shared) if label in logits]
     for row in copied_rows:
         gate[row] = logits[shared[row]]
     expert_copied = None
-    if expert is not None:
+    if expert is not None and not outside:
         # An expert of `other` that the addition sees anyway is not needed twice.
-        if source_expert is not None and f"of {other}" not in shared and _same_shapes(expert, source_expert):
+        fits = f"of {other}" in logits and f"of {other}" not in shared
+        if fits and source_expert is not None and _same_shapes(expert, source_expert):
             expert.load_state_dict(source_expert.state_dict())
             gate[-1] = logits[f"of {other}"]
             copied_rows.append(len(shared))
@@ -154,17 +157,44 @@ def _warm_start_block(
             if expert_start != "drawn":
                 _approximate_kernel(expert, source.kernel(other) if expert_start == "kernel" else None)
             if share is not None:
-                gate[-1] = _logit_for_share(share, gate[copied_rows])
+                gate[-1] = logit_for_share(share, gate[copied_rows])
             expert_copied = "centre of its kernels" if expert_start == "kernel" else None
     for row, label in enumerate(shared):
         if label not in logits:
-            gate[row] = _logit_for_share(_UNSEEN, gate[copied_rows])
+            gate[row] = logit_for_share(UNSEEN_SHARE, gate[copied_rows])
+    if expert is not None and outside and expert_start == "kernel":
+        experts = [e for _, e in visible[:-1]]
+        expert_copied = _warm_start_outside(own, experts, source, other)
     return expert_copied
 
 
-def _logit_for_share(share: float, others: Tensor) -> Tensor:
-    """Return the logit (C_out,) that has `share` of a softmax beside `others` (T, C_out)."""
-    return torch.logsumexp(others, 0) + math.log(share / (1 - share))
+def _warm_start_outside(own: ModeAddition, shared: list[Expert], source: ModeBlock, other: str) -> str | None:
+    """Set an expert outside the softmax, after the gate row; return what it got, in words, or None."""
+    theirs = source.addition(other) if other in source.own else None
+    expert = cast(Expert, own.expert)
+    if (
+        theirs is not None
+        and theirs.outside
+        and theirs.expert is not None
+        and _same_shapes(expert, theirs.expert)
+        and (own.scale is None) == (theirs.scale is None)
+        and len(theirs.gate) == len(own.gate)
+    ):
+        expert.load_state_dict(theirs.expert.state_dict())
+        if own.scale is not None and theirs.scale is not None:
+            own.scale.copy_(theirs.scale)
+        return "expert"
+    kernel, mix = source.kernel(other), fuse_kernels(shared, own.gate)
+    rest = kernel.new_zeros(max(kernel, mix, key=Tensor.numel).shape)
+    centre_taps(rest, kernel.shape[2:]).copy_(kernel)
+    centre_taps(rest, mix.shape[2:]).sub_(mix)
+    if not bool(rest.any()):
+        expert.set_to_zero()
+        return None
+    _approximate_kernel(expert, rest)
+    if own.scale is not None:
+        own.scale.fill_(1)
+    return "centre of its kernels"
 
 
 def _same_shapes(first: Expert, second: Expert) -> bool:
@@ -174,21 +204,17 @@ def _same_shapes(first: Expert, second: Expert) -> bool:
 
 def _approximate_kernel(expert: Expert, kernel: Tensor | None) -> None:
     """Make `expert` as near to `kernel` (C_out, C_in, K, K, K) as it can be; zero where that is None."""
+    expert.set_to_zero()
+    if kernel is None:
+        return
     if isinstance(expert, LowRankExpert):
-        if kernel is None:
-            expert.mix.zero_()  # not the other factor too: neither would then ever take a gradient
-        else:
-            _set_low_rank(expert, centre_taps(kernel, [3] * 3))
+        _set_low_rank(expert, centre_taps(kernel, [3] * 3))
     elif isinstance(expert, ConvExpert):
-        expert.weight.zero_()
-        if kernel is not None:
-            centre_taps(expert.weight, kernel.shape[2:]).copy_(centre_taps(kernel, expert.weight.shape[2:]))
+        centre_taps(expert.weight, kernel.shape[2:]).copy_(centre_taps(kernel, expert.weight.shape[2:]))
     elif isinstance(expert, AvgExpert):
-        expert.weight.zero_()
-        if kernel is not None:
-            # The same number in all taps: their mean is nearest.
-            centre = centre_taps(kernel, [expert.kernel_size] * 3)
-            expert.weight.copy_(centre.sum((2, 3, 4), keepdim=True))
+        # The same number in all taps: their mean is nearest.
+        centre = centre_taps(kernel, [expert.kernel_size] * 3)
+        expert.weight.copy_(centre.sum((2, 3, 4), keepdim=True))
     else:
         raise TypeError(f"{type(expert).__name__} cannot start from a kernel")
 

@@ -38,15 +38,15 @@ class _Comparison(nn.Module):
         raise TypeError(f"{type(self).__name__} does not say how it mixes")
 
     def _visible(self, groups: StructureGroups) -> tuple[list[Expert], Tensor]:
-        """Return the experts that all structures of the batch see, and each sample's softmaxed gates (N, T, C_out)."""
+        """Return the experts that all structures of the batch see, and their weights for each sample (N, T, C_out)."""
         experts: list[Expert] = []
         gates = []
         for name in groups.names:
-            seen, gate = self.block.visible(name)
+            seen, _ = self.block.visible(name)
             if experts and [expert for _, expert in seen] != experts:
                 raise ValueError(f"{', '.join(groups.names)} do not see the same experts: give them apart")
             experts = [expert for _, expert in seen]
-            gates.append(torch.softmax(gate, dim=0))
+            gates.append(self.block.mixing_weights(name))
         return experts, torch.cat(
             [gate.expand(count, *gate.shape) for gate, count in zip(gates, groups.counts, strict=True)]
         )

@@ -226,14 +226,15 @@ def _network_with_structure(model: ModelSnapshot, pack: Pack) -> RepModeUNet:
     name, spec = pack.entry.name, pack.spec
     network = model.network(spec.needs)
     slots = pack.header.tensors
-    if spec.expert.startswith("lowrank:"):
-        # The rank is only a number in the metadata: the file must hold so large an expert before one is made.
-        rank = spec.expert.removeprefix("lowrank:")
+    try:
         for block, mode_block in network.named_mode_blocks():
+            kind, _, rank = spec.expert_in(block, network.depth).partition(":")
+            if kind != "lowrank":
+                continue
+            # The rank is only a number in the metadata: the file must hold so large an expert before one is made.
             slot = slots.get(f"{block}.expert.spatial")
             if slot is None or [str(slot.shape[0]), *slot.shape[1:]] != [rank, mode_block.c_in, 3, 3, 3]:
                 refuse_pack(pack.path, f"it holds no expert of rank {short(rank)} for the block {block}")
-    try:
         network.add_structure(name, spec)
     except RepmodeError:
         raise

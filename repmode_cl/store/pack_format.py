@@ -162,10 +162,11 @@ def read_pack(path: str | Path) -> Pack:
             path,
             "it is a structure's file of an earlier version: make a pack of it by `repmode-cl pack export`",
         )
-    if version != records.PACK_VERSION:
+    packs = (records.PACK_VERSION, records.EXTENDED_VERSION)
+    if version not in packs:
         refuse_pack(
             path,
-            f"it has format version {short(version)}, this repmode-cl reads version {records.PACK_VERSION}: "
+            f"it has format version {short(version)}, this repmode-cl reads versions {' and '.join(packs)}: "
             "use a newer one",
         )
     if set(metadata) != _KEYS:
@@ -184,6 +185,11 @@ def read_pack(path: str | Path) -> Pack:
     if not isinstance(base, str) or not _HEX.fullmatch(base):
         refuse_pack(path, "it does not state the base that it is for")
     pack = Pack(path, entry, base, header)
+    expected = records.structure_versions(pack.spec)[-1]
+    if version != expected:
+        refuse_pack(
+            path, f"it has format version {short(version)}, and what it holds is of version {expected}"
+        )
     if (
         records.structure_metadata(entry.name, pack.spec, base, entry.needs, entry.portable_json())
         != metadata

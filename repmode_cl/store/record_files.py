@@ -35,6 +35,7 @@ __all__ = [
     "read_structure",
     "structure_facts",
     "structure_metadata",
+    "structure_versions",
     "write_base",
     "write_structure",
 ]
@@ -48,6 +49,8 @@ STRUCTURES = "structures"
 RECORD_FORMAT = "repmode-cl record"
 #: Of a base's file, and of a structure's file without and with its entry.
 BASE_VERSION, BARE_VERSION, PACK_VERSION = "1", "1", "2"
+#: Of a structure's file with its entry, whose specification older programs cannot read (`AdditionSpec.extended`).
+EXTENDED_VERSION = "3"
 PROOF = "proof."
 #: What a structure's file is named; any other is not ours.
 STRUCTURE_FILE = re.compile(r"[a-z][a-z0-9_]{0,63}-[0-9a-f]{8,64}\.safetensors")
@@ -70,6 +73,11 @@ def structure_facts(
         "base": base,
         "needs": [[need, digest] for need, digest in needs],
     }
+
+
+def structure_versions(spec: AdditionSpec) -> tuple[str, ...]:
+    """Return the versions that the file of a structure added in this way can have; the last is the one written."""
+    return (EXTENDED_VERSION,) if spec.extended else (BARE_VERSION, PACK_VERSION)
 
 
 def model_version(preprocessing: Mapping[str, Any]) -> int:
@@ -104,7 +112,7 @@ def structure_metadata(
     """Return the metadata of a structure's file; `entry` are the values of `Entry.portable_json`."""
     record = {"facts": structure_facts(name, spec, base, needs), "digest": entry["digest"]}
     texts = {
-        "version": PACK_VERSION,
+        "version": structure_versions(spec)[-1],
         "record": canonical_json(record),
         "entry": canonical_json(entry),
     }
@@ -148,9 +156,9 @@ def read_structure(path: Path, entry: Entry, base: str) -> dict[str, Tensor]:
     """Return an addition's tensors, checked against the recorded digest, which covers that of the `base`."""
     file = path / entry.file
     state, metadata = read_tensors(file, _is_state)
-    check_version(file, metadata, [BARE_VERSION, PACK_VERSION])
     if entry.spec is None:
         raise ModelError(f"{entry.name} is part of the base and has no file of its own")
+    check_version(file, metadata, structure_versions(entry.spec))
     if tensor_digest(state, structure_facts(entry.name, entry.spec, base, entry.needs)) != entry.digest:
         raise ModelError(
             f"{file} ({entry.name}) is damaged (its tensors are not those recorded): put it back from a copy"

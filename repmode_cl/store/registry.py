@@ -23,8 +23,9 @@ __all__ = ["REGISTRY", "Entry", "Registry", "creation_change", "utc_now", "plain
 
 REGISTRY = "registry.json"
 REGISTRY_FORMAT = "repmode-cl registry"
-#: Of registries that can be read; the last is the one that is written.
-REGISTRY_VERSIONS = (1, 2)
+#: Of registries that can be read. Version 3 is written where an addition has a choice that version 2 cannot state
+#: (`AdditionSpec.extended`), version 2 otherwise.
+REGISTRY_VERSIONS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,10 @@ class Registry:
 
     def write(self, folder: Path) -> None:
         """Write this registry in place of the one in `folder`: the last step of every change."""
+        specs = [entry.spec for entry in self.versions] + [change.spec for change in self.history]
         body = {
             "format": REGISTRY_FORMAT,
-            "version": REGISTRY_VERSIONS[-1],
+            "version": 3 if any(spec is not None and spec.extended for spec in specs) else 2,
             "model_sha256": self.model_sha256,
             "entries": [entry.to_json() for entry in self.entries],
             "kept": [entry.to_json() for entry in self.kept],
@@ -306,7 +308,8 @@ def read_json_document(path: Path, format_: str, versions: Sequence[int]) -> tup
     version = values.get("version")
     # `in` is not enough: 1.0 and true are equal to 1.
     if not isinstance(version, int) or isinstance(version, bool) or version not in versions:
-        known = " and ".join(map(str, versions))
+        *others, last = map(str, versions)
+        known = f"{', '.join(others)} and {last}" if others else last
         raise ModelError(
             f"{path} has format version {version!r}; this repmode-cl reads version{'s' * (len(versions) > 1)} "
             f"{known}: open it with the repmode-cl that wrote it, or a newer one"

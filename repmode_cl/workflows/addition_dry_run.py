@@ -256,7 +256,7 @@ def _parameters(network: RepModeUNet, structure: str) -> dict[str, int]:
     for name, tensor in network.structure_state(structure).items():
         if not tensor.is_floating_point():
             continue
-        if ".expert." in name:
+        if ".expert." in name or name.endswith(".scale"):
             kind = "experts"
         elif name.endswith(".gate"):
             kind = "gate rows"

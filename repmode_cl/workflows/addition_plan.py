@@ -214,7 +214,7 @@ def plan_addition(
         spec = replace(replaced.spec, needs=())
         notes.append(f"the kind is that of the version that it replaces: {spec.text}")
     else:
-        spec = check_spec(options.spec)
+        spec = check_spec(options.spec, model.architecture.depth)
     init_from = options.init_from
     needs = _needed_versions(model, structure, spec)
     if check_conflicts:

@@ -567,6 +567,7 @@ class ComparisonRun:
 def _spec_text(spec: AdditionSpec) -> str:
     parts = [spec.expert, f"sees {spec.sees}"]
     parts += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
+    parts += spec.extension_texts
     return ", ".join(parts)
 
 

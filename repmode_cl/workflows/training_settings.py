@@ -24,7 +24,7 @@ from repmode_cl.config import (
     TrainingConfig,
 )
 from repmode_cl.config.error_messages import describe_errors
-from repmode_cl.config.field_types import check_expert
+from repmode_cl.config.field_types import check_fresh_expert
 from repmode_cl.data.manifest import Manifest, Problem, read_manifest
 from repmode_cl.data.preprocessing.prepare import voxel_size_of
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
@@ -185,13 +185,20 @@ def run_config(
     )
 
 
-def check_spec(spec: object) -> AdditionSpec:
+def check_spec(spec: object, depth: int) -> AdditionSpec:
     """Return `spec`, or the paper's for None.
+
+    Parameters
+    ----------
+    spec
+        How a structure is added.
+    depth
+        Of the network.
 
     Raises
     ------
     ConfigError
-        If it is no `AdditionSpec`, or its expert is unknown.
+        If it is no `AdditionSpec`, its expert is unknown, or its ranks are not as many as the network has levels.
     """
     if spec is None:
         return AdditionSpec()
@@ -199,11 +206,11 @@ def check_spec(spec: object) -> AdditionSpec:
         raise ConfigError(
             f"spec {spec!r}: an AdditionSpec is needed, such as AdditionSpec(expert='lowrank:4')"
         )
-    if spec.expert != "none":
-        try:
-            check_expert(spec.expert)
-        except ValueError as error:
-            raise ConfigError(f"spec: {error}, or none") from error
+    try:
+        check_fresh_expert(spec.expert)
+        spec.check_depth(depth)
+    except ValueError as error:
+        raise ConfigError(f"spec: {error}") from error
     return spec
 
 

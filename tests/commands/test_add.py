@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from repmode_cl.cli.add import _parse_seconds
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import read_manifest, write_manifest
 from repmode_cl.model import Model
+from repmode_cl.nn import AdditionSpec
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
@@ -63,6 +65,45 @@ def test_add_prints_initialisation_figures_and_unchanged_structures(model: Path,
     assert len(Model.open(model).kept) == 2
 
 
+def test_an_addition_outside_the_softmax_begins_as_the_known_structure(model: Path, manifest: Path) -> None:
+    command = [model, "--structure", "nucleolus", "--data", manifest, "--steps", "2"]
+    kind = [
+        "--gate",
+        "outside",
+        "--scale",
+        "--expert",
+        "lowrank:2,1",
+        "--blocks",
+        "encoder",
+        "--init-from",
+        "best",
+    ]
+    code, dry = run("add", *command, *kind, "--dry-run")
+    assert code == 0
+    code, out = run("add", *command, *kind)
+    assert code == 0
+    lines = out.splitlines()
+    [chosen] = [line for line in lines if line.endswith(", started from")]
+    [start] = [line for line in lines if line.startswith("  nucleolus at step 0: mse ")]
+    figures = re.findall(r"mse [0-9.e-]+", chosen), re.findall(r"mse [0-9.e-]+", start)
+    assert figures[0] == figures[1] != []
+    opened = Model.open(model)
+    entry = opened.entries["nucleolus"]
+    assert entry.spec == AdditionSpec("lowrank:2,1", gate="outside", scale=True, blocks="encoder")
+    said = re.search(r"its file would have about ([0-9.]+) kB", dry)
+    assert said is not None, dry
+    assert float(said[1]) * 1000 == pytest.approx((model / entry.file).stat().st_size, rel=0.1)
+    assert "it would train 1,293 numbers: experts 650, gate rows 99, norms 160, resampling layers 384" in dry
+    assert opened.verify().bit_identical
+    assert (
+        "lowrank:2,1, outside the softmax, learned scale, experts in the encoder" in run("history", model)[1]
+    )
+    # A replacement is of the same kind, but for what is said.
+    assert run("replace", *command, "--no-scale", "--init-from", "nucleolus")[0] == 0
+    spec = Model.open(model).entries["nucleolus"].spec
+    assert spec == AdditionSpec("lowrank:2,1", gate="outside", blocks="encoder")
+
+
 def test_below_min_r2_the_exit_code_is_3(model: Path, manifest: Path) -> None:
     command = ("add", model, "--structure", "nucleolus", "--data", manifest, "--steps", "1")
     code, out = run(*command, "--min-r2", "0.9999")
@@ -101,6 +142,9 @@ def test_a_dry_run_lists_problems_and_exits_with_2(model: Path, manifest: Path) 
         (["--min-r2", "1.5"], "--min-r2 1.5: a number of at most 1 is needed"),
         (["--min-r2", "nan"], "--min-r2 nan: a number of at most 1 is needed"),
         (["--init-from", "dnaa"], "did you mean 'dna'"),
+        (["--scale"], "has gate softmax and expert conv3: choose gate outside and an expert, or no scale"),
+        (["--expert", "lowrank:2,x"], "--expert 'lowrank:2,x' is no expert"),
+        (["--expert", "lowrank:2,1,1,1,1"], "has 5 ranks, and this network has 2 levels"),
         (["--patience", "0"], "Invalid value for '--patience'"),
         (["--seed", str(2**64)], "Invalid value for '--seed'"),
     ],

@@ -222,8 +222,9 @@ def build(
     [
         ("sgd", AdditionSpec(sees="all"), True),
         ("adamw", AdditionSpec(norm="base"), False),
+        ("sgd", AdditionSpec(sees="all", gate="outside", scale=True), True),
     ],
-    ids=["sgd", "adamw-shared_norms-stored_at_the_end"],
+    ids=["sgd", "adamw-shared_norms-stored_at_the_end", "outside_the_softmax"],
 )
 def test_predictions_never_change(
     setting: Setting, optimiser: str, spec: AdditionSpec, store_each: bool

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from repmode_cl.nn import fuse_kernels, fuse_rows, make_expert
+from repmode_cl.perf.reference_variants import merged_kernel
 
 PRECISION = {torch.float64: 1e-10, torch.float32: 1e-5}
 SPECS = ("conv1", "conv3", "conv5", "avg3", "avg5", "lowrank:2")
@@ -96,6 +97,45 @@ def test_gate_row_of_the_wrong_length_is_refused():
     experts = [make_expert("conv3", 1, 1, torch.Generator())]
     with pytest.raises(ValueError, match="2 entries for 1 experts"):
         fuse_kernels(experts, torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="1 entries for 0 experts within the softmax"):
+        fuse_kernels(experts, torch.zeros(1, 1), outside=torch.ones(1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    specs=st.lists(st.sampled_from(SPECS), min_size=2, max_size=6),
+    max_taps=st.tuples(*[st.sampled_from([1, 3, 5, 7])] * 3),
+    seed=st.integers(0, 2**31),
+)
+def test_an_expert_outside_the_softmax_is_added_with_its_own_weight(specs, max_taps, seed):
+    experts, [gate] = experts_and_rows(specs, 1, seed=seed)
+    gate = gate[:-1].detach().requires_grad_()
+    outside = torch.randn(4, dtype=gate.dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    weights = torch.randn(4, 3, 5, 5, 5, dtype=gate.dtype, generator=torch.Generator().manual_seed(seed))
+    wanted = [gate, outside, *parameters(experts)]
+    pairs = []
+    for mixed in (
+        fuse_rows(experts, [gate], max_taps=max_taps, outside=outside)[0],
+        sum_of_kernels(experts, torch.cat([torch.softmax(gate, 0), outside[None]]), max_taps),
+    ):
+        edges = [(5 - n) // 2 for n in mixed.shape[2:]]
+        z, y, x = (slice(edge, 5 - edge) for edge in edges)
+        pairs.append([mixed, *torch.autograd.grad((mixed * weights[:, :, z, y, x]).sum(), wanted)])
+    for fused, expected in zip(*pairs, strict=True):
+        assert torch.allclose(fused, expected, rtol=1e-10, atol=1e-12)
+
+
+def sum_of_kernels(experts, shares, max_taps):
+    """The weighted sum of padded kernels, with at most so many taps, by operations that autograd traces."""
+    size = max(expert.kernel_size for expert in experts)
+    total = 0
+    for expert, share in zip(experts, shares, strict=True):
+        edge = expert.kernel_size
+        taps = merged_kernel(expert)
+        padded = nn.functional.pad(taps, [(size - edge) // 2] * 6)
+        total = total + padded * share[:, None, None, None, None]
+    z, y, x = (slice(max(0, (size - most) // 2), size - max(0, (size - most) // 2)) for most in max_taps)
+    return total[:, :, z, y, x]
 
 
 @pytest.mark.parametrize("spec", ["conv2", "conv", "avg1", "lowrank", "lowrank:0", "lowrank:-1", ""])

@@ -35,6 +35,7 @@ SPECS = (
     {"expert": "none"},
     {"expert": "lowrank:1"},
     {"expert": "none", "norm": "base", "resampling": "base"},
+    {"gate": "outside"},
 )
 
 

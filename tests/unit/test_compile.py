@@ -15,10 +15,13 @@ from repmode_cl.nn.unet import checkpoint_activations
 MIXED = ("dna", "cell_membrane", "dna")
 
 
-def repmode(*added: str) -> RepModeUNet:
+OUTSIDE = AdditionSpec(gate="outside", scale=True)
+
+
+def repmode(*added: str, spec: AdditionSpec | None = None) -> RepModeUNet:
     network = RepModeUNet(Architecture(width=2, depth=1, experts=("conv3", "avg3")), ("dna", "cell_membrane"))
     for name in added:
-        network.add_structure(name, AdditionSpec(), seed=1)
+        network.add_structure(name, spec, seed=1)
         network.train_only([name])
     return network
 
@@ -34,9 +37,10 @@ def checkpointed() -> PlainUNet:
     [
         (repmode, (MIXED,), "aot_eager"),
         (lambda: repmode("nucleolus"), ("nucleolus",), "eager"),
+        (lambda: repmode("nucleolus", spec=OUTSIDE), ("nucleolus",), "eager"),
         (checkpointed, (), "eager"),
     ],
-    ids=["mixed batch", "addition", "activation checkpointing"],
+    ids=["mixed batch", "addition", "outside the softmax", "activation checkpointing"],
 )
 # After a break in the graph the compiler looks at what is no leaf; it silences torch, but not warnings as errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -37,6 +37,16 @@ def test_every_name_is_a_strategy() -> None:
         ({"name": "multi_head", "head": "last", "kernel": 5}, "multi_head_last_k5"),
         ({"name": "experts_frozen", "expert": "none", "steps": 100}, "experts_frozen_none_100steps"),
         ({"name": "experts_frozen", "expert": "lowrank:4", "sees": "all"}, "experts_frozen_lowrank4_all"),
+        (
+            {
+                "name": "experts_frozen",
+                "expert": "lowrank:4,2,0",
+                "gate": "outside",
+                "scale": True,
+                "blocks": "decoder",
+            },
+            "experts_frozen_lowrank4-2-0_outside_decoder_scale",
+        ),
         ({"name": "multi_net", "steps": 50}, "multi_net_k3_50steps"),
         ({"name": "replay", "buffer": 32}, "replay_buffer32"),
         ({"name": "a_gem", "buffer_bytes": 123456789}, "a_gem_bytes123456789"),
@@ -50,10 +60,22 @@ def test_titles_say_what_was_chosen(options: dict[str, Any], title: str) -> None
     assert StrategyConfig(**options).title == title
 
 
+def test_what_is_written_names_later_options_only_where_they_are_chosen() -> None:
+    """A run of before, which cannot name them, is continued as it is."""
+    later = {"gate": "outside", "scale": True, "blocks": "decoder"}
+    assert not StrategyConfig(name="experts_frozen").model_dump().keys() & later.keys()
+    chosen = StrategyConfig(name="experts_frozen", **later)
+    assert {key: chosen.model_dump(mode="json")[key] for key in later} == later
+    assert StrategyConfig(**chosen.model_dump(exclude_unset=True)) == chosen
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"name": "replay", "strength": 1.0}, "strength is an option of ewc"),
+        ({"name": "ewc", "gate": "outside"}, "gate is an option of experts_frozen, not of ewc"),
+        ({"name": "experts_frozen", "scale": True}, "scale: true needs gate: outside, and an expert"),
+        ({"name": "experts_frozen", "expert": "lowrank:4,"}, "'lowrank:4,' is no expert"),
         ({"name": "ewc", "buffer": 3}, "buffer is an option of replay, a_gem, not of ewc"),
         ({"name": "ewc", "options": {"a": 1}}, "options is an option of a strategy of your own"),
         ({"name": "mine.py:Mine", "expert": "conv5"}, "expert is an option of experts_frozen"),
