@@ -128,7 +128,7 @@ def test_memory_is_that_of_training_and_of_the_first_unit_of_a_process(
         original = getattr(FineTuning, method)
 
         def spy(self: Any, *args: Any, name: str = name, original: Any = original) -> Any:
-            watched[name].append(memories[-1]._watching)
+            watched[name].append(memories[-1]._active)
             return original(self, *args)
 
         monkeypatch.setattr(FineTuning, method, spy)

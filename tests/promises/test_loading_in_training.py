@@ -17,6 +17,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.scenarios import stream_of_samples
 from repmode_cl.utils.process_pool import workers_here
+from repmode_cl.workflows.options import TrainingOverrides
 
 STREAM = (("dna", "cell_membrane", "nucleolus"), ("mitochondria",))
 
@@ -72,7 +73,7 @@ def test_a_run_goes_on_with_another_number_of_workers(done: Done, tmp_path: Path
         ("train quickstart --out {folder}/new", "repmode_cl.workflows.train_base.train_base"),
         (
             "add {folder} --structure dna --data {folder}/m.csv",
-            "repmode_cl.workflows.add_structure.add_structure",
+            "repmode_cl.workflows.add_structure.run_addition",
         ),
     ],
 )
@@ -84,8 +85,10 @@ def test_commands_take_a_number_of_processes(
 
     given: dict[str, Any] = {}
 
-    def spy(*_: Any, **options: Any) -> None:
+    def spy(*arguments: Any, **options: Any) -> None:
         given.update(options)
+        for one in arguments:
+            given.update(vars(one) if isinstance(one, TrainingOverrides) else {})
         raise Called
 
     monkeypatch.setattr(function, spy)
@@ -94,7 +97,7 @@ def test_commands_take_a_number_of_processes(
         result = CliRunner().invoke(app, [*words, *more])
         assert isinstance(result.exception, Called), result.output
         assert given["workers"] == workers
-    if function.endswith("add_structure"):
+    if function.endswith("run_addition"):
         CliRunner().invoke(app, [*words, "--loader-workers", "2"])
         assert given["loader_workers"] == 2
     assert CliRunner().invoke(app, [*words, "--workers", "0"]).exit_code == 2

@@ -12,7 +12,7 @@ from reader_files import write_set
 from repmode_cl.data.preprocessing import volume_cache as cache
 from repmode_cl.data.preprocessing.content_digest import content_digest, file_stamp, image_files
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests, VolumeCache
-from repmode_cl.inference.identity import content_of
+from repmode_cl.inference.identity import input_fingerprint
 from repmode_cl.utils.atomic_files import sha256_file
 
 
@@ -80,12 +80,14 @@ def test_an_image_in_several_files_is_all_of_them(tmp_path, companion):
     for file in files:
         assert image_files(file) == files
     assert len({content_digest(file) for file in files}) == 1
-    before = content_digest(first), file_stamp(first), content_of(first)
+    before = content_digest(first), file_stamp(first), input_fingerprint(first)
     write_set(tmp_path / "set", np.stack([image[0], image[1] + 1]), companion=companion)
     os.utime(second, ns=(10**18, 10**18))
     assert all(
         a != b
-        for a, b in zip(before, (content_digest(first), file_stamp(first), content_of(first)), strict=True)
+        for a, b in zip(
+            before, (content_digest(first), file_stamp(first), input_fingerprint(first)), strict=True
+        )
     )
 
 
