@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from repmode_cl.data.readers.region import shape_text
+from repmode_cl.data.geometry import shape_text
 from repmode_cl.errors import ImageError, RepmodeError
 
 __all__ = [

@@ -1,7 +1,6 @@
 """Formats of a run: what a benchmark or a comparison leaves on disk, defined, written and read here."""
 
 from repmode_cl.results.comparison import Comparison, MethodResult, PredictionChange, read_comparison
-from repmode_cl.results.merge_runs import merge_runs
 from repmode_cl.results.predictions import Prediction, read_prediction, write_prediction
 from repmode_cl.results.results_table import BASE, COSTS, Result, ResultsTable
 from repmode_cl.results.run_folder import Run, read_run
@@ -23,7 +22,6 @@ __all__ = [
     "write_prediction",
     "Run",
     "read_run",
-    "merge_runs",
     "Comparison",
     "MethodResult",
     "PredictionChange",

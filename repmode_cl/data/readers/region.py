@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from repmode_cl.data.geometry import Box
+from repmode_cl.data.geometry import Box, shape_text
 from repmode_cl.errors import ImageError, did_you_mean
 
-__all__ = ["Region", "find_channel", "shape_text"]
+__all__ = ["Region", "find_channel"]
 
 Span = tuple[int, int | None]
 
@@ -110,8 +110,3 @@ def find_channel(channel: str | int | None, names: Sequence[str], path: Path | s
         return int(channel)
     hint = did_you_mean(str(channel), names)
     raise ImageError(f"{path}: there is no channel {channel!r}{hint}; there are {listed}")
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """Write a shape as ``4 x 40 x 90``."""
-    return " x ".join(str(size) for size in shape)

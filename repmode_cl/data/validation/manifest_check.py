@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.config.schema import PatchConfig
-from repmode_cl.data.geometry import VoxelSize
+from repmode_cl.data.geometry import VoxelSize, shape_text
 from repmode_cl.data.manifest import Problem, Row, parse_manifest
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
-from repmode_cl.data.readers.region import shape_text
 from repmode_cl.data.validation.intensity import intensity_warnings, voxel_size_warning
 from repmode_cl.data.validation.mismatched_pairs import check_duplicate_images, check_pairs
 from repmode_cl.data.validation.regions import check_groups, check_regions, content_names

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repmode_cl.data.geometry import VoxelSize
+from repmode_cl.data.geometry import VoxelSize, shape_text
 from repmode_cl.data.manifest import Problem, Row
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import Region
-from repmode_cl.data.readers.region import find_channel, shape_text
+from repmode_cl.data.readers.region import find_channel
 from repmode_cl.data.validation.headers import HeaderTable, SceneHeader, Source, read_headers
 from repmode_cl.errors import ImageError
 
