@@ -37,15 +37,17 @@ COMMANDS_MARK = "<!-- commands -->"
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s#]*)(#[^)\s]*)?\)")
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Lay out the sources as they are installed, so that names of the API are those a user imports."""
+def on_startup(command: str, dirty: bool) -> None:
+    """Lay out the sources as they are installed, so that names of the API are those a user imports.
+
+    Plugins look for the folder while the configuration is read: it must be there before.
+    """
     target = ROOT / "build" / "docs-sources" / "repmode_cl"
     shutil.rmtree(target, ignore_errors=True)
     for package, below in PACKAGES.items():
         shutil.copytree(
             ROOT / package, target / below, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
         )
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -47,8 +47,8 @@ def show(model: ModelArgument) -> None:
     from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
     from repmode_cl.data.voxel_size_check import trained_voxels, voxel_range_text
     from repmode_cl.model import Model
-    from repmode_cl.report.tables.number_format import count_text
     from repmode_cl.store import list_pending
+    from repmode_cl.utils.number_format import count_text
 
     opened = Model.open(model)
     shape = opened.architecture

@@ -123,7 +123,7 @@ def gc(
       repmode-cl gc model --dry-run
     """
     from repmode_cl.model import Model
-    from repmode_cl.report.tables.number_format import count_text
+    from repmode_cl.utils.number_format import count_text
 
     garbage = Model.open(model).gc(dry_run=dry_run)
     versions = {entry.file: entry for entry in garbage.versions}

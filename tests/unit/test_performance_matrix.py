@@ -17,10 +17,10 @@ from repmode_cl.evaluation import (
     relative_improvement,
     summarise,
 )
-from repmode_cl.report.tables.number_format import forgetting_text
 from repmode_cl.report.tables.strategies import strategy_table, write_table_csv
 from repmode_cl.report.tables.terminal import render_terminal, summary_lines
 from repmode_cl.results import ResultsTable
+from repmode_cl.utils.number_format import forgetting_text
 
 EXPERIENCES = [["a", "b"], ["c"], ["d"]]
 NAN = math.nan

@@ -19,10 +19,10 @@ from repmode_cl.report.page import build_report
 from repmode_cl.report.page.slices import png_data_uri
 from repmode_cl.report.page.svg import heat_style, nice_ticks
 from repmode_cl.report.page.volume_mosaics import volume_mosaics
-from repmode_cl.report.tables.number_format import number
 from repmode_cl.results import ResultsTable, read_run_info
 from repmode_cl.results.predictions import read_prediction
 from repmode_cl.structures import TWELVE_STRUCTURES
+from repmode_cl.utils.number_format import number
 
 
 class Page(HTMLParser):

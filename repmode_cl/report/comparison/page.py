@@ -22,7 +22,6 @@ from repmode_cl.report.html import render
 from repmode_cl.report.page.chart_data import LOWEST_LEARNING, readable
 from repmode_cl.report.page.slices import Slices, slices_of
 from repmode_cl.report.page.svg import Line, line_chart, nice_ticks
-from repmode_cl.report.tables.number_format import count_text, number, r2_text, seconds_text
 from repmode_cl.results.comparison import (
     FINE_TUNING,
     Comparison,
@@ -32,6 +31,7 @@ from repmode_cl.results.comparison import (
 )
 from repmode_cl.results.predictions import read_prediction
 from repmode_cl.utils.atomic_files import write_text
+from repmode_cl.utils.number_format import count_text, number, r2_text, seconds_text
 
 __all__ = ["build_comparison"]
 

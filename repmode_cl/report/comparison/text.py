@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from repmode_cl.report.tables.number_format import DIVERGED, count_text, number, r2_text, seconds_text
 from repmode_cl.results.comparison import (
     ADDING,
     FINE_TUNING,
@@ -14,6 +13,7 @@ from repmode_cl.results.comparison import (
     MethodResult,
     PredictionChange,
 )
+from repmode_cl.utils.number_format import DIVERGED, count_text, number, r2_text, seconds_text
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -34,9 +34,9 @@ from repmode_cl.report.page.gate_weights import gate_charts
 from repmode_cl.report.page.slices import first_slices
 from repmode_cl.report.page.tables import page_tables, read_curve_areas, scopes_of, strategy_rows
 from repmode_cl.report.page.volume_mosaics import BUDGET, volume_mosaics
-from repmode_cl.report.tables.number_format import forgetting_text, number
 from repmode_cl.results.run_folder import Run, read_run
 from repmode_cl.utils.atomic_files import write_text
+from repmode_cl.utils.number_format import forgetting_text, number
 
 __all__ = ["build_report", "LARGEST"]
 

@@ -21,8 +21,8 @@ from repmode_cl.report.page.chart_data import (
     readable,
 )
 from repmode_cl.report.page.svg import Line, heat_style, line_chart, nice_ticks
-from repmode_cl.report.tables.number_format import number
 from repmode_cl.results.run_folder import Run
+from repmode_cl.utils.number_format import number
 
 __all__ = [
     "Chart",

@@ -14,9 +14,9 @@ from PIL import Image
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.metrics import image_metrics
 from repmode_cl.report.page.chart_data import readable
-from repmode_cl.report.tables.number_format import number, r2_text
 from repmode_cl.results.predictions import Prediction, contrast, read_prediction
 from repmode_cl.results.run_folder import Run
+from repmode_cl.utils.number_format import number, r2_text
 
 __all__ = ["Panel", "Slices", "first_slices", "slices_of", "busiest", "png_data_uri", "LONGEST"]
 

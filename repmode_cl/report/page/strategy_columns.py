@@ -10,7 +10,7 @@ from typing import Any
 from repmode_cl.report.page.table_cells import DASH, Cell, PageTable, Row, best_of, sortable
 from repmode_cl.report.tables import STRATEGY_COLUMNS
 from repmode_cl.report.tables.csv_latex import to_csv, to_latex
-from repmode_cl.report.tables.number_format import count_text, forgetting_text, number, seconds_text
+from repmode_cl.utils.number_format import count_text, forgetting_text, number, seconds_text
 
 __all__ = ["costs_table", "quality_table"]
 

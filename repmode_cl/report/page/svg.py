@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from repmode_cl.report.tables.number_format import number
+from repmode_cl.utils.number_format import number
 
 __all__ = ["COLOURS", "Line", "line_chart", "nice_ticks", "heat_style", "stacked_bar"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from repmode_cl.report.tables.number_format import number
+from repmode_cl.utils.number_format import number
 
 __all__ = ["DASH", "Cell", "Row", "PageTable", "best_of", "signed_text", "sortable"]
 

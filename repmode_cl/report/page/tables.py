@@ -17,10 +17,10 @@ from repmode_cl.report.tables import BUDGET_COLUMNS, COMPARISON_COLUMNS
 from repmode_cl.report.tables.budgets import budget_table
 from repmode_cl.report.tables.comparisons import AHEAD, ALL, ALL_ADDED, BEHIND, comparison_table
 from repmode_cl.report.tables.csv_latex import to_csv, to_latex
-from repmode_cl.report.tables.number_format import number, p_text, seconds_text
 from repmode_cl.report.tables.strategies import strategy_table
 from repmode_cl.report.tables.structures import structure_table, wide_structures
 from repmode_cl.results.run_folder import Run
+from repmode_cl.utils.number_format import number, p_text, seconds_text
 
 __all__ = ["Scope", "read_curve_areas", "scopes_of", "page_tables", "strategy_rows"]
 

@@ -22,8 +22,8 @@ from PIL import Image
 from repmode_cl.errors import RepmodeError
 from repmode_cl.metrics import image_metrics
 from repmode_cl.report.page.slices import LONGEST, busiest
-from repmode_cl.report.tables.number_format import number
 from repmode_cl.results.predictions import Prediction, contrast, read_prediction
+from repmode_cl.utils.number_format import number
 
 __all__ = ["BUDGET", "volume_mosaics"]
 

@@ -12,7 +12,12 @@ from repmode_cl.evaluation.learning_curve_area import read_areas
 from repmode_cl.report.tables.budgets import budget_table
 from repmode_cl.report.tables.comparisons import add_verdicts, comparison_table, our_strategy, pairs_against
 from repmode_cl.report.tables.csv_latex import Column, to_csv, to_latex
-from repmode_cl.report.tables.number_format import (
+from repmode_cl.report.tables.strategies import csv_keys, strategy_table
+from repmode_cl.report.tables.structures import structure_table, wide_structures
+from repmode_cl.results.results_table import ResultsTable
+from repmode_cl.results.run_info import RunInfo, read_run_info
+from repmode_cl.utils.atomic_files import write_text
+from repmode_cl.utils.number_format import (
     count_text,
     difference_text,
     forgetting_text,
@@ -20,11 +25,6 @@ from repmode_cl.report.tables.number_format import (
     seconds_text,
     title_text,
 )
-from repmode_cl.report.tables.strategies import csv_keys, strategy_table
-from repmode_cl.report.tables.structures import structure_table, wide_structures
-from repmode_cl.results.results_table import ResultsTable
-from repmode_cl.results.run_info import RunInfo, read_run_info
-from repmode_cl.utils.atomic_files import write_text
 
 __all__ = [
     "BUDGET_COLUMNS",

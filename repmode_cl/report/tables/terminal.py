@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from repmode_cl.report.tables.number_format import (
+from repmode_cl.utils.number_format import (
     count_text,
     difference_text,
     forgetting_text,

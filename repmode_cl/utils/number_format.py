@@ -1,4 +1,4 @@
-"""How tables write their numbers."""
+"""Numbers as text, for commands, tables and pages."""
 
 from __future__ import annotations
 
