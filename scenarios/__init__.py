@@ -9,7 +9,7 @@ with warnings.catch_warnings():
 
 from repmode_cl.scenarios.image_allocation import check_images, training_images
 from repmode_cl.scenarios.labelled_loader import LabelledBatches
-from repmode_cl.scenarios.stream import StructureStream, stream_of_samples, structure_stream
+from repmode_cl.scenarios.stream import PatchSampling, StructureStream, stream_of_samples, structure_stream
 from repmode_cl.scenarios.stream_variants import (
     StreamVariant,
     base_structures,
@@ -20,6 +20,7 @@ from repmode_cl.scenarios.stream_variants import (
 
 __all__ = [
     "LabelledBatches",
+    "PatchSampling",
     "StreamVariant",
     "StructureStream",
     "base_structures",

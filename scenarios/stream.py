@@ -16,7 +16,7 @@ from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from torch.utils.data import Dataset
 
-from repmode_cl.config import DataConfig, StreamConfig
+from repmode_cl.config import Config, DataConfig, StreamConfig
 from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.data.patches.dataset import PatchDataset, VolumeDataset
 from repmode_cl.data.pipeline import prepared_samples
@@ -24,10 +24,45 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.scenarios.image_allocation import training_images
 from repmode_cl.scenarios.stream_variants import experience_names, task_labels
 
-__all__ = ["StructureStream", "stream_of_samples", "structure_stream"]
+__all__ = ["PatchSampling", "StructureStream", "stream_of_samples", "structure_stream"]
 
 #: (structures of an experience, number of its training images) -> number of patches it trains on.
 PatchCount = Callable[[tuple[str, ...], int], int]
+
+
+@dataclass(frozen=True)
+class PatchSampling:
+    """Rules by which training patches are cut and put in batches, the same in every experience.
+
+    Attributes
+    ----------
+    patch
+        Voxels (z, y, x) of a patch.
+    flips
+        Flip at random on each axis, on none, or on the axes listed.
+    batch, structures_per_batch
+        Each batch of `batch` patches shows at most so many structures; ``None`` mixes freely.
+    foreground
+        Share of patches that are centred on a bright voxel of the target.
+    """
+
+    patch: Sequence[int]
+    flips: bool | Sequence[str] = True
+    batch: int | None = None
+    structures_per_batch: int | None = None
+    foreground: float = 0.0
+
+    @classmethod
+    def of_config(cls, config: Config) -> PatchSampling:
+        """Return the rules of a configuration; a batch is what one pass through the network takes."""
+        training = config.training
+        return cls(
+            patch=config.patch.size,
+            flips=config.patch.flips,
+            batch=training.batch_size // training.accumulate,
+            structures_per_batch=training.structures_per_batch,
+            foreground=config.patch.foreground,
+        )
 
 
 @dataclass(frozen=True)
@@ -173,31 +208,23 @@ def structure_stream(
     return stream_of_samples(
         samples,
         experiences,
-        patch=patch,
+        PatchSampling(patch, flips, batch, structures_per_batch, foreground),
         count=count,
         seed=seed,
-        flips=flips,
-        batch=batch,
-        structures_per_batch=structures_per_batch,
         images_each=images_each,
-        foreground=foreground,
     )
 
 
 def stream_of_samples(
     samples: Sequence[Sample],
     experiences: Sequence[Sequence[str]],
+    sampling: PatchSampling,
     *,
-    patch: Sequence[int],
     count: PatchCount,
     seed: int,
-    flips: bool | Sequence[str] = True,
     labels: Mapping[str, int] | None = None,
-    batch: int | None = None,
-    structures_per_batch: int | None = None,
     images_each: int | None = None,
     arrivals: Sequence[Sequence[str]] | None = None,
-    foreground: float = 0.0,
 ) -> StructureStream:
     """Make a stream of prepared samples; see `structure_stream`.
 
@@ -207,12 +234,14 @@ def stream_of_samples(
         Prepared images; what is in no experience is left out.
     experiences
         Structures of each experience, as a strategy trains them.
+    sampling
+        Rules by which training patches are cut and put in batches.
     count
         Structures of an experience and number of its training images -> patches it trains on.
+    seed
+        Seed of crops, flips and the order of images.
     labels
         Task label of each structure; by default in the order in which they first arrive.
-    patch, seed, flips, batch, structures_per_batch, foreground
-        As for `structure_stream`.
     images_each, arrivals
         Most images of a structure that is not in the first of `arrivals`, and the structures of each experience as
         they arrive, where `experiences` arranges them otherwise: see `repmode_cl.scenarios.training_images`.
@@ -241,13 +270,13 @@ def stream_of_samples(
         length = count(tuple(group), len(samples_by_split["train"]))
         patches = PatchDataset(
             samples_by_split["train"],
-            patch=patch,
             seed=seed,
             length=length,
-            flips=flips,
-            batch=batch,
-            structures_per_batch=structures_per_batch,
-            foreground=foreground,
+            patch=sampling.patch,
+            flips=sampling.flips,
+            batch=sampling.batch,
+            structures_per_batch=sampling.structures_per_batch,
+            foreground=sampling.foreground,
         )
         sequences.append(patches)
         images.append(tuple(samples_by_split["train"]))

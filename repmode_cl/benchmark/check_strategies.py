@@ -13,7 +13,7 @@ from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ImageError, RepmodeError
 from repmode_cl.nn import smallest_size
-from repmode_cl.scenarios import StreamVariant, stream_of_samples, task_labels
+from repmode_cl.scenarios import PatchSampling, StreamVariant, stream_of_samples, task_labels
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.registry import build_strategy, strategy_class
 from repmode_cl.training import resolve_precision
@@ -103,7 +103,7 @@ def _check_custom(config: Config, options: StrategyConfig, variant: StreamVarian
     stream = stream_of_samples(
         samples,
         kind.regroup(variant.experiences, options)[0],
-        patch=config.patch.size,
+        PatchSampling(config.patch.size),
         count=lambda _, __: training.batch_size,
         seed=0,
         labels=task_labels(variant.experiences),

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from repmode_cl.benchmark.trial_run import TrialRun
-from repmode_cl.benchmark.trials import BaseTrial, base_stream
+from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.benchmark.worker_context import WorkerContext
 from repmode_cl.errors import RepmodeError
 from repmode_cl.results.results_table import ResultsTable
@@ -55,7 +55,7 @@ def perform_trial(context: WorkerContext, trial: Trial | BaseTrial) -> None:
 
 
 def _learn(context: WorkerContext, trial: Trial | BaseTrial, folder: Path) -> TrialOutcome:
-    run = _make_run(context, trial)
+    run = TrialRun(context, trial)
     if isinstance(trial, BaseTrial):
         run.learn_base()
         return TrialOutcome(finished=True)
@@ -70,19 +70,4 @@ def _learn(context: WorkerContext, trial: Trial | BaseTrial, folder: Path) -> Tr
             window=context.config.window,
             batch=context.config.inference.batch_size,
         ),
-    )
-
-
-def _make_run(context: WorkerContext, trial: Trial | BaseTrial) -> TrialRun:
-    [options] = [one for one in context.config.strategies if one.title == trial.title]
-    return TrialRun(
-        context.config,
-        options,
-        trial.seed,
-        context.samples,
-        context.streams[trial.stream],
-        context.folder,
-        context.precision,
-        name=trial.stream,
-        base_name=base_stream(context.streams, trial.stream),
     )

@@ -14,7 +14,7 @@ from repmode_cl.benchmark.check_strategies import check_strategies
 from repmode_cl.benchmark.dry_run import DryRun, estimate_run
 from repmode_cl.benchmark.executors.dask import DaskCluster
 from repmode_cl.benchmark.executors.local import LocalProcesses
-from repmode_cl.benchmark.executors.scheduling import Executor, ScheduledTrial, run_jobs
+from repmode_cl.benchmark.executors.scheduling import Executor, ScheduledTrial, run_trials
 from repmode_cl.benchmark.perform_trial import perform_trial
 from repmode_cl.benchmark.resume import (
     ResumeState,
@@ -232,7 +232,7 @@ class _Run:
             def fail(trial: Trial | BaseTrial, message: str) -> None:
                 write_outcome(self.folder / trial.folder, TrialOutcome(False, message=message))
 
-            run_jobs(
+            run_trials(
                 jobs,
                 executor,
                 outcome=lambda trial: read_outcome(self.folder / trial.folder),

@@ -18,8 +18,9 @@ import torch
 
 from repmode_cl.benchmark.artifacts import write_gate_weights, write_predictions
 from repmode_cl.benchmark.shared_base import SharedBase, base_folder
-from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.benchmark.trials import BaseTrial, base_stream
+from repmode_cl.benchmark.worker_context import WorkerContext
+from repmode_cl.data.sample import digest_of
 from repmode_cl.errors import ModelError
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.model import Model
@@ -28,7 +29,7 @@ from repmode_cl.results.gates import GATES
 from repmode_cl.results.learning_curves import CURVE, write_curve
 from repmode_cl.results.results_table import BASE, Result
 from repmode_cl.results.trial_record import Trial
-from repmode_cl.scenarios import StreamVariant, stream_of_samples, task_labels
+from repmode_cl.scenarios import PatchSampling, stream_of_samples, task_labels
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.model_export import create_model, provenance_of, training_facts
@@ -36,7 +37,6 @@ from repmode_cl.strategies.plugins.peak_memory import PeakMemory
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger, hyper_parameters
 from repmode_cl.strategies.registry import build_strategy, strategy_class
 from repmode_cl.strategies.state import TrainingProgress
-from repmode_cl.training import Precision
 from repmode_cl.training.checkpoint import random_state, set_random_state
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import parameter_bytes
@@ -51,71 +51,45 @@ class TrialRun:
 
     Parameters
     ----------
-    config
-        The run's configuration.
-    strategy
-        Its section for this strategy.
-    seed
-        Seed of weights, patches and order.
-    samples
-        Prepared images of all structures.
-    stream
-        The structures of each experience, in the order in which they arrive.
-    folder
-        The run's folder; the trial's is `TrialRun.folder`.
-    precision
-        The run's precision; ``None`` resolves it here.
-    name
-        The stream's name; ``""`` in a run of one stream.
-    base_name
-        Name of the first stream that starts with the same structures, whose base is shared.
+    context
+        The benchmark: its configuration, streams, images and precision.
+    trial
+        Strategy, stream and seed to learn; a base trial only its first experience, see `learn_base`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        strategy: StrategyConfig,
-        seed: int,
-        samples: list[Sample],
-        stream: StreamVariant,
-        folder: Path,
-        precision: Precision | None = None,
-        *,
-        name: str = "",
-        base_name: str = "",
-    ) -> None:
-        self.config, self.options, self.seed = config, strategy, seed
-        self.title = strategy.title
-        self.trial = Trial(self.title, name, seed)
-        self.run_folder = folder
-        self.folder = folder / self.trial.folder
-        kind = strategy_class(strategy)
+    def __init__(self, context: WorkerContext, trial: Trial | BaseTrial) -> None:
+        config = context.config
+        [options] = [one for one in config.strategies if one.title == trial.title]
+        self.config, self.options, self.seed = config, options, trial.seed
+        self.title = trial.title
+        self.trial = Trial(trial.title, trial.stream, trial.seed)
+        self.folder = context.folder / self.trial.folder
+        kind = strategy_class(options)
         training = config.training
-        groups, self.done_after = kind.regroup(stream.experiences, strategy)
-        self.samples = samples
+        stream = context.streams[trial.stream]
+        groups, self.done_after = kind.regroup(stream.experiences, options)
+        self.samples = context.samples
         self.stream = stream_of_samples(
-            samples,
+            context.samples,
             groups,
-            patch=config.patch.size,
+            PatchSampling.of_config(config),
             count=lambda structures, images: (
-                kind.steps_of(training, strategy, stream.experiences, structures, images)
-                * training.batch_size
+                kind.steps_of(training, options, stream.experiences, structures, images) * training.batch_size
             ),
-            seed=seed,
-            flips=config.patch.flips,
-            foreground=config.patch.foreground,
-            batch=training.batch_size // training.accumulate,
-            structures_per_batch=training.structures_per_batch,
+            seed=trial.seed,
             labels=task_labels(stream.experiences),
             images_each=stream.images,
             arrivals=stream.experiences,
         )
         self.memory = PeakMemory(resolve_device(training.device))  # before there is a network
         self.strategy: StructureStrategy = build_strategy(
-            config, strategy, self.stream, seed, precision=precision
+            config, options, self.stream, trial.seed, precision=context.precision
         )
         key = self.strategy.base_key
-        self.base = None if key is None else SharedBase(folder / base_folder(key, base_name, seed))
+        self.base: SharedBase | None = None
+        if key is not None:
+            first = base_stream(context.streams, trial.stream)
+            self.base = SharedBase(context.folder / base_folder(key, first, trial.seed))
         self.rows: list[Result] = []
         self.bit_identical: bool | None = None
 

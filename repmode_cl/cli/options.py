@@ -109,7 +109,7 @@ LoaderWorkersOption = Annotated[
 
 
 class PrecisionChoice(StrEnum):
-    """Number format that training computes in."""
+    """Number format of the computation."""
 
     auto = "auto"
     float32 = "float32"

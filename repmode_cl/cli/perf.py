@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repmode_cl.cli.options import DeviceOption, console, parse_size
+from repmode_cl.cli.options import DeviceOption, PrecisionChoice, console, parse_size
 
 if TYPE_CHECKING:
     from repmode_cl.perf import PerfSettings
 
 __all__ = ["perf"]
-
-
-class Precision(StrEnum):
-    """Number format that is measured."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 class Section(StrEnum):
@@ -47,7 +38,7 @@ def perf(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Patches of a step; 8 by default.")] = None,
     precision: Annotated[
-        list[Precision] | None,
+        list[PrecisionChoice] | None,
         typer.Option(help="Number format; may be given again. Default: float32, and what auto means."),
     ] = None,
     device: DeviceOption = "auto",

@@ -74,7 +74,7 @@ def show_results(run: Path, *, against: str | None = None) -> None:
     from repmode_cl.report.tables.terminal import (
         render_budgets,
         render_comparisons,
-        render_terminal,
+        render_strategies,
         summary_lines,
     )
     from repmode_cl.results.results_table import ResultsTable
@@ -87,7 +87,7 @@ def show_results(run: Path, *, against: str | None = None) -> None:
         title = f"{run.name}, {name}" if name else run.name
         if len(streams) > 1:
             title += f", mean of {len(streams)} streams"
-        console().print(render_terminal(tables.strategies, title=title))
+        console().print(render_strategies(tables.strategies, title=title))
         for line in summary_lines(tables.strategies):
             typer.echo(line)
         if tables.comparisons and any(row["seeds"] > 1 for row in tables.comparisons):

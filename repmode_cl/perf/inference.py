@@ -37,7 +37,7 @@ def measure_inference(
     Returns
     -------
     list of dict
-        A `Row` for each variant, as JSON.
+        A `TimingRow` for each variant, as JSON.
     """
     device = networks.device
     generator = torch.Generator().manual_seed(settings.seed)

@@ -89,10 +89,10 @@ def run_perf(
     if device.type == "cuda" and "check" not in settings.sections:
         settings = replace(settings, sections=("check", *settings.sections))
     with with_threads(settings.threads or torch.get_num_threads()):
-        return _Run(settings, device, out, commands, tell, show).all()
+        return _Measurement(settings, device, out, commands, tell, show).all()
 
 
-class _Run:
+class _Measurement:
     """One measurement under way."""
 
     def __init__(

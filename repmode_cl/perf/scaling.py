@@ -17,7 +17,7 @@ from repmode_cl.inference.windows import plan_windows
 from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.perf.settings import PerfSettings
-from repmode_cl.perf.timing_rounds import Row, alternate, rows_of
+from repmode_cl.perf.timing_rounds import TimingRow, alternate, rows_of
 from repmode_cl.utils.progress import task
 
 __all__ = ["SIZES", "measure_scaling", "volume_shape"]
@@ -58,7 +58,7 @@ def measure_scaling(
     Returns
     -------
     dict
-        ``window``, and ``rows``: a `Row` of each volume and way as JSON with ``way``, ``times``, ``voxels``,
+        ``window``, and ``rows``: a `TimingRow` of each volume and way as JSON with ``way``, ``times``, ``voxels``,
         ``windows``, the median seconds ``per_window`` and these relative to the first volume's, ``per_window_ratio``.
     """
     counts = {times: len(plan_windows(volume_shape(settings, times), settings.patch, 0.5)) for times in SIZES}
@@ -125,7 +125,7 @@ def _work(settings: PerfSettings, device: torch.device, folder: Path) -> dict[st
 
 
 def _per_window(
-    row: Row, way: str, times: int, voxels: tuple[int, int, int], counts: dict[int, int]
+    row: TimingRow, way: str, times: int, voxels: tuple[int, int, int], counts: dict[int, int]
 ) -> dict[str, Any]:
     return row.to_json() | {
         "way": way,

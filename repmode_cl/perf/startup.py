@@ -38,7 +38,7 @@ def measure_startup(
     Returns
     -------
     list of dict
-        A `Row` for each, as JSON; a Python that does nothing is the reference.
+        A `TimingRow` for each, as JSON; a Python that does nothing is the reference.
     """
     with tempfile.TemporaryDirectory(prefix="repmode-cl-perf-") as folder:
         # Elsewhere than in the repository, where python would import the folder beside it.

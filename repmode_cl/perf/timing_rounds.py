@@ -19,7 +19,7 @@ import torch
 from repmode_cl.training.timing import synchronise
 from repmode_cl.utils.progress import Task
 
-__all__ = ["Lazily", "Row", "Timing", "alternate", "out_of_memory", "rows_of"]
+__all__ = ["Lazily", "TimingRow", "Timing", "alternate", "out_of_memory", "rows_of"]
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Lazily:
 
 
 @dataclass(frozen=True)
-class Row:
+class TimingRow:
     """One line of a table: a variant's time, and that relative to the reference's.
 
     Attributes
@@ -183,7 +183,7 @@ def out_of_memory(error: BaseException) -> str | None:
     return None
 
 
-def rows_of(timings: Mapping[str, Timing], labels: Mapping[str, str], reference: str) -> list[Row]:
+def rows_of(timings: Mapping[str, Timing], labels: Mapping[str, str], reference: str) -> list[TimingRow]:
     """Summarise timings, in their order.
 
     Parameters
@@ -200,16 +200,16 @@ def rows_of(timings: Mapping[str, Timing], labels: Mapping[str, str], reference:
     for name, timing in timings.items():
         if timing.failure is not None or not timing.seconds:
             failure = timing.failure or "not measured"
-            rows.append(Row(name, labels[name], tuple(timing.seconds), failure=failure))
+            rows.append(TimingRow(name, labels[name], tuple(timing.seconds), failure=failure))
             continue
         middle = median(timing.seconds)
         if base.failure is not None:
-            rows.append(Row(name, labels[name], tuple(timing.seconds), middle))
+            rows.append(TimingRow(name, labels[name], tuple(timing.seconds), middle))
             continue
         paired = [own / theirs for own, theirs in zip(timing.seconds, base.seconds, strict=True)]
         low, _, high = quantiles(paired, n=4, method="inclusive") if len(paired) > 1 else paired * 3
         rows.append(
-            Row(
+            TimingRow(
                 name,
                 labels[name],
                 tuple(timing.seconds),

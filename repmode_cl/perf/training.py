@@ -41,7 +41,7 @@ def measure_training(
     Returns
     -------
     list of dict
-        A `Row` for each variant, as JSON.
+        A `TimingRow` for each variant, as JSON.
     """
     variants = (
         [v for v in training_variants(settings) if v.name in only] if only else timed_variants(settings)

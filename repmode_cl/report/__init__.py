@@ -8,7 +8,7 @@ from repmode_cl.report.tables.comparisons import comparison_table
 from repmode_cl.report.tables.csv_latex import to_csv, to_latex
 from repmode_cl.report.tables.strategies import strategy_table, write_table_csv
 from repmode_cl.report.tables.structures import structure_table
-from repmode_cl.report.tables.terminal import render_terminal, summary_lines
+from repmode_cl.report.tables.terminal import render_strategies, summary_lines
 
 __all__ = [
     "strategy_table",
@@ -19,7 +19,7 @@ __all__ = [
     "write_tables",
     "to_csv",
     "to_latex",
-    "render_terminal",
+    "render_strategies",
     "summary_lines",
     "write_table_csv",
 ]

@@ -13,7 +13,7 @@ from repmode_cl.config.load import dump_config
 from repmode_cl.config.strict_yaml import read_yaml
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
-from repmode_cl.scenarios import StructureStream, stream_of_samples
+from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger
@@ -48,13 +48,9 @@ def make_stream(
     return stream_of_samples(
         samples,
         experiences,
-        patch=config.patch.size,
+        PatchSampling.of_config(config),
         count=patches,
         seed=config.seeds[0],
-        flips=config.patch.flips,
-        foreground=config.patch.foreground,
-        batch=training.batch_size // training.accumulate,
-        structures_per_batch=training.structures_per_batch,
     )
 
 

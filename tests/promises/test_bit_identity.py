@@ -28,7 +28,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.scenarios import StructureStream, stream_of_samples
+from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples
 from repmode_cl.store.proof import kernel_digest, prediction_digest
 from repmode_cl.strategies import ExpertsFrozen
 from repmode_cl.utils.tensor_digests import tensor_digest
@@ -99,7 +99,11 @@ class Setting:
     def stream(self) -> StructureStream:
         experiences = (BASE, *((name,) for name in ADDED))
         return stream_of_samples(
-            self.samples, experiences, patch=PATCH, count=lambda names, _: 16 if names == BASE else 12, seed=0
+            self.samples,
+            experiences,
+            PatchSampling(PATCH),
+            count=lambda names, _: 16 if names == BASE else 12,
+            seed=0,
         )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from repmode_cl.benchmark.executors.child_process import ABANDONED, kill_group, run_in_child
 from repmode_cl.benchmark.executors.local import LocalProcesses, exit_text
-from repmode_cl.benchmark.executors.scheduling import ScheduledTrial, TrialEnded, run_jobs
+from repmode_cl.benchmark.executors.scheduling import ScheduledTrial, TrialEnded, run_trials
 from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.results.trial_record import Trial, TrialOutcome, read_outcome, write_outcome
 from repmode_cl.strategies.plugins import peak_memory as memory_module
@@ -57,7 +57,7 @@ class Fake:
             self.outcomes[trial] = TrialOutcome(finished=False, message=message)
 
         ended: list[Trial | BaseTrial] = []
-        run_jobs(jobs, self, outcome=self.outcomes.get, fail=fail, ended=ended.append, **options)
+        run_trials(jobs, self, outcome=self.outcomes.get, fail=fail, ended=ended.append, **options)
         assert sorted(map(str, ended)) == sorted(str(job.trial) for job in jobs)
         return self.outcomes
 
@@ -154,7 +154,7 @@ def test_local_processes_that_are_killed_are_started_again(tmp_path: Path) -> No
         write_outcome(tmp_path / trial.folder, TrialOutcome(finished=False, message=message))
 
     with LocalProcesses(tmp_path, jobs=2, threads=1, module="child_process_victim") as processes:
-        run_jobs(
+        run_trials(
             [ScheduledTrial(trial) for trial in trials],
             processes,
             outcome=lambda trial: read_outcome(tmp_path / trial.folder),

@@ -15,7 +15,7 @@ from repmode_cl import benchmark
 from repmode_cl.cli.app import app
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
-from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.scenarios import PatchSampling, stream_of_samples
 from repmode_cl.utils.process_pool import workers_here
 from repmode_cl.workflows.options import TrainingOverrides
 
@@ -23,7 +23,7 @@ STREAM = (("dna", "cell_membrane", "nucleolus"), ("mitochondria",))
 
 
 def test_workers_train_the_same_network(samples: list[Sample]) -> None:
-    stream = stream_of_samples(samples, STREAM, patch=PATCH, count=lambda _, __: 8, seed=0)
+    stream = stream_of_samples(samples, STREAM, PatchSampling(PATCH), count=lambda _, __: 8, seed=0)
     alone = learn(experts_frozen(stream), 0)
     workers = TRAINING.model_copy(update={"loader_workers": 1})
     ahead = learn(experts_frozen(stream, training=workers), 0)
@@ -36,7 +36,7 @@ def test_workers_train_the_same_network(samples: list[Sample]) -> None:
 
 def test_every_batch_shows_few_structures(samples: list[Sample]) -> None:
     stream = stream_of_samples(
-        samples, STREAM, patch=PATCH, count=lambda _, __: 8, seed=0, batch=2, structures_per_batch=1
+        samples, STREAM, PatchSampling(PATCH, batch=2, structures_per_batch=1), count=lambda _, __: 8, seed=0
     )
     strategy = experts_frozen(stream)
     seen: list[set[str]] = []

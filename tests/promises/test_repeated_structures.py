@@ -21,7 +21,7 @@ from tiny_strategies import (
 from repmode_cl.data.sample import Sample
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.scenarios import StructureStream, stream_of_samples
+from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples
 from repmode_cl.strategies import StructureStrategy
 
 ARRIVALS = (("dna", "cell_membrane"), ("nucleolus",), ("mitochondria",), ("nucleolus",))
@@ -39,7 +39,7 @@ def again(name: str, samples: list[Sample]) -> StructureStrategy:
     stream: StructureStream = stream_of_samples(
         samples,
         apart if name == "multi_net" else ARRIVALS,
-        patch=PATCH,
+        PatchSampling(PATCH),
         count=lambda _, __: 8,
         seed=0,
         arrivals=ARRIVALS,

@@ -14,7 +14,7 @@ from torch import Tensor
 from repmode_cl.config import Config, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
-from repmode_cl.scenarios import StructureStream, stream_of_samples, task_labels
+from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples, task_labels
 from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
 from repmode_cl.strategies.registry import build_strategy, strategy_class
 
@@ -58,7 +58,7 @@ def make_samples(folder: Path) -> list[Sample]:
 def stream_of(
     samples: Sequence[Sample], experiences: Sequence[Sequence[str]] = STREAM, seed: int = 0
 ) -> StructureStream:
-    return stream_of_samples(samples, experiences, patch=PATCH, count=lambda _, __: 8, seed=seed)
+    return stream_of_samples(samples, experiences, PatchSampling(PATCH), count=lambda _, __: 8, seed=seed)
 
 
 def experts_frozen(stream: StructureStream, seed: int = 0, **spec: Any) -> StructureStrategy:
@@ -110,8 +110,8 @@ def configured(
     )  # fmt: skip
     kind = strategy_class(section)
     stream = stream_of_samples(
-        samples, kind.regroup(experiences, section)[0], patch=PATCH, seed=seed, labels=task_labels(experiences),
-        arrivals=experiences,
+        samples, kind.regroup(experiences, section)[0], PatchSampling(PATCH), seed=seed,
+        labels=task_labels(experiences), arrivals=experiences,
         count=lambda names, images: kind.steps_of(training, section, experiences, names, images) * training.batch_size,
     )  # fmt: skip
     return build_strategy(config, section, stream, seed)

@@ -17,7 +17,7 @@ from tiny_strategies import PATCH, SHAPE, STREAM, TRAINING, differing, experts_f
 from repmode_cl.config import TrainingConfig, parse_config
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
-from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.scenarios import PatchSampling, stream_of_samples
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.training import count_voxels, masked_mse
 
@@ -46,7 +46,11 @@ def trained(
         **TRAINING.model_dump() | {"batch_size": BATCH, "steps": STEPS, "base_steps": 1, "validate_every": 2}
     )
     stream = stream_of_samples(
-        samples, STREAM, patch=PATCH, count=lambda names, _: BATCH * (1 if len(names) > 1 else STEPS), seed=0
+        samples,
+        STREAM,
+        PatchSampling(PATCH),
+        count=lambda names, _: BATCH * (1 if len(names) > 1 else STEPS),
+        seed=0,
     )
     plugins = more.pop("plugins", [])
     strategy = experts_frozen(stream, training=training, norm=norm)

@@ -13,6 +13,7 @@ from tiny_stream import PATCH, Images, make_images
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ManifestError
 from repmode_cl.scenarios import (
+    PatchSampling,
     StreamVariant,
     StructureStream,
     check_images,
@@ -156,7 +157,7 @@ def test_all_strategies_of_a_stream_train_on_the_same_images(samples: list[Sampl
     }  # fmt: skip
     assert set(joint) == {sample for group in ours for sample in group}
     stream = stream_of_samples(
-        samples, apart, patch=PATCH, count=lambda _, __: 9, seed=3, images_each=2, arrivals=arrivals
+        samples, apart, PatchSampling(PATCH), count=lambda _, __: 9, seed=3, images_each=2, arrivals=arrivals
     )
     assert stream.images == alone
     with pytest.raises(ValueError, match="nucleolus is trained 3 times and arrives 2 times"):

@@ -14,7 +14,7 @@ from repmode_cl.report.page import build_report
 from repmode_cl.report.tables.budgets import budget_families
 from repmode_cl.report.tables.comparisons import our_strategy
 from repmode_cl.report.tables.multi_net_reference import References, references
-from repmode_cl.report.tables.terminal import render_budgets, render_terminal
+from repmode_cl.report.tables.terminal import render_budgets, render_strategies
 from repmode_cl.results import ResultsTable, RunInfo, read_run_info
 
 STREAM = [["a", "b"], ["c"]]
@@ -178,7 +178,7 @@ def test_without_networks_for_the_base_improvement_refers_to_the_best_that_has_t
 def test_terminal_page_and_files_name_it(tmp_path):
     run = write(tmp_path / "run", *make({**RUN, "large": ("multi_net", None, None, 0.45)}))
     table, info = ResultsTable.read(run / "results.csv"), read_run_info(run)
-    assert "Multi-Net: small" in str(render_terminal(strategy_table(table, info)).caption)
+    assert "Multi-Net: small" in str(render_strategies(strategy_table(table, info)).caption)
     assert "0.450 (large)" in str(render_budgets(budget_table(table, info)).caption)
     page = build_report(run).read_text(encoding="utf-8")
     assert "Forward transfer refers to large, the best Multi-Net with the common steps; relative" in page

@@ -18,7 +18,7 @@ from repmode_cl.evaluation import (
     summarise,
 )
 from repmode_cl.report.tables.strategies import strategy_table, write_table_csv
-from repmode_cl.report.tables.terminal import render_terminal, summary_lines
+from repmode_cl.report.tables.terminal import render_strategies, summary_lines
 from repmode_cl.results import ResultsTable
 from repmode_cl.utils.number_format import forgetting_text
 
@@ -170,7 +170,7 @@ def test_forgetting_is_called_bit_identical_only_where_both_were_found(run):
 def test_the_table_in_a_terminal_of_80_characters(run):
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(render_terminal(strategy_table(*run), "quickstart"))
+        console.print(render_strategies(strategy_table(*run), "quickstart"))
     shown = capture.get()
     assert "…" not in shown
     assert "310 k" in shown
@@ -182,7 +182,7 @@ def test_the_table_says_of_how_many_seeds_each_row_is(run):
 
     def caption(finished):
         info["finished"] = finished
-        return str(render_terminal(strategy_table(results, info)).caption)
+        return str(render_strategies(strategy_table(results, info)).caption)
 
     both = [[title, seed] for title in info["strategies"] for seed in (0, 1)]
     assert caption(both).endswith("\nseeds: 2\nMulti-Net: multi_net_k3")
@@ -198,7 +198,7 @@ def test_a_strategy_that_did_not_finish_is_said_so(run):
     assert ours["final_r2"] is None
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(render_terminal(strategy_table(results, info)))
+        console.print(render_strategies(strategy_table(results, info)))
     assert "experts_frozen (unfinished)" in capture.get()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.scenarios import PatchSampling, stream_of_samples
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.strategies import evaluation as evaluating_module
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
@@ -165,7 +165,7 @@ def test_an_addition_takes_the_bases_format_where_it_can(monkeypatch: pytest.Mon
 
 
 def deep_patches(samples: list[Sample], precision: Precision, **training: object) -> StructureStrategy:
-    stream = stream_of_samples(samples, [("dna",)], patch=(6, 8, 8), count=lambda _, __: 12, seed=0)
+    stream = stream_of_samples(samples, [("dna",)], PatchSampling((6, 8, 8)), count=lambda _, __: 12, seed=0)
     settings = TRAINING.model_copy(update={"steps": 6, "accumulate": 2, "gradient_clip": 1.0, **training})
     strategy = experts_frozen(stream, training=settings)
     strategy.precision = precision

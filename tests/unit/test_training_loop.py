@@ -28,7 +28,7 @@ from torch import Tensor
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import UnknownStructureError
 from repmode_cl.nn import RepModeUNet
-from repmode_cl.scenarios import stream_of_samples
+from repmode_cl.scenarios import PatchSampling, stream_of_samples
 from repmode_cl.strategies import ExpertsFrozen, StructureStrategy
 
 EACH = pytest.mark.parametrize("name", BUILD)
@@ -118,7 +118,7 @@ def test_each_experience_has_its_own_schedule_and_additions_their_rate(samples: 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_learns_too(samples: list[Sample], precision: str) -> None:
     training = TRAINING.model_copy(update={"precision": precision, "gradient_clip": 1.0})
-    stream = stream_of_samples(samples, STREAM, patch=(6, 8, 8), count=lambda _, __: 8, seed=0)
+    stream = stream_of_samples(samples, STREAM, PatchSampling((6, 8, 8)), count=lambda _, __: 8, seed=0)
     runs = [learn(experts_frozen(stream, training=training), 0, 1) for _ in range(2)]
     states = [state_of(run) for run in runs]
     assert differing(*states) == set()
@@ -131,7 +131,7 @@ def test_mixed_precision_learns_too(samples: list[Sample], precision: str) -> No
 def test_a_strategy_learns(samples: list[Sample]) -> None:
     """Not a benchmark: sixty small steps must fit a blur, or the loop is wrong somewhere."""
     training = TRAINING.model_copy(update={"steps": 60, "validate_every": 30, "weight_decay": 0.0})
-    stream = stream_of_samples(samples, [("dna",)], patch=PATCH, count=lambda _, __: 120, seed=0)
+    stream = stream_of_samples(samples, [("dna",)], PatchSampling(PATCH), count=lambda _, __: 120, seed=0)
     for name in BUILD:
         figures = learn(BUILD[name](stream, training=training)).evaluate(stream.test)
         assert figures["dna"]["r2"] > 0.5, (name, figures)

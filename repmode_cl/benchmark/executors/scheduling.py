@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.results.trial_record import Trial, TrialOutcome
 
-__all__ = ["run_jobs", "ScheduledTrial", "Executor", "TrialEnded", "RETRIES"]
+__all__ = ["run_trials", "ScheduledTrial", "Executor", "TrialEnded", "RETRIES"]
 
 #: Times that a trial is started again whose process was killed.
 RETRIES = 3
@@ -51,7 +51,7 @@ class Executor(Protocol):
         """Wait until a started trial ends."""
 
 
-def run_jobs(
+def run_trials(
     jobs: Sequence[ScheduledTrial],
     executor: Executor,
     *,

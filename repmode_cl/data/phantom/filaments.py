@@ -6,6 +6,8 @@ little at each step and is pushed away from surfaces. All walks of a field advan
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -13,7 +15,7 @@ from scipy import ndimage
 from repmode_cl.data.phantom.cells import Colony
 from repmode_cl.data.phantom.randomness import Floats
 
-__all__ = ["Space", "blurred", "random_directions", "sample_voxels", "splat", "walk"]
+__all__ = ["Space", "WalkShape", "blurred", "random_directions", "sample_voxels", "splat", "walk"]
 
 Points = NDArray[np.float64]
 
@@ -51,26 +53,12 @@ def random_directions(rng: np.random.Generator, count: int, flat: float = 1.0) -
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9))
 
 
-def walk(
-    rng: np.random.Generator,
-    space: Space,
-    starts: Points,
-    directions: Points,
-    lengths: NDArray[np.float64],
-    *,
-    step: float,
-    bend: float,
-    keep: float,
-    flat: float = 1.0,
-) -> tuple[Points, NDArray[np.intp], NDArray[np.float64]]:
-    """Grow walks through `space`; return points (n, 3) um, the walk each belongs to and its arc length in um.
+@dataclass(frozen=True)
+class WalkShape:
+    """Shape of walks of one kind: their step, their stiffness and their distance from surfaces.
 
-    Parameters
+    Attributes
     ----------
-    starts, directions
-        First points in um and unit vectors, (count, 3).
-    lengths
-        Length of each walk in um. A walk that leaves its cell or the allowed region for good ends there.
     step
         Distance between points in um.
     bend
@@ -81,30 +69,56 @@ def walk(
     flat
         Factor of the turns out of the plane.
     """
+
+    step: float
+    bend: float
+    keep: float
+    flat: float = 1.0
+
+
+def walk(
+    rng: np.random.Generator,
+    space: Space,
+    starts: Points,
+    directions: Points,
+    lengths: NDArray[np.float64],
+    shape: WalkShape,
+) -> tuple[Points, NDArray[np.intp], NDArray[np.float64]]:
+    """Grow walks through `space`; return points (n, 3) um, the walk each belongs to and its arc length in um.
+
+    Parameters
+    ----------
+    starts, directions
+        First points in um and unit vectors, (count, 3).
+    lengths
+        Length of each walk in um. A walk that leaves its cell or the allowed region for good ends there.
+    shape
+        Shape that all of them have.
+    """
     position, direction = starts.copy(), directions.copy()
     owner = space.colony.label[space.index(position)]
     alive = np.ones(len(starts), dtype=bool)
-    steps = int(np.ceil(lengths.max() / step)) if len(lengths) else 0
+    steps = int(np.ceil(lengths.max() / shape.step)) if len(lengths) else 0
     points, owners, arcs = [], [], []
     who = np.arange(len(starts))
     for number in range(steps):
         # Every walk draws at every step, ended or not, so that one walk's fate never changes another's turns.
-        turn = rng.standard_normal(direction.shape) * [flat, 1.0, 1.0] * bend
+        turn = rng.standard_normal(direction.shape) * [shape.flat, 1.0, 1.0] * shape.bend
         where = space.index(position)
         room = space.allowed[where]
-        push = np.clip((keep - room) / keep, 0, 1.5)[:, None] * np.stack(
+        push = np.clip((shape.keep - room) / shape.keep, 0, 1.5)[:, None] * np.stack(
             [g[where] for g in space.gradient], axis=1
         )
         direction = direction + turn + push
         direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
-        alive &= (space.colony.label[where] == owner) & (room > -0.8) & (number * step < lengths)
+        alive &= (space.colony.label[where] == owner) & (room > -0.8) & (number * shape.step < lengths)
         if not alive.any():
             break
         shown = alive & (room > 0)
         points.append(position[shown])
         owners.append(who[shown])
-        arcs.append(np.full(int(shown.sum()), number * step))
-        position = position + step * direction
+        arcs.append(np.full(int(shown.sum()), number * shape.step))
+        position = position + shape.step * direction
     if not points:
         return np.zeros((0, 3)), np.zeros(0, np.intp), np.zeros(0)
     return np.concatenate(points), np.concatenate(owners), np.concatenate(arcs)

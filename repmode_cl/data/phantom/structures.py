@@ -15,7 +15,15 @@ from types import MappingProxyType
 import numpy as np
 
 from repmode_cl.data.phantom.cells import Colony
-from repmode_cl.data.phantom.filaments import Space, blurred, random_directions, sample_voxels, splat, walk
+from repmode_cl.data.phantom.filaments import (
+    Space,
+    WalkShape,
+    blurred,
+    random_directions,
+    sample_voxels,
+    splat,
+    walk,
+)
 from repmode_cl.data.phantom.optics import Emission
 from repmode_cl.data.phantom.randomness import Floats, Streams, smooth_noise
 from repmode_cl.structures import TWELVE_STRUCTURES
@@ -222,7 +230,7 @@ def _stress_fibres(body: Anatomy, rng: np.random.Generator) -> Floats:
     directions = np.stack([np.zeros(len(starts)), np.cos(heading), np.sin(heading)], axis=1)
     lengths = rng.uniform(3.0, 9.0, len(starts))
     points, _, _ = walk(
-        rng, body.space, starts, directions, lengths, step=0.15, bend=0.02, keep=0.2, flat=0.0
+        rng, body.space, starts, directions, lengths, WalkShape(step=0.15, bend=0.02, keep=0.2, flat=0.0)
     )
     return np.asarray(np.minimum(blurred(colony, splat(colony, points, 0.15), 0.12) / 0.2, 1.5))
 
@@ -266,7 +274,12 @@ def _microtubule(body: Anatomy, rng: np.random.Generator) -> Floats:
     origins = np.concatenate(starts)
     lengths = rng.uniform(4.0, 14.0, len(origins))
     points, _, _ = walk(
-        rng, body.space, origins, np.concatenate(directions), lengths, step=0.2, bend=0.07, keep=0.5
+        rng,
+        body.space,
+        origins,
+        np.concatenate(directions),
+        lengths,
+        WalkShape(step=0.2, bend=0.07, keep=0.5),
     )
     return np.asarray(np.minimum(splat(colony, points, 0.2) / 0.3, 4.0))
 
@@ -283,10 +296,7 @@ def _mitochondria(body: Anatomy, rng: np.random.Generator) -> Floats:
         starts,
         random_directions(rng, len(starts), 0.5),
         np.minimum(lengths, 9.0),
-        step=0.12,
-        bend=0.15,
-        keep=0.25,
-        flat=0.5,
+        WalkShape(step=0.12, bend=0.15, keep=0.25, flat=0.5),
     )
     filled = blurred(colony, splat(colony, points, 0.12), 0.17)
     return np.asarray(1 - np.exp(-filled / 0.08))
@@ -317,9 +327,7 @@ def _golgi_apparatus(body: Anatomy, rng: np.random.Generator) -> Floats:
         seeds,
         random_directions(rng, len(seeds)),
         rng.uniform(0.6, 2.2, len(seeds)),
-        step=0.12,
-        bend=0.3,
-        keep=0.3,
+        WalkShape(step=0.12, bend=0.3, keep=0.3),
     )
     return np.asarray(np.minimum(blurred(colony, splat(colony, points, 0.12), 0.13) / 0.15, 2.0))
 

@@ -39,7 +39,7 @@ _BLOSC_HEADER = 16
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _ArrayLayout:
     """Layout of a scene: the array of full resolution, and a letter for each of its axes."""
 
     array: Any
@@ -78,7 +78,7 @@ class OmeZarrReader(ImageReader):
             raise ImageError(
                 f"{path}: OME-Zarr; reading it needs a further package: {install_command('zarr')}"
             )
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, _ArrayLayout] = {}
         self._root = _open_group(path)
         attributes = _ome(self._root.attrs.asdict())
         # Path of each scene's group below the root, and number of its `multiscales`.
@@ -118,7 +118,7 @@ class OmeZarrReader(ImageReader):
                 f"{self._path}: an array of shape {shape} whose axes are {scale.get('axes')}; readable are "
                 "t, c, z, y, x"
             )
-        self._layouts[scene] = _Layout(array, axes)
+        self._layouts[scene] = _ArrayLayout(array, axes)
         chunk = math.prod(array.shards or array.chunks) * dtype.itemsize
         return SceneInfo(
             shape=(sizes.get("Z", 1), sizes["Y"], sizes["X"]),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from repmode_cl.report.page.table_cells import DASH, Cell, PageTable, Row, best_of, sortable
+from repmode_cl.report.page.table_cells import DASH, PageTable, TableCell, TableRow, best_of, sortable
 from repmode_cl.report.tables import STRATEGY_COLUMNS
 from repmode_cl.report.tables.csv_latex import to_csv, to_latex
 from repmode_cl.utils.number_format import count_text, forgetting_text, number, seconds_text
@@ -140,9 +140,9 @@ def _strategies(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -
         seeds = f"{row['seeds']} seed{'' if row['seeds'] == 1 else 's'}" if row["seeds"] else "unfinished"
         if row["more_steps"] is not None:
             seeds += f", more steps: {row['more_steps']}"
-        name = Cell(row["strategy"], seeds, row["strategy"])
+        name = TableCell(row["strategy"], seeds, row["strategy"])
         cells = (_strategy_cell(row, column, best[column.key]) for column in filled)
-        page_rows.append(Row((name, *cells), style, (style,)))
+        page_rows.append(TableRow((name, *cells), style, (style,)))
     keys = {"strategy", "seeds", *(column.key for column in filled)}
     of_quality = columns is _QUALITY
     exported = [
@@ -169,10 +169,10 @@ def _strategies(rows: Sequence[Mapping[str, Any]], columns: Sequence[_Column]) -
     )
 
 
-def _strategy_cell(row: Mapping[str, Any], column: _Column, best: float | None) -> Cell:
+def _strategy_cell(row: Mapping[str, Any], column: _Column, best: float | None) -> TableCell:
     value, half = row[column.key], row[f"{column.key}_ci"]
     if value is None:
-        return Cell(DASH)
+        return TableCell(DASH)
     if column.text is not None:
         text, small = column.text(value), column.below(row)
     else:
@@ -180,4 +180,4 @@ def _strategy_cell(row: Mapping[str, Any], column: _Column, best: float | None) 
         small = "" if half is None or math.isnan(half) else f"±{number(half, column.digits)}"
     if column.key == "forgetting_r2" and forgetting_text(row).startswith("0.0"):
         text, small = "0.0", forgetting_text(row).removeprefix("0.0").strip()
-    return Cell(text, small, sortable(value), "best" if value == best else "")
+    return TableCell(text, small, sortable(value), "best" if value == best else "")

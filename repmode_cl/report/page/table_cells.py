@@ -9,13 +9,13 @@ from typing import Any
 
 from repmode_cl.utils.number_format import number
 
-__all__ = ["DASH", "Cell", "Row", "PageTable", "best_of", "signed_text", "sortable"]
+__all__ = ["DASH", "TableCell", "TableRow", "PageTable", "best_of", "signed_text", "sortable"]
 
 DASH = "–"  # noqa: RUF001 - what a reader expects in an empty cell
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What stands in a cell, the smaller line below it, what it is sorted by, and its CSS class."""
 
     text: str
@@ -25,10 +25,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row: the number of the strategy whose colour it has, all that must be chosen for it, its structure."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     key: int | None = None
     of: tuple[int, ...] = ()
     structure: str = ""
@@ -45,7 +45,7 @@ class PageTable:
     """
 
     columns: tuple[tuple[str, str, int | None], ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     csv: str
     tex: str
     caption: str = ""

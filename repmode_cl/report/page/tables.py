@@ -12,7 +12,15 @@ from repmode_cl.evaluation.learning_curve_area import Areas, read_areas
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.report.page.chart_data import METRIC_NAMES, evaluated_metrics, readable, stream_label
 from repmode_cl.report.page.strategy_columns import costs_table, quality_table
-from repmode_cl.report.page.table_cells import DASH, Cell, PageTable, Row, best_of, signed_text, sortable
+from repmode_cl.report.page.table_cells import (
+    DASH,
+    PageTable,
+    TableCell,
+    TableRow,
+    best_of,
+    signed_text,
+    sortable,
+)
 from repmode_cl.report.tables import BUDGET_COLUMNS, COMPARISON_COLUMNS
 from repmode_cl.report.tables.budgets import budget_table
 from repmode_cl.report.tables.comparisons import AHEAD, ALL, ALL_ADDED, BEHIND, comparison_table
@@ -85,14 +93,16 @@ def _structures(run: Run, scope: Scope, metric: str) -> PageTable:
     for row in wide:
         best = best_of((row.get(keys[title]) for title in titles), 1 if HIGHER_IS_BETTER[metric] else -1)
         cells = [
-            Cell(readable(row["structure"]), "added" if row["added"] else "base", readable(row["structure"]))
+            TableCell(
+                readable(row["structure"]), "added" if row["added"] else "base", readable(row["structure"])
+            )
         ]
         for title in titles:
             value, half = row.get(keys[title]), row.get(f"{keys[title]}_ci")
             small = "" if half is None or math.isnan(half) else f"±{number(half, 3)}"
             kind = "best" if value is not None and value == best else ""
-            cells.append(Cell(DASH if value is None else number(value, 3), small, sortable(value), kind))
-        page_rows.append(Row(tuple(cells), structure=row["structure"]))
+            cells.append(TableCell(DASH if value is None else number(value, 3), small, sortable(value), kind))
+        page_rows.append(TableRow(tuple(cells), structure=row["structure"]))
     order = list(run.info.strategies)
     heads = tuple((title, "after the last step, mean over seeds", order.index(title)) for title in titles)
     return PageTable(
@@ -112,22 +122,22 @@ def _comparisons(run: Run, scope: Scope, metric: str) -> PageTable:
     ]
     order = list(run.info.strategies)
     page_rows = [
-        Row(
+        TableRow(
             (
-                Cell(row["first"], readable(row["structure"]), row["first"]),
-                Cell(row["second"], "", row["second"], "left"),
-                Cell(
+                TableCell(row["first"], readable(row["structure"]), row["first"]),
+                TableCell(row["second"], "", row["second"], "left"),
+                TableCell(
                     signed_text(row["difference"]),
                     "" if row["low"] is None else f"{signed_text(row['low'])} to {signed_text(row['high'])}",
                     sortable(row["difference"]),
                 ),
-                Cell(p_text(row["p"]), f"Holm {p_text(row['p_holm'])}", sortable(row["p"])),
-                Cell(
+                TableCell(p_text(row["p"]), f"Holm {p_text(row['p_holm'])}", sortable(row["p"])),
+                TableCell(
                     str(row["seeds"]),
                     DASH if row["seeds_needed"] is None else f"{row['seeds_needed']} needed",
                     row["seeds"],
                 ),
-                Cell(
+                TableCell(
                     row["verdict"], _corrected(row), row["verdict"], f"left {_verdict_kind(row['verdict'])}"
                 ),
             ),
@@ -183,12 +193,12 @@ def _budgets(run: Run, scope: Scope, metric: str) -> PageTable:
     for row in rows:
         key = order.index(row["family"]) if row["family"] in order else None
         page_rows.append(
-            Row(
+            TableRow(
                 (
-                    Cell(row["family"], readable(row["structure"]), row["family"]),
-                    Cell(number(row["target"], 3), "", sortable(row["target"])),
+                    TableCell(row["family"], readable(row["structure"]), row["family"]),
+                    TableCell(number(row["target"], 3), "", sortable(row["target"])),
                     *_reached(row),
-                    Cell("; ".join(row["tried"].split("; ")), "", None, "left tried"),
+                    TableCell("; ".join(row["tried"].split("; ")), "", None, "left tried"),
                 ),
                 key,
                 () if key is None else (key,),
@@ -219,15 +229,15 @@ def _budgets(run: Run, scope: Scope, metric: str) -> PageTable:
     )
 
 
-def _reached(row: Mapping[str, Any]) -> tuple[Cell, Cell, Cell]:
+def _reached(row: Mapping[str, Any]) -> tuple[TableCell, TableCell, TableCell]:
     if row["steps"] is None:
-        return Cell("none", "", None, "unclear"), Cell(DASH), Cell(DASH)
+        return TableCell("none", "", None, "unclear"), TableCell(DASH), TableCell(DASH)
 
     def share(key: str) -> str:
         return "" if row[key] is None else f"{100 * row[key]:.0f} %"
 
     return (
-        Cell(f"{row['steps']:.0f}", share("steps_share"), sortable(row["steps"])),
-        Cell(seconds_text(row["seconds"]), share("seconds_share"), sortable(row["seconds"])),
-        Cell(number(row["value"], 3), "" if row["steady"] else "not steady", sortable(row["value"])),
+        TableCell(f"{row['steps']:.0f}", share("steps_share"), sortable(row["steps"])),
+        TableCell(seconds_text(row["seconds"]), share("seconds_share"), sortable(row["seconds"])),
+        TableCell(number(row["value"], 3), "" if row["steady"] else "not steady", sortable(row["value"])),
     )

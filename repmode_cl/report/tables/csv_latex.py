@@ -14,7 +14,7 @@ from repmode_cl.errors import RepmodeError
 
 __all__ = ["Column", "cell_text", "escape_latex", "to_csv", "to_latex"]
 
-Row = Mapping[str, Any]
+RowValues = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Column:
     heading: str
     digits: int = 3
     signed: bool = False
-    text: Callable[[Row], str] | None = None
+    text: Callable[[RowValues], str] | None = None
 
 
-def cell_text(row: Row, column: Column) -> str:
+def cell_text(row: RowValues, column: Column) -> str:
     """Return a cell as plain text; a float with its interval (``<key>_ci``), a dash for what does not exist."""
     if column.text is not None:
         return column.text(row)
@@ -58,7 +58,7 @@ def cell_text(row: Row, column: Column) -> str:
     return text if half is None or math.isnan(half) else f"{text} ±{half:.{column.digits}f}"
 
 
-def to_csv(rows: Sequence[Row], keys: Sequence[str] | None = None) -> str:
+def to_csv(rows: Sequence[RowValues], keys: Sequence[str] | None = None) -> str:
     """Return rows as CSV, floats with all their digits; what does not exist is left empty.
 
     Parameters
@@ -84,7 +84,7 @@ def _plain(value: Any) -> str:
     return repr(float(value)) if isinstance(value, float) else str(value)
 
 
-def to_latex(rows: Sequence[Row], columns: Sequence[Column], caption: str | None = None) -> str:
+def to_latex(rows: Sequence[RowValues], columns: Sequence[Column], caption: str | None = None) -> str:
     """Return rows as a LaTeX table in the style of the package booktabs.
 
     Parameters

@@ -18,10 +18,10 @@ from repmode_cl.utils.number_format import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["render_budgets", "render_comparisons", "render_terminal", "summary_lines"]
+__all__ = ["render_budgets", "render_comparisons", "render_strategies", "summary_lines"]
 
 
-def render_terminal(table: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+def render_strategies(table: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     """Return the table for a terminal: print it with a rich console.
 
     Parameters

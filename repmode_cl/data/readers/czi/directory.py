@@ -17,7 +17,7 @@ import numpy as np
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["PIXEL_TYPES", "SubBlock", "read_directory", "read_metadata"]
+__all__ = ["PIXEL_TYPES", "SubBlock", "read_directory", "read_metadata_xml"]
 
 #: Pixel types by their number: NumPy's type and samples of a pixel; None where nothing here can use it.
 PIXEL_TYPES: dict[int, tuple[str, int] | None] = {
@@ -76,7 +76,7 @@ def read_directory(path: Path) -> list[SubBlock]:
     return blocks
 
 
-def read_metadata(path: Path) -> ElementTree.Element | None:
+def read_metadata_xml(path: Path) -> ElementTree.Element | None:
     """Return the root of a file's XML; None where it has none, or none that can be parsed.
 
     Raises

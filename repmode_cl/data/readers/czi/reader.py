@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.data.geometry import Box
-from repmode_cl.data.readers.czi.directory import PIXEL_TYPES, SubBlock, read_directory, read_metadata
+from repmode_cl.data.readers.czi.directory import PIXEL_TYPES, SubBlock, read_directory, read_metadata_xml
 from repmode_cl.data.readers.image_reader import ImageReader, SceneInfo
 from repmode_cl.data.readers.tiff.axes import sample_names
 from repmode_cl.data.readers.tiff.pages import reason
@@ -35,7 +35,7 @@ _SMALL = 64 << 20
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _TileLayout:
     """Layout of a scene: first index along each axis, and the channel and sample of each exposed channel."""
 
     scene: int | None
@@ -72,14 +72,14 @@ class CziReader(ImageReader):
             )
         self._lock = threading.Lock()
         self._open: Any = None
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, _TileLayout] = {}
         self._blocks: dict[int | None, list[SubBlock]] = {}
         for block in read_directory(path):
             self._blocks.setdefault(block.start.get("S"), []).append(block)
         if len(self._blocks) > 1:
             self._blocks.pop(None, None)  # labels and overviews besides the scenes
         self._numbers = sorted(self._blocks, key=lambda number: -1 if number is None else number)
-        self._metadata = read_metadata(path)
+        self._metadata = read_metadata_xml(path)
         super().__init__(path, tuple(self._scene_name(number) for number in self._numbers), scene, t)
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class CziReader(ImageReader):
             # Samples are stored blue first.
             channels += [(first["C"] + place, samples, samples - 1 - sample) for sample in range(samples)]
         planes = frozenset((block.at("C"), block.at("Z"), block.at("T")) for block in blocks)
-        self._layouts[scene] = _Layout(self._numbers[scene], first, tuple(channels), planes)
+        self._layouts[scene] = _TileLayout(self._numbers[scene], first, tuple(channels), planes)
         return SceneInfo(
             shape=(lengths["Z"], lengths["Y"], lengths["X"]),
             dtype=dtype,

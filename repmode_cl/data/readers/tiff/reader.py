@@ -38,7 +38,7 @@ _PLAIN = frozenset({"generic", "uniform", "shaped"})
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _SeriesLayout:
     """Layout of one scene in its series: axes longer than 1, one letter each, with their sizes."""
 
     series: Any
@@ -82,7 +82,7 @@ class TiffReader(ImageReader):
         ome_xml: str | None = None,
     ) -> None:
         self._lock = threading.Lock()
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, _SeriesLayout] = {}
         try:
             self._file = tifffile.TiffFile(path, **({} if ome_xml is None else {"omexml": ome_xml}))
         except Exception as error:
@@ -177,7 +177,7 @@ class TiffReader(ImageReader):
         if not all(sizes):
             raise ImageError(f"{path}: the image is empty: its sizes are {sizes} (axes {axes})")
         sizes = tuple(size for axis, size in zip(axes, sizes, strict=True) if axis != "_")
-        layout = _Layout(series, axes.replace("_", ""), sizes)
+        layout = _SeriesLayout(series, axes.replace("_", ""), sizes)
         dtype = np.dtype(series.dtype)
         if dtype.kind not in "buif":
             raise ImageError(f"{path}: voxels of type {dtype} are no intensities (integers or floats)")
@@ -198,7 +198,7 @@ class TiffReader(ImageReader):
             random_access=series.dataoffset is not None and not series.is_multifile,
         )
 
-    def _metadata(self, scene: int, layout: _Layout) -> SceneMetadata:
+    def _metadata(self, scene: int, layout: _SeriesLayout) -> SceneMetadata:
         number, kind = self._parts[scene][0], layout.series.kind
         if kind in ("ome", "mmstack") and self._file.is_ome:
             images = read_ome(self._file.ome_metadata or "")
@@ -242,7 +242,7 @@ class TiffReader(ImageReader):
         shape = [part.stop - part.start for part in box]
         return np.ascontiguousarray(volume.transpose(others + order).reshape(shape))
 
-    def _read_box(self, layout: _Layout, box: list[slice]) -> NDArray[Any]:
+    def _read_box(self, layout: _SeriesLayout, box: list[slice]) -> NDArray[Any]:
         """Return the box with all axes of the series, in the file's order."""
         series, path = layout.series, Path(self._path)
         offset = None if series.is_multifile else series.dataoffset
