@@ -95,7 +95,8 @@ def check(
         ),
     ] = False,
     page: Annotated[
-        Path | None, typer.Option("--page", metavar="FILE.html", help="Write a page of thumbnails.")
+        Path | None,
+        typer.Option("--page", metavar="FILE.html", help="Write a page of pictures to look through."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as JSON: problems, histograms, pairs.")
@@ -148,7 +149,7 @@ def check(
         ),
     )
     if page is not None:
-        from repmode_cl.data.validation.html_page import write_check_page
+        from repmode_cl.workflows.check_page import write_check_page
 
         write_check_page(page, inspection)
     failed = bool(inspection.problems if strict else inspection.errors)

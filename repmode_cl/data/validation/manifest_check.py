@@ -20,6 +20,7 @@ from repmode_cl.data.validation.intensity import intensity_warnings, voxel_size_
 from repmode_cl.data.validation.mismatched_pairs import check_duplicate_images, check_pairs
 from repmode_cl.data.validation.regions import check_groups, check_regions, content_names
 from repmode_cl.data.validation.rows import InspectedRow, inspect_rows
+from repmode_cl.data.validation.thumbnails import thumbnail_frames
 from repmode_cl.data.validation.voxels import ImageKey, VoxelFindings, image_key, measure_voxels
 
 __all__ = ["inspect_manifest", "CheckOptions", "Inspection"]
@@ -129,6 +130,11 @@ class Inspection:
     def warnings(self) -> tuple[Problem, ...]:
         """Problems that a person should look at, and that may be in order."""
         return tuple(problem for problem in self.problems if problem.severity != "error")
+
+    @property
+    def pictured(self) -> frozenset[int]:
+        """Lines of the rows that pictures were made of, as far as their images could be read."""
+        return frozenset(one.row.number for one in _pictured(self.inspected, self.options))
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -259,15 +265,21 @@ def inspect_manifest(path: str | Path, options: CheckOptions | None = None) -> I
     return Inspection(path, tuple(rows), tuple(problems), tuple(inspected), findings, best_matches, options)
 
 
+def _pictured(inspected: Sequence[InspectedRow], options: CheckOptions) -> Sequence[InspectedRow]:
+    """Return the rows that pictures are made of: at most as many as the options say, spread evenly."""
+    if not options.thumbnails:
+        return ()
+    return inspected[:: max(1, math.ceil(len(inspected) / options.thumbnails))]
+
+
 def _check_voxels(
     inspected: Sequence[InspectedRow], options: CheckOptions, problems: list[Problem]
 ) -> VoxelFindings:
     """Read the voxels of rows whose headers are in order, and add their problems."""
     recipe = options.recipe
-    step = max(1, math.ceil(len(inspected) / options.thumbnails)) if options.thumbnails else 1
-    pictured = [one.row.number for one in inspected[::step]] if options.thumbnails else []
+    frames = thumbnail_frames(_pictured(inspected, options))
     findings = measure_voxels(
-        inspected, thumbnails=pictured, percentiles=recipe.percentiles, workers=options.workers
+        inspected, thumbnails=frames, percentiles=recipe.percentiles, workers=options.workers
     )
     reported: set[ImageKey] = set()
     for one in inspected:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from repmode_cl.data.manifest import Problem
 from repmode_cl.errors import counted
 
-__all__ = ["ProblemGroup", "group_problems"]
+__all__ = ["ProblemGroup", "group_problems", "line_ranges"]
 
 #: Most ranges of lines that are named.
 _MOST_RANGES = 12
@@ -44,14 +44,20 @@ def group_problems(problems: Iterable[Problem]) -> list[ProblemGroup]:
     return [ProblemGroup(tuple(groups[key])) for key in sorted(groups, key=lambda key: key[0])]
 
 
-def _lines_text(rows: list[int]) -> str:
-    """Write lines such as ``lines 2-13, 15``."""
+def line_ranges(rows: Iterable[int]) -> list[tuple[int, int]]:
+    """Return lines as ranges (first, last) without gaps, in order."""
     ranges: list[tuple[int, int]] = []
-    for row in rows:
+    for row in sorted(set(rows)):
         if ranges and row == ranges[-1][1] + 1:
             ranges[-1] = ranges[-1][0], row
         else:
             ranges.append((row, row))
+    return ranges
+
+
+def _lines_text(rows: list[int]) -> str:
+    """Write lines such as ``lines 2-13, 15``."""
+    ranges = line_ranges(rows)
     listed = ", ".join(
         str(start) if start == stop else f"{start}-{stop}" for start, stop in ranges[:_MOST_RANGES]
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.data.preprocessing.normalisation import flat_message, streaming_percentiles
@@ -23,7 +22,13 @@ from repmode_cl.data.validation.pair_fit import (
     signal_features,
 )
 from repmode_cl.data.validation.rows import ChannelImage, InspectedRow
-from repmode_cl.data.validation.thumbnails import thumbnail
+from repmode_cl.data.validation.thumbnails import (
+    FrameKey,
+    Thumbnail,
+    ThumbnailFrame,
+    busiest_plane,
+    thumbnail,
+)
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.utils.process_pool import run_jobs
 from repmode_cl.utils.progress import track
@@ -32,9 +37,6 @@ __all__ = ["ImageKey", "VoxelFindings", "compare_with_others", "image_key", "mea
 
 #: Identity of a measured image: file, channel, scene, time point and region.
 ImageKey = tuple[Path, int, int | str | None, int, str]
-
-#: Number of planes, evenly spread, of which the one with the largest deviation becomes the thumbnail.
-_THUMBNAIL_PLANES = 16
 
 
 @dataclass
@@ -57,7 +59,7 @@ class VoxelFindings:
     fits
         Fit of a row's signal and target, by row number.
     thumbnails
-        PNGs of a row's signal and target, by row number.
+        Pictures of signals and targets that could be read, by row number and column.
     """
 
     statistics: dict[ImageKey, IntensityStatistics] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class VoxelFindings:
     flat_between_percentiles: dict[ImageKey, str] = field(default_factory=dict)
     absent_chunks: dict[ImageKey, tuple[int, int]] = field(default_factory=dict)
     fits: dict[int, PairFit] = field(default_factory=dict)
-    thumbnails: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    thumbnails: dict[FrameKey, Thumbnail] = field(default_factory=dict)
 
     def update(self, other: VoxelFindings) -> None:
         """Add the results of other images."""
@@ -85,8 +87,9 @@ class _ImageRegion:
 
 @dataclass(frozen=True)
 class _SignalGroup:
-    """A signal with the targets (by row number) and masks of all rows that use it."""
+    """A signal with the targets (by row number) and masks of all rows that use it, and the numbers of the rows."""
 
+    rows: tuple[int, ...]
     signal: _ImageRegion | None
     targets: tuple[tuple[int, _ImageRegion], ...]
     masks: tuple[_ImageRegion, ...]
@@ -101,7 +104,7 @@ def image_key(image: ChannelImage, region: Region | None) -> ImageKey:
 def measure_voxels(
     inspected: Sequence[InspectedRow],
     *,
-    thumbnails: Sequence[int] = (),
+    thumbnails: Mapping[FrameKey, ThumbnailFrame] | None = None,
     percentiles: tuple[float, float] | None = None,
     workers: int = 1,
 ) -> VoxelFindings:
@@ -112,7 +115,7 @@ def measure_voxels(
     inspected
         Rows; columns without a readable image are skipped.
     thumbnails
-        Numbers of the rows to make thumbnails of.
+        Sizes of the thumbnails to make, by row number and column; None makes none.
     percentiles
         Lower and upper percentile of the normalisation; an image with one value between them gets a message.
     workers
@@ -120,7 +123,7 @@ def measure_voxels(
     """
     findings = VoxelFindings()
     groups = _signal_groups(inspected)
-    done = run_jobs(partial(_measure_group, frozenset(thumbnails), percentiles), groups, workers, name=_name)
+    done = run_jobs(partial(_measure_group, thumbnails or {}, percentiles), groups, workers, name=_name)
     for one in track(done, "reading images", len(groups)):
         findings.update(one)
     return findings
@@ -136,6 +139,7 @@ def _signal_groups(inspected: Sequence[InspectedRow]) -> list[_SignalGroup]:
     signals: dict[ImageKey | int, _ImageRegion | None] = {}
     targets: dict[ImageKey | int, list[tuple[int, _ImageRegion]]] = {}
     masks: dict[ImageKey | int, dict[ImageKey, _ImageRegion]] = {}
+    rows: dict[ImageKey | int, list[int]] = {}
     for one in inspected:
         region = one.row.region
         parts = {
@@ -146,19 +150,22 @@ def _signal_groups(inspected: Sequence[InspectedRow]) -> list[_SignalGroup]:
         signals[group] = signal
         targets.setdefault(group, [])
         masks.setdefault(group, {})
+        rows.setdefault(group, []).append(one.row.number)
         if "target" in parts:
             targets[group].append((one.row.number, parts["target"]))
         if "mask" in parts:
             masks[group].setdefault(image_key(parts["mask"].image, region), parts["mask"])
     return [
-        _SignalGroup(signal, tuple(targets[group]), tuple(masks[group].values()))
+        _SignalGroup(tuple(rows[group]), signal, tuple(targets[group]), tuple(masks[group].values()))
         for group, signal in signals.items()
         if signal is not None or targets[group] or masks[group]
     ]
 
 
 def _measure_group(
-    thumbnails: frozenset[int], percentiles: tuple[float, float] | None, group: _SignalGroup
+    thumbnails: Mapping[FrameKey, ThumbnailFrame],
+    percentiles: tuple[float, float] | None,
+    group: _SignalGroup,
 ) -> VoxelFindings:
     findings = VoxelFindings()
     signal = None if group.signal is None else _measure(group.signal, findings, percentiles)
@@ -171,19 +178,35 @@ def _measure_group(
             volumes = {key: _measure(part, findings, percentiles)}
             last = key
         target = volumes[key]
+        _add_thumbnails(findings, number, thumbnails, signal, target)
         if signal is None or target is None or signal.shape != target.shape:
             continue
         if features is None:
             features = signal_features(signal)
         findings.fits[number] = fit_pair(features, prepare_target(target))
-        if number in thumbnails:
-            step = max(1, target.shape[0] // _THUMBNAIL_PLANES)
-            spread = [float(np.std(plane, dtype=np.float64)) for plane in target[::step]]
-            plane = step * int(np.argmax(spread))
-            findings.thumbnails[number] = (thumbnail(signal, plane), thumbnail(target, plane))
+    for number in set(group.rows) - {number for number, _ in group.targets}:
+        _add_thumbnails(findings, number, thumbnails, signal, None)
     for part in group.masks:
         _measure(part, findings, percentiles)
     return findings
+
+
+def _add_thumbnails(
+    findings: VoxelFindings,
+    number: int,
+    frames: Mapping[FrameKey, ThumbnailFrame],
+    signal: NDArray[Any] | None,
+    target: NDArray[Any] | None,
+) -> None:
+    """Make pictures of the images of a row that could be read, of the same plane where they have the same shape."""
+    plane = 0
+    for column, volume in (("target", target), ("signal", signal)):
+        frame = frames.get((number, column))
+        if frame is None or volume is None:
+            continue
+        if column == "target" or target is None or target.shape != volume.shape:
+            plane = busiest_plane(volume)
+        findings.thumbnails[number, column] = thumbnail(volume, plane, frame)
 
 
 def _read(part: _ImageRegion) -> NDArray[Any]:

@@ -18,7 +18,16 @@ from repmode_cl.results.predictions import Prediction, contrast, read_prediction
 from repmode_cl.results.run_folder import Run
 from repmode_cl.utils.number_format import number, r2_text
 
-__all__ = ["Panel", "Slices", "first_slices", "slices_of", "busiest", "png_data_uri", "LONGEST"]
+__all__ = [
+    "Panel",
+    "Slices",
+    "first_slices",
+    "slices_of",
+    "busiest",
+    "jpeg_data_uri",
+    "png_data_uri",
+    "LONGEST",
+]
 
 
 #: Longest side of a picture in the page, in pixels: larger slices are reduced by whole factors.
@@ -148,3 +157,10 @@ def png_data_uri(image: NDArray[np.uint8]) -> str:
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+
+
+def jpeg_data_uri(image: NDArray[np.uint8], quality: int) -> str:
+    """Encode an image of 8-bit grey levels (Y, X) or colours (Y, X, 3) as JPEG in a data URI."""
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from repmode_cl.utils.number_format import number
 
-__all__ = ["COLOURS", "Line", "line_chart", "nice_ticks", "heat_style", "stacked_bar"]
+__all__ = ["COLOURS", "Line", "line_chart", "nice_ticks", "heat_style", "histogram", "stacked_bar"]
 
 
 #: Colours that page.css has for strategies; further strategies use them again.
@@ -237,3 +237,25 @@ def stacked_bar(weights: Mapping[str, float], styles: Mapping[str, int]) -> Mark
         tip = escape(f"{expert}: {share:.1f} %")
         parts.append(f'<span class="part {kind}" style="width:{share:.2f}%" title="{tip}">{text}</span>')
     return Markup(f'<div class="bar">{"".join(parts)}</div>')  # every text in it is escaped above
+
+
+def histogram(counts: Sequence[int], description: str) -> Markup:
+    """Draw bars whose height is the logarithm of the counts, so that a few voxels are seen too.
+
+    Parameters
+    ----------
+    counts
+        Of each bin; at least one is positive.
+    description
+        What a screen reader says.
+    """
+    top = math.log1p(max(counts))
+    bars = "".join(
+        f"M{place} 24V{24 - 24 * math.log1p(count) / top:.1f}h1V24z"
+        for place, count in enumerate(counts)
+        if count
+    )
+    return Markup(
+        f'<svg class="histogram" viewBox="0 0 {len(counts)} 24" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(description)}"><path d="{bars}"/></svg>'
+    )  # every text in it is escaped above

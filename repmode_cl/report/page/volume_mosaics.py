@@ -7,8 +7,6 @@ then slices and pixels.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from PIL import Image
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.metrics import image_metrics
-from repmode_cl.report.page.slices import LONGEST, busiest
+from repmode_cl.report.page.slices import LONGEST, busiest, jpeg_data_uri
 from repmode_cl.results.predictions import Prediction, contrast, read_prediction
 from repmode_cl.utils.number_format import number
 
@@ -203,7 +201,11 @@ def _encoded(stack: _Stack, quality: int) -> dict[str, Any]:
         "across": across,
         "quality": quality,
         "panels": [
-            {"key": key, "note": notes.get(key, ""), "uri": _jpeg(_mosaic(levels, tile, across), quality)}
+            {
+                "key": key,
+                "note": notes.get(key, ""),
+                "uri": jpeg_data_uri(_mosaic(levels, tile, across), quality),
+            }
             for key, levels in stack.levels.items()
         ],
     }
@@ -215,9 +217,3 @@ def _mosaic(levels: NDArray[np.uint8], tile: Sequence[int], across: int) -> NDAr
     margins = ((0, down * across - depth), (0, tile[0] - height), (0, tile[1] - width))
     padded = np.pad(levels, margins, mode="edge")
     return padded.reshape(down, across, *tile).swapaxes(1, 2).reshape(down * tile[0], across * tile[1])
-
-
-def _jpeg(image: NDArray[np.uint8], quality: int) -> str:
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
