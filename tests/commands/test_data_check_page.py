@@ -160,7 +160,7 @@ def test_each_problem_stands_once_errors_first_with_links_to_its_images(folder: 
         (number, severity, " ".join(re.sub("<[^>]+>", " ", reason).split()))
         for number, severity, reason in reasons
     ] == [
-        ("1", "error", "error image (2), lines 3 – 4"),
+        ("1", "error", "error image (2), lines 3 \N{EN DASH} 4"),
         ("2", "warning", "warning voxel size missing (2), lines 2 , 5"),
     ]
     assert [re.findall(r'href="#line-(\d)"', reason) for _, _, reason in reasons] == [["3", "4"], ["2", "5"]]

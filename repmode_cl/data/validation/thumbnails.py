@@ -127,7 +127,7 @@ def _scaled(
 
 def busiest_plane(volume: NDArray[Any]) -> int:
     """Return the number of the plane of a volume (Z, Y, X), of some evenly spread, with the largest deviation."""
-    step = max(1, volume.shape[0] // _PLANES)
+    step = max(1, len(volume) // _PLANES)
     spread = [float(np.std(plane, dtype=np.float64)) for plane in volume[::step]]
     return step * spread.index(max(spread))
 
