@@ -104,6 +104,22 @@ def test_cells_that_lie_well_are_not_called_shifted_and_most_visible_ones_that_d
     assert right == told
 
 
+def test_a_segmentation_is_not_to_be_recorded_with_less_light(images: Path) -> None:
+    distance = np.hypot(*np.mgrid[-30:34, -35:29])
+    interpolated = np.clip(np.float64(255) * (25 - distance) / 12, 0, 255)
+    save(images / "segmentation.tif", np.broadcast_to(interpolated.astype(np.uint8), SHAPE))
+    # A recorded image of bright cells on black, of which a few voxels are cut off, is no mask.
+    cells = np.clip(np.random.default_rng(0).gamma(2.0, 60.0, SHAPE) * (distance < 20), 0, 350)
+    save(images / "cells.tif", cells.astype(np.uint16))
+    found = look(images, *rows("segmentation.tif", "cells.tif"))
+    [mask, saturated] = [one for one in found.problems if one.kind in ("like a mask", "saturated")]
+    assert (mask.row, mask.kind, mask.severity) == (2, "like a mask", "warning")
+    assert "as in a mask or a segmentation: a network can learn it as it is" in mask.message
+    assert "less light" not in mask.message
+    assert (saturated.row, saturated.kind) == (3, "saturated")
+    assert saturated.message.endswith("record with less light or gain")
+
+
 @pytest.mark.parametrize(
     ("voxel_size", "severity"), [(None, "error"), ((0.3, 0.2, 0.2), "error"), ((0.6, 0.4, 0.4), "warning")]
 )

@@ -21,6 +21,9 @@ BINS = 64
 #: Share of voxels at one largest value from which an image counts as saturated: a spot of 30 x 30 voxels in a
 #: million.
 SATURATED = 1e-3
+#: Share of voxels at the smallest value, and of the others at the largest, from which an image looks like a mask: of
+#: nine masks and segmentations of real fields, four interpolated, the least had 0.83 and 0.05.
+_MASK_BACKGROUND, _MASK_FOREGROUND = 0.5, 0.04
 #: Fewest different values of an image whose brightest voxels count as saturated; one with fewer is a label image.
 _FEWEST_VALUES = 16
 #: Voxel edges (um) beyond which a stack of cells is unlikely: light resolves no less, a cell is no larger.
@@ -47,6 +50,8 @@ class IntensityStatistics:
         Histogram of `BINS` bins from `low` to `high`.
     saturated
         Share of voxels at the largest value; 0 where too few values occur to tell.
+    lowest
+        Share of voxels at the smallest value.
     at_limit
         Whether the largest value is the largest that the type can hold.
     constant_planes
@@ -63,9 +68,15 @@ class IntensityStatistics:
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     saturated: float
+    lowest: float
     at_limit: bool
     constant_planes: tuple[int, ...]
     digest: str
+
+    @property
+    def like_mask(self) -> bool:
+        """Whether most voxels have the smallest value, and many of the others the largest."""
+        return self.lowest >= _MASK_BACKGROUND and self.saturated >= _MASK_FOREGROUND * (1 - self.lowest) > 0
 
 
 def measure_intensity(volume: NDArray[Any]) -> IntensityStatistics:
@@ -93,6 +104,7 @@ def measure_intensity(volume: NDArray[Any]) -> IntensityStatistics:
         tuple(float(edge) for edge in edges),
         tuple(int(count) for count in counts),
         saturated,
+        int(np.count_nonzero(volume == volume.min())) / volume.size,
         integer and high == float(np.iinfo(volume.dtype).max),
         tuple(int(plane) for plane in constant),
         digest.hexdigest(),
@@ -121,7 +133,14 @@ def intensity_warnings(
             "chunks, but a folder that was not copied whole looks the same; compare it with its source, or copy it "
             "again",
         )
-    if statistics.saturated >= SATURATED:
+    if statistics.saturated >= SATURATED and statistics.like_mask:
+        yield (
+            "like a mask",
+            f"{image}: {statistics.lowest:.0%} of the voxels have the smallest value, {statistics.low:g}, and "
+            f"{statistics.saturated:.2%} the largest, {statistics.high:g}, as in a mask or a segmentation: a network "
+            "can learn it as it is; if it is a recorded image, its contrast was cut off: use the original values",
+        )
+    elif statistics.saturated >= SATURATED:
         limit = ", the largest that its type holds" if statistics.at_limit else ""
         yield (
             "saturated",
