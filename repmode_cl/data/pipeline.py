@@ -12,7 +12,9 @@ from repmode_cl.data.phantom import simulate
 from repmode_cl.data.preprocessing.prepare import prepare
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.sample import Sample, shuffle_signals
+from repmode_cl.data.split_record import TrainingRecords
 from repmode_cl.data.splits import assign_splits
+from repmode_cl.data.validation.held_out import follow_records, learned_images, record_notes
 from repmode_cl.data.validation.split_check import refuse_split_problems, split_problems
 from repmode_cl.errors import ConfigError, ManifestError, UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
@@ -71,6 +73,7 @@ def prepared_samples(
     patch: Sequence[int] | None = None,
     workers: int = 1,
     skipped: list[tuple[int, str]] | None = None,
+    records: TrainingRecords | None = None,
 ) -> tuple[list[Sample], list[str]]:
     """Prepare the samples that `data` describes, in a cache.
 
@@ -91,6 +94,9 @@ def prepared_samples(
         Processes that simulate and prepare.
     skipped
         Where given, rows whose images cannot be used are skipped, and their lines and reasons are added here.
+    records
+        Of the model that is built on: its images keep their splits, and rows that hold out what it learned from are
+        refused.
 
     Returns
     -------
@@ -133,25 +139,35 @@ def prepared_samples(
         digests.save()  # also after an interruption, so that the next run resumes from here
     if skipped is not None:
         manifest = _readable_rows(manifest, digests, structures, skipped)
+    followed = {} if records is None else follow_records(manifest.rows, records, digests.of)
     assignment = assign_splits(
         manifest,
         seed=data.split_seed,
         test_fraction=data.test_fraction,
         val_fraction=data.val_fraction,
         record=cache / "splits.json",
+        earlier=followed,
         digest=digests.of,
     )
     digests.save()
+    notes = list(assignment.notes)
+    checked = [row for row in manifest.rows if structures is None or row.structure in structures]
     if patch is not None:
         problems = split_problems(
-            [row for row in manifest.rows if structures is None or row.structure in structures],
+            checked,
             assignment,
             patch=patch,
             preprocessing=data.preprocessing,
             digest=digests.of,
             workers=workers,
         )
+        if records is not None:
+            problems += learned_images(
+                checked, assignment, records, patch=patch, preprocessing=data.preprocessing, digest=digests.of
+            )
         refuse_split_problems(manifest, problems)
+    if records is not None:
+        notes += record_notes(checked, assignment, records, followed)
     samples = prepare(
         manifest,
         assignment,
@@ -164,7 +180,7 @@ def prepared_samples(
     _require_images(structures or (), {sample.structure for sample in samples}, manifest, skipped)
     if data.shuffle_signals:
         samples = shuffle_signals(samples, data.split_seed)
-    return samples, list(assignment.notes)
+    return samples, notes
 
 
 def _readable_rows(

@@ -41,6 +41,8 @@ class Sample:
     """Samples of one group stay in one split: the manifest's `group`, or the digest of the signal file's content."""
     voxel_size: VoxelSize | None = None
     """Voxel size of the images before they were resampled; None where it is unknown, and they were not resampled."""
+    source: str = ""
+    """Part of a file that the signal is, as `repmode_cl.data.split_record.ImagePart` writes it; empty if of no file."""
 
     @property
     def content(self) -> tuple[str, str, str, str]:

@@ -56,6 +56,7 @@ def assign_splits(
     test_fraction: float = 0.25,
     val_fraction: float = 0.1,
     record: str | Path | None = None,
+    earlier: Mapping[int, str] | None = None,
     digest: Callable[[Path], str] = content_digest,
 ) -> Assignment:
     """Decide the split of every row.
@@ -71,6 +72,9 @@ def assign_splits(
         their images share the split; where they share some, those already held out count for each.
     record
         JSON file of earlier decisions, each seed in its own part. They are kept, whatever images are added.
+    earlier
+        Split by row number of images that a model has learned from or was tested on. Groups without a split in the
+        manifest follow it, before they follow `record`; one with several follows train before val before test.
     digest
         Returns the digest of a file's content; pass one that stores digests where files are large. Called for rows
         without `group`.
@@ -89,8 +93,12 @@ def assign_splits(
     keys = _group_keys(manifest.rows, digest)
     decided = _splits_by_manifest(manifest, keys)
     notes: list[str] = []
+    followed: dict[str, str] = {}
+    for row, key in zip(manifest.rows, keys, strict=True):
+        if earlier and row.number in earlier:
+            followed[key] = min(earlier[row.number], followed.get(key, "test"), key=SPLITS.index)
     if record is None:
-        chosen = _split_open_groups(manifest, keys, decided, {}, seed, test_fraction, val_fraction)
+        chosen = _split_open_groups(manifest, keys, decided, followed, seed, test_fraction, val_fraction)
     else:
         record = Path(record)
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +106,8 @@ def assign_splits(
             # Another run that decides at the same time must read this run's decisions.
             recorded = _read_record(record)
             before = recorded.get(str(seed), {})
-            chosen = _split_open_groups(manifest, keys, decided, before, seed, test_fraction, val_fraction)
+            known = {**before, **followed}
+            chosen = _split_open_groups(manifest, keys, decided, known, seed, test_fraction, val_fraction)
             moved = sorted({key for key, split in decided.items() if before.get(key, split) != split})
             if moved:
                 are = f"{counted(len(moved), 'image')} {'is' if len(moved) == 1 else 'are'}"

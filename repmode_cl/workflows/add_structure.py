@@ -298,6 +298,7 @@ class AdditionRun:
             manifest=plan.manifest,
             patch=plan.config.patch.size,
             workers=self.workers,
+            records=plan.records(),
         )
         check_held_out(self.options.min_r2, name, [sample.split for sample in samples])
         started = has_checkpoint(self.work / CHECKPOINT)

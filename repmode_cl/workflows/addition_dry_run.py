@@ -15,7 +15,9 @@ from torch import Tensor
 from repmode_cl.data.manifest import Manifest, Problem
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
+from repmode_cl.data.split_record import TrainingRecords
 from repmode_cl.data.splits import Assignment, assign_splits
+from repmode_cl.data.validation.held_out import follow_records, learned_images, record_notes
 from repmode_cl.data.validation.manifest_check import CheckOptions, Inspection, inspect_manifest
 from repmode_cl.data.validation.split_check import split_problems
 from repmode_cl.errors import ImageError, counted
@@ -79,8 +81,9 @@ def dry_run_add(
     plan = plan_addition(model, structure, data, options, overrides)
     check_not_staged(plan.model, structure)
     check_same_request(plan.work / REQUEST, plan.request(), plan.title, plan.restart_hint)
-    splits = _splits(plan)
-    problems, notes = _problems(plan, splits)
+    records = plan.records()
+    splits = _splits(plan, records)
+    problems, notes = _problems(plan, splits, records)
     images = Counter(splits[row.number] for row in plan.manifest.for_structure(structure))
     check_held_out(options.min_r2, structure, list(images))
     if has_checkpoint(plan.work / CHECKPOINT):
@@ -180,7 +183,9 @@ def addition_file_bytes(network: RepModeUNet, structure: str) -> int:
     return tensor_bytes(state.values()) + references + header
 
 
-def _problems(plan: AdditionPlan, splits: Assignment) -> tuple[list[Problem], list[str]]:
+def _problems(
+    plan: AdditionPlan, splits: Assignment, records: TrainingRecords
+) -> tuple[list[Problem], list[str]]:
     """Return the errors of the images, and notes on splits and voxel sizes."""
     preprocessing = plan.config.data.preprocessing
     inspection = inspect_manifest(
@@ -197,18 +202,17 @@ def _problems(plan: AdditionPlan, splits: Assignment) -> tuple[list[Problem], li
     split_notes = [note for note in splits.notes if note.startswith(f"{plan.structure}:")]
     problems = [*inspection.errors, *_constant_held_out(inspection, splits), *wrong_sizes]
     # Splits that are decided from groups are known only here.
-    problems += [problem for problem in _split_problems(plan, splits) if problem not in inspection.errors]
-    return problems, [*split_notes, *size_notes]
+    rows, digest = plan.manifest.for_structure(plan.structure), _digests(plan).of
+    patch = plan.config.patch.size
+    near = split_problems(rows, splits, patch=patch, preprocessing=preprocessing, digest=digest)
+    problems += [problem for problem in near if problem not in inspection.errors]
+    problems += learned_images(rows, splits, records, patch=patch, preprocessing=preprocessing, digest=digest)
+    followed = follow_records(rows, records, digest)
+    return problems, [*split_notes, *record_notes(rows, splits, records, followed), *size_notes]
 
 
-def _split_problems(plan: AdditionPlan, splits: Assignment) -> list[Problem]:
-    return split_problems(
-        plan.manifest.for_structure(plan.structure),
-        splits,
-        patch=plan.config.patch.size,
-        preprocessing=plan.config.data.preprocessing,
-        digest=ContentDigests(Path(str(plan.config.data.cache)) / "contents.json").of,
-    )
+def _digests(plan: AdditionPlan) -> ContentDigests:
+    return ContentDigests(Path(str(plan.config.data.cache)) / "contents.json")
 
 
 def _constant_held_out(inspection: Inspection, splits: Assignment) -> list[Problem]:
@@ -224,11 +228,11 @@ def _constant_held_out(inspection: Inspection, splits: Assignment) -> list[Probl
     ]
 
 
-def _splits(plan: AdditionPlan) -> Assignment:
+def _splits(plan: AdditionPlan, records: TrainingRecords) -> Assignment:
     """Return the splits that would be recorded, or are recorded; the record is read in a copy."""
     data = plan.config.data
     cache = Path(str(data.cache))
-    digests = ContentDigests(cache / "contents.json")
+    digests = _digests(plan)
 
     def content(path: Path) -> str:
         try:
@@ -246,6 +250,7 @@ def _splits(plan: AdditionPlan) -> Assignment:
             test_fraction=data.test_fraction,
             val_fraction=data.val_fraction,
             record=record,
+            earlier=follow_records(plan.manifest.rows, records, digests.of),
             digest=content,
         )
 

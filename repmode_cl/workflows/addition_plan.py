@@ -14,6 +14,7 @@ from typing import Any
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.sample import Sample
+from repmode_cl.data.split_record import TrainingRecords
 from repmode_cl.errors import (
     ConfigError,
     ManifestError,
@@ -36,6 +37,7 @@ from repmode_cl.utils.devices import resolve_device
 from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 from repmode_cl.workflows.pending_training import CHECKPOINT, read_request, rows_digest
 from repmode_cl.workflows.train_one_experience import resume_config_text
+from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import (
     base_provenance,
     check_spec,
@@ -137,6 +139,13 @@ class AdditionPlan:
             "base": self.model.base_digest,
             "rows": rows_digest(self.manifest, [self.structure]),
         }
+
+    def records(self) -> TrainingRecords:
+        """Return what the model was trained on: what the structure sees, or starts from, must not be held out."""
+        started_from = self.model.structures if self.init_from == "best" else [self.init_from]
+        if self.init_from == "none":
+            started_from = []
+        return records_of(self.model, [*(name for name, _ in self.needs), *started_from])
 
     def network(self) -> RepModeUNet:
         """Load what the structure needs of the model, and give it its own fresh layers; on the CPU."""

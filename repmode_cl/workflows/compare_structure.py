@@ -18,6 +18,7 @@ from repmode_cl.data.preprocessing.prepare import prepare
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.sample import Sample
 from repmode_cl.data.splits import assign_splits
+from repmode_cl.data.validation.held_out import follow_records, learned_images
 from repmode_cl.errors import ConfigError, ManifestError, ModelError, UnknownStructureError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
@@ -54,6 +55,7 @@ from repmode_cl.workflows.train_one_experience import (
     resume_config_text,
     train_experience,
 )
+from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import (
     base_provenance,
     open_manifest,
@@ -357,23 +359,6 @@ class ComparisonRun:
     def run(self, precision: str, warnings: Sequence[str] = ()) -> None:
         """Train the methods that have no result yet, and write the comparison, with `warnings` among its notes."""
         structure = self.methods.structure
-        self.samples, notes = prepared_samples(
-            self.config.data,
-            self.folder,
-            structures=[structure],
-            manifest=self.manifest,
-            patch=self.config.patch.size,
-            workers=self.workers,
-        )
-        split, images = _held_out(self.samples)
-        if not images:
-            raise ManifestError(
-                f"{self.manifest.path}: no image of {structure!r} is held out, so it is not possible to measure how "
-                "well it is learned: give at least two images, or name rows with split test"
-            )
-        stream = make_stream(self.config, self.samples, ((structure,),))
-        known_images = self._known_images(images)
-        self._record_images(known_images)
         base_precision = base_provenance(self.model).get("precision")
         plan = AdditionPlan(
             model=self.model,
@@ -386,6 +371,25 @@ class ComparisonRun:
             init_from=self.methods.init_from,
             precision=inherit_precision(precision, self.device, base_precision),
         )
+        self.samples, notes = prepared_samples(
+            self.config.data,
+            self.folder,
+            structures=[structure],
+            manifest=self.manifest,
+            patch=self.config.patch.size,
+            workers=self.workers,
+            records=plan.records(),
+        )
+        split, images = _held_out(self.samples)
+        if not images:
+            raise ManifestError(
+                f"{self.manifest.path}: no image of {structure!r} is held out, so it is not possible to measure how "
+                "well it is learned: give at least two images, or name rows with split test"
+            )
+        stream = make_stream(self.config, self.samples, ((structure,),))
+        known_images, left_out = self._known_images(images)
+        notes += left_out
+        self._record_images(known_images)
         results = []
         for method in METHODS:
             path = self.folder / method / _RESULT
@@ -443,23 +447,41 @@ class ComparisonRun:
         self._measure(method, plan, strategy, example, known_images, init)
         shutil.rmtree(self.folder / method / CHECKPOINT, ignore_errors=True)
 
-    def _known_images(self, images: Sequence[Sample]) -> dict[str, list[HeldOutImage]]:
-        """Return for each known structure its held-out images, and those of the new structure in addition."""
+    def _known_images(self, images: Sequence[Sample]) -> tuple[dict[str, list[HeldOutImage]], list[str]]:
+        """Return for each known structure its held-out images, and those of the new structure in addition; and notes.
+
+        Images that a structure or the base has learned from are left out, as the notes say.
+        """
         data = self.config.data
         cache = Path(str(data.cache))
+        digest = ContentDigests(cache / "contents.json").of
         splits = assign_splits(
             self.manifest,
             seed=data.split_seed,
             test_fraction=data.test_fraction,
             val_fraction=data.val_fraction,
             record=cache / "splits.json",
-            digest=ContentDigests(cache / "contents.json").of,
+            earlier=follow_records(self.manifest.rows, records_of(self.model), digest),
+            digest=digest,
         )
-        rows = []
+        rows, notes = [], []
         for name in self.known:
             own_rows = [row for row in self.manifest.rows if row.structure == name]
+            needs = [need for need, _ in self.model.entries[name].needs]
+            problems = learned_images(
+                own_rows,
+                splits,
+                records_of(self.model, [name, *needs]),
+                patch=self.config.patch.size,
+                preprocessing=data.preprocessing,
+                digest=digest,
+            )
+            notes += [f"{name} is not measured on an image: {problem}" for problem in problems]
+            learned = {problem.row for problem in problems}
             for split in ("test", "val"):
-                held_out = [row for row in own_rows if splits[row.number] == split]
+                held_out = [
+                    row for row in own_rows if splits[row.number] == split and row.number not in learned
+                ]
                 if held_out:
                     rows += held_out
                     break
@@ -477,7 +499,7 @@ class ComparisonRun:
                 *(HeldOutImage(sample, True) for sample in own),
                 *(HeldOutImage(sample, False) for sample in others),
             ]
-        return known_images
+        return known_images, notes
 
     def _measure(
         self,

@@ -34,6 +34,7 @@ from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.training import Precision
 from repmode_cl.workflows.options import TrainingOverrides
+from repmode_cl.workflows.training_records import base_split
 
 __all__ = [
     "base_provenance",
@@ -137,7 +138,7 @@ def run_config(
     Parameters
     ----------
     model
-        Fixes voxel size, preprocessing and window.
+        Fixes voxel size, preprocessing, window, and the settings of the split.
     manifest
         The images.
     training
@@ -167,6 +168,8 @@ def run_config(
         data=DataConfig(
             manifest=str(manifest.path),
             cache=str(cache),
+            # Images are split as for the base, as far as that is recorded.
+            **base_split(model).settings,
             preprocessing=PreprocessingConfig(
                 voxel_size=model.voxel_size,
                 **PreprocessingRecipe.from_json(model.preprocessing).to_settings(),

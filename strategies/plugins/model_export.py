@@ -9,6 +9,7 @@ from typing import Any
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.data.split_record import split_record
 from repmode_cl.data.voxel_size_check import voxel_size_record
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
@@ -35,6 +36,7 @@ def provenance_of(
         "addition": options.model_dump(mode="json", include={"learning_rate"}),
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
         **voxel_size_record(sample.voxel_size for sample in images),
+        **split_record(images, config.data.model_dump()),
     }
 
 

@@ -11,7 +11,8 @@ import pytest
 from stored_model import liven
 from tiny_run import BASE, PATCH
 
-from repmode_cl.config import TrainingConfig
+from repmode_cl.config import DataConfig, TrainingConfig
+from repmode_cl.data.split_record import split_record
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.strategies import StructureStrategy
@@ -35,8 +36,8 @@ class Interruption(Exception):  # noqa: N818 - it stands for a power cut
     """What ends a training in the middle."""
 
 
-def make_base(path: Path, **training: Any) -> Path:
-    """Write a model of two base structures, as `train` would have written it."""
+def make_base(path: Path, *, recorded: bool = True, **training: Any) -> Path:
+    """Write a model of two base structures, as `train` would have written it; `recorded`: that it saw no image."""
     network = RepModeUNet(ARCHITECTURE, BASE, seed=0)
     liven(network)
     settings = TRAINING.model_copy(update=training)
@@ -46,7 +47,12 @@ def make_base(path: Path, **training: Any) -> Path:
         voxel_size=None,
         preprocessing={"order": 1},
         inference={"window": list(PATCH), "overlap": 0.5, "batch": 2},
-        provenance={"training": settings.model_dump(mode="json"), "flips": True, "precision": "float32"},
+        provenance={
+            "training": settings.model_dump(mode="json"),
+            "flips": True,
+            "precision": "float32",
+            **(split_record([], DataConfig().model_dump()) if recorded else {}),
+        },
     )
     return path
 

@@ -11,6 +11,8 @@ from stored_model import liven
 from tiny_run import BASE, PATCH
 from tiny_strategies import ARCHITECTURE
 
+from repmode_cl.config import DataConfig
+from repmode_cl.data.split_record import split_record
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.strategies import StructureStrategy
@@ -37,6 +39,7 @@ def make_model(path: Path, *additions: tuple[str, AdditionSpec]) -> Path:
         provenance={
             "training": {"steps": 9, "learning_rate": 0.02, "schedule": "one_cycle"},
             "addition": {"learning_rate": 0.03},
+            **split_record([], DataConfig().model_dump()),
         },
     )
     return path

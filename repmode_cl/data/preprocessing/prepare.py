@@ -21,10 +21,11 @@ from repmode_cl.data.preprocessing.volume_cache import ContentDigests, VolumeCac
 from repmode_cl.data.preprocessing.volume_jobs import VolumeJob, make_volumes
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.sample import Sample, digest_of
+from repmode_cl.data.split_record import ImagePart
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError
 from repmode_cl.utils.progress import track
 
-__all__ = ["prepare", "voxel_size_of"]
+__all__ = ["image_part_of", "prepare", "voxel_size_of"]
 
 
 #: Two files of one row may state voxel sizes that differ by this much: rounding in their metadata.
@@ -126,6 +127,7 @@ def prepare(
                 shape=shapes[signal.key],
                 group=row.group if row.group is not None else plan.content,
                 voxel_size=signal.voxel_from,
+                source=str(plan.part),
             )
         )
     if skipped is not None:
@@ -161,6 +163,7 @@ class _RowPlan:
     row: Row
     image_id: str
     content: str
+    part: ImagePart
     signal: VolumeJob
     target: VolumeJob
     mask: VolumeJob | None
@@ -218,6 +221,7 @@ def _plan_row(
         row=row,
         image_id=digest_of("image", content, part_text).hex()[:16],
         content=content[:16],
+        part=_image_part(row, content, signal),
         signal=job("signal", row.signal, signal, row.t),
         target=job("target", row.target, target, row.t),
         mask=mask,
@@ -262,6 +266,31 @@ def _header(
             )
         headers[path, channel, scene] = header
     return header
+
+
+def image_part_of(row: Row, content: str) -> ImagePart:
+    """Return the part of the signal file that a row stands for; reads its header where the row does not say it.
+
+    Parameters
+    ----------
+    row
+        A row of a manifest.
+    content
+        SHA-256 of its signal file.
+
+    Raises
+    ------
+    ImageError, OSError
+        If the header cannot be read, or lacks what the row names.
+    """
+    if row.scene is None and row.region is None:
+        return ImagePart.of(content, None, row.t, None, ())
+    return _image_part(row, content, _header(row.signal, row.signal_channel, row.scene, {}))
+
+
+def _image_part(row: Row, content: str, header: _ChannelHeader) -> ImagePart:
+    box = None if row.region is None else row.region.resolve(header.shape)
+    return ImagePart.of(content, header.scene, row.t, box, header.shape)
 
 
 def voxel_size_of(row: Row) -> VoxelSize | None:

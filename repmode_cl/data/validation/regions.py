@@ -16,7 +16,7 @@ from repmode_cl.data.preprocessing.content_digest import content_digest, file_st
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.validation.rows import InspectedRow
 
-__all__ = ["check_groups", "check_regions", "content_names"]
+__all__ = ["check_groups", "check_regions", "content_names", "gap_in_file"]
 
 #: Most lines that one message names.
 _MOST_LINES = 20
@@ -71,17 +71,22 @@ def check_regions(
             fields[names[one.row.signal], signal.header.scene, signal.t].append(one)
     problems: list[Problem] = []
     for members in fields.values():
-        needed: tuple[int, ...] | None = gap
-        voxel = members[0].voxel_size
-        if needed is None:
-            needed = half_patch
-            if voxel is not None and voxel_size is not None:  # half a patch, in voxels of the file
-                target = recipe.target_voxel(voxel, voxel_size)
-                needed = tuple(
-                    math.ceil(n * b / a - 1e-6) for n, a, b in zip(half_patch, voxel, target, strict=True)
-                )
+        needed = gap or gap_in_file(half_patch, members[0].voxel_size, voxel_size, recipe)
         problems += _check_image(members, needed)
     return problems
+
+
+def gap_in_file(
+    half_patch: tuple[int, ...],
+    voxel: VoxelSize | None,
+    voxel_size: VoxelSize | None,
+    recipe: PreprocessingRecipe,
+) -> tuple[int, ...]:
+    """Return half a patch (z, y, x), given in voxels of `voxel_size`, in voxels of a file with the size `voxel`."""
+    if voxel is None or voxel_size is None:
+        return half_patch
+    target = recipe.target_voxel(voxel, voxel_size)
+    return tuple(math.ceil(n * b / a - 1e-6) for n, a, b in zip(half_patch, voxel, target, strict=True))
 
 
 @dataclass
