@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import Row
+from repmode_cl.data.phantom import simulate
 from repmode_cl.data.phantom.field import simulate_field
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import Region, npy
@@ -467,3 +468,16 @@ def test_a_manifest_of_a_hundred_thousand_rows(images: Path) -> None:
     found = inspect_manifest(path, CheckOptions(depth=1, patch=(4, 4, 4), read_voxels=False))
     assert time.perf_counter() - began < 60
     assert [(problem.row, problem.column) for problem in found.errors] == [(100_001, "target")]
+
+
+@pytest.mark.parametrize("structure", ["dna", "nucleolus", "mitochondria"])
+def test_signal_and_target_that_were_swapped(tmp_path: Path, structure: str) -> None:
+    path = simulate(tmp_path, fields=2, structures=[structure], seed=3, shape=(12, 64, 64))
+    assert not [problem for problem in inspect_manifest(path).problems if problem.kind == "swapped"]
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    columns = header.replace("signal", "?").replace("target", "signal").replace("?", "target")
+    path.write_text("\n".join([columns, *lines]) + "\n", encoding="utf-8")
+    kinds = {"mixed up", "shifted", "unrelated", "swapped"}
+    found = [problem for problem in inspect_manifest(path).problems if problem.kind in kinds]
+    assert [(problem.row, problem.kind) for problem in found] == [(2, "swapped"), (3, "swapped")]
+    assert "signal and target may be swapped" in found[0].message

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from repmode_cl.data.manifest import Problem
-from repmode_cl.data.validation.pair_fit import PairFit
+from repmode_cl.data.validation.pair_fit import PairFit, look_swapped
 from repmode_cl.data.validation.rows import InspectedRow
 from repmode_cl.data.validation.voxels import VoxelFindings, compare_with_others, image_key
 
@@ -46,8 +46,14 @@ def check_pairs(
             by_structure[one.row.structure].append(one)
     doubtful: list[tuple[InspectedRow, list[InspectedRow]]] = []
     predictable: dict[str, bool] = {}
+    # Of a swapped pair neither fit nor shift means anything.
+    swapped = {number for number, pair in findings.skewness.items() if look_swapped(*pair)}
     for structure, members in by_structure.items():
-        odd = [place for place, one in enumerate(members) if not findings.fits[one.row.number].related]
+        odd = [
+            place
+            for place, one in enumerate(members)
+            if one.row.number not in swapped and not findings.fits[one.row.number].related
+        ]
         strength = median(findings.fits[one.row.number].strength for one in members)
         predictable[structure] = len(members) >= _FEWEST_ROWS and strength >= _PREDICTABLE_STRENGTH
         compared = odd[: _MOST_ROWS if predictable[structure] else _MOST_ROWS_UNPREDICTABLE]
@@ -61,9 +67,25 @@ def check_pairs(
         problem
         for structure, members in by_structure.items()
         for one in members
+        if one.row.number not in swapped
         for problem in _fit_warnings(one, findings.fits[one.row.number], best, predictable[structure])
     ]
+    problems += [
+        _swapped_warning(one.row.number, *findings.skewness[one.row.number])
+        for members in by_structure.values()
+        for one in members
+        if one.row.number in swapped
+    ]
     return problems, best
+
+
+def _swapped_warning(number: int, signal: float, target: float) -> Problem:
+    message = (
+        "signal and target may be swapped: the signal is bright on a dark ground like fluorescence (skewness of its "
+        f"brightness {signal:.1f}), and the target is about as often dark as bright, like transmitted light "
+        f"({target:.1f}); exchange the columns if so, and read nothing into fits and shifts before"
+    )
+    return Problem(number, "signal", message, severity="warning", kind="swapped")
 
 
 def _nearest_rows(place: int, members: Sequence[InspectedRow]) -> list[InspectedRow]:

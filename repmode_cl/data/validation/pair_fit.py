@@ -6,6 +6,11 @@ target's variance that they explain, R2, measures how well the two fit. Fourier 
 one against the other. Far shifts show what chance explains. A maximum away from the origin shows a misregistration. A
 better R2 with another image's signal shows a mix-up of files.
 
+Signal and target that were exchanged show in the skewness of their brightness: transmitted light is about as often
+brighter as darker than its surroundings, fluorescence is bright on a dark ground. Whether the target explains the
+signal better than the reverse does not tell: for real lamin B1, where every pair is right, it does so in six pairs of
+six.
+
 scikit-image's `phase_cross_correlation` was tried in place of this, with each feature against the target. It gives the
 best shift, but not what chance gives. Of 48 simulated pairs that lie well it shifts 17; here none is called shifted. Of
 the same pairs shifted, its shift is right within two voxels for 22; here the maximum is for 29, and the 12 of them that
@@ -23,7 +28,16 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["PairFit", "SignalFeatures", "fit_pair", "explained_variance", "signal_features", "prepare_target"]
+__all__ = [
+    "PairFit",
+    "SignalFeatures",
+    "brightness_skewness",
+    "explained_variance",
+    "fit_pair",
+    "look_swapped",
+    "prepare_target",
+    "signal_features",
+]
 
 #: Most voxels (z, y, x) that are compared; larger volumes are reduced by whole factors.
 MOST = (32, 128, 128)
@@ -37,6 +51,11 @@ _CLEAR_OF_CHANCE, _CLEAR_OF_UNSHIFTED = 1.75, 1.5
 _RELATED_NEARBY = 1.5
 #: Quantile of far shifts that counts as chance.
 _CHANCE_QUANTILE = 0.99
+#: Skewness up to which an image may be transmitted light, and by how much more that of fluorescence must be skewed. Of
+#: 14 real fields and 48 simulated pairs of transmitted light the signals have -0.8 to 0.7 and the targets 0.9 to 5.5:
+#: none is called swapped, and of the same pairs swapped all 14 and 47 of 48 are. Where both are fluorescence (24 real
+#: pairs, 3.0 to 23 each) neither is called swapped.
+_TRANSMITTED_SKEWNESS, _SKEWER = 0.75, 0.6
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,19 @@ def prepare_target(volume: NDArray[Any]) -> NDArray[np.float32]:
     flat -= flat.mean()
     norm = float(np.linalg.norm(flat))
     return np.asarray(flat / norm if norm > 0 else flat, np.float32)
+
+
+def brightness_skewness(volume: NDArray[Any]) -> float:
+    """Return the skewness of an image's brightness (Z, Y, X), without slow changes: 0 where it is symmetric."""
+    reduced, _ = _reduce(volume, factors_for(volume.shape))
+    flat = _flatten(reduced).astype(np.float64)
+    deviation = float(flat.std())
+    return float(((flat - flat.mean()) ** 3).mean()) / deviation**3 if deviation > 0 else 0.0
+
+
+def look_swapped(signal_skewness: float, target_skewness: float) -> bool:
+    """Return whether the signal looks like fluorescence and the target like transmitted light."""
+    return target_skewness < _TRANSMITTED_SKEWNESS and signal_skewness > target_skewness + _SKEWER
 
 
 def explained_variance(signal: SignalFeatures, target: NDArray[np.float32], feature_set: int) -> float:

@@ -16,6 +16,7 @@ from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.validation.intensity import IntensityStatistics, measure_intensity
 from repmode_cl.data.validation.pair_fit import (
     PairFit,
+    brightness_skewness,
     explained_variance,
     fit_pair,
     prepare_target,
@@ -53,6 +54,8 @@ class VoxelFindings:
         Message for an image whose voxels all have one value; it is not measured.
     flat_between_percentiles
         Message for a measured image that has one value at both percentiles of the normalisation.
+    skewness
+        Skewness of the brightness of signal and target, by row number, for the rows of `fits`.
     absent_chunks
         Number of chunks of a measured image that are not stored and read as blank, and number of all its chunks;
         only for images that lack some.
@@ -66,6 +69,7 @@ class VoxelFindings:
     damaged: dict[ImageKey, str] = field(default_factory=dict)
     constant: dict[ImageKey, str] = field(default_factory=dict)
     flat_between_percentiles: dict[ImageKey, str] = field(default_factory=dict)
+    skewness: dict[int, tuple[float, float]] = field(default_factory=dict)
     absent_chunks: dict[ImageKey, tuple[int, int]] = field(default_factory=dict)
     fits: dict[int, PairFit] = field(default_factory=dict)
     thumbnails: dict[FrameKey, Thumbnail] = field(default_factory=dict)
@@ -169,7 +173,7 @@ def _measure_group(
 ) -> VoxelFindings:
     findings = VoxelFindings()
     signal = None if group.signal is None else _measure(group.signal, findings, percentiles)
-    features = None
+    features, signal_skewness = None, 0.0
     volumes: dict[ImageKey, NDArray[Any] | None] = {}
     last: ImageKey | None = None
     for number, part in group.targets:
@@ -182,8 +186,9 @@ def _measure_group(
         if signal is None or target is None or signal.shape != target.shape:
             continue
         if features is None:
-            features = signal_features(signal)
+            features, signal_skewness = signal_features(signal), brightness_skewness(signal)
         findings.fits[number] = fit_pair(features, prepare_target(target))
+        findings.skewness[number] = signal_skewness, brightness_skewness(target)
     for number in set(group.rows) - {number for number, _ in group.targets}:
         _add_thumbnails(findings, number, thumbnails, signal, None)
     for part in group.masks:
