@@ -35,6 +35,7 @@ samples = some.builds(
     shape=some.tuples(sizes, sizes, sizes),
     group=names,
     voxel_size=some.none() | some.tuples(edges, edges, edges),
+    source=names,
 )
 
 
@@ -62,4 +63,5 @@ def test_work_is_read_as_it_was_written(
 def test_no_value_of_a_sample_is_forgotten_above() -> None:
     assert {field.name for field in fields(Sample)} == {
         "structure", "split", "row", "image_id", "signal", "target", "mask", "shape", "group", "voxel_size",
+        "source",
     }  # fmt: skip
