@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with, report_start
 from repmode_cl.cli.show_and_verify import show
+from repmode_cl.cli.text import printable
 from repmode_cl.errors import ModelError
+
+if TYPE_CHECKING:
+    from repmode_cl.config import Config
 
 __all__ = ["train"]
 
@@ -45,14 +49,36 @@ def train(
     from repmode_cl.data.pipeline import check_base
 
     check_base(loaded)
+    if unused := _unused_settings(loaded):
+        typer.echo(f"note: not used by train: {', '.join(unused)}", err=True)
     report_start(ctx, out)
     from repmode_cl.workflows.train_base import train_base, training_folder
 
     continue_with(ctx)
-    train_base(loaded, out, workers=workers or workers_here())
+    model = train_base(loaded, out, workers=workers or workers_here())
     from repmode_cl.training.distributed import launched_ranks
 
     ranks = launched_ranks()
     if ranks is None or ranks[0] == 0:
+        for note in model.entries[model.base_structures[0]].provenance["notes"]:
+            typer.echo(f"note: {printable(note)}", err=True)
         show(out)
         typer.echo(f"curves of its training, which may be removed: {training_folder(out)}", err=True)
+
+
+def _unused_settings(config: Config) -> list[str]:
+    """Return the parts of a benchmark's configuration that training a base does not use."""
+    own = next((strategy for strategy in config.strategies if strategy.name == "experts_frozen"), None)
+    others = [strategy.name for strategy in config.strategies if strategy is not own]
+    stream = config.stream
+    keys = [
+        f"stream.{key}"
+        for key in type(stream).model_fields
+        if key != "base" and getattr(stream, key) != type(stream).model_fields[key].default
+    ]
+    seeds = [str(seed) for seed in config.seeds[1:]]
+    return [
+        *([f"the strategies {', '.join(others)}"] if others else []),
+        *keys,
+        *([f"the seeds {', '.join(seeds)} (only the first is)"] if seeds else []),
+    ]

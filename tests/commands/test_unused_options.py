@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_addition import make_base
+from tiny_run import changed, tiny
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
+from repmode_cl.config.load import dump_config
+from repmode_cl.model import Model
 
 
 @pytest.mark.parametrize(
@@ -39,3 +44,23 @@ def test_refused(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_train_says_what_of_a_benchmark_it_does_not_use(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(tiny(manifest, tmp_path / "runs"), seeds=(3, 4))
+    trained = make_base(tmp_path / "trained")
+    notes = {"notes": ["dna: no image validates"]}
+    entries = {name: replace(entry, provenance=notes) for name, entry in Model.open(trained).entries.items()}
+    monkeypatch.setattr(Model, "entries", property(lambda self: entries))
+    monkeypatch.setattr("repmode_cl.workflows.train_base.train_base", lambda *_, **__: Model.open(trained))
+    monkeypatch.setattr("repmode_cl.cli.train.show", lambda model: None)
+    (tmp_path / "bench.yaml").write_text(dump_config(config), encoding="utf-8")
+    result = CliRunner().invoke(
+        app, ["train", str(tmp_path / "bench.yaml"), "--out", str(tmp_path / "model")]
+    )
+    assert result.exit_code == 0, result.output
+    unused = "the strategies fine_tuning, multi_net, stream.order, the seeds 4 (only the first is)"
+    assert f"note: not used by train: {unused}\n" in result.stderr
+    assert "note: dna: no image validates\n" in result.stderr
