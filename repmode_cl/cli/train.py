@@ -52,6 +52,8 @@ def train(
     if unused := _unused_settings(loaded):
         typer.echo(f"note: not used by train: {', '.join(unused)}", err=True)
     report_start(ctx, out)
+    if note := _unused_steps(loaded):
+        typer.echo(f"note: {note}", err=True)
     from repmode_cl.workflows.train_base import train_base, training_folder
 
     continue_with(ctx)
@@ -82,3 +84,15 @@ def _unused_settings(config: Config) -> list[str]:
         *keys,
         *([f"the seeds {', '.join(seeds)} (only the first is)"] if seeds else []),
     ]
+
+
+def _unused_steps(config: Config) -> str:
+    """Return what to say where the steps of a base are set and not used; "" where they are used."""
+    base, training = config.stream.base, config.training
+    several = (base if isinstance(base, int) else len(base)) > 1
+    if several or training.base_steps is None or training.base_steps == training.steps:
+        return ""
+    return (
+        f"training.base_steps ({training.base_steps}) is for a base of several structures; this one is trained for "
+        f"training.steps ({training.steps})"
+    )

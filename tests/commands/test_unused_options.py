@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.config.load import dump_config
+from repmode_cl.errors import RepmodeError
 from repmode_cl.model import Model
+from repmode_cl.workflows import train_base
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,26 @@ def test_train_says_what_of_a_benchmark_it_does_not_use(
     unused = "the strategies fine_tuning, multi_net, stream.order, the seeds 4 (only the first is)"
     assert f"note: not used by train: {unused}\n" in result.stderr
     assert "note: dna: no image validates\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("base", "base_steps", "said"),
+    [("[dna]", 120, True), ("1", 120, True), ("[dna]", 80, False), ("[dna, cell_membrane]", 120, False)],
+)
+def test_steps_of_a_base_that_are_not_used_are_said(
+    base: str, base_steps: int, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*args: object, **options: object) -> None:
+        raise RepmodeError("reached")
+
+    monkeypatch.setattr(train_base, "train_base", train)
+    settings = (f"stream.base={base}", f"training.base_steps={base_steps}", "training.steps=80")
+    given = [part for setting in settings for part in ("--set", setting)]
+    result = CliRunner().invoke(app, ["train", "quickstart", "--out", str(tmp_path / "model"), *given])
+    assert "reached" in result.stderr, result.output
+    note = (
+        "note: training.base_steps (120) is for a base of several structures; this one is trained for "
+        "training.steps (80)\n"
+    )
+    assert (note in result.stderr) == said
+    assert ("base_steps" in result.stderr) == said
