@@ -5,6 +5,7 @@ Integers exist here and nowhere else, because Avalanche's task labels are intege
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ from torch.utils.data import Dataset
 from repmode_cl.config import Config, DataConfig, StreamConfig
 from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.data.patches.dataset import PatchDataset, VolumeDataset
-from repmode_cl.data.pipeline import prepared_samples
+from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
 from repmode_cl.data.sample import Sample
 from repmode_cl.scenarios.image_allocation import training_images
 from repmode_cl.scenarios.stream_variants import experience_names, task_labels
 
 __all__ = ["PatchSampling", "StructureStream", "stream_of_samples", "structure_stream"]
+
+_log = logging.getLogger("repmode_cl.scenarios.stream")
 
 #: (structures of an experience, number of its training images) -> number of patches it trains on.
 PatchCount = Callable[[tuple[str, ...], int], int]
@@ -191,6 +194,12 @@ def structure_stream(
     StructureStream
         One experience per structure after the base. Building it prepares the images; each experience reaches
         its own structures' images only.
+
+    Notes
+    -----
+    Which images are held out is the script's decision: where they lie too near those that are trained on, which
+    ``bench`` refuses, the logger ``repmode_cl.scenarios.stream`` warns. It also says which structures have too few
+    images to hold any out, and which images have missing chunks.
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(Path(manifest))
     values: dict[str, Any] = {"base": tuple(base)}
@@ -203,7 +212,15 @@ def structure_stream(
     experiences = experience_names(StreamConfig(**values), manifest.structures)
     structures = list(dict.fromkeys(name for names in experiences for name in names))
     data = (data or DataConfig()).model_copy(update={"cache": str(cache)})
-    samples, _ = prepared_samples(data, Path(cache), structures=structures, manifest=manifest)
+    samples, notes = prepared_samples(
+        data,
+        Path(cache),
+        structures=structures,
+        manifest=manifest,
+        held_out=HeldOutCheck(patch, refuse=False),
+    )
+    for note in notes:
+        _log.warning(note)
     count: PatchCount = patches if callable(patches) else lambda _, images: patches or images
     return stream_of_samples(
         samples,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from repmode_cl.benchmark.resume import ResumeState, check_images_are_the_same
 from repmode_cl.config import Config
-from repmode_cl.data.pipeline import prepared_samples
+from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import counted
 from repmode_cl.results.left_out import LEFT_OUT, write_left_out
@@ -79,7 +79,7 @@ def run_images(
         config.data,
         folder,
         structures=list(dict.fromkeys(structures)),
-        patch=config.patch.size,
+        held_out=HeldOutCheck(config.patch.size),
         workers=workers,
         skipped=left_out if keep_going else None,
     )

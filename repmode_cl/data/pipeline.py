@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repmode_cl.config import Config, DataConfig
@@ -14,12 +14,37 @@ from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.sample import Sample, shuffle_signals
 from repmode_cl.data.split_record import TrainingRecords
 from repmode_cl.data.splits import assign_splits
+from repmode_cl.data.validation.absent_chunks import absent_chunks_notes
 from repmode_cl.data.validation.held_out import follow_records, learned_images, record_notes
-from repmode_cl.data.validation.split_check import refuse_split_problems, split_problems
+from repmode_cl.data.validation.split_check import (
+    refuse_split_problems,
+    split_problems,
+    split_problems_message,
+)
 from repmode_cl.errors import ConfigError, ManifestError, UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
 
-__all__ = ["available_structures", "check_base", "prepared_samples"]
+__all__ = ["HeldOutCheck", "available_structures", "check_base", "prepared_samples"]
+
+
+@dataclass(frozen=True)
+class HeldOutCheck:
+    """What rows that are held out must keep away from.
+
+    Attributes
+    ----------
+    patch
+        Voxels (z, y, x) of a training patch: rows of different splits that lie too near for it are a problem.
+    records
+        Of the model that is built on: its images keep their splits, and rows that hold out what it learned from are a
+        problem.
+    refuse
+        Refuse problems; else they become a note, for a script that chose its rows itself.
+    """
+
+    patch: Sequence[int]
+    records: TrainingRecords | None = None
+    refuse: bool = True
 
 
 def available_structures(config: Config) -> tuple[str, ...]:
@@ -70,10 +95,9 @@ def prepared_samples(
     *,
     structures: Sequence[str] | None = None,
     manifest: Manifest | None = None,
-    patch: Sequence[int] | None = None,
+    held_out: HeldOutCheck | None = None,
     workers: int = 1,
     skipped: list[tuple[int, str]] | None = None,
-    records: TrainingRecords | None = None,
 ) -> tuple[list[Sample], list[str]]:
     """Prepare the samples that `data` describes, in a cache.
 
@@ -87,23 +111,19 @@ def prepared_samples(
         Structures to prepare; ``None`` prepares all.
     manifest
         An opened manifest, in place of the one `data` names.
-    patch
-        Voxels (z, y, x) of a training patch: rows that lie too near for it in different splits are refused. None where
-        nothing is trained.
+    held_out
+        What held-out rows must keep away from; None where nothing is trained.
     workers
         Processes that simulate and prepare.
     skipped
         Where given, rows whose images cannot be used are skipped, and their lines and reasons are added here.
-    records
-        Of the model that is built on: its images keep their splits, and rows that hold out what it learned from are
-        refused.
 
     Returns
     -------
     list of Sample
         One per row of the chosen structures.
     list of str
-        Notes for the user, such as a structure with too few images to hold any out.
+        Notes for the user, such as a structure with too few images to hold any out, or an image with missing chunks.
 
     Raises
     ------
@@ -139,6 +159,7 @@ def prepared_samples(
         digests.save()  # also after an interruption, so that the next run resumes from here
     if skipped is not None:
         manifest = _readable_rows(manifest, digests, structures, skipped)
+    records = None if held_out is None else held_out.records
     followed = {} if records is None else follow_records(manifest.rows, records, digests.of)
     assignment = assign_splits(
         manifest,
@@ -152,22 +173,31 @@ def prepared_samples(
     digests.save()
     notes = list(assignment.notes)
     checked = [row for row in manifest.rows if structures is None or row.structure in structures]
-    if patch is not None:
+    if held_out is not None:
         problems = split_problems(
             checked,
             assignment,
-            patch=patch,
+            patch=held_out.patch,
             preprocessing=data.preprocessing,
             digest=digests.of,
             workers=workers,
         )
         if records is not None:
             problems += learned_images(
-                checked, assignment, records, patch=patch, preprocessing=data.preprocessing, digest=digests.of
+                checked,
+                assignment,
+                records,
+                patch=held_out.patch,
+                preprocessing=data.preprocessing,
+                digest=digests.of,
             )
-        refuse_split_problems(manifest, problems)
+        if held_out.refuse:
+            refuse_split_problems(manifest, problems)
+        elif problems:
+            notes.append(split_problems_message(manifest, problems))
     if records is not None:
         notes += record_notes(checked, assignment, records, followed)
+    notes += absent_chunks_notes(checked)
     samples = prepare(
         manifest,
         assignment,

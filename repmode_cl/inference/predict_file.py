@@ -23,7 +23,7 @@ from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.data.readers.location import as_location
 from repmode_cl.data.readers.registry import refuse_folder
-from repmode_cl.data.validation.intensity import ABSENT_SHARE
+from repmode_cl.data.validation.absent_chunks import absent_chunks_note
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.identity import input_fingerprint, is_predicted, prediction_uuid
@@ -332,13 +332,8 @@ class FilePrediction:
 
     def _absent_notes(self, image: ImageReader, channel: int) -> tuple[str, ...]:
         """Return a note on parts of the image that are not there: of an interrupted copy they are blank."""
-        absent, parts = image.absent_parts(channel, None, self.options.t)
-        if not absent or absent < ABSENT_SHARE * parts:
-            return ()
-        return (
-            f"{self.in_path}: {absent} of {parts} chunks are missing, and read as blank: some programs leave out "
-            "blank chunks, but a folder that was not copied whole looks the same",
-        )
+        note = absent_chunks_note(self.in_path, *image.absent_parts(channel, None, self.options.t))
+        return () if note is None else (note,)
 
     def _is_done(self, plan: _ImagePlan) -> bool:
         """Tell whether every output is there already."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repmode_cl.data.manifest import Manifest
-from repmode_cl.data.pipeline import prepared_samples
+from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
@@ -296,9 +296,8 @@ class AdditionRun:
             self.work,
             structures=[name],
             manifest=plan.manifest,
-            patch=plan.config.patch.size,
+            held_out=HeldOutCheck(plan.config.patch.size, plan.records()),
             workers=self.workers,
-            records=plan.records(),
         )
         check_held_out(self.options.min_r2, name, [sample.split for sample in samples])
         started = has_checkpoint(self.work / CHECKPOINT)

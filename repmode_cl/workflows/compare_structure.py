@@ -13,7 +13,7 @@ from typing import Any, Literal
 from repmode_cl.config import Config, TrainingConfig
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.patches.dataset import VolumeDataset
-from repmode_cl.data.pipeline import prepared_samples
+from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
 from repmode_cl.data.preprocessing.prepare import prepare
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.sample import Sample
@@ -376,9 +376,8 @@ class ComparisonRun:
             self.folder,
             structures=[structure],
             manifest=self.manifest,
-            patch=self.config.patch.size,
+            held_out=HeldOutCheck(self.config.patch.size, plan.records()),
             workers=self.workers,
-            records=plan.records(),
         )
         split, images = _held_out(self.samples)
         if not images:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.data.pipeline import check_base, prepared_samples
+from repmode_cl.data.pipeline import HeldOutCheck, check_base, prepared_samples
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
@@ -86,7 +86,11 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
                 raise ModelError(f"{out} was made by another process meanwhile")
             record_request(work / REQUEST, {"config": resume_config_text(config)}, "training")
             samples, notes = prepared_samples(
-                config.data, work, structures=experiences[0], patch=config.patch.size, workers=workers
+                config.data,
+                work,
+                structures=experiences[0],
+                held_out=HeldOutCheck(config.patch.size),
+                workers=workers,
             )
             return samples, notes, resolve_precision(config.training.precision, device).format
 

@@ -16,12 +16,15 @@ from repmode_cl.config import StreamConfig
 from repmode_cl.data.manifest import Row, write_manifest
 from repmode_cl.data.readers import Region
 from repmode_cl.errors import ManifestError
+from repmode_cl.scenarios import structure_stream
 from repmode_cl.workflows.compare_structure import compare_structure
 from repmode_cl.workflows.train_base import train_base
 
 #: Columns of the field that train; those that test begin some voxels after them. Half a patch is 4.
 TRAIN = "0:4,0:16,0:16"
 NEAR, FAR = "0:4,0:16,18:34", "0:4,0:16,20:36"
+#: Where a stream says what a command would refuse or note.
+LOGGER = "repmode_cl.scenarios.stream"
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,13 @@ def test_groups_whose_splits_are_decided_are_checked_too(field: Path, base: Path
     assert "the region (" in str(problem)
     with pytest.raises(ManifestError, match=r"is only 2 voxels from line \d"):
         added(base, manifest)
+
+
+def test_a_stream_of_a_script_warns(field: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, region in (("near", NEAR), ("far", FAR)):
+        caplog.clear()
+        manifest = manifest_of(field, f"stream_{name}.csv", train=TRAIN, test=region)
+        structure_stream(manifest, base=BASE, cache=tmp_path / name, patch=(4, 8, 8))
+        warned = [record.getMessage() for record in caplog.records if record.name == LOGGER]
+        near = [text for text in warned if "the region (test) is only 2 voxels from line 2" in text]
+        assert len(near) == (name == "near")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.data.geometry import VoxelSize
+from repmode_cl.data.validation.absent_chunks import absent_chunks_note
 
 __all__ = ["IntensityStatistics", "measure_intensity", "intensity_warnings", "voxel_size_warning", "BINS"]
 
@@ -30,8 +31,6 @@ _FEWEST_VALUES = 16
 SMALLEST, LARGEST = 0.02, 10.0
 #: Largest and smallest distance of planes, in widths of a voxel; planes hardly ever lie closer together than voxels.
 THICKEST, THINNEST = 20.0, 0.5
-#: Share of an image's chunks that must be missing for a warning: a program may leave out single blank ones.
-ABSENT_SHARE = 0.1
 #: Most planes that a message names.
 _MOST_LISTED = 10
 
@@ -125,14 +124,8 @@ def intensity_warnings(
     absent_chunks
         Number of chunks that are not stored, and of all.
     """
-    missing, chunks = absent_chunks
-    if missing and missing >= ABSENT_SHARE * chunks:
-        yield (
-            "chunks absent",
-            f"{image}: {missing} of {chunks} chunks are missing, and read as blank: some programs leave out blank "
-            "chunks, but a folder that was not copied whole looks the same; compare it with its source, or copy it "
-            "again",
-        )
+    if (note := absent_chunks_note(image, *absent_chunks)) is not None:
+        yield "chunks absent", note
     if statistics.saturated >= SATURATED and statistics.like_mask:
         yield (
             "like a mask",

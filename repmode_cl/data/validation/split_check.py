@@ -79,12 +79,16 @@ def refuse_split_problems(manifest: Manifest, problems: Sequence[Problem]) -> No
     ManifestError
         Naming the first rows.
     """
-    if not problems:
-        return
+    if problems:
+        raise ManifestError(split_problems_message(manifest, problems))
+
+
+def split_problems_message(manifest: Manifest, problems: Sequence[Problem]) -> str:
+    """Return a message that names the first rows of `problems`."""
     more = len(problems) - _LISTED
     lines = [f"  {problem}" for problem in problems[:_LISTED]] + [f"  and {more} more"] * (more > 0)
     listed = "\n".join(lines)
-    raise ManifestError(
+    return (
         f"{manifest.path}: {counted(len(problems), 'row')} with a region or split that cannot be trained on: what is "
         f"held out would be known from training, or an image would count twice\n{listed}"
     )
