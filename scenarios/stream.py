@@ -22,6 +22,7 @@ from repmode_cl.data.manifest import Manifest, read_manifest
 from repmode_cl.data.patches.dataset import PatchDataset, VolumeDataset
 from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
 from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ConfigError
 from repmode_cl.scenarios.image_allocation import training_images
 from repmode_cl.scenarios.stream_variants import experience_names, task_labels
 
@@ -72,6 +73,10 @@ class PatchSampling:
 class StructureStream:
     """A task-incremental benchmark over structures.
 
+    It has the names that Avalanche gives a benchmark: `train_stream`, `val_stream`, `test_stream`, `streams` and
+    `n_experiences`; streams can be sliced. Each experience knows its ``benchmark``, which is this object, and its
+    ``classes_in_this_experience``, the task labels of its structures.
+
     Attributes
     ----------
     benchmark
@@ -93,20 +98,64 @@ class StructureStream:
     tests: tuple[tuple[Sample, ...], ...]
     patches: tuple[PatchDataset, ...]
 
+    def __post_init__(self) -> None:
+        """Give each experience what Avalanche's plugins and loggers ask of it."""
+        for stream in self.benchmark.streams.values():
+            for experience in stream:
+                experience.benchmark = self
+                experience.classes_in_this_experience = sorted(
+                    self.labels[name] for name in self.names_of(experience)
+                )
+
     @property
-    def train(self) -> CLStream[Any]:
+    def train_stream(self) -> CLStream[Any]:
         """Training stream: patches, one experience per step."""
         return self.benchmark.train_stream
 
     @property
-    def val(self) -> CLStream[Any]:
+    def val_stream(self) -> CLStream[Any]:
         """Validation stream: whole volumes; an experience of it may be empty."""
         return self.benchmark.val_stream
 
     @property
-    def test(self) -> CLStream[Any]:
+    def test_stream(self) -> CLStream[Any]:
         """Test stream: whole volumes."""
         return self.benchmark.test_stream
+
+    @property
+    def streams(self) -> dict[str, CLStream[Any]]:
+        """All streams by name: ``train``, ``val`` and ``test``."""
+        return dict(self.benchmark.streams)
+
+    @property
+    def n_experiences(self) -> int:
+        """Number of experiences of each stream."""
+        return len(self.experiences)
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Voxels (z, y, x) of the training patches."""
+        return self.patches[0].patch
+
+    # Shorter names of the streams.
+    train, val, test = train_stream, val_stream, test_stream
+
+    @classmethod
+    def of(cls, experience: CLExperience) -> StructureStream:
+        """Return the stream that an experience belongs to.
+
+        Raises
+        ------
+        ConfigError
+            If it is an experience of another kind of benchmark.
+        """
+        stream = getattr(experience, "benchmark", None)
+        if not isinstance(stream, cls):
+            raise ConfigError(
+                f"found {type(experience).__name__} of a benchmark that does not name structures: take the experiences "
+                "of a StructureStream (structure_stream makes one)"
+            )
+        return stream
 
     def names_of(self, experience: CLExperience) -> tuple[str, ...]:
         """Return the structures of an experience of any of the streams."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from repmode_cl.config import StrategyConfig
+from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.replay import RehearsalStrategy
-from repmode_cl.training import masked_mse
 
 __all__ = ["AGEM"]
 
@@ -20,6 +21,11 @@ class AGEM(RehearsalStrategy):
     The step then follows ``g - (g . r) / (r . r) r``, over all parameters that the experience trains. Buffered patches
     are not trained on; they only take part in the running statistics of the norms.
     """
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the one RepMode base."""
+        return REPMODE
 
     def adjust_gradients(self) -> None:
         """Project the gradient where a step along it would increase the loss of buffered patches."""
@@ -49,7 +55,7 @@ class AGEM(RehearsalStrategy):
             x, y, labels = (tensor.to(self.device) for tensor in batch)
             with self.precision.autocast():
                 output = self.model(x, self.stream.names(labels.tolist()))
-            loss = masked_mse(output, y) * (len(x) / count)
+            loss = self.loss_of(output, y) * (len(x) / count)
             if self.scaler is not None:
                 loss = self.scaler.scale(loss)
             gradients = torch.autograd.grad(loss, trained, allow_unused=True)

@@ -13,6 +13,7 @@ from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.strategies.fine_tuning import FineTuning
+from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.replay import Replay
 from repmode_cl.strategies.replay_buffer import join_patches
 
@@ -36,6 +37,11 @@ class Cumulative(FineTuning):
         self.replay_batch = replay_batch or self.training_config.batch_size
         #: Experience, and its patches of earlier images: a cache, not state.
         self._earlier: tuple[int, PatchDataset] | None = None
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the one RepMode base."""
+        return REPMODE
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from avalanche.benchmarks import CLExperience
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from repmode_cl.config import InferenceConfig
+from repmode_cl.errors import ConfigError, UnknownStructureError
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.metrics import image_metrics, mean_metrics
 from repmode_cl.nn import fold_norms
 from repmode_cl.scenarios import StructureStream
+from repmode_cl.strategies.hooks import StrategyHooks
 from repmode_cl.strategies.state import Evaluation, Example, TrainingProgress
 from repmode_cl.training import BestState, Ranks
 from repmode_cl.utils.progress import Task
@@ -23,16 +27,18 @@ from repmode_cl.utils.stop_signals import check_stop
 
 __all__ = ["EvaluationMixin"]
 
+_log = logging.getLogger(__name__)
 
-class EvaluationMixin(SupervisedTemplate):
+
+class EvaluationMixin(StrategyHooks, SupervisedTemplate):
     """The part of a strategy that validates, evaluates and predicts; `StructureStrategy` trains."""
 
     dataloader: Any
-    stream: StructureStream
     inference: InferenceConfig
-    patch: tuple[int, ...]
+    patch: tuple[int, ...] | None
     progress: TrainingProgress
     selection: BestState
+    selects_state: bool
     ranks: Ranks
     progress_bar: Task | None
     on_validation: list[Callable[[Any], None]]
@@ -52,8 +58,12 @@ class EvaluationMixin(SupervisedTemplate):
 
     def _validate_now(self) -> None:
         number = int(self.experience.current_experience)
-        # Only the first process predicts; all decide by its figures.
-        figures = self.ranks.from_first(lambda: self.evaluate([self.stream.val[number]]))
+        # Only the first process predicts; all decide by its figures. Plugins see no evaluation: this is training.
+        plugins, self.plugins = self.plugins, []
+        try:
+            figures = self.ranks.from_first(lambda: self.evaluate([self.stream.val[number]]))
+        finally:
+            self.plugins = plugins
         for structure, metrics in figures.items():
             for metric, value in metrics.items():
                 self.progress.curve.append(
@@ -65,7 +75,7 @@ class EvaluationMixin(SupervisedTemplate):
                         "value": value,
                     }
                 )
-        if figures:
+        if figures and self.selects_state:
             mse = sum(metrics["mse"] for metrics in figures.values()) / len(figures)
             self.selection.offer(self.model, self.progress.step, mse)
         self._report_validation(figures)
@@ -75,20 +85,115 @@ class EvaluationMixin(SupervisedTemplate):
     def _report_validation(self, figures: Evaluation) -> None:
         if self.progress_bar is not None:
             values = ", ".join(f"{name} R2 {metrics['r2']:.3f}" for name, metrics in figures.items())
-            best = f" (best so far: step {self.selection.step})" if figures else ""
+            best = f" (best so far: step {self.selection.step})" if figures and self.selects_state else ""
             self.progress_bar.report(
                 f"after step {self.progress.step}: {values or 'no image validates'}{best}"
             )
 
-    def evaluate(self, experiences: Iterable[Any]) -> Evaluation:
-        """Predict every volume of `experiences` and return each structure's mean metrics (paper, section 4.1)."""
+    @torch.no_grad()
+    def eval(
+        self,
+        exp_list: CLExperience | Iterable[CLExperience],
+        *,
+        unknown: Literal["skip", "error"] = "skip",
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Predict the whole volumes of an experience, or of each of a stream, and return the metrics.
+
+        Parameters
+        ----------
+        exp_list
+            Such as ``benchmark.test_stream``. Experiences without an image are left out.
+        unknown
+            What is done with experiences whose structures the network does not know yet: ``skip`` leaves them out and
+            logs their names, ``error`` refuses. They are never predicted.
+        **kwargs
+            Passed to all plugins.
+
+        Returns
+        -------
+        dict of str to value
+            The last value of each metric of `evaluator`.
+
+        Raises
+        ------
+        ConfigError
+            If an experience is of another benchmark.
+        UnknownStructureError
+            With ``unknown="error"``, if there is one that the network does not know.
+        """
+        if unknown not in ("skip", "error"):
+            raise ConfigError(f"unknown is {unknown!r}: give skip or error")
+        experiences = self._known_experiences(self._own_experiences(exp_list), unknown)
         self._figures: dict[str, list[dict[str, float]]] = {}
         self.examples = {}
         self._plain: dict[str, nn.Module] = {}  # fused once per evaluation, not once per volume
-        self.eval([experience for experience in experiences if len(experience.dataset)])
+        if experiences:
+            super().eval(experiences, **kwargs)
+            # Avalanche restores modes layer by layer; the network itself keeps frozen norms in evaluation mode.
+            self.model.train(self.is_training)
         self._plain = {}
-        # Avalanche restores modes layer by layer; the network itself keeps frozen norms in evaluation mode.
-        self.model.train(self.is_training)
+        metrics: dict[str, Any] = self.evaluator.get_last_metrics()
+        return metrics
+
+    def _known_experiences(self, experiences: Iterable[CLExperience], unknown: str) -> list[CLExperience]:
+        """Return the experiences that have images, all of whose structures the network knows."""
+        known: tuple[str, ...] = tuple(self.network.structures)
+        chosen, missing = [], []
+        for experience in experiences:
+            names = self.stream.names_of(experience)
+            if not len(experience.dataset):
+                continue
+            if lacking := [name for name in names if name not in known]:
+                missing += lacking
+            else:
+                chosen.append(experience)
+        if missing and unknown == "error":
+            raise UnknownStructureError(missing[0], known)
+        if missing:
+            _log.info("not evaluated, because not learned yet: %s", ", ".join(dict.fromkeys(missing)))
+        return chosen
+
+    def _own_experiences(self, experiences: Any) -> list[CLExperience]:
+        """Return `experiences` as a list, after the check that they are of this strategy's benchmark."""
+        chosen = list(experiences) if isinstance(experiences, Iterable) else [experiences]
+        for experience in chosen:
+            self.attach(StructureStream.of(experience))
+        return chosen
+
+    def attach(self, stream: StructureStream) -> None:
+        """Make `stream` the one whose experiences are learned; training and evaluating do so by themselves.
+
+        Raises
+        ------
+        ConfigError
+            If it is another stream than that of the experiences so far, its patches have another size than the
+            strategy's, or the strategy cannot learn it.
+        """
+        if self._stream is stream:
+            return
+        if self._stream is not None:
+            raise ConfigError(
+                "the experience is of another benchmark than the strategy's: a strategy learns the experiences of one "
+                "benchmark; take them from it, or make a new strategy"
+            )
+        if self.patch is not None and self.patch != stream.patch:
+            raise ConfigError(
+                f"patch is {list(self.patch)}, and the patches of the stream have {list(stream.patch)} voxels: give "
+                "the same, or leave patch out"
+            )
+        self.check_stream(stream)
+        self._stream, self.patch = stream, stream.patch
+
+    def evaluate(self, experiences: Iterable[CLExperience]) -> Evaluation:
+        """Predict every volume of `experiences` and return each structure's mean metrics (paper, section 4.1).
+
+        Raises
+        ------
+        UnknownStructureError
+            If the network does not know one of the structures.
+        """
+        self.eval(experiences, unknown="error")
         return {name: mean_metrics(images) for name, images in self._figures.items()}
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
@@ -121,7 +226,7 @@ class EvaluationMixin(SupervisedTemplate):
         return sliding_window(
             plain,
             volume,
-            window=self.inference.window or self.patch,
+            window=self.inference.window or self.patch or self.stream.patch,
             overlap=self.inference.overlap,
             batch_size=self.inference.batch_size,
             device=self.device,

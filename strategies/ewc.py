@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from repmode_cl.config import StrategyConfig
+from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.regularization import GradientImportance
-from repmode_cl.training import masked_mse
 
 __all__ = ["EWC"]
 
@@ -21,8 +22,13 @@ class EWC(GradientImportance):
 
     default_strength: ClassVar[float] = 1000.0
 
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the one RepMode base."""
+        return REPMODE
+
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
-        return masked_mse(output, target)
+        return self.loss_of(output, target)
 
     def _importance_of_gradient(self, gradient: Tensor) -> Tensor:
         return gradient.square()

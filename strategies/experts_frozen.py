@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import ConfigError
-from repmode_cl.nn import AdditionSpec, RepModeUNet
+from repmode_cl.nn import AdditionSpec
+from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.hooks import REPMODE, Experiences
 
@@ -19,8 +20,8 @@ class ExpertsFrozen(StructureStrategy):
 
     Parameters
     ----------
-    network
-        Network that knows the base structures, those of the first experience.
+    model
+        RepModeUNet that knows the base structures, those of the first experience.
     spec
         Expert, gates and layers that each added structure gets.
 
@@ -36,10 +37,13 @@ class ExpertsFrozen(StructureStrategy):
 
     stores_model: ClassVar[bool] = True
 
-    def __init__(self, *, network: RepModeUNet, spec: AdditionSpec | None = None, **kwargs: Any) -> None:
-        super().__init__(network=network, **kwargs)
+    def __init__(self, *, spec: AdditionSpec | None = None, **kwargs: Any) -> None:
         self.spec = spec or AdditionSpec()
-        _refuse_returns(self.spec, self.stream.experiences)
+        super().__init__(**kwargs)
+
+    def check_stream(self, stream: StructureStream) -> None:
+        """Refuse a structure that returns after another that sees its experts."""
+        _refuse_returns(self.spec, stream.experiences)
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:

@@ -36,6 +36,11 @@ class FrozenEncoder(FineTuning):
     row that stayed as it was drawn would mix the encoder's experts at random.
     """
 
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the one RepMode base."""
+        return REPMODE
+
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
         """Train the parameters that fine-tuning trains, after the base without the shared ones of the encoder."""
         trained = super().choose_trained(structures)

@@ -6,6 +6,7 @@ other, with no state besides the network.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -40,26 +41,41 @@ class StrategyHooks:
     stores_model
         Whether the network is stored and verified as a model directory; it is a `RepModeUNet` then, whose additions
         never change.
+    predicts_unseen
+        Whether it predicts a structure before that is learned. The networks of this package have no output for one by
+        design, so forward transfer in the sense of figures before training is not defined for them.
     """
 
     joint_base: ClassVar[bool] = True
     stores_model: ClassVar[bool] = False
+    predicts_unseen: ClassVar[bool] = False
 
     # Attributes that `StructureStrategy` sets.
     network: Any
-    stream: StructureStream
     training_config: TrainingConfig
     addition_learning_rate: float | None
     progress: TrainingProgress
     experience: Any
 
     _base_key: str | None = None
+    _stream: StructureStream | None = None
     base_learning_rate: float | None = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "shared_base" not in vars(cls) and not cls.__module__.startswith("repmode_cl."):
-            cls.shared_base = StrategyHooks.__dict__["shared_base"]  # type: ignore[method-assign]
+    @property
+    def stream(self) -> StructureStream:
+        """Stream whose experiences it learns.
+
+        Raises
+        ------
+        ConfigError
+            If it was given none, and no experience yet.
+        """
+        if self._stream is None:
+            raise ConfigError(
+                f"{type(self).__name__} has no benchmark yet: train or evaluate one of its experiences first, or give "
+                "the strategy stream=benchmark"
+            )
+        return self._stream
 
     # -- construction -------------------------------------------------------------------------------------------
 
@@ -84,7 +100,9 @@ class StrategyHooks:
         """
         network = cls.make_network(config, options, stream.experiences[0], seed)
         make: Callable[..., Self] = cls
-        return make(network=network, stream=stream, seed=seed, **cls.own_options(options), **common)
+        # A class of before, which names the deprecated argument, hands it on.
+        name = "network" if "network" in inspect.signature(cls.__init__).parameters else "model"
+        return make(**{name: network}, stream=stream, seed=seed, **cls.own_options(options), **common)
 
     @classmethod
     def make_network(
@@ -129,11 +147,18 @@ class StrategyHooks:
     def shared_base(cls, options: StrategyConfig) -> str | None:
         """Return the key of the trained base that it shares, or None where it trains its own.
 
-        Strategies of equal keys start with identical networks, and train the first experience the same to the bit. A
-        class outside this package shares a base only if it defines this method itself: an inherited key does not know
-        what the class changes.
+        Strategies of equal keys start with identical networks, and train the first experience the same to the bit.
+        Defining this method declares that the class itself does so; see `declared_base`.
         """
         return None
+
+    @classmethod
+    def declared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the base that this very class declares, by defining `shared_base`; None where it does not.
+
+        A key that is inherited does not know what the class changes, so it does not count.
+        """
+        return cls.shared_base(options) if "shared_base" in vars(cls) else None
 
     @property
     def base_key(self) -> str | None:
@@ -180,6 +205,12 @@ class StrategyHooks:
 
     # -- training -----------------------------------------------------------------------------------------------
 
+    def check_stream(self, stream: StructureStream) -> None:
+        """Refuse a stream that this strategy cannot learn; called once, when it gets its stream."""
+
+    def check_adoption(self, number: int) -> None:
+        """Refuse to take over experience `number` from a network that has learned it elsewhere."""
+
     def grow(self, structures: Sequence[str]) -> None:
         """Add `structures`, which arrive now, to the network."""
         raise TypeError(f"{type(self).__name__} does not define grow")
@@ -200,7 +231,7 @@ class StrategyHooks:
         return self.training_config.learning_rate if rate is None else rate
 
     def before_experience(self, number: int) -> None:
-        """Prepare for experience `number`, whose structures the network knows; not called when it is resumed."""
+        """Prepare for experience `number`, whose structures the network knows; `train` calls it unless it resumes."""
 
     def extend(self, batch: list[Tensor], part: int, parts: int) -> list[Tensor]:
         """Return a micro-batch with additional patches, such as replayed ones, appended.
@@ -220,7 +251,7 @@ class StrategyHooks:
     # -- state --------------------------------------------------------------------------------------------------
 
     def after_experience(self, number: int) -> None:
-        """Store state of experience `number`, which was just trained, or whose shared base was just loaded."""
+        """Store state of experience `number`, which was just trained, or adopted; `train` calls it."""
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return state for a checkpoint besides network, optimiser and progress: tensors, and a JSON value."""

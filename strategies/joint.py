@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.errors import ConfigError
+from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.hooks import Experiences, Regrouped
 from repmode_cl.training import budget_of
@@ -51,6 +52,15 @@ class Joint(StructureStrategy):
         return sum(
             super(Joint, cls).steps_of(training, options, experiences, names, 0) for names in experiences
         )
+
+    def check_stream(self, stream: StructureStream) -> None:
+        """Refuse a stream of several experiences: it learns all structures at once."""
+        if len(stream.experiences) > 1:
+            names = ", ".join(dict.fromkeys(name for names in stream.experiences for name in names))
+            raise ConfigError(
+                f"joint training learns all structures in one experience, and the stream has {len(stream.experiences)}"
+                f": make it with all of them as its base ({names}) and an empty order"
+            )
 
     def learning_rate(self) -> float:
         """Return the strategy's peak learning rate where it has one, else the training's."""

@@ -13,6 +13,7 @@ from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.data.sample import digest_of
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.strategies.fine_tuning import FineTuning
+from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.training import masked_mse
 from repmode_cl.utils.memory import tensor_bytes
 
@@ -46,6 +47,11 @@ class LwF(FineTuning):
         self.distilled = distilled
         self._teacher: RepModeUNet | None = None
         self._students: dict[str, Tensor] = {}
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the one RepMode base."""
+        return REPMODE
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.errors import StructureError, UnknownStructureError
+from repmode_cl.errors import ConfigError, StructureError, UnknownStructureError
 from repmode_cl.nn import Architecture, PlainUNet, structure_seed
+from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.hooks import Experiences, Regrouped
 from repmode_cl.strategies.state import architecture_of
@@ -107,6 +108,15 @@ class MultiNet(StructureStrategy):
         first = 1 if options.networks == "added" and len(experiences) > 1 else 0
         pairs = [(name, step) for step, names in enumerate(experiences) if step >= first for name in names]
         return tuple((name,) for name, _ in pairs), tuple(step for _, step in pairs)
+
+    def check_stream(self, stream: StructureStream) -> None:
+        """Refuse an experience of several structures: networks are trained one at a time."""
+        for number, names in enumerate(stream.experiences):
+            if len(names) > 1:
+                raise ConfigError(
+                    f"Multi-Net trains one network at a time, and experience {number} holds {', '.join(names)}: make "
+                    "the stream without a base, so that each experience holds one structure"
+                )
 
     def grow(self, structures: Sequence[str]) -> None:
         """Give each structure a fresh network."""

@@ -114,6 +114,9 @@ def build_strategy(
         raise ConfigError(f"strategies: {options.name} with options {options.options}: {error}") from error
     strategy._base_key = base_key_of(config, options)
     strategy.base_learning_rate = options.base_learning_rate
+    strategy.checks_budget = (
+        False  # the stream's patches are what `steps_of` says, with the strategy's own options
+    )
     return strategy
 
 
@@ -122,7 +125,7 @@ def base_key_of(config: Config, options: StrategyConfig) -> str | None:
 
     Bases of one key are trained the same to the bit: by strategies with the same network and learning rate.
     """
-    key = strategy_class(options).shared_base(options)
+    key = strategy_class(options).declared_base(options)
     rate, default = options.base_learning_rate, config.training.learning_rate
     # With every digit of the rate: equal rates share a base, and different ones never do.
     return key if key is None or rate in (None, default) else f"{key}_rate{rate!r}"

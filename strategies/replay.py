@@ -12,7 +12,7 @@ from torch import Tensor
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
 from repmode_cl.errors import ConfigError
 from repmode_cl.strategies.fine_tuning import FineTuning
-from repmode_cl.strategies.hooks import Experiences
+from repmode_cl.strategies.hooks import REPMODE, Experiences
 from repmode_cl.strategies.replay_buffer import BufferedPatch, PatchBuffer, join_patches
 
 __all__ = ["RehearsalStrategy", "Replay"]
@@ -87,7 +87,7 @@ class RehearsalStrategy(FineTuning):
 
     def after_experience(self, number: int) -> None:
         """Add patches of the experience to the buffer."""
-        self.buffer.add(number, self.stream.patches[number])
+        self.buffer.add(number, self.patches_of(number))
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return which patches are in the buffer; they can be cut again from the images."""
@@ -95,7 +95,9 @@ class RehearsalStrategy(FineTuning):
 
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Cut the patches again."""
-        self.buffer.restore(values["kept"], self.stream.patches)
+        self.buffer.restore(
+            values["kept"], [self.patches_of(number) for number in range(self.stream.n_experiences)]
+        )
 
     def costs(self) -> dict[str, float]:
         """Return bytes of the buffer, and how many images its patches are from."""
@@ -108,6 +110,11 @@ class Replay(RehearsalStrategy):
     In each step patches of the buffer are in the same batch as the new ones, so that they share its norms, and each
     voxel of both has the same weight. The gate rows of earlier structures are trained further.
     """
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the one RepMode base."""
+        return REPMODE
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
         """Train all parameters; a gate row moves only where its structure is replayed."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from repmode_cl.config import StrategyConfig
+from repmode_cl.errors import ConfigError
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.regularization import RegularizationStrategy
 
@@ -44,6 +45,13 @@ class SynapticIntelligence(RegularizationStrategy):
     def shared_base(cls, options: StrategyConfig) -> str | None:
         """Return None: a base that another strategy trained has left no path."""
         return None
+
+    def check_adoption(self, number: int) -> None:
+        """Refuse: the importances of an experience are those of the path of its training."""
+        raise ConfigError(
+            "synaptic intelligence measures importances while it trains, so that it cannot take over an experience: "
+            "train it"
+        )
 
     def before_experience(self, number: int) -> None:
         """Start a path."""

@@ -72,7 +72,7 @@ class SharedBase:
         save_checkpoint(self.folder, tensors=strategy.network.state_dict(), state=state)
 
     def load(self, strategy: StructureStrategy, memory: PeakMemory) -> bool:
-        """Load the base into a strategy, in place of training its first experience.
+        """Load the base into a strategy, which adopts it in place of training its first experience.
 
         Parameters
         ----------
@@ -92,12 +92,11 @@ class SharedBase:
         if state["of"] != _content_digest(strategy):
             return False
         strategy.network.load_state_dict(tensors)
-        strategy.progress = TrainingProgress(**state["progress"])
         strategy.trained_patches[0] = Counter(
             {(structure, image): count for structure, image, count in state["seen"]}
         )
-        strategy.network.eval()
         memory.peak = state["memory"]
+        strategy.adopt_experience(strategy.stream.train[0], TrainingProgress(**state["progress"]))
         return True
 
 

@@ -6,21 +6,17 @@ The state of a trial is its checkpoint, which holds every figure so far.
 from __future__ import annotations
 
 import math
-import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from repmode_cl.benchmark.artifacts import write_gate_weights, write_predictions
 from repmode_cl.benchmark.shared_base import SharedBase, base_folder
 from repmode_cl.benchmark.trials import BaseTrial, base_stream
 from repmode_cl.benchmark.worker_context import WorkerContext
-from repmode_cl.data.sample import digest_of
 from repmode_cl.errors import ModelError
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.model import Model
@@ -113,7 +109,6 @@ class TrialRun:
             return
         with self._resumed(self.base.folder / "training"):
             self._train(0)
-            self.base.save(self.strategy, self.memory.peak)
 
     @contextmanager
     def _resumed(self, folder: Path) -> Iterator[tuple[TensorBoardLogger, StrategyCheckpoint]]:
@@ -132,6 +127,7 @@ class TrialRun:
             self.strategy.listeners += [logger.after_step, checkpoint.after_step]
             self.strategy.on_validation += [logger.after_validation, checkpoint.save]
             self.strategy.on_stop.append(checkpoint.save)
+            self.strategy.on_trained.append(self._save_base)
             yield logger, checkpoint
         finally:
             logger.close()
@@ -152,20 +148,8 @@ class TrialRun:
     def _learn(self, number: int, logger: TensorBoardLogger, checkpoint: StrategyCheckpoint) -> None:
         strategy, step = self.strategy, self.done_after[number]
         before = set(strategy.network.state_dict()) if number else set()
-        if not (number == 0 and not strategy.progress.step and self._load_base()):
+        if not (number == 0 and strategy.resume is None and self._load_base()):
             self._train(number)
-            if number == 0 and self.base is not None and not self.base.trained:
-                self.base.save(strategy, self.memory.peak)
-        # The same whether the base was trained here or loaded.
-        _seed(self.seed, number, "after")
-        # Work after training, such as computing importances, is part of learning.
-        with self.memory:
-            began, began_cpu = time.perf_counter(), time.process_time()
-            strategy.after_experience(number)
-            if strategy.device.type == "cuda":
-                torch.cuda.synchronize(strategy.device)
-            strategy.progress.seconds += time.perf_counter() - began
-            strategy.progress.cpu_seconds += time.process_time() - began_cpu
         self._add_costs(number, [name for name in strategy.network.state_dict() if name not in before])
         if number + 1 == len(self.stream.experiences) or self.done_after[number + 1] > step:
             with task(f"{self.trial}: evaluating after step {step}"):
@@ -182,19 +166,24 @@ class TrialRun:
 
     def _train(self, number: int) -> None:
         progress = self.strategy.progress
-        if not progress.step:
-            # So that nothing depends on what this process did before, or on which strategy trains the base.
-            _seed(self.seed, number)
+        done = progress.step if self.strategy.resume is not None else 0
         description = f"{self.trial}: {' + '.join(self.stream.experiences[number])}"
         steps = self.strategy.budget_for(number).steps
-        with task(description, steps, completed=progress.step, unit="step") as bar, self.memory:
+        with task(description, steps, completed=done, unit="step") as bar, self.memory:
             self.strategy.progress_bar = bar
             with deferred():
                 self.strategy.train(self.stream.train[number], eval_streams=[])
             self.strategy.progress_bar = None
 
+    def _save_base(self, strategy: StructureStrategy) -> None:
+        """Store the base that was just trained, before the strategy adds to its state, for those that share it."""
+        if strategy.progress.experience == 0 and self.base is not None and not self.base.trained:
+            self.base.save(strategy, self.memory.peak)
+
     def _load_base(self) -> bool:
-        return self.base is not None and self.base.load(self.strategy, self.memory)
+        """Let the strategy adopt the shared base, if it is there; what it does then is part of learning."""
+        with self.memory:
+            return self.base is not None and self.base.load(self.strategy, self.memory)
 
     def _finish(self) -> None:
         write_predictions(self.folder, self.strategy, self.stream)
@@ -291,11 +280,3 @@ class TrialRun:
 
 def _is_finite(network: torch.nn.Module) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
-
-
-def _seed(*parts: int | str) -> None:
-    """Seed all random number generators from `parts`."""
-    digest = digest_of("benchmark", *parts)
-    random.seed(digest)
-    np.random.seed(np.frombuffer(digest, "<u4"))
-    torch.manual_seed(int.from_bytes(digest[:7], "little"))

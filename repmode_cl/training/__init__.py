@@ -10,7 +10,7 @@ from repmode_cl.training.checkpoint import (
     save_checkpoint,
 )
 from repmode_cl.training.distributed import Ranks, process_group, refuse_distributed, sum_gradients
-from repmode_cl.training.loss import count_voxels, masked_mse
+from repmode_cl.training.loss import count_voxels, masked_mse, voxel_loss
 from repmode_cl.training.optim import make_adam, make_schedule
 from repmode_cl.training.precision import (
     Precision,
@@ -18,6 +18,7 @@ from repmode_cl.training.precision import (
     recall_precision,
     resolve_precision,
 )
+from repmode_cl.training.seeding import seed_generators
 from repmode_cl.training.sync_batch_norm import sync_batch_norms
 
 __all__ = [
@@ -43,4 +44,6 @@ __all__ = [
     "save_checkpoint",
     "sum_gradients",
     "count_voxels",
+    "seed_generators",
+    "voxel_loss",
 ]

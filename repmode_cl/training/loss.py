@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
-__all__ = ["masked_mse", "count_voxels"]
+import torch
+from torch import Tensor, nn
+
+__all__ = ["masked_mse", "count_voxels", "voxel_loss"]
 
 
 def masked_mse(output: Tensor, target: Tensor, *, count: float | None = None) -> Tensor:
@@ -40,3 +42,39 @@ def count_voxels(target: Tensor) -> float:
     if target.shape[1] == 1:
         return float(target.numel())
     return float(target[:, 1:].sum(dtype=torch.float64))
+
+
+def voxel_loss(
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    output: Tensor,
+    target: Tensor,
+    *,
+    count: float | None = None,
+) -> Tensor:
+    """Return a user's loss of the voxels that count, in float32.
+
+    Parameters
+    ----------
+    criterion
+        Called with predictions and targets of the voxels that count, each of shape (number of voxels,): a target with a
+        mask has two channels, which would broadcast against the one of a prediction. ``torch.nn.MSELoss()`` is
+        `masked_mse`, to the bit.
+    output, target, count
+        As for `masked_mse`. With `count` the criterion must be a mean over voxels.
+    """
+    if type(criterion) is nn.MSELoss and criterion.reduction == "mean":
+        return masked_mse(output, target, count=count)
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    predicted, true = output[:, 0].to(dtype).flatten(), target[:, 0].to(dtype).flatten()
+    if target.shape[1] > 1:
+        counts = (target[:, 1] > 0).flatten()
+        predicted, true = predicted[counts], true[counts]
+    if not len(true):
+        return predicted.sum()  # 0, with a gradient: no voxel counts
+    loss = criterion(predicted, true)
+    if loss.ndim:
+        raise ValueError(
+            f"the criterion returned a tensor of shape {list(loss.shape)}: a loss is one number, such as with "
+            "reduction='mean'"
+        )
+    return loss if count is None else loss * (len(true) / max(count, 1.0))

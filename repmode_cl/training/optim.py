@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["make_adam", "make_schedule"]
+__all__ = ["keep_parameter_layout", "make_adam", "make_schedule"]
 
 #: One cycle: part of the steps that the rate climbs, and its start and end relative to its peak.
 _CLIMB, _START, _END = 0.3, 0.04, 1e-3
@@ -41,8 +41,13 @@ def make_adam(
     optimizer = torch.optim.Adam(
         trained, lr=learning_rate, weight_decay=weight_decay, fused=fused, foreach=None if fused else True
     )
-    optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
+    keep_parameter_layout(optimizer)
     return optimizer
+
+
+def keep_parameter_layout(optimizer: Optimizer) -> None:
+    """Make `optimizer` bring a state that it loads into the memory order of its parameters."""
+    optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
 
 
 def _fusable(parameter: Tensor) -> bool:

@@ -334,7 +334,7 @@ class AdditionRun:
             init = initialise(plan, network, stream.patches[0], device)
             write_json(path, init.to_json())
         strategy = ExpertsFrozen(
-            network=network,
+            model=network,
             stream=stream,
             training=plan.config.training,
             patch=plan.config.patch.size,

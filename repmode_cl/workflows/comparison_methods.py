@@ -82,7 +82,7 @@ class ComparisonMethods:
     ) -> StructureStrategy:
         """Return the strategy of a method, to train its network of `new_network`."""
         options: dict[str, Any] = {
-            "network": network,
+            "model": network,
             "stream": stream,
             "training": self.config.training.model_copy(update={"learning_rate": self.rates[method]}),
             "patch": self.config.patch.size,

@@ -91,6 +91,7 @@ class StrategyCheckpoint:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
         strategy.progress = TrainingProgress(**state["progress"])
+        strategy.learned = set(range(strategy.progress.experience))
         if state.get("precision", strategy.precision.format) != strategy.precision.format:
             source = f"the checkpoint in {self.folder}"
             strategy.precision = recall_precision(state["precision"], strategy.device, source)

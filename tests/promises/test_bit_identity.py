@@ -175,7 +175,6 @@ def check_that_nothing_changes(
     strategy.on_validation.append(lambda s: validations.append(s.progress.step))
     for number, names in enumerate(strategy.stream.experiences):
         strategy.train(strategy.stream.train[number], eval_streams=[])
-        strategy.progress.experience, strategy.progress.step = number + 1, 0
         seen |= {name: look(strategy, name, setting.volume) for name in names}
         if store_each and number == 0:
             Model.create(path, strategy.network, **parts)
@@ -210,7 +209,7 @@ def build(
     spec: AdditionSpec | None = None,
 ) -> ExpertsFrozen:
     return strategy(
-        network=network(ARCHITECTURE, BASE),
+        model=network(ARCHITECTURE, BASE),
         spec=spec,
         stream=setting.stream(),
         training=TRAINING,

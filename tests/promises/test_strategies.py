@@ -142,7 +142,7 @@ def test_networks_of_multi_net_are_independent(samples: list[Sample]) -> None:
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_a_network_of_multi_net_has_the_kernel_that_is_asked_for(samples: list[Sample], kernel: int) -> None:
     strategy = MultiNet(
-        network=PlainNetworks(ARCHITECTURE, kernel), stream=stream_of(samples, [("dna",)]), training=TRAINING,
+        model=PlainNetworks(ARCHITECTURE, kernel), stream=stream_of(samples, [("dna",)]), training=TRAINING,
         patch=PATCH,
     )  # fmt: skip
     learn(strategy)

@@ -65,7 +65,7 @@ def experts_frozen(stream: StructureStream, seed: int = 0, **spec: Any) -> Struc
     options = {"training": spec.pop("training", TRAINING)}
     network = RepModeUNet(ARCHITECTURE, stream.experiences[0], seed=seed)
     return ExpertsFrozen(
-        network=network, spec=AdditionSpec(**spec), stream=stream, patch=PATCH, seed=seed, **options
+        model=network, spec=AdditionSpec(**spec), stream=stream, patch=PATCH, seed=seed, **options
     )
 
 
@@ -73,14 +73,14 @@ def fine_tuning(
     stream: StructureStream, seed: int = 0, training: TrainingConfig = TRAINING
 ) -> StructureStrategy:
     network = RepModeUNet(ARCHITECTURE, stream.experiences[0], seed=seed)
-    return FineTuning(network=network, stream=stream, training=training, patch=PATCH, seed=seed)
+    return FineTuning(model=network, stream=stream, training=training, patch=PATCH, seed=seed)
 
 
 def multi_net(
     stream: StructureStream, seed: int = 0, training: TrainingConfig = TRAINING
 ) -> StructureStrategy:
     network = PlainNetworks(ARCHITECTURE, 3)
-    return MultiNet(network=network, stream=stream, training=training, patch=PATCH, seed=seed)
+    return MultiNet(model=network, stream=stream, training=training, patch=PATCH, seed=seed)
 
 
 BUILD: dict[str, Build] = {
@@ -121,8 +121,6 @@ def learn(strategy: StructureStrategy, *numbers: int) -> StructureStrategy:
     """Train the experiences `numbers`, or all."""
     for number in numbers or range(len(strategy.stream.experiences)):
         strategy.train(strategy.stream.train[number], eval_streams=[])
-        strategy.after_experience(number)
-        strategy.progress.experience, strategy.progress.step = number + 1, 0
     return strategy
 
 

@@ -56,7 +56,6 @@ def test_each_experience_ends_by_itself(samples: list[Sample], monkeypatch: pyte
     stream = stream_of(samples, (BASE, ("nucleolus",)))
     strategy: StructureStrategy = experts_frozen(stream, training=training)
     for experience in stream.train:
-        strategy.progress.step, strategy.progress.experience = 0, int(experience.current_experience)
         strategy.train(experience, eval_streams=[])
         assert strategy.stop_reason == "no improvement in 2 validations"
     assert offered == [1, 2, 3, 1, 2, 3]  # of four steps

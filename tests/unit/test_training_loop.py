@@ -57,7 +57,7 @@ def test_a_seed_decides_everything(samples: list[Sample], name: str) -> None:
 
 @EACH
 def test_the_best_validated_state_is_what_an_experience_ends_with(samples: list[Sample], name: str) -> None:
-    training = TRAINING.model_copy(update={"steps": 6, "base_steps": 6, "validate_every": 1})
+    training = TRAINING.model_copy(update={"validate_every": 1})
     strategy = build(name, samples, training=training)
     states: dict[int, dict[str, Tensor]] = {}
 
@@ -101,7 +101,7 @@ def test_each_experience_has_its_own_schedule_and_additions_their_rate(samples: 
     stream = stream_of(samples)
     rates: dict[int, list[float]] = {}
     strategy = ExpertsFrozen(
-        network=RepModeUNet(ARCHITECTURE, BASE), stream=stream, training=TRAINING, patch=PATCH,
+        model=RepModeUNet(ARCHITECTURE, BASE), stream=stream, training=TRAINING, patch=PATCH,
         addition_learning_rate=0.1,
     )  # fmt: skip
 

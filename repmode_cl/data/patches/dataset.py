@@ -7,6 +7,7 @@ decides, because the streams of a random generator may change with the version o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,6 +99,14 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return self.length
+
+    def with_length(self, length: int) -> PatchDataset:
+        """Return the same sequence, which has no end, with another number of items."""
+        if length == self.length:
+            return self
+        longer = copy.copy(self)
+        longer.length = int(length)
+        return longer
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return signal (1, z, y, x) and target (1, z, y, x), or (2, z, y, x) where `weighted`; float32."""
