@@ -220,6 +220,7 @@ class StructureStrategy(EvaluationMixin):
         self.progress = TrainingProgress()
         self.budget = Budget(1, 1)
         self.selection = BestState(())
+        self._figures = {}
         #: Whether an experience ends with the state of the lowest validation error; plugins may select another.
         self.selects_state = not self._selecting_plugins()
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None

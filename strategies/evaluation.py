@@ -40,12 +40,14 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
     selection: BestState
     selects_state: bool
     ranks: Ranks
+    plugins: list[Any]
     progress_bar: Task | None
     on_validation: list[Callable[[Any], None]]
     outside_training: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Entered for work in the middle of training that is not training: validating, writing a checkpoint."""
     examples: dict[str, Example]
     """Structure -> the slice with the most contrast in its first image, of the last evaluation."""
+    _figures: dict[str, list[dict[str, float]]]
 
     @property
     def network(self) -> Any:
@@ -125,7 +127,7 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
         if unknown not in ("skip", "error"):
             raise ConfigError(f"unknown is {unknown!r}: give skip or error")
         experiences = self._known_experiences(self._own_experiences(exp_list), unknown)
-        self._figures: dict[str, list[dict[str, float]]] = {}
+        self._figures = {}
         self.examples = {}
         self._plain: dict[str, nn.Module] = {}  # fused once per evaluation, not once per volume
         if experiences:
@@ -194,6 +196,11 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
             If the network does not know one of the structures.
         """
         self.eval(experiences, unknown="error")
+        return self.figures
+
+    @property
+    def figures(self) -> Evaluation:
+        """Mean metrics over the images of each structure, of the last evaluation."""
         return {name: mean_metrics(images) for name, images in self._figures.items()}
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:

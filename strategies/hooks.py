@@ -101,7 +101,8 @@ class StrategyHooks:
         network = cls.make_network(config, options, stream.experiences[0], seed)
         make: Callable[..., Self] = cls
         # A class of before, which names the deprecated argument, hands it on.
-        name = "network" if "network" in inspect.signature(cls.__init__).parameters else "model"
+        arguments = inspect.signature(cls.__init__).parameters
+        name = "network" if "network" in arguments and "model" not in arguments else "model"
         return make(**{name: network}, stream=stream, seed=seed, **cls.own_options(options), **common)
 
     @classmethod

@@ -64,23 +64,21 @@ def stream_of(
 def experts_frozen(stream: StructureStream, seed: int = 0, **spec: Any) -> StructureStrategy:
     options = {"training": spec.pop("training", TRAINING)}
     network = RepModeUNet(ARCHITECTURE, stream.experiences[0], seed=seed)
-    return ExpertsFrozen(
-        model=network, spec=AdditionSpec(**spec), stream=stream, patch=PATCH, seed=seed, **options
-    )
+    return ExpertsFrozen(model=network, spec=AdditionSpec(**spec), stream=stream, seed=seed, **options)
 
 
 def fine_tuning(
     stream: StructureStream, seed: int = 0, training: TrainingConfig = TRAINING
 ) -> StructureStrategy:
     network = RepModeUNet(ARCHITECTURE, stream.experiences[0], seed=seed)
-    return FineTuning(model=network, stream=stream, training=training, patch=PATCH, seed=seed)
+    return FineTuning(model=network, stream=stream, training=training, seed=seed)
 
 
 def multi_net(
     stream: StructureStream, seed: int = 0, training: TrainingConfig = TRAINING
 ) -> StructureStrategy:
     network = PlainNetworks(ARCHITECTURE, 3)
-    return MultiNet(model=network, stream=stream, training=training, patch=PATCH, seed=seed)
+    return MultiNet(model=network, stream=stream, training=training, seed=seed)
 
 
 BUILD: dict[str, Build] = {
