@@ -247,7 +247,6 @@ def test_avalanches_arguments_give_a_benchmarks_figures(
         learning_rate=0.02,
         weight_decay=0.01,
         device="cpu",
-        precision="float32",
     )
     config = changed(
         tiny(manifest, tmp_path),
@@ -526,8 +525,8 @@ def test_avalanches_loggers_work(
     assert any(name.startswith("Time_Epoch") for name in results[0])
     exact = [value for name, value in results[1].items() if name.startswith("Loss_Exp/eval_phase")]
     assert len(exact) == 2
-    training = list(csv.DictReader((tmp_path / "csv" / "training_results.csv").open()))
-    evaluation = list(csv.DictReader((tmp_path / "csv" / "eval_results.csv").open()))
+    training = list(csv.DictReader((tmp_path / "csv" / "training_results.csv").read_text().splitlines()))
+    evaluation = list(csv.DictReader((tmp_path / "csv" / "eval_results.csv").read_text().splitlines()))
     assert [row["training_exp"] for row in training] == ["0", "1"]
     assert [row["eval_exp"] for row in evaluation] == ["0", "1"]
     assert list((tmp_path / "tensorboard").glob("events*"))
