@@ -187,6 +187,11 @@ class StructureStrategy(EvaluationMixin):
             else resolve_device(device or self.training_config.device)
         )
         self._check_criterion(criterion)
+        if self.ranks.world > 1 and not self.distributes:
+            raise ConfigError(
+                f"{type(self).__name__} adds earlier patches to a batch, which several processes cannot share: train "
+                f"it in one process (found {self.ranks.world})"
+            )
         if evaluator is None:
             evaluator = EvaluationPlugin(loggers=[_NoLogger()] if self.ranks.first else [])
         super().__init__(
@@ -334,6 +339,10 @@ class StructureStrategy(EvaluationMixin):
             self._adopted = None
             set_random_state(before)
         return metrics
+
+    def finish_experience(self) -> None:
+        """Move on to the next experience, so that a checkpoint of now says that the present one is done."""
+        self.progress = TrainingProgress(self.progress.experience + 1, curve=self.progress.curve)
 
     def _check_experiences(self, experiences: Sequence[CLExperience]) -> None:
         """Refuse to train what cannot be trained, before anything is changed."""

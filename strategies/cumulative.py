@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Cumulative(FineTuning):
     replay_batch
         Earlier patches of a step; ``None`` stands for as many as new ones.
     """
+
+    distributes: ClassVar[bool] = False
 
     def __init__(self, *, replay_batch: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

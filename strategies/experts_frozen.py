@@ -45,6 +45,21 @@ class ExpertsFrozen(StructureStrategy):
         """Refuse a structure that returns after another that sees its experts."""
         _refuse_returns(self.spec, stream.experiences)
 
+    def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
+        """Train what the structures own, unless a later one sees their experts."""
+        additions = self.network.additions
+        added = list(additions)
+        for name in structures:
+            if name not in additions or additions[name].expert == "none":
+                continue
+            later = [one for one in added[added.index(name) + 1 :] if additions[one].sees == "all"]
+            if later:
+                raise ConfigError(
+                    f"{name} cannot be trained again: {later[0]} came after it, which sees its experts and would "
+                    "change with them; set sees: own to train structures again"
+                )
+        return super().choose_trained(structures)
+
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
         """Refuse a structure that returns after another that sees its experts."""

@@ -41,6 +41,9 @@ class StrategyHooks:
     stores_model
         Whether the network is stored and verified as a model directory; it is a `RepModeUNet` then, whose additions
         never change.
+    distributes
+        Whether several processes can train together: whether each of them computes its share of what the strategy
+        adds to a batch.
     predicts_unseen
         Whether it predicts a structure before that is learned. The networks of this package have no output for one by
         design, so forward transfer in the sense of figures before training is not defined for them.
@@ -49,6 +52,7 @@ class StrategyHooks:
     joint_base: ClassVar[bool] = True
     stores_model: ClassVar[bool] = False
     predicts_unseen: ClassVar[bool] = False
+    distributes: ClassVar[bool] = True
 
     # Attributes that `StructureStrategy` sets.
     network: Any

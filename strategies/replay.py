@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class RehearsalStrategy(FineTuning):
     replay_batch
         Earlier patches of a step; ``None`` stands for as many as new ones.
     """
+
+    distributes: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -32,7 +32,6 @@ from repmode_cl.strategies.plugins.model_export import create_model, provenance_
 from repmode_cl.strategies.plugins.peak_memory import PeakMemory
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger, hyper_parameters
 from repmode_cl.strategies.registry import build_strategy, strategy_class
-from repmode_cl.strategies.state import TrainingProgress
 from repmode_cl.training.checkpoint import random_state, set_random_state
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import parameter_bytes
@@ -158,7 +157,7 @@ class TrialRun:
             for structure, metrics in figures.items():
                 self.rows += [self._row(step, structure, metric, value) for metric, value in metrics.items()]
         self._store(number)
-        strategy.progress = TrainingProgress(number + 1, curve=strategy.progress.curve)
+        strategy.finish_experience()
         self.memory.reset()
         # Before the checkpoint, which records that this experience is done.
         write_curve(self.folder / CURVE, self._curve())

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from several_processes import LAUNCHED, start
 from tiny_run import BASE, changed, tiny
 
 from repmode_cl import __version__
@@ -23,9 +20,6 @@ from repmode_cl.training.distributed import launched_ranks
 from repmode_cl.workflows.add_structure import add_structure
 from repmode_cl.workflows.train_base import train_base
 
-#: What a launcher tells each process.
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,33 +30,6 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def launched(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
     for name, value in zip(LAUNCHED, (rank, rank, world, "127.0.0.1", 1), strict=True):
         monkeypatch.setenv(name, str(value))
-
-
-def start(world: int, *command: str) -> list[subprocess.CompletedProcess[str]]:
-    """Run a command as so many processes that know of each other, and wait for all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = []
-    for rank in range(world):
-        values = map(str, (rank, rank, world, "127.0.0.1", port))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if world > 1:
-            environment |= dict(zip(LAUNCHED, values, strict=True))
-        running.append(
-            subprocess.Popen(
-                [sys.executable, *command],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    done = []
-    for process in running:
-        out, err = process.communicate(timeout=240)
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return done
 
 
 # -- steps ------------------------------------------------------------------------------------------------------
