@@ -16,7 +16,7 @@ from repmode_cl.config.diff import EXTENSION_KEYS, RESULT_NEUTRAL_KEYS, first_di
 from repmode_cl.config.load import dump_config
 from repmode_cl.data.sample import Sample, structure_digests
 from repmode_cl.errors import ConfigError
-from repmode_cl.results.run_info import RUN_FILE, VERSION, RunInfo
+from repmode_cl.results.run_info import RUN_FILE, VERSION, RunInfo, read_recorded_info
 from repmode_cl.results.trial_record import read_outcome
 from repmode_cl.scenarios import StreamVariant
 from repmode_cl.strategies.registry import base_key_of, strategy_file_digest
@@ -87,7 +87,7 @@ def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]
     """
     if not (folder / RUN_FILE).exists():
         return ResumeState()
-    info = _recorded_info(folder)
+    info = read_recorded_info(folder)
     if info.merged:
         raise ConfigError(
             f"{folder} was merged from other runs: resume those instead ({', '.join(info.merged)})"
@@ -187,14 +187,6 @@ def _check_same(
             )
 
 
-def _recorded_info(folder: Path) -> RunInfo:
-    """Return run.json of the run in `folder`, as it was last written."""
-    path = folder / RUN_FILE
-    return RunInfo.from_json(
-        read_json(path, f"restore it, or remove {folder} to start the run again"), str(path)
-    )
-
-
 def _order_text(experiences: Sequence[Sequence[str]]) -> str:
     return ", then ".join(" + ".join(names) for names in experiences)
 
@@ -208,7 +200,7 @@ def check_images_are_the_same(folder: Path, samples: Sequence[Sample]) -> None:
         Naming the first structure.
     """
     digests = structure_digests(samples)
-    for structure, digest in _recorded_info(folder).images.items():
+    for structure, digest in read_recorded_info(folder).images.items():
         if digests.get(structure) != digest:
             raise ConfigError(
                 f"{folder} was started with other images: those of {structure}, or how they are split, have changed "

@@ -14,9 +14,9 @@ import yaml
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import RepmodeError
 from repmode_cl.results.trial_record import Trial, TrialOutcome
-from repmode_cl.utils.atomic_files import write_text
+from repmode_cl.utils.atomic_files import read_json, write_text
 
-__all__ = ["RunInfo", "read_run_info", "write_run_info", "RUN_FILE", "VERSION"]
+__all__ = ["RunInfo", "read_recorded_info", "read_run_info", "write_run_info", "RUN_FILE", "VERSION"]
 
 #: Name of the file in a run's folder.
 RUN_FILE = "run.json"
@@ -327,6 +327,20 @@ def read_run_info(run_dir: str | Path) -> RunInfo:
     if isinstance(value, dict) and "steps" not in value:
         value["steps"] = _configured_steps(run_dir / "config.yaml")
     return RunInfo.from_json(value, str(path))
+
+
+def read_recorded_info(run_dir: Path) -> RunInfo:
+    """Read run.json of a run that is to be resumed, as it was last written.
+
+    Raises
+    ------
+    RepmodeError
+        If the file is missing or damaged, with what to do.
+    """
+    path = run_dir / RUN_FILE
+    return RunInfo.from_json(
+        read_json(path, f"restore it, or remove {run_dir} to start the run again"), str(path)
+    )
 
 
 def _configured_steps(path: Path) -> int | None:
