@@ -1,4 +1,4 @@
-# Everything runs in an environment of its own, .venv, made on first use with plain pip.
+# Everything runs in the environment .venv, made on first use with plain pip.
 #   make quickstart   install, run the small benchmark, print its table and the path of its report
 #   make test         install what tests need, run them (test-slow: those that take minutes)
 # PYTHON=python3.12 chooses the interpreter, VENV=path another environment.
@@ -60,7 +60,7 @@ $(VENV)/.installed-docs: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
-# A run that stands there already is gone on with, or shown again if it is finished.
+# A run that is there already is resumed, or shown again if it is finished.
 quickstart: $(VENV)/.installed
 	$(BIN)/repmode-cl bench quickstart $$(test -e $(RUN)/run.json && echo --resume)
 

@@ -93,7 +93,7 @@ def _pearson(p: NDArray[np.float64], centred: NDArray[np.float64]) -> float:
     # Scaled, so that the squares of very small numbers do not vanish.
     q, c = q / np.abs(q).max(), centred / np.abs(centred).max()
     r = float(np.dot(q, c) / (np.linalg.norm(q) * np.linalg.norm(c)))
-    return min(1.0, max(-1.0, r))  # rounding alone can step outside
+    return min(1.0, max(-1.0, r))  # rounding can step outside
 
 
 def mean_metrics(per_image: Iterable[Mapping[str, float]]) -> dict[str, float]:

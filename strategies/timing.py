@@ -32,7 +32,7 @@ _ASSUMED_WINDOWS = 8
 
 
 def windows_of_row(config: Config, row: Row) -> int:
-    """Return how many windows the row's image is predicted in, once it is prepared; its header alone is read.
+    """Return how many windows the row's image is predicted in, once it is prepared; only its header is read.
 
     Raises
     ------

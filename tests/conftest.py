@@ -1,4 +1,4 @@
-"""What holds for every test: how many threads, and that no test is skipped unnoticed."""
+"""Rules for every test: its number of threads, and that no test is skipped unnoticed."""
 
 from __future__ import annotations
 

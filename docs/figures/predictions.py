@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def draw(folder: Path, config: Config, work: Path) -> None:
-    """Predict one test field of the model in `folder` and write the figure beside this script."""
+    """Predict one test field of the model in `folder` and write the figure next to this script."""
     model = Model.open(folder)
     samples, _ = prepared_samples(config.data, work, structures=model.structures)
     group = sorted({sample.group for sample in samples if sample.split == "test"})[FIELD]

@@ -66,10 +66,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     folder = "" if source else posixpath.dirname(f"docs/{page.file.src_uri}")
     here = posixpath.dirname(page.file.src_uri)
 
-    def turned(found: re.Match[str]) -> str:
-        label, path, anchor = found[1], found[2], found[3] or ""
+    def turned(match: re.Match[str]) -> str:
+        label, path, anchor = match[1], match[2], match[3] or ""
         if not path or ":" in path:
-            return found[0]
+            return match[0]
         target = posixpath.normpath(posixpath.join(folder, path))
         if target in ROOT_PAGES:
             return f"{label}({posixpath.relpath(ROOT_PAGES[target], here or '.')}{anchor})"
@@ -77,7 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"{label}({posixpath.relpath(target.removeprefix('docs/'), here or '.')}{anchor})"
         if (ROOT / target).exists() and not target.startswith("docs/"):
             return label[1:-1]  # a file of the repository that is no part of the site
-        return found[0]
+        return match[0]
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)
     text = "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in parts)
@@ -87,8 +87,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Write formulas as MathML, which browsers show without a script or a font from elsewhere."""
 
-    def converted(found: re.Match[str]) -> str:
-        return to_mathml(html.unescape(found[2]), display="block" if found[1] == "div" else "inline")
+    def converted(match: re.Match[str]) -> str:
+        return to_mathml(html.unescape(match[2]), display="block" if match[1] == "div" else "inline")
 
     return FORMULA.sub(converted, html_text)
 
@@ -102,8 +102,8 @@ def on_post_build(config: MkDocsConfig) -> None:
         With the file and what it would load.
     """
     for path in sorted(Path(config.site_dir).rglob("*")):
-        if path.suffix in (".html", ".css") and (found := LOADED.search(path.read_text(encoding="utf-8"))):
-            raise PluginError(f"{path} would load {found[0]}: the site must hold all that it shows")
+        if path.suffix in (".html", ".css") and (match := LOADED.search(path.read_text(encoding="utf-8"))):
+            raise PluginError(f"{path} would load {match[0]}: the site must hold all that it shows")
 
 
 def commands_markdown() -> str:
@@ -147,7 +147,10 @@ def _code(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return _prose(text).replace("|", "\\|").replace("<", "&lt;")
+    # Bounds as click writes them: x>=1, 0<=x<=256.
+    words = re.sub(r"(\d+)<=x<=(\d+)", r"\1 to \2", text).replace(str(2**63 - 1), "2^63 - 1")
+    words = re.sub(r"\bx>=(\d+)", r"at least \1", words)
+    return _prose(words).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _prose(text: str) -> str:

@@ -50,7 +50,7 @@ class SharedBase:
 
     @property
     def trained(self) -> bool:
-        """Whether it is trained and stored."""
+        """True once it is trained and stored."""
         return has_checkpoint(self.folder)
 
     def save(self, strategy: StructureStrategy, memory: int | None) -> None:

@@ -128,7 +128,7 @@ class Sees(StrEnum):
 
 
 class Gate(StrEnum):
-    """Where the fresh expert of an addition stands."""
+    """Place of an addition's fresh expert."""
 
     softmax = "softmax"
     outside = "outside"

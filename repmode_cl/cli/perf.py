@@ -1,4 +1,4 @@
-"""``repmode-cl perf``: how fast and how large, on this machine, ours beside the plain network."""
+"""``repmode-cl perf``: speed and memory on this machine, ours next to the plain network."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def perf(
         bool, typer.Option("--profile", help="Also say which operators take the time.")
     ] = False,
     only: Annotated[
-        list[Section] | None, typer.Option(help="Measure this section alone; may be given again.")
+        list[Section] | None, typer.Option(help="Measure only this section; may be given again.")
     ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Time this row of the training step (ours-1, addition-conv3 ...) beside the plain network; may be "
+            help="Time this row of the training step (ours-1, addition-conv3 ...) besides the plain network; may be "
             "given again.",
         ),
     ] = None,

@@ -20,7 +20,7 @@ from repmode_cl.cli.options import (
 )
 from repmode_cl.errors import RepmodeError, counted
 
-# Imported in functions, as in every command, for a fast start: torch alone takes seconds.
+# Imported in functions, as in every command, for a fast start: torch takes seconds to import.
 if TYPE_CHECKING:
     from repmode_cl.inference.options import PredictedFile
     from repmode_cl.inference.predict_files import ImageOutcome

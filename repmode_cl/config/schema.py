@@ -48,7 +48,7 @@ class SimulateConfig(FrozenModel):
 
 
 class PreprocessingConfig(FrozenModel):
-    """How images become training data (paper, section 4.1)."""
+    """Preparation of images for training (paper, section 4.1)."""
 
     voxel_size: VoxelSize | None = (0.29, 0.29, 0.29)
     """Voxel size in um (z, y, x) that images with a known one are resampled to; null keeps their own."""
@@ -80,7 +80,7 @@ class PreprocessingConfig(FrozenModel):
 
 
 class DataConfig(FrozenModel):
-    """Where images come from."""
+    """Source of the images."""
 
     manifest: str | None = None
     """Path of a manifest (CSV); null simulates cells."""

@@ -173,7 +173,7 @@ class StrategyConfig(FrozenModel):
 
     @property
     def is_custom(self) -> bool:
-        """Whether it is a user's own, from a file."""
+        """True for a user's own strategy, from a file."""
         return self.name not in STRATEGY_NAMES
 
     @property

@@ -12,7 +12,7 @@ from repmode_cl.structures import check_structure_name
 
 __all__ = ["Arrangement", "StreamConfig"]
 
-# Strict, because `true` would else be the number 1 beside a list.
+# Strict, because `true` would else be taken for the number 1 where a list is allowed too.
 Count = Annotated[int, Field(strict=True, ge=1)]
 Arrangement = Literal["given", "easiest_first", "hardest_first"]
 

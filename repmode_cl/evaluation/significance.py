@@ -1,4 +1,4 @@
-"""What may be claimed from a few seeds: intervals, an exact test, and how many seeds a claim needs.
+"""Claims that a few seeds allow: intervals, an exact test, and the number of seeds that a claim needs.
 
 The seed is the unit of everything here. Structures learned with one seed share a base, weights and images, so
 they are one piece of evidence and not several: differences are averaged over structures first, and
@@ -43,7 +43,7 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class SeedsNeeded:
-    """How many seeds a claim needs.
+    """Number of seeds that a claim needs.
 
     Attributes
     ----------

@@ -82,7 +82,7 @@ def predict_file(
     """Predict one or several structures of an image file, from disk to disk in bounded memory.
 
     Interrupted at any instant, the same call continues from the last block of windows that was finished. Until it is
-    whole, a prediction is a file ``<out>.part`` with a folder ``<out>.unfinished`` beside it, and nothing is
+    whole, a prediction is a file ``<out>.part`` with a folder ``<out>.unfinished`` next to it, and nothing is
     under its own name.
 
     Parameters

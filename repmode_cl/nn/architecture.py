@@ -67,7 +67,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class AdditionSpec:
-    """How a structure is added to a frozen network (paper, section 4.4 and Fig. 8).
+    """Choices by which a structure is added to a frozen network (paper, section 4.4 and Fig. 8).
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class AdditionSpec:
 
     @property
     def extended(self) -> bool:
-        """Whether it has a choice that the first versions of stored structures cannot state."""
+        """True if it has a choice that the first versions of stored structures cannot state."""
         return any(key in self.to_json() for key in _EXTENSIONS) or "," in self.expert
 
     def expert_in(self, block: str, depth: int) -> str:
@@ -173,7 +173,7 @@ class AdditionSpec:
 
     @property
     def extension_texts(self) -> list[str]:
-        """What later versions added and is not the default, in words: ``outside the softmax``."""
+        """Choices that later versions added and that are not the default, in words: ``outside the softmax``."""
         texts = ["outside the softmax"] if self.gate == "outside" else []
         texts += ["learned scale"] if self.scale else []
         return texts + ([f"experts in the {self.blocks}"] if self.blocks != "all" else [])

@@ -31,7 +31,7 @@ def new_gate(experts: int, c_out: int, generator: torch.Generator) -> nn.Paramet
 
 
 def logit_for_share(share: float, others: Tensor) -> Tensor:
-    """Return the logit (C_out,) that has `share` of a softmax beside `others` (T, C_out)."""
+    """Return the logit (C_out,) that has `share` of a softmax over it and `others` (T, C_out)."""
     return torch.logsumexp(others, 0) + math.log(share / (1 - share))
 
 

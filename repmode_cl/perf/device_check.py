@@ -48,7 +48,7 @@ def check_device(
     Parameters
     ----------
     settings
-        The seed is used; sizes are small ones of its own.
+        The seed is used; sizes are small, fixed ones.
     device
         What is checked.
     precisions

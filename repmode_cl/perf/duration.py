@@ -1,4 +1,4 @@
-"""How long a measurement will take: roughly, and said before it begins."""
+"""Rough duration of a measurement, stated before it begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["expected_seconds"]
 #: Seconds that a process takes to import torch, and a command to print its help; rough.
 _PROCESS, _HELP = 4.0, 0.5
 
-#: Windows of all volumes of the scaling section, each predicted twice, and of the whole volume beside MONAI.
+#: Windows of all volumes of the scaling section, each predicted twice, and of the whole volume next to MONAI.
 _SCALING_WINDOWS, _VOLUME_WINDOWS = 2 * 1858, 27
 
 #: Time of a prediction relative to a training step of the same batch.

@@ -1,4 +1,4 @@
-"""Time of prediction: a batch of windows, and a whole volume by the sliding window, beside MONAI's if there."""
+"""Time of prediction: a batch of windows, and a whole volume by the sliding window, next to MONAI's if installed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def measure_volume(
     -------
     found : dict
         ``volume`` (voxels), ``windows`` and ``rows``: ours is the reference, and MONAI's sliding window with the same
-        network stands beside it.
+        network is measured with it.
     notes : list of str
         What was left out, and why.
     """
@@ -133,7 +133,7 @@ def _monai(
 
     def run() -> object:
         with torch.no_grad():
-            # From memory to memory, as ours: windows alone go to the device.
+            # From memory to memory, as ours: only windows go to the device.
             return sliding_window_inference(
                 torch.from_numpy(volume)[None, None],
                 roi_size=tuple(window),

@@ -1,4 +1,4 @@
-"""Patches per second of the loader, from a cache on disk, beside what a training step consumes."""
+"""Patches per second of the loader, from a cache on disk, against what a training step consumes."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def footprint_of(
     -------
     dict
         ``name``, ``label``, ``failure``; bytes of ``parameters``, ``gradients`` and ``optimizer``; ``saved``, what
-        autograd keeps for the backward pass beside parameters and inputs; and peaks during the second step, each above
+        autograd keeps for the backward pass besides parameters and inputs; and peaks during the second step, each above
         what was there before the network was built, or None: ``gpu`` (torch's allocator), ``resident`` (the
         system's), ``tensors`` (CPU tensors as torch's profiler counts them: the same on every machine).
     """
@@ -193,7 +193,7 @@ def _added_bytes(network: nn.Module) -> int:
 
 
 def _in_child(settings: PerfSettings, variant: Variant, precision: Precision) -> dict[str, Any]:
-    """Measure in a process of its own, whose memory nothing else has touched."""
+    """Measure in a separate process, whose memory nothing else has touched."""
     order = {
         "settings": settings.to_json(),
         "variant": variant.name,

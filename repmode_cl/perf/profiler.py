@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: torch's profile of ours beside that of the plain network."""
+"""Profile of a training step by torch: ours next to the plain network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others would write: the same experts and gates, computed without GatRep or fused for every sample.
+"""Plain variants of the MoDE block: the same experts and gates, computed without GatRep or fused for every sample.
 
 They are here to be compared with, and give the outputs and gradients that our blocks give; a test proves it.
 """
@@ -99,7 +99,7 @@ def branch(expert: Expert, x: Tensor) -> Tensor:
 
 
 def merged_kernel(expert: Expert) -> Tensor:
-    """Return one expert as a kernel of its own size, (C_out, C_in, K, K, K), for autograd to differentiate."""
+    """Return one expert as a kernel of the expert's size, (C_out, C_in, K, K, K), for autograd to differentiate."""
     if isinstance(expert, ConvExpert):
         return expert.weight
     if isinstance(expert, AvgExpert):

@@ -225,7 +225,7 @@ class _Measurement:
         return measure_loading(self.settings, min(steps))
 
     def _one_step(self) -> dict[str, Any]:
-        """Time our step alone, for a loading section that comes without the training section."""
+        """Time only our step, for a loading section that comes without the training section."""
         few = replace(self.settings, repeats=min(self.settings.repeats, 3))
         only = ("ours-1",)
         return self._by_format(

@@ -1,4 +1,4 @@
-"""Time for each window of a volume as the volume grows: what is done beside predicting must not grow faster."""
+"""Time for each window of a volume as the volume grows: what is done besides predicting must not grow faster."""
 
 from __future__ import annotations
 

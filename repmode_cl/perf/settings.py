@@ -1,4 +1,4 @@
-"""What is measured, and at which size: the three ready choices and the checks of a user's own."""
+"""Settings of a measurement: its parts and sizes, three of them ready, and the checks of a user's own."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PerfSettings:
     sections
         Some of `SECTIONS`.
     variants
-        Rows of the training step to measure, by name, beside the reference; empty takes all.
+        Rows of the training step to measure, by name, besides the reference; empty takes all.
     """
 
     width: int = 8

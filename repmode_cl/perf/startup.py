@@ -1,4 +1,4 @@
-"""How long commands take to answer: each in processes of its own, alternating."""
+"""Start-up time of commands: each in separate processes, alternating."""
 
 from __future__ import annotations
 

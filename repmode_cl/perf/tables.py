@@ -1,4 +1,4 @@
-"""What was measured, as tables for a terminal."""
+"""Tables of a measurement for a terminal."""
 
 from __future__ import annotations
 

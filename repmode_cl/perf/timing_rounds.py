@@ -24,7 +24,7 @@ __all__ = ["Lazily", "TimingRow", "Timing", "alternate", "out_of_memory", "rows_
 
 @dataclass
 class Timing:
-    """What was measured of one variant.
+    """Timings of one variant.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class TimingRow:
     Attributes
     ----------
     name, label
-        Key of the variant, and what a reader is told.
+        Key of the variant, and its label in the table.
     seconds
         One for each round.
     median
@@ -191,7 +191,7 @@ def rows_of(timings: Mapping[str, Timing], labels: Mapping[str, str], reference:
     timings
         Of `alternate`.
     labels
-        What a reader is told, by name.
+        Labels in the table, by name.
     reference
         The variant that counts as 1.00; where it failed there are no ratios.
     """

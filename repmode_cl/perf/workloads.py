@@ -48,7 +48,7 @@ class Variant:
     Attributes
     ----------
     name, label
-        Its key, and what a reader is told.
+        Its key, and its label in the table.
     kind
         What computes it.
     structures

@@ -139,7 +139,7 @@ class MethodResult:
 
     @property
     def identical(self) -> bool:
-        """Whether every structure of the model is predicted bit for bit as before."""
+        """True if every structure of the model is predicted bit for bit as before."""
         return all(change.identical for change in self.changes)
 
     @property
@@ -188,7 +188,7 @@ class Comparison:
         Split of the images that the figures are of (``test`` or ``val``), and their number.
     training_images
         Number of images that it was learned from.
-    ways
+    methods
         Results of the methods, in the order `METHODS`.
     settings
         Settings as the page shows them: (name, value).
@@ -203,16 +203,16 @@ class Comparison:
     held_out: str
     images: int
     training_images: int
-    ways: tuple[MethodResult, ...]
+    methods: tuple[MethodResult, ...]
     settings: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     folder: Path = field(default=Path(), compare=False)
 
     def __getitem__(self, key: str) -> MethodResult:
         """Return one method's result by its key."""
-        for way in self.ways:
-            if way.key == key:
-                return way
+        for method in self.methods:
+            if method.key == key:
+                return method
         raise KeyError(key)
 
     @property
@@ -226,21 +226,25 @@ def write_comparison(comparison: Comparison) -> None:
     value = {
         "format": _FORMAT,
         "version": _VERSION,
-        **{key: item for key, item in asdict(comparison).items() if key != "folder"},
+        **{
+            "ways" if key == "methods" else key: item
+            for key, item in asdict(comparison).items()
+            if key != "folder"
+        },
     }
     write_json(comparison.folder / COMPARISON, value)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("way", "structure", "metric", "value"))
-    for way in comparison.ways:
-        writer.writerows((way.key, *row) for row in _rows(way, comparison.structure))
+    for method in comparison.methods:
+        writer.writerows((method.key, *row) for row in _rows(method, comparison.structure))
     write_text(comparison.folder / "compare.csv", text.getvalue())
 
 
-def _rows(way: MethodResult, structure: str) -> list[tuple[str, str, str]]:
-    costs = {key: getattr(way, key) for key in ("seconds", "steps", "parameters", "bytes")}
-    rows = [(structure, key, repr(value)) for key, value in {**way.metrics, **costs}.items()]
-    for change in way.changes:
+def _rows(method: MethodResult, structure: str) -> list[tuple[str, str, str]]:
+    costs = {key: getattr(method, key) for key in ("seconds", "steps", "parameters", "bytes")}
+    rows = [(structure, key, repr(value)) for key, value in {**method.metrics, **costs}.items()]
+    for change in method.changes:
         figures = {
             "r2_to_before": change.r2,
             "max_difference": change.max_difference,
@@ -254,11 +258,12 @@ def _rows(way: MethodResult, structure: str) -> list[tuple[str, str, str]]:
 def _from_json(value: dict[str, Any], folder: Path) -> Comparison:
     if (value.pop("format"), value.pop("version")) != (_FORMAT, _VERSION):
         raise ValueError(f"this is no {_FORMAT} of version {_VERSION}")
+    methods = tuple(MethodResult.from_json(method) for method in value.pop("ways"))
     return Comparison(
         **{
             **value,
             "known": tuple(value["known"]),
-            "ways": tuple(MethodResult.from_json(way) for way in value["ways"]),
+            "methods": methods,
             "settings": tuple((name, text) for name, text in value["settings"]),
             "notes": tuple(value["notes"]),
             "folder": folder,

@@ -99,7 +99,7 @@ class RunInfo:
     def budget_of(self, title: str) -> Literal["shorter", "common", "longer"]:
         """Compare a strategy's steps with the common ones: shorter budgets are another experiment.
 
-        Where the common number is not known, any number that a strategy has of its own counts as a shorter one.
+        Where the common number is not known, any number that a strategy sets itself counts as a shorter one.
         """
         steps = self.options.get(title, {}).get("steps")
         if steps is None or steps == self.steps:

@@ -38,7 +38,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How a trial ended.
+    """Outcome of a trial.
 
     Attributes
     ----------

@@ -66,7 +66,7 @@ class Pack:
 
     @property
     def spec(self) -> AdditionSpec:
-        """How the structure was added."""
+        """Choices by which the structure was added."""
         if self.entry.spec is None:
             raise ModelError(f"{self.path} holds no addition")
         return self.entry.spec

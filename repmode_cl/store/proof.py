@@ -107,7 +107,7 @@ class Proof:
 
     @property
     def folded(self) -> bool:
-        """Whether the structure is predicted with batch norms folded into its kernels."""
+        """True if the structure is predicted with batch norms folded into its kernels."""
         return self.folding_error is None or self.folding_error <= FOLDING_TOLERANCE
 
 

@@ -136,7 +136,7 @@ def write_base(
 def write_structure(file: Path, state: Mapping[str, Tensor], entry: Entry, base: str) -> Entry:
     """Write an addition, its proof's references and its entry; return the entry with size and SHA-256."""
     if entry.spec is None:
-        raise ModelError(f"{entry.name} is part of the base and has no file of its own")
+        raise ModelError(f"{entry.name} is part of the base and has no separate file")
     metadata = structure_metadata(entry.name, entry.spec, base, entry.needs, entry.portable_json())
     write_tensors(file, {**state, **_reference_tensors({entry.name: entry.proof})}, metadata)
     # The references are in the file now, and no longer needed in memory.
@@ -157,7 +157,7 @@ def read_structure(path: Path, entry: Entry, base: str) -> dict[str, Tensor]:
     file = path / entry.file
     state, metadata = read_tensors(file, _is_state)
     if entry.spec is None:
-        raise ModelError(f"{entry.name} is part of the base and has no file of its own")
+        raise ModelError(f"{entry.name} is part of the base and has no separate file")
     check_version(file, metadata, structure_versions(entry.spec))
     if tensor_digest(state, structure_facts(entry.name, entry.spec, base, entry.needs)) != entry.digest:
         raise ModelError(

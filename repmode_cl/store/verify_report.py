@@ -53,7 +53,7 @@ class StructureResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it did not fail."""
+        """True if it did not fail."""
         return self.status != "failed"
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class ModelComparison:
 
     @property
     def ok(self) -> bool:
-        """Whether no shared structure differs."""
+        """True if no shared structure differs."""
         return not self.different
 
 
@@ -119,13 +119,13 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no structure and no earlier version failed, and nothing differs from the other model."""
+        """True if no structure and no earlier version failed, and nothing differs from the other model."""
         same = self.comparison is None or self.comparison.ok
         return same and all(result.ok for result in (*self.results, *self.earlier))
 
     @property
     def bit_identical(self) -> bool:
-        """Whether the predictions of every structure were found bit-identical."""
+        """True if the predictions of every structure were found bit-identical."""
         same = all(result.status == "bit-identical" for result in self.results)
         return self.level == "predictions" and same
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 dist: Any = torch.distributed  # its type stubs lack much of what it exports
 
-#: How long processes wait for the first, which alone prepares images and validates. One that died is noticed at once.
+#: Time that processes wait for the first, which prepares images and validates. One that died is noticed at once.
 _PATIENCE = timedelta(days=14)
 #: Gradients are reduced this many bytes at a time: few messages, little memory.
 _BUCKET = 32 << 20
@@ -57,7 +57,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that prepares, validates, logs and writes."""
+        """True in the process that prepares, validates, logs and writes."""
         return self.rank == 0
 
     def check_shares(self, batch_size: int, accumulate: int) -> None:

@@ -45,12 +45,12 @@ class Precision:
 
     @property
     def possible(self) -> bool:
-        """Whether the device computes in the format at all; a CPU does in every format, if need be by emulation."""
+        """True if the device computes in the format at all; a CPU does in every format, if need be by emulation."""
         return self.device == "cpu" or self.native
 
     @property
     def native(self) -> bool:
-        """Whether the device has instructions for the format."""
+        """True if the device has instructions for the format."""
         if self.format == "float32":
             return True
         if self.device == "cuda":

@@ -238,7 +238,7 @@ def _splits(plan: AdditionPlan, records: TrainingRecords) -> Assignment:
         try:
             return digests.of(path)
         except OSError:
-            return str(path)  # listed among the problems; here it counts as an image of its own
+            return str(path)  # listed among the problems; here it counts as a separate image
 
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "splits.json"

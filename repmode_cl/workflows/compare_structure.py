@@ -405,7 +405,7 @@ class ComparisonRun:
                 held_out=split,
                 images=len(images),
                 training_images=len(stream.images[0]),
-                ways=tuple(results),
+                methods=tuple(results),
                 settings=self._settings(plan.precision.format, results[0].began),
                 notes=tuple(notes),
                 folder=self.folder,

@@ -63,7 +63,7 @@ class ComparisonMethods:
         return {
             ADDING: "adding",
             FINE_TUNING: "fine-tuning a copy",
-            OWN_NETWORK: "a network of its own",
+            OWN_NETWORK: "a separate network",
         }[method]
 
     def new_network(self, method: str) -> RepModeUNet | PlainNetworks:

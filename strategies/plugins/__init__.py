@@ -1,1 +1,1 @@
-"""What strategies share besides the training loop: checkpoints, model export, memory, TensorBoard."""
+"""Parts that strategies share besides the training loop: checkpoints, model export, memory, TensorBoard."""

@@ -1,4 +1,4 @@
-"""What people feed it: each bad input ends with a clear error, exit code 2, in bounded memory, and writes nothing."""
+"""Bad inputs as people give them: each ends with a clear error, exit code 2, in bounded memory, and writes nothing."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Make = Callable[[Path], None]
 class Case:
     """A bad input.
 
-    `make` writes it beside `good.tif`, a file of two channels; `line` is the manifest's one row (or all of it, with its
-    header, in `whole`); what is printed holds all of `says`.
+    `make` writes it next to `good.tif`, a file of two channels; `line` is the manifest's one row (or all of it, with
+    its header, in `whole`); what is printed holds all of `says`.
     """
 
     name: str
@@ -249,7 +249,7 @@ IMAGES = [
 
 MANIFESTS = [
     Case("empty", nothing, ("is empty",), whole=b"", row=None),
-    Case("a header alone", nothing, ("no row",), whole=HEADER.encode(), row=None),
+    Case("only a header", nothing, ("no row",), whole=HEADER.encode(), row=None),
     Case("blank lines", nothing, ("empty",), whole=b"\r\n\r\n\n", row=None),
     Case("UTF-16", nothing, ("CSV UTF-8",), whole=f"{HEADER}\n{GOOD}\n".encode("utf-16"), row=None),
     Case("an image", nothing, ("CSV UTF-8",), whole=b"II*\0\x08\0\0\0\xff\xfe\0\xd8" * 9, row=None),

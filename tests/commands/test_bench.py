@@ -68,7 +68,7 @@ def test_the_rows_of_results(done: Done) -> None:
             for metric in HIGHER_IS_BETTER
         }
         assert all(np.isfinite(row.value) for row in rows)
-        # Measured by the first training of a process alone.
+        # Measured only by the first training of a process.
         others = {row.metric for row in rows} - {*HIGHER_IS_BETTER, "peak_memory_bytes"}
         assert costs <= others <= set(COSTS)
         for metric in others:

@@ -60,7 +60,7 @@ def compared(model: Path, manifest: Path, tmp_path_factory: pytest.TempPathFacto
 
 def assert_same_results(comparison: Comparison, expected: Comparison) -> None:
     """All is equal but the seconds, and the bytes of their digits in a file's header."""
-    for one, other in zip(comparison.ways, expected.ways, strict=True):
+    for one, other in zip(comparison.methods, expected.methods, strict=True):
         first, second = one.to_json(), other.to_json()
         assert abs(first.pop("bytes") - second.pop("bytes")) <= 64
         del first["seconds"], second["seconds"]
@@ -71,15 +71,15 @@ def assert_same_results(comparison: Comparison, expected: Comparison) -> None:
 
 
 def test_the_model_is_not_changed(compared: Comparison, model: Path) -> None:
-    """What the fixture asserts at its end too, when nothing hides a write any more."""
+    """The fixture asserts it at its end too, when nothing hides a write any more."""
     assert Model.open(model).structures == KNOWN
     assert not (model / "pending").exists()
     assert Model.open(model).verify().bit_identical
 
 
 def test_adding_changes_nothing_and_fine_tuning_everything(compared: Comparison) -> None:
-    adding, fine_tuning, own = compared.ways
-    assert tuple(way.key for way in compared.ways) == METHODS
+    adding, fine_tuning, own = compared.methods
+    assert tuple(way.key for way in compared.methods) == METHODS
     assert compared.known == KNOWN
     assert [change.structure for change in adding.changes] == list(KNOWN)
     for change in adding.changes:
@@ -100,14 +100,14 @@ def test_adding_changes_nothing_and_fine_tuning_everything(compared: Comparison)
 
 def test_all_learn_alike_and_are_judged_alike(compared: Comparison) -> None:
     assert compared.held_out == "test"
-    assert [way.steps for way in compared.ways] == [SETTINGS["steps"]] * 3
-    assert [way.learning_rate for way in compared.ways] == [0.03, 0.02, 0.03]
-    for way in compared.ways:
+    assert [way.steps for way in compared.methods] == [SETTINGS["steps"]] * 3
+    assert [way.learning_rate for way in compared.methods] == [0.03, 0.02, 0.03]
+    for way in compared.methods:
         assert way.metrics.keys() == {"r2", "pearson", "mse", "mae"}
         assert way.seconds > 0
         assert way.bytes > 4 * way.parameters
         assert [step for step, _ in way.curve] == [1, 2, 3, 4]
-    for change in (*compared.ways[0].changes, *compared.ways[1].changes):
+    for change in (*compared.methods[0].changes, *compared.methods[1].changes):
         # Its own test images; those of the new structure are the same fields.
         assert change.truth_images == change.images == compared.images == 2
 

@@ -1,4 +1,4 @@
-"""What a look at voxels finds: saturation, blank planes, pairs that do not belong together, the same image twice."""
+"""Findings of a look at voxels: saturation, blank planes, pairs that do not belong together, the same image twice."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def rows(*targets: str) -> list[str]:
     return [f"dna,light{number}.tif,{target}" for number, target in enumerate(targets)]
 
 
-def test_pairs_that_belong_together_are_left_alone(images: Path) -> None:
+def test_pairs_that_belong_together_get_no_warning(images: Path) -> None:
     found = look(images, *rows(*(f"target{number}.tif" for number in range(5))))
     assert said(found) == []
     assert all(fit.related and not fit.shifted for fit in found.findings.fits.values())
@@ -196,7 +196,7 @@ def test_voxel_sizes(size: tuple[float, float, float] | None, kind: str) -> None
 
 
 def test_the_same_image_in_two_files(images: Path) -> None:
-    """Saved anew, in another type and compressed: no byte of the files is alike."""
+    """Saved again, in another type and compressed: no byte of the files is alike."""
     signal = np.round(100 * pair(0)[0]).astype(np.int16)
     save(images / "one.tif", signal)
     tifffile.imwrite(

@@ -37,7 +37,7 @@ def line_of(path: Path, structure: str, field: int) -> int:
     )
 
 
-def test_rows_are_left_out_and_told(broken: Path, tmp_path: Path) -> None:
+def test_rows_are_left_out_and_listed(broken: Path, tmp_path: Path) -> None:
     data = DataConfig(manifest=str(broken))
     with pytest.raises(ManifestError, match=r"signal0\.tif cannot be read"):
         prepared_samples(data, tmp_path / "refused")

@@ -96,7 +96,7 @@ def test_the_quick_command_measures_and_writes_everything(tmp_path: Path) -> Non
     assert [one["kept"] for one in memory["promises"]] == [True]
     assert [row["workers"] for row in sections["loading"]["rows"]] == [0, 1]
     assert all(row["median"] > 0 for row in sections["loading"]["rows"])
-    # A reader is told how long, sees each variant, and finds the file.
+    # The output says how long, lists each variant, and names the file.
     assert "this takes" in told
     assert "ours, adding a structure (conv3)" in printed
     assert "unfused mixture, 8 structures" in printed
@@ -118,13 +118,13 @@ def test_the_quick_command_measures_and_writes_everything(tmp_path: Path) -> Non
         (["--quick", "--only", "training", "--variant", "our-1"], "did you mean 'ours-1'"),
     ],
 )
-def test_wrong_input_is_told(arguments: list[str], message: str) -> None:
+def test_wrong_input_is_refused(arguments: list[str], message: str) -> None:
     code, _, told = run(*arguments)
     assert code == 2
     assert message in told
 
 
-def test_a_section_that_is_none_is_told() -> None:
+def test_an_unknown_section_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'trainin' is none.*did you mean 'training'"):
         PerfSettings(sections=("trainin",))
 
@@ -260,7 +260,7 @@ def test_volumes_start_up_and_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(shown) == 3
 
 
-def test_loading_alone_measures_the_appetite_itself() -> None:
+def test_loading_without_training_times_the_step_itself() -> None:
     settings = PerfSettings(**{**_values(TINY), "repeats": 1, "sections": ("loading",)})
     found = run_perf(settings)["sections"]["loading"]
     assert found["appetite"] > 0
@@ -327,7 +327,7 @@ LIMITS = [
 
 
 def test_ours_stays_near_the_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Other tests run beside this one: the time of one thread's own work says what the clock on the wall does not.
+    # Other tests run at the same time: the time of one thread's own work says what the clock on the wall does not.
     monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=time.thread_time))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -366,7 +366,7 @@ def _values(settings: PerfSettings) -> dict[str, Any]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in settings.to_json().items()}
 
 
-def test_some_rows_alone_are_timed_beside_the_reference(tmp_path: Path) -> None:
+def test_only_the_chosen_rows_are_timed_with_the_reference(tmp_path: Path) -> None:
     out = tmp_path / "perf.json"
     only = ["--quick", "--device", "cpu", "--repeats", 1, "--only", "training", "--out", out]
     code, _, _ = run(*only, "--variant", "addition-conv3")

@@ -1,4 +1,4 @@
-"""What the documentation tells a reader to type, works; what it links to, is there."""
+"""Commands and links of the documentation: commands work, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
-#: Pages whose marked blocks are run, each list in a folder of its own: those of one list follow one another.
+#: Pages whose marked blocks are run, each list in a separate folder: those of one list follow one another.
 COURSES = {
     "readme": ["README.md"],
     "adding, then a benchmark": ["docs/adding.md", "docs/benchmark.md"],

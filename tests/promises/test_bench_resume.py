@@ -27,7 +27,7 @@ from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 
 
 class Interruption(BaseException):
-    """What ends a run in the middle."""
+    """Exception that ends a run in the middle."""
 
 
 #: Where the run is cut off, again and again: strategy, experience, step, and what was just done there.
@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert models[0].verify().bit_identical
 
 
-def test_a_finished_run_is_left_alone(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_changed(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(shutil.copytree(done.folder, tmp_path / "tiny"))
     config = changed(done.config, output=str(tmp_path))
     monkeypatch.setattr(perform_module, "TrialRun", None)

@@ -142,7 +142,7 @@ class Strategy(ExpertsFrozen):
 
 @dataclass
 class Seen:
-    """What a structure was right after it was learned."""
+    """State of a structure right after it was learned."""
 
     prediction: Tensor
     digests: list[str]
@@ -248,7 +248,7 @@ class DriftingNetwork(RepModeUNet):
 
 
 class IdleGradients(torch.optim.SGD):
-    """What ``zero_grad(set_to_none=False)`` leaves behind: gradients of 0 in place of none."""
+    """Gradients of 0 in place of none, as ``zero_grad(set_to_none=False)`` leaves them."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for group in self.param_groups:

@@ -46,7 +46,7 @@ def test_a_failed_strategy_of_a_users_own_is_repaired(manifest: Path, tmp_path: 
     assert log.is_file()
     repaired = changed(config, strategies=(MULTI, own(file, "pass", share=2)))
     assert run_benchmark(repaired, resume=True) == folder
-    assert not log.exists()  # it began anew
+    assert not log.exists()  # it began from the start
     assert ResultsTable.read(folder / "results.csv").strategies == ("multi_net_k3", "Mine")
     # What has learned is bound to its file, its options and its place.
     own(file, "return")

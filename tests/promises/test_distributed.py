@@ -89,7 +89,7 @@ def test_two_processes_come_to_the_joint_batch(tmp_path: Path) -> None:
         for done in start(world, "-W", "error", "-c", STEPS, str(tmp_path / str(world))):
             assert done.returncode == 0, done.stderr
     alone, one, other = (torch.load(tmp_path / name, weights_only=True) for name in ("1.0", "2.0", "2.1"))
-    # Adam divides by small roots: what float32 rounds away grows in four steps, as float64 shows that it is that alone.
+    # Adam divides by small roots: what float32 rounds away grows in four steps. Float64 shows that it is only that.
     for case, tolerance in (("plain", 3e-5), ("all at once", 1e-12)):
         assert all(
             torch.equal(one[case][name], other[case][name]) for name in one[case]
@@ -135,7 +135,7 @@ def test_a_failure_of_the_first_process_ends_the_others() -> None:
 
 # -- a whole training -------------------------------------------------------------------------------------------
 
-#: Cut off in the middle, and gone on with by the command itself.
+#: Cut off in the middle, and resumed by the command itself.
 INTERRUPTED = """
 import sys
 from repmode_cl.cli.app import main
@@ -171,7 +171,7 @@ def test_a_base_is_trained_by_torchrun(manifest: Path, tmp_path: Path) -> None:
         stream=StreamConfig(base=BASE),
         data=DataConfig(manifest=str(manifest), cache=str(tmp_path / "cache")),
         training=config.training.model_copy(
-            # Adam alone would hide a gradient that is some factor too large; weight decay does not.
+            # Adam by itself would hide a gradient that is some factor too large; weight decay does not.
             update={"batch_size": 4, "base_steps": 7, "accumulate": 2, "weight_decay": 0.1}
         ),
     )

@@ -186,7 +186,7 @@ def test_processes_at_work_end_with_their_executor(tmp_path: Path) -> None:
     assert ended[0] != 0
 
 
-def test_peak_memory_sees_what_is_taken_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_sees_memory_that_is_freed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "_trained_here", False)
     memory = PeakMemory(torch.device("cpu"))
     size = 64 << 20

@@ -1,4 +1,4 @@
-"""What strategies make of a structure that comes again: they learn it further, and ours and Multi-Net nothing else."""
+"""Structures that come again: strategies learn them further, and ours and Multi-Net nothing else."""
 
 from __future__ import annotations
 

@@ -150,8 +150,8 @@ def test_compare_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: P
     assert f"continuing at step {step} of {STEPS}\n" in again.errors
     assert compare("whole").end() == 0
     mine, other = (read_comparison(tmp_path / name) for name in ("mine", "whole"))
-    assert [way.metrics for way in mine.ways] == [way.metrics for way in other.ways]
-    assert [way.curve for way in mine.ways] == [way.curve for way in other.ways]
+    assert [way.metrics for way in mine.methods] == [way.metrics for way in other.methods]
+    assert [way.curve for way in mine.methods] == [way.curve for way in other.methods]
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])

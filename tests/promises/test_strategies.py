@@ -1,4 +1,4 @@
-"""What each strategy trains, and what it changes and leaves alone."""
+"""Tensors that each strategy trains, changes and leaves as they are."""
 
 from __future__ import annotations
 
@@ -140,7 +140,9 @@ def test_networks_of_multi_net_are_independent(samples: list[Sample]) -> None:
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_a_network_of_multi_net_has_the_kernel_that_is_asked_for(samples: list[Sample], kernel: int) -> None:
+def test_a_network_of_multi_net_has_the_kernel_of_the_configuration(
+    samples: list[Sample], kernel: int
+) -> None:
     strategy = MultiNet(
         model=PlainNetworks(ARCHITECTURE, kernel), stream=stream_of(samples, [("dna",)]), training=TRAINING,
         patch=PATCH,

@@ -1,4 +1,4 @@
-"""The strategies that ours is compared with: what each does that fine-tuning does not, on what, and gone on with."""
+"""Strategies that ours is compared with: what each does that fine-tuning does not, on which images, and resumed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tuned(samples: list[Sample]) -> dict[int, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("name", SOFTENED)
-def test_it_differs_from_fine_tuning_where_it_should_alone(
+def test_it_differs_from_fine_tuning_only_where_it_should(
     samples: list[Sample], tuned: dict[int, dict[str, Tensor]], name: str
 ) -> None:
     on, off = SOFTENED[name]
@@ -110,7 +110,7 @@ def images_of(strategy: StructureStrategy, *numbers: int) -> set[tuple[str, str]
 
 
 @pytest.mark.parametrize("name", ["ewc", "lwf", "frozen_encoder", "multi_head"])
-def test_without_memory_it_sees_the_images_of_its_experience_alone(samples: list[Sample], name: str) -> None:
+def test_without_memory_it_sees_only_the_images_of_its_experience(samples: list[Sample], name: str) -> None:
     strategy = learn(configured(name, samples, **ALL[name]))
     for number in range(3):
         assert set(strategy.trained_patches[number]) == images_of(strategy, number)
@@ -212,7 +212,7 @@ def test_the_new_patches_are_those_of_every_strategy(samples: list[Sample], name
     assert all(map(torch.equal, expected, patches(configured(name, samples, TWO, **ALL[name]))))
 
 
-# -- gone on with -----------------------------------------------------------------------------------------------
+# -- resumed ---------------------------------------------------------------------------------------------------
 
 
 class KilledError(Exception):
@@ -278,7 +278,7 @@ def test_what_is_kept_besides_the_network_is_counted(samples: list[Sample]) -> N
         assert strategy.costs() == {"kept_bytes": expected}
 
 
-def test_a_base_is_shared_by_equal_rates_alone() -> None:
+def test_a_base_is_shared_only_by_equal_rates() -> None:
     def key(rate: float | None, usual: float = 1e-3) -> str | None:
         options = StrategyConfig(name="ewc", base_learning_rate=rate)
         training = TRAINING.model_copy(update={"learning_rate": usual})

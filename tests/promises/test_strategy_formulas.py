@@ -177,7 +177,7 @@ def test_distillation_adds_the_error_to_the_old_predictions(samples: list[Sample
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
-def test_distilled_structures_are_chosen_anew_in_each_step(samples: list[Sample]) -> None:
+def test_distilled_structures_are_chosen_again_in_each_step(samples: list[Sample]) -> None:
     training = TRAINING.model_copy(update={"steps": 8})
     chosen: list[list[str]] = []
     for _ in range(2):

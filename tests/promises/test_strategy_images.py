@@ -1,4 +1,4 @@
-"""Which images each strategy sees, and that it is evaluated on whole volumes."""
+"""Images that each strategy sees, and its evaluation on whole volumes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from repmode_cl.workflows.train_base import train_base
 
 
 class Interruption(Exception):  # noqa: N818 - it stands for a power cut
-    """What ends a training in the middle."""
+    """Exception that ends a training in the middle."""
 
 
 def configured(manifest: Path, folder: Path) -> Config:
@@ -151,7 +151,7 @@ def test_another_configuration_is_not_resumed(
 
 
 def test_only_one_process_trains_a_base(manifest: Path, tmp_path: Path) -> None:
-    """The other is told which process does, and advised to nothing that would harm it."""
+    """The other's message names the process that does, and advises nothing that would harm it."""
     work, config = tmp_path / "model.training", configured(manifest, tmp_path)
     holder = work / ".lock.holder"
     with (

@@ -78,7 +78,7 @@ def test_streams_and_seeds_are_added_to_a_run(
     more = small(manifest, tmp_path / "a", FINE, **stream, order_seeds=(0, 1))
     more = changed(more, seeds=(SEED, 5))
     assert run_benchmark(more, resume=True) == folder
-    # The base of a stream and seed is shared with the other stream of that seed; what was finished was left alone.
+    # The base of a stream and seed is shared with the other stream of that seed; what was finished was not touched.
     assert trained["FineTuning", ("dna",), SEED] == 0
     assert trained["FineTuning", ("dna",), 5] == 1
     assert trained["FineTuning", ("nucleolus",), SEED] == 1
@@ -140,7 +140,7 @@ def test_a_structure_that_comes_again_gets_a_new_version(
     assert info_of(folder)["strategies"]["experts_frozen"]["bit_identical"] is True
     results = ResultsTable.read(folder / "results.csv")
     r2 = {row.step: row.value for row in results.select(structure="nucleolus", metric="r2")}
-    assert r2[1] == r2[2] != r2[3]  # of its own learning only
+    assert r2[1] == r2[2] != r2[3]  # of that seed's learning only
     images = {row.step: row.value for row in results.select(structure="nucleolus", metric="images")}
     assert images[1] + images[3] == 3  # in disjoint parts
 

@@ -231,7 +231,7 @@ def test_verifying_needs_less_memory_than_twice_the_model(
         monkeypatch.setattr(environment, "ARITHMETIC", 99)
     peak = peak_tensor_bytes(lambda: verify_model(tmp_path / "model"))
     assert peak is not None
-    # Tensors alone, activations among them; the process is measured at the paper's width (test_verify_memory.py).
+    # Only tensors, activations among them; the process is measured at the paper's width (test_verify_memory.py).
     print(f"{peak / size:.2f} times the model")
     assert size < peak < 2 * size
     # What no later structure needs is not held: a model that grows is verified in the same memory.

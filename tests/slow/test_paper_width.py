@@ -1,4 +1,4 @@
-"""What an addition weighs on disk at the paper's width, beside the networks that Multi-Net would store."""
+"""Size of an addition on disk at the paper's width, against the networks that Multi-Net would store."""
 
 from __future__ import annotations
 

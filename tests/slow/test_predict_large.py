@@ -37,7 +37,7 @@ LARGE = ((64, 1024, 1024), (32, 128, 128), 4)
 HUGE = ((256, 2048, 2048), (32, 128, 128), 4)
 HOUR = [pytest.mark.slow, pytest.mark.timeout(2 * 3600)]
 
-#: A process of its own, so that its peak of memory is that of the prediction; printed on the last line.
+#: A separate process, so that its peak of memory is that of the prediction; printed on the last line.
 PREDICT = """
 import json, sys
 from repmode_cl.utils.memory import peak_memory

@@ -15,7 +15,7 @@ from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 
 TINY = Path(__file__).parents[1] / "fixtures" / "model-v2"
 
-#: A process of its own; a tiny model first, so that libraries which are loaded when they are used are not counted.
+#: A separate process; a tiny model first, so that libraries which are loaded when they are used are not counted.
 VERIFY = """
 import json, sys
 from repmode_cl.utils.memory import peak_memory, reset_peak, resident_memory

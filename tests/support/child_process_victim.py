@@ -1,4 +1,4 @@
-"""What tests have run in a process of its own: it ends as its order says, and imports nothing heavy."""
+"""Program that tests run in a separate process: it ends as its order says, and imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packs that lie: written as someone would who knows the format and takes every digest anew."""
+"""Packs that lie: written as someone would who knows the format and takes every digest again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Forgery:
     more
         Further metadata.
     honest
-        Take digests and parameters anew when it is written, so that nothing contradicts itself.
+        Take digests and parameters again when it is written, so that nothing contradicts itself.
     """
 
     tensors: dict[str, Tensor]
@@ -104,7 +104,7 @@ def with_header(text: bytes, data: bytes = b"") -> bytes:
 
 
 class Malice:
-    """What a pickle can do when it is loaded: here, touch a file."""
+    """Pickle that acts when it is loaded: here, it touches a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

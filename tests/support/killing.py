@@ -44,7 +44,7 @@ WRITERS = {
 
 @dataclass
 class Outcome:
-    """How a job ended.
+    """Outcome of a job.
 
     Attributes
     ----------
@@ -185,7 +185,7 @@ class _Job:
         ``operation`` (a name of `OPERATIONS`), ``model``, ``arguments``, ``report``, and ``how``:
         ``trace`` (report the lines), ``die_at`` or ``lose_at`` (a step), ``lose`` (paths that then become
         read-only), ``after`` (wait until this file exists), ``user`` (become this user, if root), ``largest``
-        (bytes that a file may have), ``disk`` (work on a copy in a file system of its own at ``folder``, with
+        (bytes that a file may have), ``disk`` (work on a copy in a separate file system at ``folder``, with
         ``free`` bytes left, and leave it in ``keep``).
     """
 
@@ -281,11 +281,11 @@ class _Job:
 
 
 class NoDisk(Exception):  # noqa: N818 - it is no error of what is tested
-    """This process may not mount a file system of its own."""
+    """This process may not mount a file system."""
 
 
 def _mount(folder: Path) -> None:
-    """Put a file system of 1 MiB in memory at `folder`, for this process alone."""
+    """Put a file system of 1 MiB in memory at `folder`, for this process only."""
     libc, root = ctypes.CDLL(None, use_errno=True), os.getuid() == 0
     namespace, users, private, recursive = 0x20000, 0x10000000, 1 << 18, 1 << 14
     uid, gid = os.getuid(), os.getgid()

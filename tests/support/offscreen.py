@@ -1,7 +1,7 @@
 """Qt and OpenGL without a screen: what tests of the napari plugin need.
 
 Qt's platform "offscreen" has no OpenGL, which a napari window cannot do without. Mesa computes it in software, in a
-context of its own: what napari draws with is then there, and its canvas can be read, though Qt cannot show it.
+separate context: what napari draws with is then there, and its canvas can be read, though Qt cannot show it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ ARCHITECTURE = Architecture(width=4, depth=1, experts=("conv3", "conv1", "avg3")
 
 
 class Interruption(Exception):  # noqa: N818 - it stands for a power cut
-    """What ends a training in the middle."""
+    """Exception that ends a training in the middle."""
 
 
 def make_base(path: Path, *, recorded: bool = True, **training: Any) -> Path:

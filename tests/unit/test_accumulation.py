@@ -139,7 +139,7 @@ def test_an_iteration_is_an_optimiser_step(masked: list[Sample]) -> None:
 
 
 def test_without_accumulation_nothing_is_different(samples: list[Sample]) -> None:
-    """The plain path divides by no count from outside: a batch alone is its own whole."""
+    """The plain path divides by no count from outside: a single batch is its own whole."""
     assert differing(state_of(trained(samples, 1)), state_of(trained(samples, 1))) == set()
 
 

@@ -164,7 +164,7 @@ def test_outside_an_addition_begins_as_a_mode_of_the_base(kind: str) -> None:
     "other", [AdditionSpec(), AdditionSpec("lowrank:2"), AdditionSpec("conv1", gate="outside")]
 )
 def test_outside_an_addition_begins_as_another_addition(other: AdditionSpec, scale: bool) -> None:
-    """Where its expert has the size of the kernels, to rounding; of the same kind, bit for bit."""
+    """To rounding if its expert has the size of the kernels; bit for bit if it is of the same kind."""
     network, x = grown(other), volumes()
     network.add_structure("actin", AdditionSpec(gate="outside", scale=scale))
     copied = warm_start(network, "actin", "golgi")

@@ -1,4 +1,4 @@
-"""What an import costs, and what is declared and listed; who may import whom say the contracts in pyproject.toml."""
+"""Cost of imports, and declared packages and lists; who may import whom is in the contracts of pyproject.toml."""
 
 from __future__ import annotations
 

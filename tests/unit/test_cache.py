@@ -72,7 +72,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
 
 @pytest.mark.parametrize("companion", [False, True])
 def test_an_image_in_several_files_is_all_of_them(tmp_path, companion):
-    """Else a channel that was exported anew would be taken out of the cache as it was."""
+    """Else a channel that was exported again would be taken out of the cache as it was."""
     image = np.random.default_rng(0).integers(0, 999, (2, 4, 9, 8), "uint16")
     first, second = write_set(tmp_path / "set", image, companion=companion)
     files = sorted((tmp_path / "set").iterdir())

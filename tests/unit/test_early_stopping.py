@@ -1,4 +1,4 @@
-"""When training ends early: decided by what a checkpoint holds, in a benchmark's experiences too."""
+"""Early end of training, decided by what a checkpoint holds, in a benchmark's experiences too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who trains on what where a structure comes again, or comes with few images; on tiny files of a real manifest."""
+"""Training images of structures that come again, or with few images; on tiny files of a real manifest."""
 
 from __future__ import annotations
 

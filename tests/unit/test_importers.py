@@ -338,7 +338,7 @@ def test_scenes_and_times_need_a_choice(stacks: Path) -> None:
     assert "from 0 to 1" in import_channels([path], signal=0, targets=targets, scenes="2").skipped[0].reason
 
 
-def test_files_that_cannot_be_taken(stacks: Path) -> None:
+def test_files_that_cannot_be_imported(stacks: Path) -> None:
     (stacks / "c.tif").write_text("no image")
     tifffile.imwrite(stacks / "d.tif", np.zeros((2, 4, 8, 8), np.uint8), metadata={"axes": "CZYX"}, ome=True,
                      photometric="minisblack")  # fmt: skip
@@ -363,7 +363,7 @@ def test_files_of_a_folder_that_are_not_read_are_named_and_counted(stacks: Path)
     command = ["data", "import", "channels", stacks, "--signal", "Bright field", "--out", out]
     code, said = run(*command)
     assert code == 2
-    assert "2 things cannot be taken (--keep-going leaves them out)" in said
+    assert "2 things cannot be imported (--keep-going leaves them out)" in said
     assert f"{stacks / 'plate.nd2'}: Nikon ND2 is not supported yet" in said
     assert f"{stacks / 'preview.PNG'}: PNG is not supported yet" in said
     assert not out.exists()
@@ -384,7 +384,7 @@ def test_files_with_the_same_reason_share_a_line(tmp_path: Path) -> None:
     assert said.count(str(tmp_path)) == 1
     assert said.count("there is no channel 'light'") == 1
     assert all(f"w{number:02}.ome.tif" in said for number in range(22))
-    assert "22 things cannot be taken" in said
+    assert "22 things cannot be imported" in said
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_runs_of_other_seeds_become_one(done: Done, tmp_path: Path) -> None:
     config = load_config(out / "config.yaml")
     assert config.seeds == (SEED, 7)
     assert list(tmp_path.rglob("*.writing-*")) == [left]
-    # Made anew, it is the same; gone on with it is not.
+    # Made again, it is the same; resumed it is not.
     assert merge_runs([done.folder, other], out) == out
     assert len(ResultsTable.read(out / "results.csv")) == len(results)
     with pytest.raises(ConfigError, match="was merged from other runs"):

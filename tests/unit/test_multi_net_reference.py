@@ -1,4 +1,4 @@
-"""What strategies are held against: the run's common budget, and the better of several Multi-Nets."""
+"""References that strategies are held against: the run's common budget, and the better of several Multi-Nets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from repmode_cl.results import ResultsTable, RunInfo, read_run_info
 
 STREAM = [["a", "b"], ["c"]]
 
-#: Title -> (kind, steps of its own, R2 of a and b, R2 of c).
+#: Title -> (kind, steps if not the run's, R2 of a and b, R2 of c).
 RUN = {
     "ours_40": ("experts_frozen", 40, 0.8, 0.40),
     "ours_200": ("experts_frozen", 200, 0.8, 0.60),
@@ -131,7 +131,7 @@ def test_the_common_number_of_a_run_that_did_not_write_it_down_is_the_configurat
 
 def test_the_better_multi_net_with_the_common_steps_is_the_reference():
     table, info = make()
-    # `large_50` and `large_200` reach more, with other budgets; `small` is better on the base alone.
+    # `large_50` and `large_200` reach more, with other budgets; `small` is better only on the base.
     assert references(table, RunInfo.of(info)) == References("large", "large")
     assert references(table, RunInfo.of(info), "mse") == References("large", "large")
     rows = by_title(strategy_table(table, info))

@@ -94,7 +94,7 @@ def test_a_layerwise_forward_pass_predicts_the_same_bits(grown, structure):
     folded, again = fold_norms(fused), fold_structure(grown, structure)
     for name, value in folded.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
-        # With one input channel the strides alone decide how torch convolves.
+        # With one input channel only the strides decide how torch convolves.
         assert again.state_dict()[name].stride() == value.stride(), name
     with torch.no_grad():
         assert torch.equal(again(x), folded(x))

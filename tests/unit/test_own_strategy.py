@@ -83,7 +83,7 @@ def test_what_inherits_from_joint_training_adds_nothing_in_tables(tmp_path: Path
     assert read_run_info(merged).joint_titles == run.info.joint_titles == {"joint", "Mine"}
 
 
-def test_a_configuration_names_it_beside_itself(
+def test_a_configuration_names_it_in_its_own_folder(
     example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mine.yaml"

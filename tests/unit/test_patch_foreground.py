@@ -59,7 +59,7 @@ def test_a_share_of_the_crops_is_centred_and_the_others_stay(sample):
         assert tuple(start) == (BRIGHT[0] - 2, BRIGHT[1] - 4, BRIGHT[2] - 4)
     assert 30 <= centred <= 70
     again = pickle.loads(pickle.dumps(mixed))
-    assert all((again[k][0] == mixed[k][0]).all() for k in (3, 50, 199)), "a function of the item alone"
+    assert all((again[k][0] == mixed[k][0]).all() for k in (3, 50, 199)), "a function of only the item"
 
 
 @pytest.mark.parametrize(("place", "start"), [((0, 0, 39), (0, 0, 32)), ((7, 39, 1), (4, 32, 0))])

@@ -183,7 +183,7 @@ def test_a_worker_s_error_comes_with_its_message_and_ends_all(samples: list[Samp
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_told(spied: PatchDataset, tmp_path: Path) -> None:
+def test_a_killed_worker_raises_an_error(spied: PatchDataset, tmp_path: Path) -> None:
     batches = iter(patch_loader(spied, batch_size=1, workers=1))
     next(batches)
     [file] = (tmp_path / "modules").iterdir()

@@ -95,7 +95,7 @@ def test_a_block_keeps_its_input_and_fused_kernels_and_no_intermediate(count: in
     assert kept <= count * kernel + gates + parts
 
 
-def test_the_plain_block_keeps_its_input_alone() -> None:
+def test_the_plain_block_keeps_only_its_input() -> None:
     plain = PlainBlock(8, 16, 5, activation=False, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 8, 4, 6, 6).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     assert saved_bytes(lambda: plain(x), [x, *plain.parameters()]) == 0

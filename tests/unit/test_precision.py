@@ -151,7 +151,7 @@ def test_what_was_begun_goes_on_in_its_format(
 
 
 def test_an_addition_takes_the_bases_format_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    bfloat16_on_cpu(monkeypatch, tiles=False, vectors=True)  # the rule alone would say float32
+    bfloat16_on_cpu(monkeypatch, tiles=False, vectors=True)  # the rule by itself would say float32
     assert inherit_precision("auto", CPU, "bfloat16").format == "bfloat16"
     assert inherit_precision("float16", CPU, "bfloat16").format == "float16"  # what is named is taken
     assert inherit_precision("auto", CPU, None).format == "float32"  # a model that does not say

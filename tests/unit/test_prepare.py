@@ -182,7 +182,7 @@ def test_processes_make_the_same_bytes(field, tmp_path):
         assert a.image_id == b.image_id
 
 
-def test_some_structures_alone(field, tmp_path):
+def test_only_some_structures(field, tmp_path):
     _, manifest = field
     samples = run(manifest, tmp_path / "cache", structures=["golgi_apparatus"])
     assert [sample.structure for sample in samples] == ["golgi_apparatus"]

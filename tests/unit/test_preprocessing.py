@@ -52,7 +52,7 @@ def test_percentiles_of_a_volume_larger_than_what_is_counted_at_once(monkeypatch
     assert streaming_percentiles(lambda: iter(volume), volume.size, (0, 0.1, 50, 99.9, 100)) == wanted
 
 
-def test_a_hot_pixel_decides_nothing_where_percentiles_are_taken():
+def test_a_hot_pixel_does_not_change_percentiles():
     volume = np.random.default_rng(0).normal(100, 10, (6, 30, 30)).astype(np.float32)
     hot = volume.copy()
     hot[2, 3, 4] = 1e6
@@ -144,7 +144,7 @@ def test_a_blurred_box_reads_only_what_it_needs():
 # -- settings -------------------------------------------------------------------------------------------------
 
 
-def test_the_paper_resamples_y_and_x_alone_with_cubic_splines():
+def test_the_paper_resamples_only_y_and_x_with_cubic_splines():
     own = load_config("paper").data.preprocessing
     assert (own.axes, own.order, own.normalise) == ("xy", 3, "z_score")
     recipe = PreprocessingRecipe.of(own)
@@ -291,7 +291,7 @@ def test_each_setting_is_applied_and_makes_a_volume_of_its_own(row):
         paths.add(sample.signal)
         masks.add(sample.mask)
     assert len(paths) == 5
-    assert len(masks) == 2, "a mask depends on its grid alone"
+    assert len(masks) == 2, "a mask depends only on its grid"
     again = run(row, voxel_size=None, anti_alias=True)
     assert again.signal == run(row, voxel_size=None).signal, "what is not resampled is not blurred"
 
@@ -341,7 +341,7 @@ def test_prediction_from_disk_prepares_as_training_does(tmp_path):
     manifest = Manifest(tmp_path / "manifest.csv", (row,))
     [sample] = prepare(manifest, {2: "train"}, PreprocessingConfig(**UNUSUAL), tmp_path / "cache")
     prepared = np.load(sample.signal).astype(np.float32)
-    assert prepared.shape == (6, 18, 19), "z is left alone"
+    assert prepared.shape == (6, 18, 19), "z is left as it is"
     wanted = resample_to(model.predict(prepared, "dna"), volume.shape)
     done = predict_file(path, "dna", tmp_path / "in.npy", tmp_path / "out.npy", voxel_size=own, device="cpu")
     assert done.grid == prepared.shape

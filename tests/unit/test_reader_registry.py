@@ -1,4 +1,4 @@
-"""Which reader opens what: other packages' formats, what is refused, and every sample of real software."""
+"""Reader of each file: other packages' formats, what is refused, and every sample of real software."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_every_type_order_and_channel(tmp_path: Path, dtype: str, order: str, ch
             got = image.read(last, Region.parse(region) if region else None)
             assert got.dtype == image.dtype
             assert got.flags.c_contiguous
-            assert got.base is None, "an array of its own, not a map of the file"
+            assert got.base is None, "an array in memory, not a map of the file"
             assert np.array_equal(got, want[box])
 
 

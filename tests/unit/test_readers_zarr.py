@@ -24,7 +24,7 @@ from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.errors import ImageError
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of its own deprecated parts
+    warnings.simplefilter("ignore")  # of zarr's deprecated parts
     from ome_zarr.format import FormatV04, FormatV05
     from ome_zarr.writer import write_image
 

@@ -1,4 +1,4 @@
-"""Orders of training: who is beside whom in a batch, and that every image still gets its turn."""
+"""Orders of training: who shares a batch with whom, and that every image still gets its turn."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_without_a_limit_that_binds_the_order_is_the_free_one(batch: int | None,
     assert [k for _, k in map(order.at, range(100))] == [k // 20 for k in range(100)]
 
 
-def test_one_structure_alone_has_the_order_it_has_in_runs() -> None:
+def test_a_single_structure_has_the_order_it_has_in_runs() -> None:
     """So that what an experience of one structure is trained on does not depend on the limit."""
     samples = collection([7])
     grouped, free = GroupedOrder(samples, 0, 4, 1), ShuffledOrder(samples, 0)

@@ -1,4 +1,4 @@
-"""What a configuration may say of strategies: names, options, budgets; and streams in which a structure comes again."""
+"""Strategies in a configuration: names, options, budgets; and streams in which a structure comes again."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def steps_of(options: StrategyConfig, training: TrainingConfig = TRAINING) -> li
     ]
 
 
-def test_steps_are_those_of_additions_alone() -> None:
+def test_steps_are_only_those_of_additions() -> None:
     training = TRAINING.model_copy(update={"base_steps": 9})
     for name in STRATEGY_NAMES:
         full = steps_of(StrategyConfig(name=name), training)
@@ -131,7 +131,7 @@ def test_multi_net_may_leave_the_base_out(samples: list[Sample]) -> None:
     assert differing(state_of(alone), state_of(all_of_them)) == set()
 
 
-def test_steps_may_stand_beside_epochs() -> None:
+def test_steps_may_be_given_with_epochs() -> None:
     training = TrainingConfig(batch_size=2, epochs=3)
     assert steps_of(StrategyConfig(name="ewc"), training) == [30, 15, 15]
     assert steps_of(StrategyConfig(name="ewc", steps=7), training) == [30, 7, 7]

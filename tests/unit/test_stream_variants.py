@@ -52,7 +52,7 @@ def test_one_stream_has_no_name() -> None:
     assert variants(base=KNOWN[:4], images=3) == {"": StreamVariant((KNOWN[:4], ("microtubule",)), 3)}
 
 
-def test_each_seed_of_a_list_is_a_stream_and_the_same_as_alone() -> None:
+def test_each_seed_of_a_list_is_a_stream_and_the_same_as_by_itself() -> None:
     several = variants(base=("dna",), order_seeds=(0, 1, 7))
     assert list(several) == ["order-0", "order-1", "order-7"]
     for seed in (0, 1, 7):
@@ -87,7 +87,7 @@ def test_a_base_may_be_the_first_k_of_the_order() -> None:
         variants(base=4, order=KNOWN[:3])
 
 
-def test_a_base_of_k_is_taken_after_shuffling_and_has_one_order_of_its_own() -> None:
+def test_a_base_of_k_is_taken_after_shuffling_and_has_a_separate_order() -> None:
     shuffled = variants(order_seeds=tuple(range(12)))
     based = variants(base=2, order_seeds=tuple(range(12)))
     for name, variant in based.items():

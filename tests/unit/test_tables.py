@@ -123,7 +123,7 @@ def test_other_numbers_of_images_are_never_averaged():
         "easiest-first": ("easiest-first",),
     }
     info["finished"].remove(["ours", "order-1-images-4", 0])
-    assert strategy_table(table, info)[0]["seeds"] == 2  # of images-2 alone
+    assert strategy_table(table, info)[0]["seeds"] == 2  # only of images-2
 
 
 def test_the_strategy_table_has_all_measures():
@@ -142,7 +142,7 @@ def test_the_strategy_table_has_all_measures():
     assert strategy_table(*make(), areas=areas)[0]["area_r2"] == pytest.approx(0.3)
 
 
-def test_averages_over_part_of_the_structures_are_not_shown_beside_the_others():
+def test_averages_over_part_of_the_structures_are_not_shown_with_the_others():
     table, info = make()
     whole = ResultsTable([row for row in table if not (row.strategy == "multi" and row.structure == "a")])
     before, after = ({row["strategy"]: row for row in strategy_table(of, info)} for of in (table, whole))

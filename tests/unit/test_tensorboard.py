@@ -103,7 +103,7 @@ def test_what_is_written_again_after_an_interruption_does_not_stand_twice(tmp_pa
     assert scalars(found, "test/dna/r2") == [(20, 0.5), (40, 0.25)]
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
     for _ in range(2):
         events = TensorBoardLogger(tmp_path, every=1)
         events.begin(fake())

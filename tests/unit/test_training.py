@@ -1,4 +1,4 @@
-"""What a training loop decides besides weights: how long, how fast, how precisely, and which state is kept."""
+"""Decisions of a training loop besides weights: how long, how fast, how precisely, and which state is kept."""
 
 from __future__ import annotations
 

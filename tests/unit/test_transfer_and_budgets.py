@@ -51,7 +51,7 @@ def both(values):
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_forward_transfer_is_against_a_network_of_its_own(place):
+def test_forward_transfer_is_against_a_separate_network(place):
     (_, ours), (_, alone) = both(OURS)[place], both(ALONE)[place]
     # Just after learning: a 0.8, b -0.2, c 0.4, d 0.3; alone 0.7, -0.4, 0.5, 0.1. What came later does not count.
     expected = {"a": 0.1, "b": 0.2, "c": -0.1, "d": 0.2}

@@ -1,4 +1,4 @@
-"""What the processes of a run read in its work.json is what the run holds, down to the types: samples are hashed."""
+"""The file work.json: its processes read what the run holds, down to the types, because samples are hashed."""
 
 from __future__ import annotations
 

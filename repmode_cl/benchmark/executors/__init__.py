@@ -1,1 +1,1 @@
-"""Where the trials of a benchmark are computed: processes here, or a Dask cluster."""
+"""Executors of a benchmark's trials: processes here, or a Dask cluster."""

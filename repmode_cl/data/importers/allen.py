@@ -1,7 +1,7 @@
 """Import of the public label-free collection: twelve structures from the CSVs of its data sets.
 
 Each transmitted-light stack of the collection shows one tagged structure and, in another channel, DNA. DNA has no
-data set of its own: its rows are drawn from those of the others, within their splits, so that no image trains one
+separate data set: its rows are drawn from those of the others, within their splits, so that no image trains one
 structure and tests another. Splits and draws follow the scripts published with the paper exactly: with seed 42
 they are the published ones.
 """

@@ -75,7 +75,7 @@ class ImportedRows:
 
 
 def write_imported(
-    path: str | Path, found: ImportedRows, *, keep_going: bool = False, overwrite: bool = False
+    path: str | Path, imported: ImportedRows, *, keep_going: bool = False, overwrite: bool = False
 ) -> None:
     """Write the manifest of an import.
 
@@ -83,7 +83,7 @@ def write_imported(
     ----------
     path
         The manifest.
-    found
+    imported
         Its rows.
     keep_going
         Skip what cannot be imported.
@@ -99,16 +99,16 @@ def write_imported(
     path = Path(path)
     if path.exists() and not overwrite:
         raise ManifestError(f"{path} is there already: choose another name, or give --overwrite")
-    if found.skipped and not keep_going:
-        if len(found.skipped) == 1:
-            raise ManifestError(f"{found.skipped[0]} (--keep-going leaves it out)")
-        lines = [f"  {line}" for line in skipped_lines(found.skipped)]
-        count = f"{len(found.skipped)} things cannot be taken (--keep-going leaves them out):"
+    if imported.skipped and not keep_going:
+        if len(imported.skipped) == 1:
+            raise ManifestError(f"{imported.skipped[0]} (--keep-going leaves it out)")
+        lines = [f"  {line}" for line in skipped_lines(imported.skipped)]
+        count = f"{len(imported.skipped)} things cannot be imported (--keep-going leaves them out):"
         raise ManifestError("\n".join([count, *lines]))
-    if not found.rows:
-        why = f"; left out was everything, first {found.skipped[0]}" if found.skipped else ""
+    if not imported.rows:
+        why = f"; left out was everything, first {imported.skipped[0]}" if imported.skipped else ""
         raise ManifestError(f"nothing was found that a manifest could list; nothing was written{why}")
-    write_manifest(path, found.rows)
+    write_manifest(path, imported.rows)
 
 
 def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
@@ -144,9 +144,9 @@ def structure_from_channel(name: str, option: str = "--target") -> str:
     StructureError
         If none can be made from it.
     """
-    made = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    structure = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     try:
-        return check_structure_name(made)
+        return check_structure_name(structure)
     except StructureError:
         raise StructureError(
             f"no structure's name can be made of the channel {name!r}: name it, such as {option} dna={name}"
@@ -163,15 +163,15 @@ def check_targets(targets: Mapping[str, str] | None) -> dict[str, str]:
     StructureError
         If a structure's name is not valid.
     """
-    found: dict[str, str] = {}
+    structure_of: dict[str, str] = {}
     for structure, channel in (targets or {}).items():
         check_structure_name(structure)
-        if channel in found:
+        if channel in structure_of:
             raise ManifestError(
-                f"the channel {channel!r} is the target of {found[channel]} and of {structure}"
+                f"the channel {channel!r} is the target of {structure_of[channel]} and of {structure}"
             )
-        found[channel] = structure
-    return found
+        structure_of[channel] = structure
+    return structure_of
 
 
 def read_table(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

@@ -1,7 +1,7 @@
 """Patches for training and whole volumes for evaluation, cut from prepared `.npy` files.
 
 What is cut is a pure function of (seed, structure, epoch, image), so that a dataset holds no state: any
-number of loader workers, a run that is resumed, and every strategy get the identical patches. SHA-256 alone
+number of loader workers, a run that is resumed, and every strategy get the identical patches. Only SHA-256
 decides, because the streams of a random generator may change with the version of the library.
 """
 

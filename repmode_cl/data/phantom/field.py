@@ -27,7 +27,7 @@ SMALLEST_SHAPE = (8, 16, 16)
 #: Voxels on each side that are computed and cut off, so that no surface or wrap-round shows at the border.
 MARGIN = 8
 #: Largest error of the stage's height, as part of the field's depth. Nobody focuses every field alike; and
-#: where all fields lay at one height, a network could score by the height alone, without looking at the image.
+#: where all fields lay at one height, a network could score by the height, without looking at the image.
 DRIFT = 0.25
 
 

@@ -100,7 +100,7 @@ def light_transfer(shape: tuple[int, int, int], voxel: tuple[float, float, float
         2 (2 pi / wavelength) dz n(k) P(s + k) sin(2 pi (g(s + k) - g(s)) z)
 
     to the contrast, where P is the objective's pupil, g(q) = sqrt((m / wavelength)^2 - q^2) and m the
-    medium's index. The cone is summed numerically; it is round, so the sum depends on abs(k) alone and is
+    medium's index. The cone is summed numerically; it is round, so the sum depends only on abs(k) and is
     tabulated.
 
     The lamp stands above and the objective below (an inverted microscope), so a dense body gathers light

@@ -155,9 +155,9 @@ def _write_tiff(path: Path, images: dict[str, NDArray[np.uint16]], voxel: tuple[
     stack = np.stack(list(images.values()))
     # OME-XML carries an identifier that tifffile would draw at random.
     name = uuid.UUID(bytes=hashlib.sha256(stack.tobytes()).digest()[:16])
-    with replacing(path) as beside:
+    with replacing(path) as temporary:
         tifffile.imwrite(
-            beside,
+            temporary,
             stack,
             ome=True,
             photometric="minisblack",

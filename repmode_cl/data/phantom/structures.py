@@ -1,4 +1,4 @@
-"""What each structure looks like: its density on the grid, its refractive index, and how its label glows.
+"""Appearance of each structure: its density on the grid, its refractive index, and how its label glows.
 
 Densities are 1 where a structure fills a voxel as densely as it does in life. Refractive indices are excesses
 over the cytosol at density 1, from quantitative phase imaging of living cells where there is a measurement,

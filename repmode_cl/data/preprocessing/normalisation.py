@@ -87,7 +87,7 @@ def z_score(
     for piece in pieces():
         low, high = min(low, float(piece.min())), max(high, float(piece.max()))
         total += float(piece.sum(dtype=np.float64))
-        # NaN compares false with everything, so that a minimum alone might miss it; the sum does not.
+        # NaN compares false with everything, so that a minimum might miss it; the sum does not.
         if not math.isfinite(total):
             raise ImageError("a voxel is NaN or infinite; replace such voxels or leave them out by a region")
     if low == high:

@@ -1,6 +1,6 @@
 """Resampling of volumes to another voxel size, with an optional Gaussian blur against aliasing.
 
-Detail finer than the new voxels would else leave a pattern of its own. The blur's deviation along an axis that shrinks
+Detail finer than the new voxels would else leave a false pattern. The blur's deviation along an axis that shrinks
 by a factor f is (f - 1) / 2 voxels, as in scikit-image's ``resize``.
 """
 

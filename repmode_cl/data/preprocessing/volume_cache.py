@@ -60,9 +60,9 @@ class VolumeCache:
         Its bytes are read only if its time differs from the recorded one.
         """
         path = self.path(key)
-        beside = path.with_suffix(".json")
+        record = path.with_suffix(".json")
         try:
-            about = json.loads(beside.read_text(encoding="utf-8"))
+            about = json.loads(record.read_text(encoding="utf-8"))
             shape, size, digest = about["shape"], about["bytes"], about["sha256"]
             stat = path.stat()
             if stat.st_size != size:
@@ -71,7 +71,7 @@ class VolumeCache:
                 if sha256_file(path) != digest:
                     return None
                 # Copied, for example: the bytes are the same.
-                write_json(beside, {**about, "mtime_ns": stat.st_mtime_ns})
+                write_json(record, {**about, "mtime_ns": stat.st_mtime_ns})
             return int(shape[0]), int(shape[1]), int(shape[2])
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return None
@@ -92,8 +92,8 @@ class VolumeCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         try:
-            with replacing(path) as beside:
-                np.save(beside, np.ascontiguousarray(volume), allow_pickle=False)
+            with replacing(path) as temporary:
+                np.save(temporary, np.ascontiguousarray(volume), allow_pickle=False)
         except PermissionError:
             # Windows does not replace a file that another process has mapped. Then that process holds the
             # same volume, unless the cache cannot be written at all.

@@ -166,7 +166,7 @@ class ImageReader(AbstractContextManager["ImageReader"]):
 
     @property
     def random_access(self) -> bool:
-        """Whether reading a small region costs little."""
+        """True if reading a small region costs little."""
         return self._current.random_access
 
     def channel_index(self, channel: str | int | None) -> int:

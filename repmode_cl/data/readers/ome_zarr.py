@@ -151,7 +151,7 @@ class OmeZarrReader(ImageReader):
             if claimed > _SMALL:
                 self._check_stored(layout.array, chosen, claimed)
             self._check_blosc(layout.array, chosen)
-            found = np.asarray(layout.array[tuple(chosen)])
+            stored = np.asarray(layout.array[tuple(chosen)])
         except ImageError:
             raise
         except Exception as error:
@@ -160,7 +160,7 @@ class OmeZarrReader(ImageReader):
             ) from error
         order = [layout.axes.index(axis) for axis in "ZYX" if axis in layout.axes]
         others = [place for place in range(len(layout.axes)) if place not in order]
-        volume = found.transpose(others + order).reshape(shape)
+        volume = stored.transpose(others + order).reshape(shape)
         return np.array(volume, self._info(scene).dtype, order="C")
 
     def _check_stored(self, array: Any, box: Sequence[slice], claimed: int) -> None:
@@ -202,27 +202,27 @@ def _open_group(path: Path | str) -> Any:
 
     try:
         if is_url(path):
-            found = zarr.open(FsspecStore.from_url(str(path), read_only=True), mode="r")
+            group = zarr.open(FsspecStore.from_url(str(path), read_only=True), mode="r")
         else:
-            found = zarr.open(LocalStore(path, read_only=True), mode="r")
+            group = zarr.open(LocalStore(path, read_only=True), mode="r")
     except ImportError as error:  # fsspec says which of its back ends is missing
         raise ImageError(
             f"{path}: reading from there needs a further package ({reason(error)}); pip install it"
         ) from error
     except Exception as error:
         raise ImageError(f"{path}: not readable as Zarr ({reason(error)})") from error
-    if not isinstance(found, zarr.Group):
+    if not isinstance(group, zarr.Group):
         raise ImageError(
             f"{path}: a Zarr array by itself; give the folder of the OME-Zarr image that it belongs to, which says "
             "what its axes are"
         )
-    return found
+    return group
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return OME-Zarr's part of a group's attributes: below ``ome`` from 0.5 on."""
-    found = attributes.get("ome")
-    return found if isinstance(found, Mapping) else attributes
+    ome = attributes.get("ome")
+    return ome if isinstance(ome, Mapping) else attributes
 
 
 def _scenes(root: Any, attributes: Mapping[str, Any], path: Path | str) -> list[tuple[str, int]]:
@@ -256,7 +256,7 @@ def _axes(axes: Any, count: int) -> tuple[str, list[str | None]]:
         axes = list("tczyx")
     if len(axes) != count:
         raise ImageError(f"{len(axes)} axes of an array with {count}")
-    named = [{"name": axis} if isinstance(axis, str) else axis for axis in axes]  # 0.3: names alone
+    named = [{"name": axis} if isinstance(axis, str) else axis for axis in axes]  # 0.3: only names
     letters = [str(axis["name"]).upper() for axis in named]
     return "".join(axis if axis in "TCZYX" and axis else "?" for axis in letters), [
         axis.get("unit") for axis in named
@@ -275,16 +275,16 @@ def _voxel_size(
                 if step.get("type") == "scale":
                     stated |= source is dataset
                     sizes = [size * float(factor) for size, factor in zip(sizes, step["scale"], strict=True)]
-        found = []
+        lengths = []
         for axis in "ZYX":
             place = axes.index(axis)
             factor = to_um(units[place] or "")
             if factor is None or not 0 < sizes[place] * factor < float("inf"):
                 return None
-            found.append(sizes[place] * factor)
+            lengths.append(sizes[place] * factor)
     except (ValueError, TypeError, AttributeError, KeyError):
         return None
-    return (found[0], found[1], found[2]) if stated else None
+    return (lengths[0], lengths[1], lengths[2]) if stated else None
 
 
 def _channel_names(attributes: Mapping[str, Any], count: int) -> tuple[str, ...]:
@@ -320,5 +320,6 @@ def _size_of(root: Path | str, key: str) -> int | None:
         return None
 
 
-def _first(found: Any, otherwise: Any) -> Any:
-    return found[0] if isinstance(found, Sequence) and found and isinstance(found[0], Mapping) else otherwise
+def _first(entries: Any, otherwise: Any) -> Any:
+    is_list = isinstance(entries, Sequence) and entries and isinstance(entries[0], Mapping)
+    return entries[0] if is_list else otherwise

@@ -101,10 +101,10 @@ def find_channel(channel: str | int | None, names: Sequence[str], path: Path | s
         raise ImageError(f"{path}: no channel is named, and there are {len(names)}: {listed}; name one")
     if isinstance(channel, int) and 0 <= channel < len(names):
         return int(channel)
-    found = [number for number, name in enumerate(names) if name == str(channel)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = [number for number, name in enumerate(names) if name == str(channel)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise ImageError(f"{path}: several channels are named {channel!r}: {listed}; give the number instead")
     if isinstance(channel, str) and channel.isascii() and channel.isdigit() and int(channel) < len(names):
         return int(channel)

@@ -184,27 +184,27 @@ def _head_of(path: Path) -> bytes | None:
 
 def _plugin(path: Path | str, head: bytes) -> Callable[..., ImageReader] | None:
     """Return the opener of the first format of other packages that recognises a file."""
-    for name, found in _plugins():
+    for name, plugin in _plugins():
         try:
-            mine = found.recognises(path, head)
+            mine = plugin.recognises(path, head)
         except Exception as error:  # of another package: whatever it raises
             raise ImageError(
                 f"{path}: the reader {name!r} of another package fails on it ({error})"
             ) from error
         if mine:
-            return found.open
+            return plugin.open
     return None
 
 
 @cache
 def _plugins() -> tuple[tuple[str, ReaderFormat], ...]:
-    found = []
+    plugins = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         try:
-            found.append((entry.name, entry.load()))
+            plugins.append((entry.name, entry.load()))
         except Exception as error:
             raise ImageError(
                 f"the image reader {entry.name!r} ({entry.value}) of another package cannot be loaded ({error}); "
                 "install that package again, or remove it"
             ) from error
-    return tuple(found)
+    return tuple(plugins)

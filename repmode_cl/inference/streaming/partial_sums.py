@@ -1,4 +1,4 @@
-"""Partial sums of a prediction from disk to disk: what one block leaves to the next, in files beside the output.
+"""Partial sums of a prediction from disk to disk: what one block leaves to the next, in files next to the output.
 
 Each axis has two slots, used in turn, so that writing what a block leaves never touches what it continued: a process
 may die at any instant, and the block is computed again from the same sums.

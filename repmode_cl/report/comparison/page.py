@@ -1,4 +1,4 @@
-"""The page of a comparison: three ways to one structure, what each gives, damages and costs, without a network."""
+"""Page of a comparison: what each method gives, damages and costs; it loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -73,12 +73,14 @@ def build_comparison(folder: str | Path) -> Path:
         findings=[_typeset(line) for line in findings(comparison)],
         metrics=[(heading, meaning) for _, heading, _, meaning in _METRICS],
         rows=_rows(comparison),
-        has_truth=any(change.truth_before is not None for way in comparison.ways for change in way.changes),
+        has_truth=any(
+            change.truth_before is not None for method in comparison.methods for change in method.changes
+        ),
         held_out={"test": "test", "val": "validation"}.get(comparison.held_out, comparison.held_out),
         images=comparison.images,
-        ways=[way.title for way in comparison.ways],
+        methods=[method.title for method in comparison.methods],
         below=number(LOWEST_LEARNING["r2"])
-        if any(r2 < LOWEST_LEARNING["r2"] for way in comparison.ways for _, r2 in way.curve)
+        if any(r2 < LOWEST_LEARNING["r2"] for method in comparison.methods for _, r2 in method.curve)
         else None,
         changed=_changed(comparison),
         changed_pictures=changed_pictures,
@@ -91,7 +93,7 @@ def build_comparison(folder: str | Path) -> Path:
 
 
 def _data(comparison: Comparison) -> list[tuple[str, str]]:
-    rates = [f"{way.learning_rate:g}" for way in comparison.ways]
+    rates = [f"{method.learning_rate:g}" for method in comparison.methods]
     same = len(set(rates)) == 1
     return [
         ("learned from", f"{comparison.training_images} images"),
@@ -103,30 +105,30 @@ def _data(comparison: Comparison) -> list[tuple[str, str]]:
 def _rows(comparison: Comparison) -> list[dict[str, Any]]:
     best = {}
     for metric, _, larger, _ in _METRICS:
-        values = [way.metrics[metric] for way in comparison.ways if metric in way.metrics]
+        values = [method.metrics[metric] for method in comparison.methods if metric in method.metrics]
         best[metric] = (max(values) if larger else min(values)) if values else None
     rows = []
-    for style, way in enumerate(comparison.ways):
+    for style, method in enumerate(comparison.methods):
         cells = []
         for metric, *_ in _METRICS:
-            value = way.metrics.get(metric)
+            value = method.metrics.get(metric)
             # What the terminal shows, with the signs of a page.
-            text = metric_text(way, metric).replace("-", "–" if value is None else "\N{MINUS SIGN}")  # noqa: RUF001
+            text = metric_text(method, metric).replace("-", "–" if value is None else "\N{MINUS SIGN}")  # noqa: RUF001
             cells.append({"text": text, "best": value is not None and value == best[metric]})
-        difference, more = damage_text(way)
+        difference, more = damage_text(method)
         rows.append(
             {
                 "style": style,
-                "way": way.title,
+                "method": method.title,
                 "cells": cells,
-                "unharmed": way.identical,
+                "unharmed": method.identical,
                 "damage": difference,
                 "of": _typeset(more),
-                "lost": _signed(way.lost),
-                "seconds": seconds_text(way.seconds),
-                "steps": way.steps,
-                "stored": stored_text(way),
-                "parameters": count_text(way.parameters),
+                "lost": _signed(method.lost),
+                "seconds": seconds_text(method.seconds),
+                "steps": method.steps,
+                "stored": stored_text(method),
+                "parameters": count_text(method.parameters),
             }
         )
     return rows
@@ -146,13 +148,13 @@ def _signed(value: float | None) -> str:
 
 
 def _changed(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return one row per structure of the model, with one cell per way that has to do with the model."""
-    ways = [(style, way) for style, way in enumerate(comparison.ways) if way.changes]
+    """Return one row per structure of the model, with one cell per method that has to do with the model."""
+    methods = [(style, method) for style, method in enumerate(comparison.methods) if method.changes]
     rows = []
     for place, name in enumerate(comparison.known):
-        cells = [_change(style, way, way.changes[place]) for style, way in ways]
-        before = next((way.changes[place].truth_before for _, way in ways), None)
-        images = next((way.changes[place].images for _, way in ways), 0)
+        cells = [_change(style, method, method.changes[place]) for style, method in methods]
+        before = next((method.changes[place].truth_before for _, method in methods), None)
+        images = next((method.changes[place].images for _, method in methods), 0)
         rows.append(
             {
                 "structure": readable(name),
@@ -164,11 +166,11 @@ def _changed(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def _change(style: int, way: MethodResult, change: PredictionChange) -> dict[str, Any]:
+def _change(style: int, method: MethodResult, change: PredictionChange) -> dict[str, Any]:
     kept = 1.0 if change.identical else 0.0 if change.r2 is None else min(max(change.r2, 0.0), 1.0)
     return {
         "style": style,
-        "way": way.title,
+        "method": method.title,
         "identical": change.identical,
         "width": f"{100 * kept:.1f}%",
         "r2": "1.000" if change.identical else likeness_text(change).removeprefix("R2 "),
@@ -180,19 +182,19 @@ def _change(style: int, way: MethodResult, change: PredictionChange) -> dict[str
 
 def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
     """Draw validation R2 against steps and against seconds of training: equal steps cost unequal time."""
-    ways = [(style, way) for style, way in enumerate(comparison.ways) if len(way.curve) > 1]
-    if not ways:
+    methods = [(style, method) for style, method in enumerate(comparison.methods) if len(method.curve) > 1]
+    if not methods:
         return []
-    values = [r2 for _, way in ways for _, r2 in way.curve]
+    values = [r2 for _, method in methods for _, r2 in method.curve]
     low, high = max(min(*values, 0.0), LOWEST_LEARNING["r2"]), max(*values, 0.05)
     margin = 0.05 * (high - low)
     charts = []
     for heading, by_time in (("optimiser steps", False), ("seconds of training", True)):
         lines = []
-        for style, way in ways:
-            pace = way.seconds / way.steps if by_time and way.steps else 1.0
-            points = tuple((step * pace, r2) for step, r2 in way.curve)
-            lines.append(Line(style, way.title, points))
+        for style, method in methods:
+            pace = method.seconds / method.steps if by_time and method.steps else 1.0
+            points = tuple((step * pace, r2) for step, r2 in method.curve)
+            lines.append(Line(style, method.title, points))
         end = max(x for line in lines for x, _ in line.points)
         svg = line_chart(
             lines[::-1],
@@ -208,7 +210,7 @@ def _curves(comparison: Comparison) -> list[tuple[str, Markup]]:
 
 def _pictures(comparison: Comparison, notes: list[str]) -> Slices | None:
     predictions = {}
-    for method in comparison.ways:
+    for method in comparison.methods:
         try:
             predictions[method.title] = read_prediction(comparison.folder / method.key / "prediction.npz")
         except RepmodeError as error:
@@ -227,7 +229,7 @@ def _changed_pictures(comparison: Comparison, notes: list[str]) -> Slices | None
         return None
     for path in sorted((comparison.folder / method.key).glob("worst-*.npz")):
         name = path.stem.removeprefix("worst-")
-        if comparison.ways[0].identical:
+        if comparison.methods[0].identical:
             before = f"and, bit for bit, after adding {readable(comparison.structure)}"
         else:
             before = "what the model predicts"

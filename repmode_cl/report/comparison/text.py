@@ -1,4 +1,4 @@
-"""What a comparison says, in words and as a table: the terminal and the page show the same."""
+"""Text and terminal table of a comparison; its page shows the same."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ __all__ = [
 _LEVEL = 0.01
 
 
-def metric_text(way: MethodResult, metric: str) -> str:
+def metric_text(method: MethodResult, metric: str) -> str:
     """Return a figure with three digits; ``-`` where it does not exist, and words for an R2 far below 0."""
-    if metric not in way.metrics:
+    if metric not in method.metrics:
         return "-"
-    value = way.metrics[metric]
+    value = method.metrics[metric]
     if metric == "mse" and value >= 1000:
         return f"{value:.2g}"
     return _ascii(r2_text(value) if metric == "r2" else number(value, 3))
 
 
-def stored_text(way: MethodResult) -> str:
+def stored_text(method: MethodResult) -> str:
     """Return what has to be stored besides the model: sizes of files."""
-    return count_text(way.bytes, "B")
+    return count_text(method.bytes, "B")
 
 
 def change_text(change: PredictionChange) -> tuple[str, str]:
@@ -64,23 +64,23 @@ def likeness_text(change: PredictionChange) -> str:
     return "R2 below 0" if change.r2 < 0 else f"R2 {change.r2:.3f}"
 
 
-def damage_text(way: MethodResult) -> tuple[str, str]:
+def damage_text(method: MethodResult) -> tuple[str, str]:
     """Return what became of the model's structures, as `change_text` does of the one that changed most."""
-    if way.key == OWN_NETWORK:
+    if method.key == OWN_NETWORK:
         return "0", "not involved"
-    if way.worst is None:
+    if method.worst is None:
         return "0", "bit-identical"
-    difference, likeness = change_text(way.worst)
-    return difference, f"{likeness}, {_spoken(way.worst.structure)}"
+    difference, likeness = change_text(method.worst)
+    return difference, f"{likeness}, {_spoken(method.worst.structure)}"
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """Return a sentence on each way, so that nobody has to know what the columns mean, and one where none learned."""
+    """Return a sentence on each method, for readers who do not know the columns, and one where none learned."""
     lines = [
-        f"{way.title}: {_learned(way, comparison[ADDING])}; {_kept(way, comparison)}; {_to_store(way)}."
-        for way in comparison.ways
+        f"{method.title}: {_learned(method, comparison[ADDING])}; {_kept(method, comparison)}; {_to_store(method)}."
+        for method in comparison.methods
     ]
-    reached = [way.metrics["r2"] for way in comparison.ways if "r2" in way.metrics]
+    reached = [method.metrics["r2"] for method in comparison.methods if "r2" in method.metrics]
     if all(r2 < _LEVEL for r2 in reached):
         best = f": R2 on held-out images is at most {_ascii(r2_text(max(reached)))}" if reached else ""
         lines.append(
@@ -90,12 +90,12 @@ def findings(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _learned(way: MethodResult, adding: MethodResult) -> str:
-    if "r2" not in way.metrics:
+def _learned(method: MethodResult, adding: MethodResult) -> str:
+    if "r2" not in method.metrics:
         return "its predictions are no finite numbers"
-    own, of_adding = way.metrics["r2"], adding.metrics.get("r2")
+    own, of_adding = method.metrics["r2"], adding.metrics.get("r2")
     text = f"R2 {_ascii(r2_text(own))}"
-    if way is adding or of_adding is None or max(own, of_adding) < DIVERGED:
+    if method is adding or of_adding is None or max(own, of_adding) < DIVERGED:
         return text
     ahead = own - of_adding
     if abs(ahead) < _LEVEL:
@@ -105,14 +105,14 @@ def _learned(way: MethodResult, adding: MethodResult) -> str:
     return f"{text}, {distance}{'above' if ahead > 0 else 'below'} adding"
 
 
-def _kept(way: MethodResult, comparison: Comparison) -> str:
-    if way.key == OWN_NETWORK:
+def _kept(method: MethodResult, comparison: Comparison) -> str:
+    if method.key == OWN_NETWORK:
         return "the model is not involved"
-    count, worst = len(comparison.known), way.worst
+    count, worst = len(comparison.known), method.worst
     if worst is None:
         those = f"the {count} structures" if count > 1 else "the one structure"
         return f"{those} of the model predicted bit for bit as before"
-    changed = sum(not change.identical for change in way.changes)
+    changed = sum(not change.identical for change in method.changes)
     those = f"{changed} of the {count}" if changed < count else f"all {count}" if count > 1 else "the one"
     of = "structures" if count > 1 else "structure"
     text = (
@@ -125,9 +125,9 @@ def _kept(way: MethodResult, comparison: Comparison) -> str:
         text += f" (its prediction before was constant, changed by up to {difference} z-score units)"
     else:
         text += f" ({likeness} against before, up to {difference} z-score units)"
-    if way.lost is not None and abs(way.lost) >= _LEVEL:
-        verb = "less" if way.lost > 0 else "more"
-        text += f", and on average {lost_text(abs(way.lost))} R2 {verb} on images of their own"
+    if method.lost is not None and abs(method.lost) >= _LEVEL:
+        verb = "less" if method.lost > 0 else "more"
+        text += f", and on average {lost_text(abs(method.lost))} R2 {verb} on images of their own"
     return text
 
 
@@ -136,10 +136,10 @@ def lost_text(value: float) -> str:
     return "more than 1" if value > 1 else number(value, 3)
 
 
-def _to_store(way: MethodResult) -> str:
-    if way.key == FINE_TUNING:
-        return f"a second model of {stored_text(way)}, or one in place of the first"
-    return f"{stored_text(way)} more to store"
+def _to_store(method: MethodResult) -> str:
+    if method.key == FINE_TUNING:
+        return f"a second model of {stored_text(method)}, or one in place of the first"
+    return f"{stored_text(method)} more to store"
 
 
 def _ascii(text: str) -> str:
@@ -157,8 +157,8 @@ def render_terminal(comparison: Comparison) -> Table:
 
     held_out = {"val": "validation"}.get(comparison.held_out, comparison.held_out)
     images = f"{comparison.images} {held_out} image{'s' if comparison.images > 1 else ''}"
-    shown = Table(
-        title=f"{comparison.structure}: {images}, {comparison.ways[0].steps} steps each",
+    table = Table(
+        title=f"{comparison.structure}: {images}, {comparison.methods[0].steps} steps each",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         pad_edge=False,
@@ -168,16 +168,16 @@ def render_terminal(comparison: Comparison) -> Table:
         "stored: files besides the model",
         caption_justify="left",
     )
-    shown.add_column("way", overflow="fold")
+    table.add_column("method", overflow="fold")
     for heading in ("R2", "Pearson", "MSE", "change", "training", "stored"):
-        shown.add_column(heading, justify="right", overflow="fold")
-    for way in comparison.ways:
-        shown.add_row(*_cells(way))
-    return shown
+        table.add_column(heading, justify="right", overflow="fold")
+    for method in comparison.methods:
+        table.add_row(*_cells(method))
+    return table
 
 
-def _cells(way: MethodResult) -> Sequence[str]:
+def _cells(method: MethodResult) -> Sequence[str]:
     # Broken here, because the terminal would break names to fit a long cell into 80 characters.
-    change = "\n".join(damage_text(way)).replace(", ", "\n")
-    figures = [metric_text(way, metric) for metric in ("r2", "pearson", "mse")]
-    return way.title, *figures, change, seconds_text(way.seconds), stored_text(way)
+    change = "\n".join(damage_text(method)).replace(", ", "\n")
+    figures = [metric_text(method, metric) for metric in ("r2", "pearson", "mse")]
+    return method.title, *figures, change, seconds_text(method.seconds), stored_text(method)

@@ -16,7 +16,7 @@ DASH = "–"  # noqa: RUF001 - what a reader expects in an empty cell
 
 @dataclass(frozen=True)
 class TableCell:
-    """What stands in a cell, the smaller line below it, what it is sorted by, and its CSS class."""
+    """Cell of a table: its text, the smaller line below it, its value for sorting, and its CSS class."""
 
     text: str
     small: str = ""
@@ -26,7 +26,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row: the number of the strategy whose colour it has, all that must be chosen for it, its structure."""
+    """Row of a table: the number of the strategy whose colour it has, all that must be chosen for it, its structure."""
 
     cells: tuple[TableCell, ...]
     key: int | None = None

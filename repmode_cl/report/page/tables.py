@@ -208,7 +208,7 @@ def _budgets(run: Run, scope: Scope, metric: str) -> PageTable:
     clock = next((row["clock"] for row in rows), "processor")
     goal = next((row["multi_net"] for row in rows), "")
     caption = (
-        "Each budget is a run of its own with a whole schedule, not the middle of a longer one. The smallest whose "
+        "Each budget is a separate run with a whole schedule, not the middle of a longer one. The smallest whose "
         f"{METRIC_NAMES[metric]} just after learning, averaged over the added structures, is at least that of "
         f"{goal}, the best Multi-Net with the common steps; seconds are {clock} time per structure."
     )

@@ -83,46 +83,46 @@ def volume_mosaics(
     count = sum(len(of) + 2 for of in files.values() if of)
     limit = _VOXELS / max(count, 1)
     while True:
-        said: list[str] = []
-        stacks = {name: _read(name, of, limit, said) for name, of in files.items()}
-        found = {name: stack for name, stack in stacks.items() if stack is not None}
-        made: dict[str, dict[str, Any]] = {}
+        messages: list[str] = []
+        read = {name: _read(name, of, limit, messages) for name, of in files.items()}
+        stacks = {name: stack for name, stack in read.items() if stack is not None}
+        mosaics: dict[str, dict[str, Any]] = {}
         size = 0
         for quality in _QUALITIES:
-            made = {name: _encoded(stack, quality) for name, stack in found.items()}
-            size = sum(len(panel["uri"]) for one in made.values() for panel in one["panels"])
+            mosaics = {name: _encoded(stack, quality) for name, stack in stacks.items()}
+            size = sum(len(panel["uri"]) for one in mosaics.values() for panel in one["panels"])
             if size <= budget:
                 break
         if size <= budget or limit < 1000:
-            notes += said
-            return made
+            notes += messages
+            return mosaics
         limit *= 0.85 * budget / size
 
 
 def _read(structure: str, files: Mapping[str, Path], limit: float, notes: list[str]) -> _Stack | None:
-    found: dict[str, Prediction] = {}
+    predictions: dict[str, Prediction] = {}
     for title, path in files.items():
         try:
-            found[title] = read_prediction(path)
+            predictions[title] = read_prediction(path)
         except RepmodeError as error:
             notes.append(str(error))
-    if not found:
+    if not predictions:
         return None
-    first = next(iter(found.values()))
-    for title in [title for title, one in found.items() if one.target.shape != first.target.shape]:
+    first = next(iter(predictions.values()))
+    for title in [title for title, one in predictions.items() if one.target.shape != first.target.shape]:
         notes.append(f"{title} kept another test image of {structure}, so its pictures are not shown")
-        del found[title]
+        del predictions[title]
     target = first.target
     size = _size(target.shape, limit)
     truth = _reduced(target, size)
-    predicted = {title: _reduced(one.prediction, size) for title, one in found.items()}
+    predicted = {title: _reduced(one.prediction, size) for title, one in predictions.items()}
     low, high = _ends([truth, *predicted.values()])
     signal = _reduced(first.signal, size)
     dark, bright = contrast(signal, 0.5, 99.5)
     window = contrast(target, 0.5, 99.7)
     errors = np.concatenate([np.abs(one - truth).ravel() for one in predicted.values()])
     errors = errors[np.isfinite(errors)]
-    metrics = {title: image_metrics(one.prediction, one.target) for title, one in found.items()}
+    metrics = {title: image_metrics(one.prediction, one.target) for title, one in predictions.items()}
     return _Stack(
         {
             "signal": _levels(signal, dark, bright),

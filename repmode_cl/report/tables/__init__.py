@@ -105,7 +105,7 @@ class RunTables:
     strategies
         Rows of `strategy_table` with verdicts (`add_verdicts`).
     structures
-        Rows of `structure_table` with the metrics beside each other.
+        Rows of `structure_table` with the metrics side by side.
     of_metric
         Metric (r2, mse, pearson) -> rows of `structure_table`, for `wide_structures`.
     comparisons
@@ -165,7 +165,7 @@ def run_tables(
     table = strategy_table(results, info, streams=streams, areas=areas, multi_net=multi_net)
     return RunTables(
         strategies=add_verdicts(table, comparisons if against is not None else ()),
-        structures=_beside(of_metric),
+        structures=_metrics_side_by_side(of_metric),
         of_metric=of_metric,
         comparisons=comparisons,
         more_comparisons=[
@@ -181,14 +181,14 @@ def run_tables(
     )
 
 
-def _beside(of_metric: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _metrics_side_by_side(of_metric: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for metric, listed in of_metric.items():
         for row in listed:
             same = {key: row[key] for key in ("structure", "added", "strategy", "name", "seeds")}
-            found = rows.setdefault((row["structure"], row["strategy"]), same)
-            found |= {metric: row["value"], f"{metric}_ci": row["value_ci"]}
-            found |= {f"learned_{metric}": row["learned"], f"learned_{metric}_ci": row["learned_ci"]}
+            combined = rows.setdefault((row["structure"], row["strategy"]), same)
+            combined |= {metric: row["value"], f"{metric}_ci": row["value_ci"]}
+            combined |= {f"learned_{metric}": row["learned"], f"learned_{metric}_ci": row["learned_ci"]}
     return list(rows.values())
 
 
@@ -221,7 +221,7 @@ def write_tables(run_dir: str | Path, folder: str | Path, *, against: str | None
         tables = run_tables(run_dir, against=against, streams=streams, results=results, info=info)
         keys = [*csv_keys(), "against", "difference", "low", "high", "p", "p_holm", "verdict"]
         comparisons = [*tables.comparisons, *tables.more_comparisons]
-        shown = [row for row in comparisons if row["metric"] == "r2"]
+        r2_rows = [row for row in comparisons if row["metric"] == "r2"]
         for table, rows, csv, tex in (
             (
                 "strategies",
@@ -230,7 +230,7 @@ def write_tables(run_dir: str | Path, folder: str | Path, *, against: str | None
                 to_latex(tables.strategies, _filled(tables.strategies)),
             ),
             ("structures", tables.structures, to_csv(tables.structures), _structures_latex(tables.of_metric)),
-            ("comparisons", comparisons, to_csv(comparisons), to_latex(shown, COMPARISON_COLUMNS)),
+            ("comparisons", comparisons, to_csv(comparisons), to_latex(r2_rows, COMPARISON_COLUMNS)),
             ("budgets", tables.budgets, to_csv(tables.budgets), to_latex(tables.budgets, BUDGET_COLUMNS)),
         ):
             if rows:

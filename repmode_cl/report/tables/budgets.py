@@ -28,7 +28,7 @@ def budget_families(info: RunInfo) -> dict[str, tuple[str, ...]]:
     """Return the strategies that differ only in their steps, by the title of the one with the common number.
 
     Joint training, which has no added structures, is left out. In files that hold no options, each strategy is
-    a family of its own. Where what a title leaves without its number of steps names another family, it is kept whole.
+    a family by itself. Where what a title leaves without its number of steps names another family, it is kept whole.
     """
     members: dict[str, list[str]] = {}
     for title, kind in info.strategies.items():
@@ -87,19 +87,19 @@ def budget_table(
     goal = references(results, info, metric, streams=chosen, named=multi_net).added
     if goal is None or not chosen:
         return []
-    found = _Budgets(results, info, metric, chosen)
-    reference = found.values(goal)
+    budgets = _Budgets(results, info, metric, chosen)
+    reference = budgets.values(goal)
     if not reference:
         return []
     structures = list(dict.fromkeys(name for by_name in reference.values() for name in by_name))
     rows = []
     for family, titles in budget_families(info).items():
-        titles = tuple(title for title in titles if found.values(title))
+        titles = tuple(title for title in titles if budgets.values(title))
         if not titles:
             continue
         for names in (structures, *([name] for name in structures)) if len(structures) > 1 else [structures]:
             label = ALL_ADDED if names is structures else names[0]
-            row = found.row(goal, titles, names)
+            row = budgets.row(goal, titles, names)
             if not row["tried"]:
                 continue  # a run that did not count its steps
             rows.append({"family": family, "name": info.strategies[titles[0]], "structure": label, **row})

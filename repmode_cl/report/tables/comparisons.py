@@ -1,4 +1,4 @@
-"""Which strategy is ahead of which beyond noise: paired comparisons in words."""
+"""Paired comparisons of strategies in words: which is ahead of which beyond noise."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def comparison_table(
             else [(named, paired.values)]
         )
         for structure, differences in parts:
-            found = compare(differences, alpha)
-            rows.append(_row(first, second, structure, metric, found, alpha))
+            comparison = compare(differences, alpha)
+            rows.append(_row(first, second, structure, metric, comparison, alpha))
     corrected = holm([row["p"] for row in rows])
     for row, p in zip(rows, corrected, strict=True):
         row["p_holm"] = p
@@ -143,39 +143,39 @@ def comparison_table(
 
 
 def _row(
-    first: str, second: str, structure: str, metric: str, found: PairedComparison, alpha: float
+    first: str, second: str, structure: str, metric: str, comparison: PairedComparison, alpha: float
 ) -> dict[str, Any]:
     return {
         "first": first,
         "second": second,
         "structure": structure,
         "metric": metric,
-        "difference": found.difference if found.seeds else None,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
+        "difference": comparison.difference if comparison.seeds else None,
+        "low": comparison.low,
+        "high": comparison.high,
+        "p": comparison.p,
         "p_holm": math.nan,
         "pairs": 0,
-        "seeds": found.seeds,
-        "seeds_for_test": found.needed.test,
-        "seeds_for_power": found.needed.power,
-        "seeds_needed": found.needed.needed,
-        "verdict": _verdict(found, alpha),
+        "seeds": comparison.seeds,
+        "seeds_for_test": comparison.needed.test,
+        "seeds_for_power": comparison.needed.power,
+        "seeds_needed": comparison.needed.needed,
+        "verdict": _verdict(comparison, alpha),
         "holds_corrected": False,
     }
 
 
-def _verdict(found: PairedComparison, alpha: float) -> str:
-    if not found.seeds:
+def _verdict(comparison: PairedComparison, alpha: float) -> str:
+    if not comparison.seeds:
         return "no seed that both finished"
-    if not math.isfinite(found.difference):
+    if not math.isfinite(comparison.difference):
         return "not comparable: a value is no number"
-    if smallest_p(found.seeds) > alpha:
-        return f"too few seeds (n={found.seeds}: no test can get below {smallest_p(found.seeds):g})"
-    if found.p <= alpha and found.low is not None and found.high is not None:
-        if found.low > 0:
+    if smallest_p(comparison.seeds) > alpha:
+        return f"too few seeds (n={comparison.seeds}: no test can get below {smallest_p(comparison.seeds):g})"
+    if comparison.p <= alpha and comparison.low is not None and comparison.high is not None:
+        if comparison.low > 0:
             return AHEAD
-        if found.high < 0:
+        if comparison.high < 0:
             return BEHIND
     return WITHIN
 
@@ -205,16 +205,16 @@ def add_verdicts(
             ("against", "difference", "low", "high", "p", "p_holm", "verdict")
         )
         if row["strategy"] in against:
-            found = against[row["strategy"]]
+            comparison = against[row["strategy"]]
             turned = {AHEAD: BEHIND, BEHIND: AHEAD}
             added = {
-                "against": found["first"],
-                "difference": _minus(found["difference"]),
-                "low": _minus(found["high"]),
-                "high": _minus(found["low"]),
-                "p": found["p"],
-                "p_holm": found["p_holm"],
-                "verdict": turned.get(found["verdict"], found["verdict"]),
+                "against": comparison["first"],
+                "difference": _minus(comparison["difference"]),
+                "low": _minus(comparison["high"]),
+                "high": _minus(comparison["low"]),
+                "p": comparison["p"],
+                "p_holm": comparison["p_holm"],
+                "verdict": turned.get(comparison["verdict"], comparison["verdict"]),
             }
         rows.append({**row, **added})
     return rows

@@ -143,7 +143,7 @@ def escape_latex(text: str) -> str:
 def _latex(text: str) -> str:
     if text == "-":
         return "--"
-    found = _NUMBER.fullmatch(text)
-    if found is None:
+    match = _NUMBER.fullmatch(text)
+    if match is None:
         return escape_latex(text)
-    return f"${found[1]}$" if found[2] is None else rf"${found[1]} \pm {found[2]}$"
+    return f"${match[1]}$" if match[2] is None else rf"${match[1]} \pm {match[2]}$"

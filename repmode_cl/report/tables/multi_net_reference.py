@@ -1,4 +1,4 @@
-"""Which Multi-Net the others are measured against, where a run has several: the best, so that none is flattered."""
+"""Choice of the Multi-Net that others are measured against: the best of a run, so that none is flattered."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def references(
         return References()
     experiences = {stream: info.streams[stream] for stream in chosen}
     every = {name for stream in chosen for name in info.structures_of(stream)}
-    base_alone = not any(info.added_of(stream) for stream in chosen)
+    base_only = not any(info.added_of(stream) for stream in chosen)
     candidates = [
         title
         for title, kind in info.strategies.items()
@@ -74,13 +74,13 @@ def references(
     whole = []
     for title in dict.fromkeys([*candidates, *([] if named is None else [named])]):
         seeds = seeds_with_results(results, info, title, chosen)
-        found = structure_values(results, title, metric, experiences, seeds, structures="all")
-        if not found or all(every <= set(by_name) for by_name in found.values()):
+        by_seed = structure_values(results, title, metric, experiences, seeds, structures="all")
+        if not by_seed or all(every <= set(by_name) for by_name in by_seed.values()):
             whole.append(title)
         added = {name for stream in chosen for name in info.added_of(stream)}
         values[title] = {
-            seed: {name: value for name, value in by_name.items() if base_alone or name in added}
-            for seed, by_name in found.items()
+            seed: {name: value for name, value in by_name.items() if base_only or name in added}
+            for seed, by_name in by_seed.items()
         }
     best = _best({title: values[title] for title in candidates}, metric)
     if named is not None:

@@ -1,4 +1,4 @@
-"""What a table is about: which streams, and which seeds of them are finished."""
+"""Selection of a table's streams, and of the seeds that are finished in them."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def seeds_with_results(
 ) -> tuple[int, ...]:
     """Return the seeds with which the strategy ran all the streams to their end, in the order of the run."""
     chosen = chosen_streams(info, streams)
-    have = [set(results.seeds(title, stream)) for stream in chosen]
+    seeds_of = [set(results.seeds(title, stream)) for stream in chosen]
     return tuple(
         seed
         for seed in info.seeds
         if chosen
         and all(
-            seed in found and Trial(title, stream, seed) in info.finished
-            for stream, found in zip(chosen, have, strict=True)
+            seed in seeds and Trial(title, stream, seed) in info.finished
+            for stream, seeds in zip(chosen, seeds_of, strict=True)
         )
     )

@@ -33,7 +33,7 @@ from repmode_cl.utils.atomic_files import write_text
 __all__ = ["strategy_table", "write_table_csv", "QUANTITIES", "csv_keys"]
 
 
-#: Keys of a row that are numbers, with what they mean. Each has a `<key>_ci` beside it.
+#: Keys of a row that are numbers, with what they mean. Each comes with a `<key>_ci`.
 QUANTITIES: Mapping[str, str] = {
     "final_r2": "R2 after the last step, averaged over all structures",
     "final_mse": "MSE after the last step, averaged over all structures",
@@ -186,7 +186,7 @@ class _Units:
             matrix = self.matrix(metric, title, stream, seed)
             if matrix is None:
                 continue
-            # An average over some of the structures alone would not compare with the others'.
+            # An average over only some of the structures would not compare with the others'.
             whole = set(self.info.structures_of(stream)) <= set(matrix.structures)
             if whole:
                 numbers[f"final_{metric}"] = final_average(matrix)
@@ -219,9 +219,9 @@ class _Units:
         added: Collection[str],
     ) -> None:
         _put_mean(numbers, "learned_r2", learned_values(matrix), added)
-        alone = self.matrix("r2", self.against.added, stream, seed)
-        if alone is not None:
-            _put_mean(numbers, "forward_r2", forward_transfer(matrix, alone), added)
+        multi_net = self.matrix("r2", self.against.added, stream, seed)
+        if multi_net is not None:
+            _put_mean(numbers, "forward_r2", forward_transfer(matrix, multi_net), added)
         joint = self.matrix("r2", self.info.joint, stream, seed)
         if joint is not None:
             _put_mean(numbers, "intransigence_r2", intransigence(matrix, joint), added)

@@ -56,7 +56,7 @@ def structure_table(
             row = {"structure": structure, "added": structure in added, "strategy": title, "name": kind}
             row |= {"seeds": sum(structure in by_name for by_name in final.values()), "metric": metric}
             for key, values in (("value", final), ("learned", learned)):
-                # One that a strategy did not evaluate with each seed is told from those that there are.
+                # One that a strategy did not evaluate with each seed has a mean over those that it did.
                 summary = summarise(by_name[structure] for by_name in values.values() if structure in by_name)
                 row |= {key: summary.mean, f"{key}_ci": summary.half_width}
             cells[structure, title] = row

@@ -31,13 +31,13 @@ def render_strategies(table: Sequence[Mapping[str, Any]], title: str | None = No
     title
         A line above it.
     """
-    alone = next((row["multi_net_all"] for row in table if row["improvement_r2"] is not None), None)
-    shown = _table(
+    multi_net = next((row["multi_net_all"] for row in table if row["improvement_r2"] is not None), None)
+    output = _table(
         title,
         "added: per structure after the base"
         + ("; ±: 95% interval over seeds" if any(row["seeds"] > 1 for row in table) else "")
         + _seeds_line(table)
-        + ("" if alone is None else f"\nMulti-Net: {alone}"),
+        + ("" if multi_net is None else f"\nMulti-Net: {multi_net}"),
     )
 
     def number(key: str, digits: int, sign: bool = False) -> Callable[[Mapping[str, Any]], str]:
@@ -55,15 +55,15 @@ def render_strategies(table: Sequence[Mapping[str, Any]], title: str | None = No
     ]
     # A column that nothing stands in says nothing.
     columns = [column for column in columns if any(column[1](row) != "-" for row in table)]
-    shown.add_column("strategy", overflow="fold")
+    output.add_column("strategy", overflow="fold")
     for heading, _ in columns:
-        shown.add_column(heading, justify="right", overflow="fold")
+        output.add_column(heading, justify="right", overflow="fold")
     for row in table:
         note = "" if row["seeds"] else " (unfinished)"
         # Broken here, because the terminal would break names and words to fit a long cell into 80 characters.
         cells = [text(row).replace(" ±", "\n±").replace(" (", "\n(") for _, text in columns]
-        shown.add_row(f"{title_text(row)}{note}", *cells)
-    return shown
+        output.add_row(f"{title_text(row)}{note}", *cells)
+    return output
 
 
 def summary_lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -88,27 +88,27 @@ def render_comparisons(rows: Sequence[Mapping[str, Any]], title: str | None = No
         A line above them.
     """
     of = max((row["pairs"] for row in rows), default=0)
-    alone = len({row["first"] for row in rows}) == 1
-    shown = _table(
+    one_reference = len({row["first"] for row in rows}) == 1
+    output = _table(
         title,
         "difference: paired by seed, mean over structures; above 0\n"
-        + (f"{rows[0]['first']} is better" if alone else "the first is better")
+        + (f"{rows[0]['first']} is better" if one_reference else "the first is better")
         + "; [ ]: 95% bootstrap over seeds\n"
         + f"p: sign-flip test over seeds; Holm: corrected for {of} comparisons\n"
         + "verdict: of each comparison by itself",
     )
     structures = {row["structure"] for row in rows}
-    shown.add_column("against" if alone else "pair", overflow="fold")
+    output.add_column("against" if one_reference else "pair", overflow="fold")
     if len(structures) > 1:
-        shown.add_column("structure", overflow="fold")
+        output.add_column("structure", overflow="fold")
     for heading in ("difference", "p", "Holm", "seeds\n(needed)"):
-        shown.add_column(heading, justify="right")
-    shown.add_column("verdict", overflow="fold")
+        output.add_column(heading, justify="right")
+    output.add_column("verdict", overflow="fold")
     for row in rows:
-        pair = row["second"] if alone else f"{row['first']}\n{row['second']}"
+        pair = row["second"] if one_reference else f"{row['first']}\n{row['second']}"
         cells = [row["structure"]] if len(structures) > 1 else []
         needed = "-" if row["seeds_needed"] is None else str(row["seeds_needed"])
-        shown.add_row(
+        output.add_row(
             pair,
             *cells,
             difference_text(row).replace(" [", "\n\\["),  # escaped: rich's markup has brackets too
@@ -117,12 +117,12 @@ def render_comparisons(rows: Sequence[Mapping[str, Any]], title: str | None = No
             f"{row['seeds']} ({needed})",
             row["verdict"],
         )
-    return shown
+    return output
 
 
 def render_budgets(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     """Return the rows of `budget_table` that average over structures, for a terminal."""
-    shown = _table(
+    output = _table(
         title,
         "smallest budget whose mean just after learning reaches Multi-Net's\n"
         + (
@@ -132,12 +132,12 @@ def render_budgets(rows: Sequence[Mapping[str, Any]], title: str | None = None) 
             else ""
         ),
     )
-    shown.add_column("strategy", overflow="fold")
+    output.add_column("strategy", overflow="fold")
     for heading in ("steps", "of Multi-\nNet's", "seconds", "of Multi-\nNet's"):
-        shown.add_column(heading, justify="right")
-    shown.add_column("tried (steps: value)", overflow="fold")
+        output.add_column(heading, justify="right")
+    output.add_column("tried (steps: value)", overflow="fold")
     for row in rows:
-        shown.add_row(
+        output.add_row(
             row["family"],
             "none" if row["steps"] is None else f"{row['steps']:.0f}",
             _percent(row["steps_share"]),
@@ -145,7 +145,7 @@ def render_budgets(rows: Sequence[Mapping[str, Any]], title: str | None = None) 
             _percent(row["seconds_share"]),
             row["tried"],
         )
-    return shown
+    return output
 
 
 def _seeds_line(table: Sequence[Mapping[str, Any]]) -> str:

@@ -90,9 +90,9 @@ class CziReader(ImageReader):
                 self._open = None
 
     def _scene_name(self, number: int | None) -> str:
-        for found in self._find("Information/Image/Dimensions/S/Scenes/Scene"):
-            if number is not None and found.get("Index") == str(number):
-                return found.get("Name") or ""
+        for element in self._find("Information/Image/Dimensions/S/Scenes/Scene"):
+            if number is not None and element.get("Index") == str(number):
+                return element.get("Name") or ""
         return ""
 
     def _describe(self, scene: int) -> SceneInfo:
@@ -121,8 +121,8 @@ class CziReader(ImageReader):
         for place, ((_, samples), name) in enumerate(
             zip(types, self._channel_names(len(kinds)), strict=True)
         ):
-            found = sample_names((name,), samples)
-            names += [f"{name} {colour}" for colour in found] if samples > 1 and len(kinds) > 1 else found
+            colours = sample_names((name,), samples)
+            names += [f"{name} {colour}" for colour in colours] if samples > 1 and len(kinds) > 1 else colours
             # Samples are stored blue first.
             channels += [(first["C"] + place, samples, samples - 1 - sample) for sample in range(samples)]
         planes = frozenset((block.at("C"), block.at("Z"), block.at("T")) for block in blocks)
@@ -173,9 +173,9 @@ class CziReader(ImageReader):
 
     def _channel_names(self, count: int) -> list[str]:
         for place in ("Information/Image/Dimensions/Channels/Channel", "DisplaySetting/Channels/Channel"):
-            found = [element.get("Name") or "" for element in self._find(place)]
-            if len(found) == count and any(found):
-                return [name or f"C{number}" for number, name in enumerate(found)]
+            names = [element.get("Name") or "" for element in self._find(place)]
+            if len(names) == count and any(names):
+                return [name or f"C{number}" for number, name in enumerate(names)]
         return [f"C{number}" for number in range(count)]
 
     def _voxel_size(self) -> tuple[float, float, float] | None:
@@ -208,14 +208,14 @@ class CziReader(ImageReader):
                 )
             try:
                 with self._lock:
-                    found = self._reader().read(
+                    pixels = self._reader().read(
                         roi=area, plane={"C": number, "Z": plane, "T": time}, scene=layout.scene
                     )
             except Exception as error:  # libCZI raises whatever a damaged file leads it to
                 raise ImageError(
                     f"{self._path}: plane {plane} cannot be decoded ({reason(error)})"
                 ) from error
-            out[place] = found[..., sample if samples > 1 else 0]
+            out[place] = pixels[..., sample if samples > 1 else 0]
         return out
 
     def _reader(self) -> Any:

@@ -32,8 +32,8 @@ def list_series(file: tifffile.TiffFile) -> list[Any]:
     """Return the series of `file`, from which `whole_axes` can tell axes of length 1 too."""
     # From tifffile 2026.5.2 (which needs Python 3.12) on, a series is asked for with or without them; before, each
     # series could tell both.
-    found: Any = file.series
-    return list(found(squeeze=False) if callable(found) else found)
+    series: Any = file.series
+    return list(series(squeeze=False) if callable(series) else series)
 
 
 def whole_axes(series: Any) -> tuple[str, tuple[int, ...]]:
@@ -70,8 +70,8 @@ def name_axes(axes: str, sizes: Sequence[int], path: Path, positions: bool = Fal
             letters[place] = "_"
         letters[unnamed[0]] = "Z"
     wrong = [axis for axis in letters if axis not in ("TCZYXS_R" if positions else "TCZYXS_")]
-    seen = [axis for axis in letters if axis != "_"]
-    if wrong or len(set(seen)) < len(seen) or not {"Y", "X"} <= set(seen):
+    named = [axis for axis in letters if axis != "_"]
+    if wrong or len(set(named)) < len(named) or not {"Y", "X"} <= set(named):
         held = ", ".join(
             f"{size} {_named(axis) if axis in wrong else axis}"
             for axis, size in zip(letters, sizes, strict=True)

@@ -73,7 +73,7 @@ def read_ome(xml: str) -> list[tuple[Mapping[str, str], SceneMetadata]]:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:
         return []
-    found: list[tuple[Mapping[str, str], SceneMetadata]] = []
+    images: list[tuple[Mapping[str, str], SceneMetadata]] = []
     for image in root:
         if _tag(image) != "Image":
             continue
@@ -81,8 +81,8 @@ def read_ome(xml: str) -> list[tuple[Mapping[str, str], SceneMetadata]]:
             if _tag(pixels) == "Pixels":
                 names = tuple(child.get("Name") for child in pixels if _tag(child) == "Channel")
                 sizes = [_ome_length(pixels.attrib, axis) for axis in "ZYX"]
-                found.append((dict(pixels.attrib), SceneMetadata(names, _whole(sizes))))
-    return found
+                images.append((dict(pixels.attrib), SceneMetadata(names, _whole(sizes))))
+    return images
 
 
 def read_imagej(

@@ -141,8 +141,8 @@ def cut_off(file: Any) -> str | None:
 
 def native(dtype: Any) -> np.dtype[Any]:
     """Return a type in this machine's byte order."""
-    found: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
-    return found
+    native_type: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
+    return native_type
 
 
 def reason(error: BaseException) -> str:
@@ -211,8 +211,8 @@ def _read_page(page: Any, sizes: Sequence[int], box: Sequence[slice]) -> NDArray
         if not plain:
             whole: NDArray[Any] = page.asarray(maxworkers=1)
             return whole.reshape(sizes)[tuple(box)]
-        found = _read_segments(page, key, handle, box[0], box[1])
-        return found[..., box[2]] if samples > 1 else found[..., 0]
+        pixels = _read_segments(page, key, handle, box[0], box[1])
+        return pixels[..., box[2]] if samples > 1 else pixels[..., 0]
     finally:
         if closed:
             handle.close()

@@ -160,8 +160,8 @@ class TiffReader(ImageReader):
             return str(self._series[number].name or "")
         try:
             summary = self._file.micromanager_metadata["Summary"]
-            found = (summary.get("StagePositions") or summary.get("InitialPositionList"))[position]
-            return str(found.get("Label") or found.get("label") or f"Pos{position}")
+            entry = (summary.get("StagePositions") or summary.get("InitialPositionList"))[position]
+            return str(entry.get("Label") or entry.get("label") or f"Pos{position}")
         except (KeyError, IndexError, TypeError, AttributeError):
             return f"Pos{position}"
 
@@ -182,11 +182,11 @@ class TiffReader(ImageReader):
         if dtype.kind not in "buif":
             raise ImageError(f"{path}: voxels of type {dtype} are no intensities (integers or floats)")
         try:
-            found = self._metadata(scene, layout)
+            metadata = self._metadata(scene, layout)
         except Exception:  # a file that can be read is not refused for what it says besides
-            found = SceneMetadata()
+            metadata = SceneMetadata()
         n_channels = layout.size("C")
-        given = found.channel_names if len(found.channel_names) == n_channels else (None,) * n_channels
+        given = metadata.channel_names if len(metadata.channel_names) == n_channels else (None,) * n_channels
         names = [name or f"C{place}" for place, name in enumerate(given)]
         self._layouts[scene] = layout
         return SceneInfo(
@@ -194,7 +194,7 @@ class TiffReader(ImageReader):
             dtype=native(dtype),
             channel_names=sample_names(names, layout.size("S")),
             times=layout.size("T"),
-            voxel_size=found.voxel_size,
+            voxel_size=metadata.voxel_size,
             random_access=series.dataoffset is not None and not series.is_multifile,
         )
 
@@ -207,11 +207,11 @@ class TiffReader(ImageReader):
                 size = {f"Size{axis}": str(layout.size(axis)) for axis in "ZYX"}
                 images = [item for item in images if size.items() <= dict(item[0]).items()]
                 alike = len({item[1] for item in images}) == 1
-                found = images[0][1] if alike else SceneMetadata()
+                metadata = images[0][1] if alike else SceneMetadata()
             else:
-                found = images[number][1]
-            if kind == "ome" or (found.voxel_size is not None and any(found.channel_names)):
-                return found
+                metadata = images[number][1]
+            if kind == "ome" or (metadata.voxel_size is not None and any(metadata.channel_names)):
+                return metadata
         if kind == "mmstack":
             tag = self._file.pages[0].tags.valueof("MicroManagerMetadata")
             return read_micro_manager(self._file.micromanager_metadata["Summary"], tag)

@@ -1,5 +1,5 @@
 // Test volumes, slice by slice: truth and predictions with one contrast, and their signed difference.
-const seen = { structure: null, stack: null, z: 0, y: 0 };
+const view = { structure: null, stack: null, z: 0, y: 0 };
 const stacks = new Map();
 const LESS = [90, 170, 255]; // predicted too dark
 const MORE = [255, 154, 60]; // too bright
@@ -58,7 +58,7 @@ function differenceColour(difference, range) {
 }
 
 function drawSlices() {
-  const { facts, levels } = seen.stack;
+  const { facts, levels } = view.stack;
   const [depth, height, width] = facts.size;
   const truth = levels.get("truth");
   const at = (x, y, z) => (z * height + y) * width + x;
@@ -66,30 +66,30 @@ function drawSlices() {
     const volume = levels.get(card.dataset.key);
     const grey = greyLevels(facts, card.dataset.key);
     const shade = (index) => { const level = grey[volume[index]]; return [level, level, level]; };
-    paint(card.querySelector(".xy"), width, height, (x, y) => shade(at(x, y, seen.z)));
-    paint(card.querySelector(".xz"), width, depth, (x, z) => shade(at(x, seen.y, z)));
+    paint(card.querySelector(".xy"), width, height, (x, y) => shade(at(x, y, view.z)));
+    paint(card.querySelector(".xz"), width, depth, (x, z) => shade(at(x, view.y, z)));
     const difference = card.querySelector(".difference");
     if (difference) {
       const unit = (facts.levels[1] - facts.levels[0]) / 255;
       paint(difference, width, height, (x, y) =>
-        differenceColour((volume[at(x, y, seen.z)] - truth[at(x, y, seen.z)]) * unit, facts.range));
+        differenceColour((volume[at(x, y, view.z)] - truth[at(x, y, view.z)]) * unit, facts.range));
     }
   }
   const [dz, dy] = facts.step;
-  place("slice-z-value").textContent = `${Math.floor(seen.z * dz)} of ${facts.voxels[0]}`;
-  place("slice-y-value").textContent = `${Math.floor(seen.y * dy)} of ${facts.voxels[1]}`;
+  place("slice-z-value").textContent = `${Math.floor(view.z * dz)} of ${facts.voxels[0]}`;
+  place("slice-y-value").textContent = `${Math.floor(view.y * dy)} of ${facts.voxels[1]}`;
 }
 
 function pointed(event, key) {
-  const { facts, levels } = seen.stack;
+  const { facts, levels } = view.stack;
   const [, height, width] = facts.size;
   const box = event.target.getBoundingClientRect();
   const x = Math.min(width - 1, Math.floor(((event.clientX - box.left) / box.width) * width));
   const y = Math.min(height - 1, Math.floor(((event.clientY - box.top) / box.height) * height));
-  const index = (seen.z * height + y) * width + x;
+  const index = (view.z * height + y) * width + x;
   const [dz, dy, dx] = facts.step;
   const truth = valueOf(facts, levels.get("truth")[index]);
-  const lines = [`x ${Math.floor(x * dx)}, y ${Math.floor(y * dy)}, z ${Math.floor(seen.z * dz)}`, `truth ${number(truth, 2)}`];
+  const lines = [`x ${Math.floor(x * dx)}, y ${Math.floor(y * dy)}, z ${Math.floor(view.z * dz)}`, `truth ${number(truth, 2)}`];
   if (key !== "signal" && key !== "truth") {
     const value = valueOf(facts, levels.get(key)[index]);
     lines.push(`prediction ${number(value, 2)}`, `difference ${number(value - truth, 2)}`);
@@ -100,14 +100,14 @@ function pointed(event, key) {
 function card({ key, note }) {
   const strategy = DATA.strategies.indexOf(key);
   const title = { signal: "transmitted light", truth: "truth" }[key] ?? key;
-  const label = `${readable(seen.structure)}, ${title}`;
+  const label = `${readable(view.structure)}, ${title}`;
   const canvas = (kind, text) => make("canvas", {
     class: kind, role: "img", "aria-label": `${label}, ${text}`,
     onpointermove: (event) => { if (kind !== "xz") pointed(event, key); }, onpointerleave: hideTip,
     onclick: (event) => {
       if (kind === "xz") return;
       const box = event.target.getBoundingClientRect();
-      place("slice-y").value = Math.floor(((event.clientY - box.top) / box.height) * seen.stack.facts.size[1]);
+      place("slice-y").value = Math.floor(((event.clientY - box.top) / box.height) * view.stack.facts.size[1]);
       place("slice-y").dispatchEvent(new Event("input"));
     },
   });
@@ -123,18 +123,18 @@ async function drawVolumes(structure) {
   const select = place("volume-structure");
   if (structure && place(`volumes-${structure}`)) select.value = structure;
   const name = select.value;
-  if (seen.structure !== name) {
+  if (view.structure !== name) {
     const stack = await loadStack(name);
     if (select.value !== name) return; // another was chosen meanwhile
-    const [z, y] = seen.structure === null || seen.stack.facts.size.join() !== stack.facts.size.join()
-      ? stack.facts.start : [seen.z, seen.y];
-    Object.assign(seen, { structure: name, stack, z, y });
+    const [z, y] = view.structure === null || view.stack.facts.size.join() !== stack.facts.size.join()
+      ? stack.facts.start : [view.z, view.y];
+    Object.assign(view, { structure: name, stack, z, y });
     for (const [id, size, value] of [["slice-z", stack.facts.size[0], z], ["slice-y", stack.facts.size[1], y]]) {
       place(id).max = size - 1;
       place(id).value = value;
     }
   }
-  const { facts } = seen.stack;
+  const { facts } = view.stack;
   const shown = facts.panels.filter(({ key }) => !DATA.strategies.includes(key) || chosen.strategies.has(DATA.strategies.indexOf(key)));
   place("volumes").replaceChildren(...shown.map(card));
   const [depth, height, width] = facts.voxels;
@@ -149,8 +149,8 @@ async function drawVolumes(structure) {
 
 for (const [id, key] of [["slice-z", "z"], ["slice-y", "y"]]) {
   place(id)?.addEventListener("input", (event) => {
-    seen[key] = Number(event.target.value);
-    if (seen.stack) drawSlices();
+    view[key] = Number(event.target.value);
+    if (view.stack) drawSlices();
   });
 }
 place("volume-structure")?.addEventListener("change", () => drawVolumes());
