@@ -141,7 +141,7 @@ def test_the_frame_follows_what_is_on_view(opened: Browser) -> None:
 def test_the_structure_chosen_is_the_only_one(opened: Browser) -> None:
     averaged = texts(opened, "table[data-table=comparisons] tbody small")
     select(opened, "structure", "mitochondria")
-    opened.until("seen.structure === 'mitochondria'")
+    opened.until("view.structure === 'mitochondria'")
     assert texts(opened, "#forgetting-charts figcaption") == ["mitochondria"]
     assert texts(opened, "#learning-charts figcaption") == ["mitochondria"]
     assert texts(opened, "table[data-table=structures] tbody th") == ["mitochondriaadded"]
@@ -184,7 +184,7 @@ def test_slices_move_and_the_difference_is_drawn(opened: Browser) -> None:
     assert len({*shown.values(), pixels(opened, truth)}) == 4
     opened.run("document.getElementById('slice-z').focus()")
     opened.press("ArrowLeft", 37)
-    assert opened.run("seen.z") == opened.run("seen.stack.facts.start[0]") - 1
+    assert opened.run("view.z") == opened.run("view.stack.facts.start[0]") - 1
     assert pixels(opened, prediction) != shown["xy"]
     assert pixels(opened, "[data-key=fine_tuning] .difference") != shown["difference"]
     assert pixels(opened, "[data-key=fine_tuning] .xz") == shown["xz"]
@@ -193,14 +193,14 @@ def test_slices_move_and_the_difference_is_drawn(opened: Browser) -> None:
     assert pixels(opened, "[data-key=fine_tuning] .xz") != shown["xz"]
     before = pixels(opened, truth)
     select(opened, "volume-structure", "nucleolus")
-    opened.until("seen.structure === 'nucleolus'")
+    opened.until("view.structure === 'nucleolus'")
     assert pixels(opened, truth) != before
 
 
 def test_truth_and_predictions_have_one_contrast_and_differences_their_sign(opened: Browser) -> None:
     """Wherever two have the same value, they have the same grey; a prediction below the truth is blue."""
     wrong = opened.run("""(() => {
-      const { facts, levels } = seen.stack;
+      const { facts, levels } = view.stack;
       const plane = facts.size[1] * facts.size[2];
       const of = (key, kind) => {
         const canvas = document.querySelector(`[data-key=${key}] .${kind}`);
@@ -211,14 +211,14 @@ def test_truth_and_predictions_have_one_contrast_and_differences_their_sign(open
       for (const key of ["truth", "experts_frozen", "fine_tuning"]) {
         const shown = of(key, "xy");
         for (let k = 0; k < plane; k += 1) {
-          const level = levels.get(key)[seen.z * plane + k];
+          const level = levels.get(key)[view.z * plane + k];
           if (greys.has(level) && greys.get(level) !== shown[4 * k]) wrong += 1;
           greys.set(level, shown[4 * k]);
         }
       }
       const colours = of("fine_tuning", "difference");
       for (let k = 0; k < plane; k += 1) {
-        const at = seen.z * plane + k;
+        const at = view.z * plane + k;
         const less = levels.get("fine_tuning")[at] - levels.get("truth")[at];
         const [red, , blue] = colours.slice(4 * k, 4 * k + 3);
         if (less < 0 ? red > blue : less > 0 ? red < blue : red + blue) wrong += 1;
