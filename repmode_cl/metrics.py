@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["image_metrics", "mean_metrics", "HIGHER_IS_BETTER"]
+__all__ = ["image_metrics", "error_metrics", "mean_metrics", "HIGHER_IS_BETTER"]
 
 #: Metric -> whether a larger value is a better one.
 HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
@@ -51,6 +51,39 @@ def image_metrics(
         If shapes differ, no voxel counts, or the target is constant or not finite where it counts, so that
         R2 is undefined.
     """
+    p, y = _counting_voxels(prediction, target, mask)
+    centred = y - y.mean()
+    variance = float(np.mean(centred * centred))
+    # The range is checked too: the variance of equal numbers can round to something above zero.
+    if y.max() == y.min() or variance == 0.0:
+        raise ImageError(
+            f"the target is {y[0]:g} in every voxel that counts: R2 and correlation are undefined for it; "
+            "leave this image out or widen its mask"
+        )
+    if not np.isfinite(p).all():
+        return dict.fromkeys(HIGHER_IS_BETTER, math.nan)
+    errors = _errors(p, y)
+    return {**errors, "r2": 1.0 - errors["mse"] / variance, "pearson": _pearson(p, centred)}
+
+
+def error_metrics(
+    prediction: NDArray[Any], target: NDArray[Any], mask: NDArray[Any] | None = None
+) -> dict[str, float]:
+    """Compute ``mse`` and ``mae`` of a prediction, as `image_metrics` does, also where the target is constant.
+
+    Raises
+    ------
+    ImageError
+        If shapes differ, no voxel counts, or the target is not finite where it counts.
+    """
+    p, y = _counting_voxels(prediction, target, mask)
+    return _errors(p, y) if np.isfinite(p).all() else {"mse": math.nan, "mae": math.nan}
+
+
+def _counting_voxels(
+    prediction: NDArray[Any], target: NDArray[Any], mask: NDArray[Any] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return prediction and target where they count, checked, as flat arrays of float64."""
     predicted, truth = np.asarray(prediction), np.asarray(target)
     if predicted.shape != truth.shape:
         raise ImageError(f"prediction has shape {predicted.shape}, target {truth.shape}: they must be equal")
@@ -62,28 +95,15 @@ def image_metrics(
         predicted, truth = predicted[selected], truth[selected]
     if truth.size == 0:
         raise ImageError("no voxel to compare: the volume is empty or its mask excludes every voxel")
-    p = predicted.astype(np.float64).ravel()
     y = truth.astype(np.float64).ravel()
     if not np.isfinite(y).all():
         raise ImageError("the target holds NaN or infinite voxels: repair it or mask them out")
-    centred = y - y.mean()
-    variance = float(np.mean(centred * centred))
-    # The range is checked too: the variance of equal numbers can round to something above zero.
-    if y.max() == y.min() or variance == 0.0:
-        raise ImageError(
-            f"the target is {y[0]:g} in every voxel that counts: R2 and correlation are undefined for it; "
-            "leave this image out or widen its mask"
-        )
-    if not np.isfinite(p).all():
-        return dict.fromkeys(HIGHER_IS_BETTER, math.nan)
+    return predicted.astype(np.float64).ravel(), y
+
+
+def _errors(p: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float]:
     error = p - y
-    mse = float(np.mean(error * error))
-    return {
-        "mse": mse,
-        "mae": float(np.mean(np.abs(error))),
-        "r2": 1.0 - mse / variance,
-        "pearson": _pearson(p, centred),
-    }
+    return {"mse": float(np.mean(error * error)), "mae": float(np.mean(np.abs(error)))}
 
 
 def _pearson(p: NDArray[np.float64], centred: NDArray[np.float64]) -> float:

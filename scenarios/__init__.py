@@ -9,7 +9,13 @@ with warnings.catch_warnings():
 
 from repmode_cl.scenarios.image_allocation import check_images, training_images
 from repmode_cl.scenarios.labelled_loader import LabelledBatches
-from repmode_cl.scenarios.stream import PatchSampling, StructureStream, stream_of_samples, structure_stream
+from repmode_cl.scenarios.stream import (
+    PatchSampling,
+    StructureStream,
+    stream_of_samples,
+    structure_labels,
+    structure_stream,
+)
 from repmode_cl.scenarios.stream_variants import (
     StreamVariant,
     base_structures,
@@ -28,6 +34,7 @@ __all__ = [
     "experience_names",
     "stream_of_samples",
     "stream_variants",
+    "structure_labels",
     "structure_stream",
     "task_labels",
     "training_images",

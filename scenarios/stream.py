@@ -26,7 +26,7 @@ from repmode_cl.errors import ConfigError
 from repmode_cl.scenarios.image_allocation import training_images
 from repmode_cl.scenarios.stream_variants import experience_names, task_labels
 
-__all__ = ["PatchSampling", "StructureStream", "stream_of_samples", "structure_stream"]
+__all__ = ["PatchSampling", "StructureStream", "stream_of_samples", "structure_labels", "structure_stream"]
 
 _log = logging.getLogger("repmode_cl.scenarios.stream")
 
@@ -362,7 +362,8 @@ def stream_of_samples(
             stream.append(
                 _labelled(volumes, [labels[sample.structure] for sample in samples_by_split[split]])
             )
-    benchmark = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
+    benchmark: Any = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
+    benchmark.structure_labels = dict(labels)
     return StructureStream(
         benchmark,
         tuple(tuple(group) for group in experiences),
@@ -371,6 +372,15 @@ def stream_of_samples(
         tuple(tests),
         tuple(sequences),
     )
+
+
+def structure_labels(experience: CLExperience) -> Mapping[str, int] | None:
+    """Return the task label of each structure of an experience's benchmark; None where it is no stream of structures.
+
+    There a label may come again in a later experience, and stands for the same structure: in other benchmarks,
+    experiences that share a label may have nothing else in common.
+    """
+    return getattr(experience.origin_stream.benchmark, "structure_labels", None)
 
 
 class _NoVolumes(Dataset[Any]):
