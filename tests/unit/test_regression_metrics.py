@@ -597,14 +597,13 @@ def test_a_structure_that_comes_again_starts_again(samples: list[Sample], ours: 
         else:
             strategy.train(stream.train[number], eval_streams=[])
         strategy.evaluator.reset_last_metrics()
-        strategy.eval(stream.test[: number + 1])
+        (strategy.evaluate if ours else strategy.eval)(stream.test[: number + 1])
         rows.append(strategy.evaluator.get_last_metrics())
     r2 = [row[exp_key("R2_Exp", strategy, "dna")] for row in rows]
     dna, other = (exp_key("ExperienceForgetting_R2_from_best", strategy, n) for n in ("dna", "nucleolus"))
     assert [dna in row for row in rows] == [False, True, False, True]
     assert rows[1][dna] == r2[0] - r2[1]
     assert rows[3][dna] == r2[2] - r2[3]
-    assert rows[3][dna] != max(r2[:3]) - r2[3] or r2[2] == max(r2[:3])
     mean = (rows[3][dna] + rows[3][other]) / 2
     assert rows[3]["StreamMeanForgetting_R2_from_best/eval_phase/test_stream"] == pytest.approx(mean)
     each = [rows[3][exp_key("R2_Exp", strategy, n)] for n in ("dna", "nucleolus", "mitochondria")]
