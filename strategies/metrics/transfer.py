@@ -215,7 +215,7 @@ class ForwardTransfer(TransferMetric):
         super().before_eval(strategy)
 
     def _check_predicts_unknown(self, strategy: Any) -> None:
-        if isinstance(strategy, EvaluationMixin):
+        if not getattr(strategy, "predicts_unseen", True):
             raise RepmodeError(
                 f"{self}: this forward transfer evaluates a task before it is learned, and {type(strategy).__name__} "
                 "predicts no structure that it does not know, by design: leave it out, or compare with a separate "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +28,10 @@ from avalanche.training.plugins import (
 from tiny_run import ADDED, BASE, PATCH, SEED, STRUCTURES, changed, tiny
 from tiny_strategies import differing, state_of
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from repmode_cl.benchmark import run_benchmark
+from repmode_cl.cli.app import app
 from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.errors import ConfigError, StructureError, UnknownStructureError
 from repmode_cl.metrics import HIGHER_IS_BETTER
@@ -277,6 +280,47 @@ def test_the_callers_random_numbers_go_on(stream_for: Streams) -> None:
     first = torch.rand(2).tolist()
     strategy.train(benchmark.train_stream[0])
     assert (first, torch.rand(1).tolist(), np.random.rand(2).tolist()) == expected
+
+
+def script_of_the_guide() -> str:
+    """Return the first script of the guide, which is to be run where there is a manifest ``cells/manifest.csv``."""
+    text = (Path(__file__).parents[2] / "docs" / "avalanche.md").read_text(encoding="utf-8")
+    script = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    assert "cells/manifest.csv" in script
+    return str(script)
+
+
+@pytest.mark.parametrize("kind", ["ExpertsFrozen", "FineTuning"])
+def test_the_script_of_the_guide(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, with real files; and with the strategy that forgets, for which it reports forgetting."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["data", "simulate", "cells", "--fields", "4", "--shape", "12,32,32"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    script = script_of_the_guide()
+    names: dict[str, Any] = {}
+    exec(compile(script.replace("ExpertsFrozen", kind), "avalanche.md", "exec"), names)
+    results, strategy = names["results"], names["strategy"]
+    assert strategy.network.structures == ("dna", "cell_membrane", "nucleolus")
+    assert strategy.progress.step == 50
+    shown = capsys.readouterr().out
+    assert shown.count("learned so far:") == 3
+    exact = {
+        name: value for name, value in results.items() if name.startswith("R2_Exp/eval_phase/test_stream")
+    }
+    assert list(exact.values()) == [strategy.figures[name]["r2"] for name in strategy.network.structures]
+    # The last structure has nothing to forget yet, and is not reported.
+    forgetting = [value for name, value in results.items() if name.startswith("Forgetting_R2")]
+    assert len(forgetting) == 2
+    if kind == "ExpertsFrozen":
+        assert forgetting == [0.0, 0.0]
+    else:
+        assert all(value != 0.0 for value in forgetting)
+    assert any(name.startswith("Loss_Epoch/train_phase/train_stream") for name in results)
+    assert any(name.startswith("Time_Epoch/train_phase") for name in results)
+    assert (tmp_path / "logs" / "eval_results.csv").exists()
+    assert list((tmp_path / "events").glob("events*"))
 
 
 # -- what strategies keep -----------------------------------------------------------------------------------------
