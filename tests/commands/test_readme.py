@@ -182,6 +182,10 @@ def test_the_marked_commands_run_in_order(
         if block.language == "python":
             text = block.text.replace("steps=300", "steps=2").replace("patches=400", "patches=16")
             exec(compile(text, page, "exec"), names[page])  # the blocks of a page follow one another
+            for logger in getattr(getattr(names[page].get("strategy"), "evaluator", None), "loggers", ()):
+                file = getattr(logger, "writer", logger)  # of TensorBoard, or of tables
+                if hasattr(file, "close"):
+                    file.close()
             continue
         for line in lines(block):
             words, target = arguments_of(line)

@@ -290,9 +290,13 @@ def script_of_the_guide() -> str:
     return str(script)
 
 
-@pytest.mark.parametrize("kind", ["ExpertsFrozen", "FineTuning"])
+@pytest.mark.parametrize(("kind", "patches"), [("ExpertsFrozen", 400), ("FineTuning", 80)])
 def test_the_script_of_the_guide(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    patches: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As it stands, with real files; and with the strategy that forgets, for which it reports forgetting."""
     monkeypatch.chdir(tmp_path)
@@ -300,10 +304,14 @@ def test_the_script_of_the_guide(
     assert CliRunner().invoke(app, arguments).exit_code == 0
     script = script_of_the_guide()
     names: dict[str, Any] = {}
-    exec(compile(script.replace("ExpertsFrozen", kind), "avalanche.md", "exec"), names)
+    script = script.replace("ExpertsFrozen", kind).replace("patches=400", f"patches={patches}")
+    exec(compile(script, "avalanche.md", "exec"), names)
     results, strategy = names["results"], names["strategy"]
+    _, table, events = strategy.evaluator.loggers  # their files would stay open
+    table.close()
+    events.writer.close()
     assert strategy.network.structures == ("dna", "cell_membrane", "nucleolus")
-    assert strategy.progress.step == 50
+    assert strategy.progress.step == patches // 8
     shown = capsys.readouterr().out
     assert shown.count("learned so far:") == 3
     exact = {
@@ -311,7 +319,7 @@ def test_the_script_of_the_guide(
     }
     assert list(exact.values()) == [strategy.figures[name]["r2"] for name in strategy.network.structures]
     # The last structure has nothing to forget yet, and is not reported.
-    forgetting = [value for name, value in results.items() if name.startswith("Forgetting_R2")]
+    forgetting = [value for name, value in results.items() if name.startswith("ExperienceForgetting_R2")]
     assert len(forgetting) == 2
     if kind == "ExpertsFrozen":
         assert forgetting == [0.0, 0.0]
