@@ -363,7 +363,9 @@ def stream_of_samples(
                 _labelled(volumes, [labels[sample.structure] for sample in samples_by_split[split]])
             )
     benchmark: Any = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
-    benchmark.structure_labels = dict(labels)
+    for avalanche_stream in benchmark.streams.values():
+        for experience in avalanche_stream:
+            experience.structure_labels = dict(labels)
     return StructureStream(
         benchmark,
         tuple(tuple(group) for group in experiences),
@@ -380,7 +382,7 @@ def structure_labels(experience: CLExperience) -> Mapping[str, int] | None:
     There a label may come again in a later experience, and stands for the same structure: in other benchmarks,
     experiences that share a label may have nothing else in common.
     """
-    return getattr(experience.origin_stream.benchmark, "structure_labels", None)
+    return getattr(experience, "structure_labels", None)
 
 
 class _NoVolumes(Dataset[Any]):

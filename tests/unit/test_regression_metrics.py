@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import repmode_cl.scenarios  # first: it imports Avalanche quietly
+import repmode_cl.strategies.base  # first: it imports Avalanche quietly
 
 # isort: split
 from avalanche.benchmarks import benchmark_from_datasets, task_incremental_benchmark
@@ -348,10 +348,14 @@ def scripted_benchmark(labels: Sequence[int] | None = None) -> Any:
 
 
 def play(
-    *metrics: Any, labels: Sequence[int] | None = (0, 1, 2), order: Sequence[int] = (0, 1, 2), **options: Any
+    *metrics: Any,
+    labels: Sequence[int] | None = (0, 1, 2),
+    order: Sequence[int] = (0, 1, 2),
+    benchmark: Any = None,
+    **options: Any,
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train `order` with the errors of `MATRIX`, and return what each evaluation reports."""
-    benchmark, model = scripted_benchmark(labels), Scripted()
+    benchmark, model = benchmark or scripted_benchmark(labels), Scripted()
     strategy = naive(model, *metrics, **options)
     rows = [strategy.eval(benchmark.test_stream)]
     for row, number in enumerate(order, start=1):
@@ -437,13 +441,13 @@ def test_evaluations_in_the_middle_of_training_are_not_kept() -> None:
     class Peek(SupervisedPlugin):
         def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
             errors, strategy.model.errors = strategy.model.errors, (1e-4,) * 3
-            strategy.eval(strategy.experience.origin_stream.benchmark.test_stream)
+            strategy.eval(benchmark.test_stream)
             seen.update(strategy.evaluator.get_last_metrics())
             strategy.model.errors = errors
 
-    seen: dict[str, float] = {}
+    benchmark, seen = scripted_benchmark((0, 1, 2)), {}
     metrics = (*forgetting_of("mse", stream=True), *forward_transfer_of("mse", stream=True))
-    _, rows = play(metrics, plugins=[Peek()])
+    _, rows = play(metrics, benchmark=benchmark, plugins=[Peek()])
     assert rows[3]["StreamMeanForgetting_MSE_from_best/eval_phase/test_stream"] == pytest.approx(
         1.25, abs=1e-5
     )
@@ -625,13 +629,19 @@ def test_a_benchmarks_metrics_are_the_figures_of_its_results(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the base is trained once and loaded into the other strategies, which do not see its training."""
-    construct, evaluate = StructureStrategy.__init__, StructureStrategy.eval
+    evaluate = StructureStrategy.eval
 
-    def equipped(self: Any, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **kwargs)
-        for name, metrics in OF.items():
-            equip(self, *metrics(experience=True, stream=True), *bwt_of(name, experience=True))
-            equip(self, *forgetting_of(name, experience=True, stream=True))
+    def equipped(*metrics: Any, loggers: Any) -> EvaluationPlugin:
+        more = [
+            metric
+            for name, metrics_of in OF.items()
+            for metric in (
+                *metrics_of(experience=True, stream=True),
+                *bwt_of(name, experience=True),
+                *forgetting_of(name, experience=True, stream=True),
+            )
+        ]
+        return EvaluationPlugin(*metrics, more, loggers=loggers)
 
     def spied(self: Any, *args: Any, **kwargs: Any) -> Any:
         results = evaluate(self, *args, **kwargs)
@@ -642,7 +652,7 @@ def test_a_benchmarks_metrics_are_the_figures_of_its_results(
         return results
 
     kept: list[tuple[str, dict[str, int], dict[str, float]]] = []
-    monkeypatch.setattr(StructureStrategy, "__init__", equipped)
+    monkeypatch.setattr(repmode_cl.strategies.base, "EvaluationPlugin", equipped)
     monkeypatch.setattr(StructureStrategy, "eval", spied)
     config = tiny(manifest, tmp_path)
     folder = run_benchmark(changed(config, strategies=config.strategies[:2]))
@@ -695,6 +705,7 @@ def test_the_guides_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(script, str(guide), "exec"), names)
+    names["strategy"].evaluator.loggers[1].close()
     results = names["results"]
     assert results["R2_StreamMean/eval_phase/test_stream"] < 1
     assert "StreamMeanForgetting_R2_from_best/eval_phase/test_stream" in results
