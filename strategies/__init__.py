@@ -4,19 +4,26 @@ import warnings
 from typing import Any
 
 import repmode_cl.scenarios  # noqa: F401 - first: it imports Avalanche quietly
+from repmode_cl.strategies.adapter import Adapter
 from repmode_cl.strategies.agem import AGEM
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.cumulative import Cumulative
 from repmode_cl.strategies.ewc import EWC
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.fine_tuning import FineTuning, FrozenEncoder
+from repmode_cl.strategies.frozen_base import FrozenBase
+from repmode_cl.strategies.frozen_trunk import FrozenTrunk
 from repmode_cl.strategies.joint import Joint
+from repmode_cl.strategies.lora import LoRA
 from repmode_cl.strategies.lwf import LwF
 from repmode_cl.strategies.mas import MAS
 from repmode_cl.strategies.multi_head import MultiHead
 from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
+from repmode_cl.strategies.norm_only import NormOnly
 from repmode_cl.strategies.replay import Replay
+from repmode_cl.strategies.ssf import SSF
 from repmode_cl.strategies.synaptic_intelligence import SynapticIntelligence
+from repmode_cl.strategies.warm_copy import WarmCopy
 
 __all__ = [
     "StructureStrategy",
@@ -34,6 +41,13 @@ __all__ = [
     "LwF",
     "Cumulative",
     "Joint",
+    "WarmCopy",
+    "FrozenTrunk",
+    "FrozenBase",
+    "NormOnly",
+    "LoRA",
+    "SSF",
+    "Adapter",
 ]
 
 #: Names that classes had before, which are deprecated.

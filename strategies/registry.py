@@ -11,19 +11,25 @@ from typing import Any
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import ConfigError
 from repmode_cl.scenarios import StructureStream
+from repmode_cl.strategies.adapter import Adapter
 from repmode_cl.strategies.agem import AGEM
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.cumulative import Cumulative
 from repmode_cl.strategies.ewc import EWC
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.fine_tuning import FineTuning, FrozenEncoder
+from repmode_cl.strategies.frozen_trunk import FrozenTrunk
 from repmode_cl.strategies.joint import Joint
+from repmode_cl.strategies.lora import LoRA
 from repmode_cl.strategies.lwf import LwF
 from repmode_cl.strategies.mas import MAS
 from repmode_cl.strategies.multi_head import MultiHead
 from repmode_cl.strategies.multi_net import MultiNet
+from repmode_cl.strategies.norm_only import NormOnly
 from repmode_cl.strategies.replay import Replay
+from repmode_cl.strategies.ssf import SSF
 from repmode_cl.strategies.synaptic_intelligence import SynapticIntelligence
+from repmode_cl.strategies.warm_copy import WarmCopy
 from repmode_cl.utils.atomic_files import sha256_file
 
 __all__ = [
@@ -50,6 +56,12 @@ STRATEGIES: dict[str, type[StructureStrategy]] = {
     "lwf": LwF,
     "cumulative": Cumulative,
     "joint": Joint,
+    "warm_copy": WarmCopy,
+    "frozen_trunk": FrozenTrunk,
+    "norm_only": NormOnly,
+    "lora": LoRA,
+    "ssf": SSF,
+    "adapter": Adapter,
 }
 
 

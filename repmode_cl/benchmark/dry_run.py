@@ -12,6 +12,7 @@ from typing import Any
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.manifest import read_manifest
 from repmode_cl.scenarios import StreamVariant
+from repmode_cl.strategies.hooks import StrategyHooks
 from repmode_cl.strategies.multi_net import PlainNetworks
 from repmode_cl.strategies.registry import base_key_of, strategy_class
 from repmode_cl.strategies.timing import time_training, windows_of_image
@@ -86,7 +87,10 @@ def _stream_line(name: str, variant: StreamVariant) -> str:
 
 
 def _network_kind(options: StrategyConfig) -> str:
-    return options.name if options.name in ("multi_net", "multi_head") else "repmode"
+    """Return ``repmode`` for all strategies that begin with its network, and else what is timed by itself."""
+    made_by = strategy_class(options).make_network.__func__  # type: ignore[attr-defined]
+    repmode = made_by is StrategyHooks.make_network.__func__  # type: ignore[attr-defined]
+    return "repmode" if repmode else f"{options.name} {options.of}"
 
 
 def _estimate_trial(

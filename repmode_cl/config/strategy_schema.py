@@ -34,7 +34,16 @@ STRATEGY_NAMES = (
     "lwf",
     "cumulative",
     "joint",
+    "warm_copy",
+    "frozen_trunk",
+    "norm_only",
+    "lora",
+    "ssf",
+    "adapter",
 )
+
+#: Strategies on a plain network that is frozen after its base.
+_FROZEN_BASE = ("norm_only", "lora", "ssf", "adapter")
 
 _CUSTOM_CLASS = re.compile(r".*\.py:[A-Za-z_]\w*")
 
@@ -43,14 +52,17 @@ _CUSTOM = "a strategy of your own (path/to/file.py:ClassName)"
 _OWNERS = {
     "expert": ("experts_frozen",),
     "sees": ("experts_frozen",),
-    "norm": ("experts_frozen",),
+    "norm": ("experts_frozen", "lora", "adapter"),
     "resampling": ("experts_frozen",),
     "gate": ("experts_frozen",),
     "scale": ("experts_frozen",),
     "blocks": ("experts_frozen",),
-    "kernel": ("multi_net", "multi_head"),
+    "kernel": ("multi_net", "multi_head", "warm_copy", "frozen_trunk", *_FROZEN_BASE),
     "networks": ("multi_net",),
-    "head": ("multi_head",),
+    "head": ("multi_head", "warm_copy", "frozen_trunk"),
+    "of": ("warm_copy",),
+    "rank": ("lora",),
+    "bottleneck": ("adapter",),
     "buffer": ("replay", "a_gem"),
     "buffer_bytes": ("replay", "a_gem"),
     "replay_batch": ("replay", "a_gem", "cumulative"),
@@ -61,7 +73,7 @@ _OWNERS = {
 
 #: Options that later versions added. What is written leaves them out where they have their defaults, so that runs
 #: of before are continued as they are.
-_LATER_OPTIONS = ("gate", "scale", "blocks")
+_LATER_OPTIONS = ("gate", "scale", "blocks", "of", "rank", "bottleneck")
 
 #: Strategies that learn no base before the rest.
 _WITHOUT_BASE = ("multi_net", "joint")
@@ -102,7 +114,7 @@ class StrategyConfig(FrozenModel):
     sees: Literal["own", "all"] = "own"
     """experts_frozen: base and own expert, or those of all earlier additions too."""
     norm: Literal["own", "base"] = "own"
-    """experts_frozen: own copies of every batch norm, or the base's, frozen."""
+    """experts_frozen, lora, adapter: own copies of every batch norm, or the base's, frozen."""
     resampling: Literal["own", "base"] = "own"
     """experts_frozen: own copies of the down and up layers, or the base's, frozen."""
     gate: Literal["softmax", "outside"] = "softmax"
@@ -112,11 +124,17 @@ class StrategyConfig(FrozenModel):
     blocks: Literal["all", "encoder", "decoder"] = "all"
     """experts_frozen: blocks with a fresh expert; the bottleneck is the encoder's, the last block the decoder's."""
     kernel: Literal[3, 5] = 3
-    """multi_net, multi_head: kernel size of the plain network."""
+    """multi_net, multi_head, warm_copy of it, and all on a frozen plain network: kernel size of that network."""
     networks: Literal["all", "added"] = "all"
     """multi_net: one for each structure, or only for those after the base (which then has no figures)."""
     head: Literal["decoder", "last"] = "decoder"
-    """multi_head: each structure's own part, the whole decoder or the last layer."""
+    """multi_head, warm_copy of it, frozen_trunk: each structure's own part, the whole decoder or the last layer."""
+    of: Literal["repmode", "multi_head"] = "repmode"
+    """warm_copy: the base that is copied, RepMode's (its kernel is that of network.experts) or Multi-Head's."""
+    rank: Positive = 4
+    """lora: rank of the update of each convolution."""
+    bottleneck: Positive = 4
+    """adapter: channels of each bottleneck."""
     buffer: Annotated[int, Field(ge=0)] | None = None
     """replay, a_gem: patches kept of earlier experiences, as many of each; null keeps 64, or what buffer_bytes says."""
     buffer_bytes: Annotated[int, Field(ge=0)] | None = None
@@ -151,6 +169,12 @@ class StrategyConfig(FrozenModel):
         for key, owners in _OWNERS.items():
             if key in self.model_fields_set and kind not in owners:
                 raise ValueError(f"{key} is an option of {', '.join(owners)}, not of {self.name}")
+        if self.name == "warm_copy" and self.of == "repmode":
+            for key in ("kernel", "head"):
+                if key in self.model_fields_set:
+                    raise ValueError(
+                        f"{key} is an option of warm_copy with of: multi_head, not with of: repmode"
+                    )
         if self.scale and (self.gate != "outside" or self.expert == "none"):
             raise ValueError("scale: true needs gate: outside, and an expert")
         if self.buffer is not None and self.buffer_bytes is not None:
@@ -187,15 +211,24 @@ class StrategyConfig(FrozenModel):
         if self.label is not None:
             return self.label
         parts = [self.name.rpartition(":")[2]]
-        if self.name == "multi_head":
+        if self.name == "warm_copy" and self.of != "repmode":
+            parts.append(self.of)
+        has_plain_network = "kernel" in _keys_of(self.name) and not (
+            self.name == "warm_copy" and self.of == "repmode"
+        )
+        if has_plain_network and "head" in _keys_of(self.name):
             parts.append(self.head)
-        if "kernel" in _keys_of(self.name):
+        if has_plain_network:
             parts.append(f"k{self.kernel}")
         for key in ("expert", "sees", "norm", "resampling", "networks", "gate", "blocks"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 parts.append(str(getattr(self, key)).replace(":", "").replace(",", "-"))
         if self.scale:
             parts.append("scale")
+        if self.name == "lora":
+            parts.append(f"rank{self.rank}")
+        if self.name == "adapter":
+            parts.append(f"bottleneck{self.bottleneck}")
         for key, word in _TITLE_WORDS.items():
             value = getattr(self, key)
             if value is not None:

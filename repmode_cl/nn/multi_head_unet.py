@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class MultiHeadUNet(StructureUNet):
         If a structure is named twice.
     """
 
+    #: Classes of the layers that structures share.
+    block_class: ClassVar[type[PlainBlock]] = PlainBlock
+    resampling_class: ClassVar[type[PlainResampling]] = PlainResampling
+
     def __init__(
         self,
         architecture: Architecture,
@@ -80,8 +84,10 @@ class MultiHeadUNet(StructureUNet):
         super().__init__(
             architecture.width,
             architecture.depth,
-            lambda c_in, c_out, act: PlainBlock(c_in, c_out, kernel, activation=act, generator=generator),
-            lambda c_in, c_out, up: PlainResampling(c_in, c_out, up=up, generator=generator),
+            lambda c_in, c_out, act: self.block_class(
+                c_in, c_out, kernel, activation=act, generator=generator
+            ),
+            lambda c_in, c_out, up: self.resampling_class(c_in, c_out, up=up, generator=generator),
         )
         self.architecture, self.kernel, self.head_kind = architecture, kernel, head
         self._structures: tuple[str, ...] = ()
@@ -137,13 +143,9 @@ class MultiHeadUNet(StructureUNet):
         """Return the plain network that predicts `structure`, a copy in evaluation mode."""
         self._check(structure)
         plain = PlainUNet(self.width, self.depth, self.kernel)
-        part = f".own.{structure}."
-        state = {
-            name.replace(part, "."): tensor
-            for name, tensor in self.state_dict().items()
-            if ".own." not in name or part in name
-        }
-        plain.load_state_dict(state)
+        part, state = f".own.{structure}.", self.state_dict()
+        own = {name.replace(part, "."): name for name in state if part in name}
+        plain.load_state_dict({name: state[own.get(name, name)] for name in plain.state_dict()})
         return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -39,13 +40,16 @@ class FoldedBlock(nn.Module):
         (C_out, C_in, K, K, K); it belongs to this block from now on, which scales it in place.
     norm
         The norm to fold into it; None for the last block.
+    after
+        A layer that the output passes (`PlainBlock.after`), which belongs to this block from now on.
     """
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, norm: nn.BatchNorm3d | None) -> None:
+    def __init__(self, weight: Tensor, norm: nn.BatchNorm3d | None, after: nn.Module | None = None) -> None:
         super().__init__()
+        self.after = after
         bias = None
         if norm is not None:
             scale, bias = _scale_and_bias(norm)
@@ -56,7 +60,10 @@ class FoldedBlock(nn.Module):
     def forward(self, x: Tensor, context: Any = None) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X)."""
         x = convolve(x, self.weight, self.bias)
-        return x if self.bias is None else x.relu_()
+        if self.bias is None:
+            return x
+        x = x.relu_()
+        return x if self.after is None else cast(Tensor, self.after(x))
 
 
 class FoldedResampling(nn.Module):
@@ -135,7 +142,7 @@ def fold_norms(network: PlainUNet) -> FoldedUNet:
         raise ValueError("only running statistics can be folded: put the network in evaluation mode first")
 
     def block(module: PlainBlock) -> nn.Module:
-        return FoldedBlock(module.weight.detach().clone(), module.norm)
+        return FoldedBlock(module.weight.detach().clone(), module.norm, copy.deepcopy(module.after))
 
     def resampling(module: PlainResampling) -> nn.Module:
         return FoldedResampling(module.layer, module.norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,16 @@ class PlainBlock(nn.Module):
         super().__init__()
         self.weight = kaiming((c_out, c_in, kernel, kernel, kernel), c_in * kernel**3, generator)
         self.norm = nn.BatchNorm3d(c_out) if activation else None
+        #: A layer that its output passes, such as an adapter's; None in most networks.
+        self.after: nn.Module | None = None
 
     def forward(self, x: Tensor, context: Any = None) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X)."""
         x = convolve(x, self.weight)
-        return x if self.norm is None else torch.relu(self.norm(x))
+        if self.norm is None:
+            return x
+        x = torch.relu(self.norm(x))
+        return x if self.after is None else cast(Tensor, self.after(x))
 
 
 class PlainResampling(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repmode_cl.errors import StructureError, UnknownStructureError
 from repmode_cl.nn.per_structure_layers import StructureGroups
+from repmode_cl.nn.plain_unet import PlainUNet
 from repmode_cl.nn.unet import UNet
 
 __all__ = ["StructureUNet", "structure_seed"]
@@ -31,6 +32,14 @@ class StructureUNet(UNet):
     def structures(self) -> tuple[str, ...]:
         """Structures that the network predicts."""
         raise TypeError(f"{type(self).__name__} does not say which structures it knows")
+
+    def train_only(self, structures: Sequence[str]) -> frozenset[str]:
+        """Make only what training `structures` may change trainable, and return the names of these parameters."""
+        raise TypeError(f"{type(self).__name__} does not say what training {', '.join(structures)} changes")
+
+    def fuse(self, structure: str) -> PlainUNet:
+        """Return the plain network that predicts `structure`, a copy in evaluation mode."""
+        raise TypeError(f"{type(self).__name__} does not say how {structure!r} is fused")
 
     def _check(self, name: str) -> None:
         if name not in self.structures:

@@ -25,10 +25,16 @@ AGAIN = (BASE, ("nucleolus",), ("mitochondria",), ("nucleolus",))
 def test_every_name_is_a_strategy() -> None:
     assert tuple(STRATEGIES) == STRATEGY_NAMES
     titles = {StrategyConfig(name=name).title for name in STRATEGY_NAMES}
-    assert titles == (set(STRATEGY_NAMES) - {"multi_net", "multi_head"}) | {
-        "multi_net_k3",
-        "multi_head_decoder_k3",
+    with_options = {
+        "multi_net": "multi_net_k3",
+        "multi_head": "multi_head_decoder_k3",
+        "frozen_trunk": "frozen_trunk_decoder_k3",
+        "norm_only": "norm_only_k3",
+        "lora": "lora_k3_rank4",
+        "ssf": "ssf_k3",
+        "adapter": "adapter_k3_bottleneck4",
     }
+    assert titles == (set(STRATEGY_NAMES) - with_options.keys()) | set(with_options.values())
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,9 @@ def test_every_name_is_a_strategy() -> None:
             "experts_frozen_lowrank4-2-0_outside_decoder_scale",
         ),
         ({"name": "multi_net", "steps": 50}, "multi_net_k3_50steps"),
+        ({"name": "warm_copy"}, "warm_copy"),
+        ({"name": "warm_copy", "of": "multi_head", "head": "last"}, "warm_copy_multi_head_last_k3"),
+        ({"name": "lora", "rank": 8, "norm": "base"}, "lora_k3_base_rank8"),
         ({"name": "replay", "buffer": 32}, "replay_buffer32"),
         ({"name": "a_gem", "buffer_bytes": 123456789}, "a_gem_bytes123456789"),
         ({"name": "ewc", "strength": 1000.0}, "ewc_strength1000"),
@@ -63,7 +72,8 @@ def test_titles_say_what_was_chosen(options: dict[str, Any], title: str) -> None
 def test_what_is_written_names_later_options_only_where_they_are_chosen() -> None:
     """A run of before, which cannot name them, is continued as it is."""
     later = {"gate": "outside", "scale": True, "blocks": "decoder"}
-    assert not StrategyConfig(name="experts_frozen").model_dump().keys() & later.keys()
+    of_others = {"of", "rank", "bottleneck"}
+    assert not StrategyConfig(name="experts_frozen").model_dump().keys() & (later.keys() | of_others)
     chosen = StrategyConfig(name="experts_frozen", **later)
     assert {key: chosen.model_dump(mode="json")[key] for key in later} == later
     assert StrategyConfig(**chosen.model_dump(exclude_unset=True)) == chosen

@@ -1,0 +1,25 @@
+"""Adapters: each structure trains residual bottlenecks between frozen blocks (Houlsby et al., ICML 2019)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from repmode_cl.config import StrategyConfig
+from repmode_cl.nn.adaptations import AdaptationKind, AdaptationSpec
+from repmode_cl.strategies.frozen_base import FrozenBase
+
+__all__ = ["Adapter"]
+
+
+class Adapter(FrozenBase):
+    """``h + up(relu(down(h)))`` after every block, with 1 x 1 x 1 convolutions, and own norms as in the publication.
+
+    ``bottleneck`` is the number of channels between. A nonlinear layer cannot be merged: prediction computes it too.
+    """
+
+    kind: ClassVar[AdaptationKind] = "adapter"
+
+    @classmethod
+    def spec_of(cls, options: StrategyConfig) -> AdaptationSpec:
+        """Return bottleneck and norms of an addition."""
+        return AdaptationSpec(cls.kind, norm=options.norm, bottleneck=options.bottleneck)
