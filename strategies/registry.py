@@ -15,6 +15,7 @@ from repmode_cl.strategies.adapter import Adapter
 from repmode_cl.strategies.agem import AGEM
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.cumulative import Cumulative
+from repmode_cl.strategies.der_pp import DERPlusPlus
 from repmode_cl.strategies.ewc import EWC
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.fine_tuning import FineTuning, FrozenEncoder
@@ -56,6 +57,7 @@ STRATEGIES: dict[str, type[StructureStrategy]] = {
     "lwf": LwF,
     "cumulative": Cumulative,
     "joint": Joint,
+    "der_pp": DERPlusPlus,
     "warm_copy": WarmCopy,
     "frozen_trunk": FrozenTrunk,
     "norm_only": NormOnly,

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
+from repmode_cl.data.patches.dataset import PatchDataset
+from repmode_cl.data.sample import digest_of
 from repmode_cl.errors import ConfigError
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.strategies.hooks import REPMODE, Experiences
-from repmode_cl.strategies.replay_buffer import BufferedPatch, PatchBuffer, join_patches
+from repmode_cl.strategies.replay_buffer import BufferedPatch, PatchBuffer, Predict, join_patches
 
 __all__ = ["RehearsalStrategy", "Replay"]
 
@@ -30,40 +32,61 @@ class RehearsalStrategy(FineTuning):
         Most patches in it, as many of each experience, if `buffer_bytes` is not given.
     buffer_bytes
         Most bytes of them.
+    buffer_bytes_each
+        Most bytes for each structure so far, in place of both.
     replay_batch
         Earlier patches of a step; ``None`` stands for as many as new ones.
+    region
+        Voxels (z, y, x) of what is kept of an image, at most those of the smallest image: each step cuts fresh patches
+        from it. ``None`` keeps patches, as they were trained on.
     """
 
     distributes: ClassVar[bool] = False
+    #: What is kept of a patch, for messages, and how many volumes of float32 that is.
+    kept_volumes: ClassVar[tuple[str, int]] = ("signal and target", 2)
 
     def __init__(
         self,
         *,
         buffer: int = BUFFER,
         buffer_bytes: int | None = None,
+        buffer_bytes_each: int | None = None,
         replay_batch: int | None = None,
+        region: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.buffer = PatchBuffer(buffer, buffer_bytes, seed=self.seed)
+        self.buffer_bytes_each = buffer_bytes_each
         self.replay_batch = replay_batch or self.training_config.batch_size
+        self.region = None if region is None else tuple(region)
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
-        """Refuse a buffer that is smaller than one patch: it would stay empty, which is fine-tuning."""
+        """Refuse a region smaller than a patch, and a buffer that holds none: that would be fine-tuning."""
         super().check(config, options, experiences)
-        patch = 2 * 4 * math.prod(config.patch.size)
-        if options.buffer_bytes and options.buffer_bytes < patch:
+        size = options.region or config.patch.size
+        if any(whole < part for whole, part in zip(size, config.patch.size, strict=True)):
             raise ConfigError(
-                f"strategy {options.title}: buffer_bytes is {options.buffer_bytes}, less than the {patch} of one patch "
-                f"(signal and target, float32; half more with a mask), so that none is kept: give at least {patch}, or "
-                "0 to keep none"
+                f"strategy {options.title}: region is {list(size)}, smaller than patch.size {list(config.patch.size)}, "
+                "and patches are cut from it: give a larger one"
             )
+        what, volumes = cls.kept_volumes
+        patch = volumes * 4 * math.prod(size)
+        # For each structure, the buffer is that of the base at first.
+        for key, times in (("buffer_bytes", 1), ("buffer_bytes_each", len(experiences[0]))):
+            given = getattr(options, key)
+            if given and given * times < patch:
+                raise ConfigError(
+                    f"strategy {options.title}: {key} is {given}, less than the {-(-patch // times)} of one "
+                    f"{'region' if options.region else 'patch'} ({what}, float32; half more with a mask), so that none "
+                    f"is kept: give at least {-(-patch // times)}, or 0 to keep none"
+                )
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
         """Return the size of the buffer and of the batches drawn from it."""
-        keys = ("buffer", "buffer_bytes", "replay_batch")
+        keys = ("buffer", "buffer_bytes", "buffer_bytes_each", "replay_batch", "region")
         return {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     @classmethod
@@ -73,11 +96,22 @@ class RehearsalStrategy(FineTuning):
 
     def rehearsal_batch(self, part: int, parts: int) -> list[Tensor]:
         """Return micro-batch `part` of `parts` of this step's earlier patches; an empty list without a buffer."""
-        low, high = (self.replay_batch * k // parts for k in (part, part + 1))
-        first = self.progress.step * self.replay_batch
-        drawn = self.buffer.draw(first + low, high - low, self._experience_number)
-        self.trained_patches[self._experience_number].update((one.structure, one.image_id) for one in drawn)
+        drawn = self.drawn_patches(part, parts)
         return self._batch(drawn) if drawn else []
+
+    def drawn_patches(self, part: int, parts: int, sequence: str = "replay") -> list[BufferedPatch]:
+        """Return those patches one by one; sequences of different names are drawn independently."""
+        low, high = (self.replay_batch * k // parts for k in (part, part + 1))
+        first, number = self.progress.step * self.replay_batch + low, self._experience_number
+        drawn = self.buffer.draw(first, high - low, number, sequence)
+        self.trained_patches[number].update((one.structure, one.image_id) for one in drawn)
+        if self.region is None:
+            return drawn
+        new = self.stream.patches[number]
+        return [
+            one.crop(new.patch, digest_of("crop", sequence, self.seed, number, first + place), new.flips)
+            for place, one in enumerate(drawn)
+        ]
 
     def _batch(self, drawn: Sequence[BufferedPatch]) -> list[Tensor]:
         joined: list[Tensor] = []
@@ -88,8 +122,37 @@ class RehearsalStrategy(FineTuning):
         return joined
 
     def after_experience(self, number: int) -> None:
-        """Add patches of the experience to the buffer."""
-        self.buffer.add(number, self.patches_of(number))
+        """Add patches, or larger regions, of the experience to the buffer."""
+        if self.buffer_bytes_each is not None:
+            so_far = {name for names in self.stream.experiences[: number + 1] for name in names}
+            self.buffer.capacity_bytes = self.buffer_bytes_each * len(so_far)
+        self.buffer.add(number, self.buffered(number), self.predictor())
+
+    def predictor(self) -> Predict | None:
+        """Return what predicts the patches that are kept, or None where no predictions are kept."""
+        return None
+
+    def buffered(self, number: int) -> PatchDataset:
+        """Return what the buffer may keep of experience `number`: its patches, or larger regions of its images."""
+        patches = self.patches_of(number)
+        if self.region is None:
+            return patches
+        shapes = [sample.shape for sample in patches.samples]
+        smallest = [min(sizes) for sizes in zip(*shapes, strict=True)]
+        size = [
+            max(part, min(whole, least))
+            for part, whole, least in zip(patches.patch, self.region, smallest, strict=True)
+        ]
+        # About as many as lie in an image side by side: of whole images, each once.
+        each = math.prod(max(1, n // part) for n, part in zip(smallest, size, strict=True))
+        return PatchDataset(
+            patches.samples,
+            patch=size,
+            seed=patches.seed,
+            length=len(patches.samples) * each,
+            flips=False,
+            foreground=patches.foreground,
+        )
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return which patches are in the buffer; they can be cut again from the images."""
@@ -97,9 +160,7 @@ class RehearsalStrategy(FineTuning):
 
     def load_extra_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Cut the patches again."""
-        self.buffer.restore(
-            values["kept"], [self.patches_of(number) for number in range(self.stream.n_experiences)]
-        )
+        self.buffer.restore(values["kept"], self.buffered)
 
     def costs(self) -> dict[str, float]:
         """Return bytes of the buffer, and how many images its patches are from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,11 +30,44 @@ class BufferedPatch:
     """float32 (1, z, y, x)."""
     target: Tensor
     """float32 (1 or 2, z, y, x)."""
+    prediction: Tensor | None = None
+    """float32 (1, z, y, x): what the network predicted when the patch was put into the buffer."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of signal and target."""
-        return 4 * (self.signal.numel() + self.target.numel())
+        """Bytes of signal, target and prediction."""
+        parts = (self.signal, self.target, self.prediction)
+        return sum(4 * part.numel() for part in parts if part is not None)
+
+    def crop(self, size: Sequence[int], seed: bytes, flips: Iterable[str]) -> BufferedPatch:
+        """Cut a patch of `size` (z, y, x) from this one, as `PatchDataset` cuts its patches.
+
+        Parameters
+        ----------
+        size
+            At most that of this patch on each axis.
+        seed
+            At least 25 bytes that decide place and flips.
+        flips
+            Axes that may be flipped.
+        """
+        cuts, turned = [], []
+        for axis, (whole, part) in enumerate(zip(self.signal.shape[1:], size, strict=True)):
+            start = int.from_bytes(seed[8 * axis : 8 * axis + 8], "big") % (whole - part + 1)
+            cuts.append(slice(start, start + part))
+            if "zyx"[axis] in flips and seed[24] >> axis & 1:
+                turned.append(axis + 1)
+
+        def cut(tensor: Tensor) -> Tensor:
+            z, y, x = cuts
+            return tensor[:, z, y, x].flip(turned)
+
+        prediction = None if self.prediction is None else cut(self.prediction)
+        return replace(self, signal=cut(self.signal), target=cut(self.target), prediction=prediction)
+
+
+#: Returns what is predicted of a patch, (1, z, y, x).
+Predict = Callable[[BufferedPatch], Tensor]
 
 
 class PatchBuffer:
@@ -58,8 +91,8 @@ class PatchBuffer:
     def __init__(self, capacity: int, capacity_bytes: int | None = None, *, seed: int = 0) -> None:
         self.capacity, self.capacity_bytes, self.seed = capacity, capacity_bytes, seed
         self.patches: list[BufferedPatch] = []
-        #: Experience and number of the last pass over the buffer, and its order: a cache, not state.
-        self._pass: tuple[tuple[int, int], list[BufferedPatch]] | None = None
+        #: Sequence -> experience and number of its last pass over the buffer, and the order: a cache, not state.
+        self._passes: dict[str, tuple[tuple[int, int], list[BufferedPatch]]] = {}
 
     @property
     def bytes(self) -> int:
@@ -71,13 +104,20 @@ class PatchBuffer:
         """Number of different images that they were cut from."""
         return len({(one.structure, one.image_id) for one in self.patches})
 
-    def add(self, number: int, patches: PatchDataset) -> None:
-        """Add patches of experience `number`; drop as many of each earlier one as makes room for them."""
+    def add(self, number: int, patches: PatchDataset, predict: Predict | None = None) -> None:
+        """Add patches of experience `number`; drop as many of each earlier one as makes room for them.
+
+        Parameters
+        ----------
+        number, patches
+            The experience and its patches.
+        predict
+            Predicts each patch that is added; None keeps no predictions.
+        """
         capacity = self.capacity
         if self.capacity_bytes is not None:
-            largest = max(
-                [4 * (1 + patches.channels) * math.prod(patches.patch), *(one.bytes for one in self.patches)]
-            )
+            channels = 1 + patches.channels + (predict is not None)
+            largest = max([4 * channels * math.prod(patches.patch), *(one.bytes for one in self.patches)])
             capacity = self.capacity_bytes // largest
         numbers = sorted({one.experience for one in self.patches} | {number})
         # The earliest experiences get the rest that cannot be divided evenly.
@@ -87,19 +127,39 @@ class PatchBuffer:
         }
         earlier = [one for other in numbers if other != number for one in self._of(other)[: quota[other]]]
         new = [_cut(number, item, patches) for item in self._choice(number, patches)[: quota[number]]]
+        if predict is not None:
+            new = [replace(one, prediction=predict(one)) for one in new]
         self.patches = earlier + new
-        self._pass = None
+        self._passes = {}
 
-    def restore(self, items: Iterable[Sequence[int]], patches: Sequence[PatchDataset]) -> None:
-        """Cut the patches that `item_numbers` named again from the same images, to the same bits."""
-        self.patches = [_cut(number, item, patches[number]) for number, item in items]
-        self._pass = None
+    def restore(
+        self,
+        items: Iterable[Sequence[int]],
+        patches: Callable[[int], PatchDataset],
+        predictions: Sequence[Tensor] = (),
+    ) -> None:
+        """Cut the patches that `item_numbers` named again from the same images, to the same bits.
+
+        Parameters
+        ----------
+        items
+            Experience and item of each.
+        patches
+            Returns the patches of an experience.
+        predictions
+            What was predicted of each, if that is kept.
+        """
+        self.patches = [_cut(number, item, patches(number)) for number, item in items]
+        if predictions:
+            pairs = zip(self.patches, predictions, strict=True)
+            self.patches = [replace(one, prediction=prediction) for one, prediction in pairs]
+        self._passes = {}
 
     def item_numbers(self) -> list[list[int]]:
         """Return experience and item of each patch in the buffer."""
         return [[one.experience, one.item] for one in self.patches]
 
-    def draw(self, first: int, count: int, experience: int) -> list[BufferedPatch]:
+    def draw(self, first: int, count: int, experience: int, sequence: str = "replay") -> list[BufferedPatch]:
         """Return patches `first` to ``first + count`` of an endless sequence that repeats each equally often.
 
         Parameters
@@ -108,24 +168,27 @@ class PatchBuffer:
             Positions in the sequence.
         experience
             Experience that trains on them; each has its own sequence.
+        sequence
+            Name of the sequence; those of different names are independent.
         """
         if not self.patches:
             return []
         drawn = []
         for position in range(first, first + count):
             number, within = divmod(position, len(self.patches))
-            if self._pass is None or self._pass[0] != (experience, number):
-                self._pass = (experience, number), self._shuffled(experience, number)
-            drawn.append(self._pass[1][within])
+            if sequence not in self._passes or self._passes[sequence][0] != (experience, number):
+                order = self._shuffled(sequence, experience, number)
+                self._passes[sequence] = (experience, number), order
+            drawn.append(self._passes[sequence][1][within])
         return drawn
 
     def _of(self, number: int) -> list[BufferedPatch]:
         return [one for one in self.patches if one.experience == number]
 
-    def _shuffled(self, experience: int, number: int) -> list[BufferedPatch]:
+    def _shuffled(self, sequence: str, experience: int, number: int) -> list[BufferedPatch]:
         return sorted(
             self.patches,
-            key=lambda one: digest_of("replay", self.seed, experience, number, one.experience, one.item),
+            key=lambda one: digest_of(sequence, self.seed, experience, number, one.experience, one.item),
         )
 
     def _choice(self, number: int, patches: PatchDataset) -> list[int]:

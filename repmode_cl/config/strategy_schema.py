@@ -34,6 +34,7 @@ STRATEGY_NAMES = (
     "lwf",
     "cumulative",
     "joint",
+    "der_pp",
     "warm_copy",
     "frozen_trunk",
     "norm_only",
@@ -41,6 +42,9 @@ STRATEGY_NAMES = (
     "ssf",
     "adapter",
 )
+
+#: Strategies with a buffer of earlier patches.
+_REHEARSAL = ("replay", "a_gem", "der_pp")
 
 #: Strategies on a plain network that is frozen after its base.
 _FROZEN_BASE = ("norm_only", "lora", "ssf", "adapter")
@@ -63,9 +67,13 @@ _OWNERS = {
     "of": ("warm_copy",),
     "rank": ("lora",),
     "bottleneck": ("adapter",),
-    "buffer": ("replay", "a_gem"),
-    "buffer_bytes": ("replay", "a_gem"),
-    "replay_batch": ("replay", "a_gem", "cumulative"),
+    "buffer": _REHEARSAL,
+    "buffer_bytes": _REHEARSAL,
+    "buffer_bytes_each": _REHEARSAL,
+    "region": _REHEARSAL,
+    "replay_batch": (*_REHEARSAL, "cumulative"),
+    "alpha": ("der_pp",),
+    "beta": ("der_pp",),
     "strength": ("ewc", "synaptic_intelligence", "mas", "lwf"),
     "distilled": ("lwf",),
     "options": (_CUSTOM,),
@@ -73,7 +81,21 @@ _OWNERS = {
 
 #: Options that later versions added. What is written leaves them out where they have their defaults, so that runs
 #: of before are continued as they are.
-_LATER_OPTIONS = ("gate", "scale", "blocks", "of", "rank", "bottleneck")
+_LATER_OPTIONS = (
+    "gate",
+    "scale",
+    "blocks",
+    "of",
+    "rank",
+    "bottleneck",
+    "buffer_bytes_each",
+    "region",
+    "alpha",
+    "beta",
+)
+
+#: Options of which each says how much a buffer holds.
+_BUFFER_SIZES = ("buffer", "buffer_bytes", "buffer_bytes_each")
 
 #: Strategies that learn no base before the rest.
 _WITHOUT_BASE = ("multi_net", "joint")
@@ -136,11 +158,19 @@ class StrategyConfig(FrozenModel):
     bottleneck: Positive = 4
     """adapter: channels of each bottleneck."""
     buffer: Annotated[int, Field(ge=0)] | None = None
-    """replay, a_gem: patches kept of earlier experiences, as many of each; null keeps 64, or what buffer_bytes says."""
+    """replay, a_gem, der_pp: patches kept of earlier experiences, as many of each; null: 64, or by buffer_bytes."""
     buffer_bytes: Annotated[int, Field(ge=0)] | None = None
-    """replay, a_gem: most bytes of the patches that are kept, in place of their number."""
+    """replay, a_gem, der_pp: most bytes of the patches that are kept, in place of their number."""
+    buffer_bytes_each: Annotated[int, Field(ge=0)] | None = None
+    """replay, a_gem, der_pp: most bytes of them for each structure so far, in place of both."""
+    region: tuple[Positive, Positive, Positive] | None = None
+    """replay, a_gem, der_pp: voxels (z, y, x) kept of an image, of which fresh patches are cut; null keeps patches."""
+    alpha: Annotated[float, Field(ge=0)] | None = None
+    """der_pp: weight of the error to earlier predictions; null takes 0.5."""
+    beta: Annotated[float, Field(ge=0)] | None = None
+    """der_pp: weight of the error to the targets of earlier patches; null takes 0.5."""
     replay_batch: Positive | None = None
-    """replay, a_gem, cumulative: earlier patches of a step, besides the new ones; null takes training.batch_size."""
+    """replay, a_gem, der_pp, cumulative: earlier patches of a step (of each draw); null takes training.batch_size."""
     strength: Annotated[float, Field(ge=0)] | None = None
     """ewc, synaptic_intelligence, mas, lwf: weight of the penalty or of the distillation; null takes each one's own."""
     distilled: Positive | None = None
@@ -177,8 +207,9 @@ class StrategyConfig(FrozenModel):
                     )
         if self.scale and (self.gate != "outside" or self.expert == "none"):
             raise ValueError("scale: true needs gate: outside, and an expert")
-        if self.buffer is not None and self.buffer_bytes is not None:
-            raise ValueError("give either buffer or buffer_bytes, not both")
+        sizes = [key for key in _BUFFER_SIZES if getattr(self, key) is not None]
+        if len(sizes) > 1:
+            raise ValueError(f"give either {' or '.join(sizes)}, not both")
         if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
             raise ValueError(f"base_learning_rate: {self.name} has no joint base; learning_rate is its own")
         if self.folder_key in _RESERVED_NAMES:
@@ -233,6 +264,8 @@ class StrategyConfig(FrozenModel):
             value = getattr(self, key)
             if value is not None:
                 parts.append(word + (str(value) if isinstance(value, int) else f"{value:g}"))
+        if self.region is not None:
+            parts.append("region" + "x".join(map(str, self.region)))
         if self.steps is not None:
             parts.append(f"{self.steps}steps")
         return "_".join(parts)
@@ -242,7 +275,10 @@ class StrategyConfig(FrozenModel):
 _TITLE_WORDS = {
     "buffer": "buffer",
     "buffer_bytes": "bytes",
+    "buffer_bytes_each": "each",
     "replay_batch": "batch",
+    "alpha": "alpha",
+    "beta": "beta",
     "strength": "strength",
     "distilled": "distilled",
 }

@@ -35,6 +35,7 @@ TWO = STREAM[:2]
 SOFTENED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "replay": ({"buffer": 4}, {"buffer": 0}),
     "a_gem": ({"buffer": 4}, {"buffer": 0}),
+    "der_pp": ({"buffer": 4, "alpha": 2.0}, {"buffer": 0}),
     "ewc": ({"strength": 1e4}, {"strength": 0.0}),
     "synaptic_intelligence": ({"strength": 1e2}, {"strength": 0.0}),
     "mas": ({"strength": 1e2}, {"strength": 0.0}),
@@ -171,6 +172,57 @@ def test_a_buffer_may_be_limited_in_bytes(samples: list[Sample]) -> None:
     assert isinstance(strategy, Replay)
     assert len(strategy.buffer.patches) == 3
     assert strategy.costs()["buffer_bytes"] == 3 * patch
+
+
+def test_a_buffer_may_be_limited_in_bytes_for_each_structure(samples: list[Sample]) -> None:
+    patch = 2 * 4 * 4 * 8 * 8
+    strategy = configured("replay", samples, buffer_bytes_each=2 * patch)
+    for number, count in enumerate((4, 6, 8)):
+        learn(strategy, number)
+        assert strategy.costs()["buffer_bytes"] == count * patch
+
+
+def test_fresh_patches_are_cut_from_regions_that_are_kept(samples: list[Sample], tmp_path: Path) -> None:
+    """Each patch is a part of a region, flipped or not, and hardly any is cut twice; whole regions count as kept."""
+    options = {"buffer": 3, "region": (6, 10, 99), "replay_batch": 4}
+    strategy = learn(configured("replay", samples, TWO, **options), 0)
+    assert isinstance(strategy, Replay)
+    regions = strategy.buffer.patches
+    assert {tuple(one.signal.shape) for one in regions} == {(1, 6, 10, 12)}  # at most the image
+    assert strategy.costs() == {"buffer_bytes": 3 * 2 * 4 * 6 * 10 * 12, "buffer_images": 3}
+    pairs: list[tuple[Tensor, Tensor]] = []
+    strategy.listeners.append(lambda s: pairs.extend(zip(s.mb_x[2:], s.mb_y[2:], strict=True)))
+    learn(strategy, 1)
+    assert len(pairs) == 4 * 4
+    places = set()
+    for x, y in pairs:
+        found = [
+            (number, tuple(axes), z, row, column)
+            for number, one in enumerate(regions)
+            for axes in ([], [1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3])
+            for z in range(3)
+            for row in range(3)
+            for column in range(5)
+            if torch.equal(
+                x, (part := one.signal[:, z : z + 4, row : row + 8, column : column + 8]).flip(axes)
+            )
+            and part.shape == x.shape
+            and torch.equal(y, one.target[:, z : z + 4, row : row + 8, column : column + 8].flip(axes))
+        ]
+        assert len(found) == 1
+        places.add(found[0])
+    assert len(places) > 12
+    assert {place[0] for place in places} == {0, 1, 2}
+    assert len({axes for _, axes, *_ in places}) > 3
+
+    whole = configured("replay", samples, TWO, buffer=100, region=(6, 12, 12))
+    learn(whole, 0)
+    assert whole.costs() == {"buffer_bytes": 6 * 2 * 4 * 6 * 12 * 12, "buffer_images": 6}  # each image once
+    resumed, checkpoint = configured("replay", samples, TWO, **options), StrategyCheckpoint(tmp_path)
+    cut = learn(configured("replay", samples, TWO, **options), 0)
+    checkpoint.save(cut)
+    checkpoint.resume(resumed)
+    assert differing(state_of(learn(resumed, 1)), state_of(strategy)) == set()
 
 
 def test_cumulative_sees_all_images_so_far_and_joint_all(samples: list[Sample]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from tiny_strategies import BASE, PATCH, STREAM, TRAINING, configured, differing, learn, state_of
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import Sample
-from repmode_cl.strategies import AGEM, EWC, MAS, LwF, StructureStrategy, SynapticIntelligence
+from repmode_cl.strategies import AGEM, EWC, MAS, DERPlusPlus, LwF, StructureStrategy, SynapticIntelligence
 from repmode_cl.training import masked_mse
 
 TWO = STREAM[:2]
@@ -154,6 +157,67 @@ def test_a_gem_projects_what_would_harm(samples: list[Sample]) -> None:
         else:
             size = float(sum(r.square().sum() for r in reference if r is not None))
             assert abs(product) < 1e-3 * size
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_der_pp_adds_the_errors_to_earlier_predictions_and_to_targets(
+    samples: list[Sample], tmp_path: Path, accumulate: int
+) -> None:
+    """Of every step: three means over the voxels that count, which masks make unequal, with their weights."""
+    random, masked = np.random.default_rng(0), []
+    for number, sample in enumerate(samples):
+        path = tmp_path / f"{number}.npy"
+        np.save(path, (random.random(sample.shape) > 0.1 * (1 + number % 7)).astype(np.float32))
+        masked.append(replace(sample, mask=path) if number % 3 else sample)
+    training = ONE_STEP.model_copy(update={"steps": 3, "batch_size": 4, "accumulate": accumulate})
+    options = {"alpha": 0.3, "beta": 0.7, "buffer": 5, "replay_batch": 3}
+    strategy = learn(configured("der_pp", masked, TWO, training=training, **options), 0)
+    assert isinstance(strategy, DERPlusPlus)
+    plain = {name: strategy.network.fuse(name) for name in BASE}
+    kept = strategy.buffer.patches
+    for one in kept:
+        assert one.prediction is not None
+        with torch.no_grad():
+            expected = plain[one.structure](one.signal[None])[0]
+        torch.testing.assert_close(one.prediction, expected, rtol=1e-4, atol=1e-5)
+    size = 3 if any(one.target.shape[0] == 1 for one in kept) else 4
+    assert strategy.costs()["buffer_bytes"] >= 5 * size * 4 * 4 * 8 * 8
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    predict = strategy.forward
+
+    def watch() -> Tensor:
+        output = predict()
+        if strategy.is_training:
+            parts.append((strategy.mb_x, strategy.mb_y, output.detach()))
+        return output
+
+    strategy.forward = watch  # type: ignore[method-assign]
+    losses: list[float] = []
+
+    def look(strategy: StructureStrategy) -> None:
+        terms: dict[str, list[tuple[float, float]]] = {"new": [], "dark": [], "replay": []}
+        for x, y, output in parts:
+            count = 4 // accumulate
+            for place in range(len(x)):
+                squared = (output[place] - y[place, :1]).square()
+                weight = y[place, 1:] if y.shape[1] == 2 else torch.ones_like(squared)
+                kind = "new"
+                if place >= count:
+                    [stored] = [one for one in kept if torch.equal(one.signal, x[place])]
+                    assert stored.prediction is not None
+                    is_dark = torch.equal(y[place, :1], stored.prediction)
+                    assert is_dark or torch.equal(y[place, :1], stored.target[:1])
+                    kind = "dark" if is_dark else "replay"
+                terms[kind].append((float((squared * weight).sum()), float(weight.sum())))
+        assert [len(terms[kind]) for kind in ("new", "dark", "replay")] == [4, 3, 3]
+        means = [sum(a for a, _ in terms[kind]) / sum(b for _, b in terms[kind]) for kind in terms]
+        losses.append(float(strategy.loss.detach()))
+        assert losses[-1] == pytest.approx(means[0] + 0.3 * means[1] + 0.7 * means[2], rel=1e-4)
+        parts.clear()
+
+    strategy.listeners.append(look)
+    learn(strategy, 1)
+    assert len(losses) == 3
 
 
 def test_distillation_adds_the_error_to_the_old_predictions(samples: list[Sample]) -> None:

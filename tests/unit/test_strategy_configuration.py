@@ -55,6 +55,8 @@ def test_every_name_is_a_strategy() -> None:
         ),
         ({"name": "multi_net", "steps": 50}, "multi_net_k3_50steps"),
         ({"name": "warm_copy"}, "warm_copy"),
+        ({"name": "der_pp", "alpha": 0.2, "buffer_bytes_each": 99999}, "der_pp_each99999_alpha0.2"),
+        ({"name": "replay", "region": (8, 64, 64)}, "replay_region8x64x64"),
         ({"name": "warm_copy", "of": "multi_head", "head": "last"}, "warm_copy_multi_head_last_k3"),
         ({"name": "lora", "rank": 8, "norm": "base"}, "lora_k3_base_rank8"),
         ({"name": "replay", "buffer": 32}, "replay_buffer32"),
@@ -72,7 +74,7 @@ def test_titles_say_what_was_chosen(options: dict[str, Any], title: str) -> None
 def test_what_is_written_names_later_options_only_where_they_are_chosen() -> None:
     """A run of before, which cannot name them, is continued as it is."""
     later = {"gate": "outside", "scale": True, "blocks": "decoder"}
-    of_others = {"of", "rank", "bottleneck"}
+    of_others = {"of", "rank", "bottleneck", "buffer_bytes_each", "region", "alpha", "beta"}
     assert not StrategyConfig(name="experts_frozen").model_dump().keys() & (later.keys() | of_others)
     chosen = StrategyConfig(name="experts_frozen", **later)
     assert {key: chosen.model_dump(mode="json")[key] for key in later} == later
@@ -86,10 +88,12 @@ def test_what_is_written_names_later_options_only_where_they_are_chosen() -> Non
         ({"name": "ewc", "gate": "outside"}, "gate is an option of experts_frozen, not of ewc"),
         ({"name": "experts_frozen", "scale": True}, "scale: true needs gate: outside, and an expert"),
         ({"name": "experts_frozen", "expert": "lowrank:4,"}, "'lowrank:4,' is no expert"),
-        ({"name": "ewc", "buffer": 3}, "buffer is an option of replay, a_gem, not of ewc"),
+        ({"name": "ewc", "buffer": 3}, "buffer is an option of replay, a_gem, der_pp, not of ewc"),
         ({"name": "ewc", "options": {"a": 1}}, "options is an option of a strategy of your own"),
         ({"name": "mine.py:Mine", "expert": "conv5"}, "expert is an option of experts_frozen"),
         ({"name": "replay", "buffer": 3, "buffer_bytes": 3}, "either buffer or buffer_bytes"),
+        ({"name": "replay", "buffer_bytes_each": 3, "buffer_bytes": 3}, "buffer_bytes or buffer_bytes_each"),
+        ({"name": "replay", "alpha": 1.0}, "alpha is an option of der_pp"),
         ({"name": "replai"}, "found 'replai' (did you mean 'replay'?)"),
         ({"name": "mine:Mine"}, "path/to/file.py:ClassName"),
         ({"name": "ewc", "label": "base"}, "every run has"),
