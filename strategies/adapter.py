@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from repmode_cl.config import StrategyConfig
 from repmode_cl.nn.adaptations import AdaptationKind, AdaptationSpec
-from repmode_cl.strategies.frozen_base import FrozenBase
+from repmode_cl.strategies.frozen_base import FrozenBase, last_layer_base
 
 __all__ = ["Adapter"]
 
@@ -18,6 +18,11 @@ class Adapter(FrozenBase):
     """
 
     kind: ClassVar[AdaptationKind] = "adapter"
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the base of Multi-Head with a last layer for each structure."""
+        return last_layer_base(options)
 
     @classmethod
     def spec_of(cls, options: StrategyConfig) -> AdaptationSpec:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from repmode_cl.config import StrategyConfig, TrainingConfig
+from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.replay import Replay
 from repmode_cl.strategies.replay_buffer import BufferedPatch, Predict, join_patches
 from repmode_cl.training import count_voxels, masked_mse
@@ -50,6 +51,11 @@ class DERPlusPlus(Replay):
         self._position = 0
 
     @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the one RepMode base."""
+        return REPMODE
+
+    @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
         """Return the options of replay, and both weights."""
         return {**super().own_options(options), "alpha": options.alpha, "beta": options.beta}
@@ -80,10 +86,11 @@ class DERPlusPlus(Replay):
         sizes = self._sizes[self._position]
         self._position += 1
         outputs, targets = self.mb_output.split(sizes), self.mb_y.to(self.mb_output.device).split(sizes)
+        losses = ((1.0, self.loss_of), (self.alpha, masked_mse), (self.beta, self.loss_of))
         terms = [
-            weight * masked_mse(output, target, count=count)
-            for weight, output, target, count in zip(
-                (1.0, self.alpha, self.beta), outputs, targets, self._counts, strict=True
+            weight * loss(output, target, count=count)
+            for (weight, loss), output, target, count in zip(
+                losses, outputs, targets, self._counts, strict=True
             )
             if len(output)
         ]

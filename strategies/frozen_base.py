@@ -13,7 +13,12 @@ from repmode_cl.nn.adapted_unet import AdaptedUNet
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.state import architecture_of
 
-__all__ = ["FrozenBase"]
+__all__ = ["FrozenBase", "last_layer_base"]
+
+
+def last_layer_base(options: StrategyConfig) -> str:
+    """Return the key of the base of Multi-Head with a last layer for each structure, as `shared_base` returns it."""
+    return f"multi_head_last_k{options.kernel}"
 
 
 class FrozenBase(StructureStrategy):
@@ -42,11 +47,6 @@ class FrozenBase(StructureStrategy):
         """Return the network of the base's structures, trainable."""
         spec = cls.spec_of(options)
         return AdaptedUNet(architecture_of(config), options.kernel, base, spec, seed=seed)
-
-    @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the base of Multi-Head with a last layer for each structure."""
-        return f"multi_head_last_k{options.kernel}"
 
     def grow(self, structures: Sequence[str]) -> None:
         """Add each structure to the frozen network."""

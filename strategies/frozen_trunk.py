@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from repmode_cl.config import StrategyConfig
 from repmode_cl.strategies.multi_head import MultiHead
 
 __all__ = ["FrozenTrunk"]
@@ -15,6 +16,11 @@ class FrozenTrunk(MultiHead):
     What Li and Hoiem (ECCV 2016) call feature extraction, with a whole new decoder or only a new last layer. Nothing
     that structures share moves, so that no structure changes another.
     """
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of Multi-Head's base."""
+        return MultiHead.shared_base(options)
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
         """Train all in the base; after it, only the heads of `structures`."""

@@ -27,6 +27,9 @@ from repmode_cl.strategies.mas import MAS
 from repmode_cl.strategies.multi_head import MultiHead
 from repmode_cl.strategies.multi_net import MultiNet
 from repmode_cl.strategies.norm_only import NormOnly
+from repmode_cl.strategies.packnet import PackNet
+from repmode_cl.strategies.piggyback import Piggyback
+from repmode_cl.strategies.progressive import Progressive
 from repmode_cl.strategies.replay import Replay
 from repmode_cl.strategies.ssf import SSF
 from repmode_cl.strategies.synaptic_intelligence import SynapticIntelligence
@@ -64,6 +67,9 @@ STRATEGIES: dict[str, type[StructureStrategy]] = {
     "lora": LoRA,
     "ssf": SSF,
     "adapter": Adapter,
+    "piggyback": Piggyback,
+    "packnet": PackNet,
+    "progressive": Progressive,
 }
 
 

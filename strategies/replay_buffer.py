@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -39,7 +40,7 @@ class BufferedPatch:
         parts = (self.signal, self.target, self.prediction)
         return sum(4 * part.numel() for part in parts if part is not None)
 
-    def crop(self, size: Sequence[int], seed: bytes, flips: Iterable[str]) -> BufferedPatch:
+    def crop(self, size: Sequence[int], seed: builtins.bytes, flips: Iterable[str]) -> BufferedPatch:
         """Cut a patch of `size` (z, y, x) from this one, as `PatchDataset` cuts its patches.
 
         Parameters

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from repmode_cl.config import StrategyConfig
 from repmode_cl.nn.adaptations import AdaptationKind
-from repmode_cl.strategies.frozen_base import FrozenBase
+from repmode_cl.strategies.frozen_base import FrozenBase, last_layer_base
 
 __all__ = ["SSF"]
 
@@ -17,3 +18,8 @@ class SSF(FrozenBase):
     """
 
     kind: ClassVar[AdaptationKind] = "ssf"
+
+    @classmethod
+    def shared_base(cls, options: StrategyConfig) -> str | None:
+        """Return the key of the base of Multi-Head with a last layer for each structure."""
+        return last_layer_base(options)

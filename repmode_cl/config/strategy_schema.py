@@ -41,13 +41,16 @@ STRATEGY_NAMES = (
     "lora",
     "ssf",
     "adapter",
+    "piggyback",
+    "packnet",
+    "progressive",
 )
 
 #: Strategies with a buffer of earlier patches.
 _REHEARSAL = ("replay", "a_gem", "der_pp")
 
 #: Strategies on a plain network that is frozen after its base.
-_FROZEN_BASE = ("norm_only", "lora", "ssf", "adapter")
+_FROZEN_BASE = ("norm_only", "lora", "ssf", "adapter", "piggyback")
 
 _CUSTOM_CLASS = re.compile(r".*\.py:[A-Za-z_]\w*")
 
@@ -56,17 +59,26 @@ _CUSTOM = "a strategy of your own (path/to/file.py:ClassName)"
 _OWNERS = {
     "expert": ("experts_frozen",),
     "sees": ("experts_frozen",),
-    "norm": ("experts_frozen", "lora", "adapter"),
+    "norm": ("experts_frozen", "lora", "adapter", "piggyback", "packnet"),
     "resampling": ("experts_frozen",),
     "gate": ("experts_frozen",),
     "scale": ("experts_frozen",),
     "blocks": ("experts_frozen",),
-    "kernel": ("multi_net", "multi_head", "warm_copy", "frozen_trunk", *_FROZEN_BASE),
+    "kernel": (
+        "multi_net",
+        "multi_head",
+        "warm_copy",
+        "frozen_trunk",
+        "packnet",
+        "progressive",
+        *_FROZEN_BASE,
+    ),
     "networks": ("multi_net",),
     "head": ("multi_head", "warm_copy", "frozen_trunk"),
     "of": ("warm_copy",),
     "rank": ("lora",),
     "bottleneck": ("adapter",),
+    "prune": ("packnet",),
     "buffer": _REHEARSAL,
     "buffer_bytes": _REHEARSAL,
     "buffer_bytes_each": _REHEARSAL,
@@ -136,7 +148,7 @@ class StrategyConfig(FrozenModel):
     sees: Literal["own", "all"] = "own"
     """experts_frozen: base and own expert, or those of all earlier additions too."""
     norm: Literal["own", "base"] = "own"
-    """experts_frozen, lora, adapter: own copies of every batch norm, or the base's, frozen."""
+    """experts_frozen, lora, adapter, piggyback, packnet: own copies of every batch norm, or the base's, frozen."""
     resampling: Literal["own", "base"] = "own"
     """experts_frozen: own copies of the down and up layers, or the base's, frozen."""
     gate: Literal["softmax", "outside"] = "softmax"
@@ -157,6 +169,8 @@ class StrategyConfig(FrozenModel):
     """lora: rank of the update of each convolution."""
     bottleneck: Positive = 4
     """adapter: channels of each bottleneck."""
+    prune: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """packnet: share of the free weights of each layer that pruning frees; null takes 0.75."""
     buffer: Annotated[int, Field(ge=0)] | None = None
     """replay, a_gem, der_pp: patches kept of earlier experiences, as many of each; null: 64, or by buffer_bytes."""
     buffer_bytes: Annotated[int, Field(ge=0)] | None = None
@@ -279,6 +293,7 @@ _TITLE_WORDS = {
     "replay_batch": "batch",
     "alpha": "alpha",
     "beta": "beta",
+    "prune": "prune",
     "strength": "strength",
     "distilled": "distilled",
 }

@@ -1,4 +1,4 @@
-"""What an added structure has to itself in one layer of a frozen plain U-Net: norms, low-rank updates, adapters.
+"""What an added structure has to itself in one layer of a frozen plain U-Net: norms, updates, adapters, masks.
 
 Each adaptation says how the layer computes for its structure, and how it is merged into a plain layer.
 """
@@ -6,8 +6,9 @@ Each adaptation says how the layer computes for its structure, and how it is mer
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ __all__ = [
     "AdaptationKind",
     "AdaptationSpec",
     "AdaptedLayer",
+    "BinaryMask",
     "Bottleneck",
     "LayerAdaptation",
     "LowRankAdaptation",
@@ -26,10 +28,13 @@ __all__ = [
     "make_adaptation",
 ]
 
-AdaptationKind = Literal["norm_only", "lora", "ssf", "adapter"]
+AdaptationKind = Literal["norm_only", "lora", "ssf", "adapter", "piggyback"]
 
 #: Standard deviation of the initial scales around 1, and of the shifts around 0 (Lian et al., 2022).
 _SSF_DEVIATION = 0.02
+
+#: Scores above the first keep a weight; all start at the second (Mallya et al., 2018).
+_THRESHOLD, _FIRST_SCORE = 5e-3, 1e-2
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class AdaptationSpec:
     kind
         ``norm_only``: norms, and nothing else. ``lora``: a low-rank update of each kernel. ``ssf``: a scale and a
         shift after each convolution and each norm. ``adapter``: a residual bottleneck after each block.
+        ``piggyback``: a binary mask of each kernel.
     norm
         ``own``: its own copy of every batch norm. ``base``: the base's, frozen; always so with ``ssf``.
     rank
@@ -55,8 +61,8 @@ class AdaptationSpec:
     bottleneck: int = 4
 
     def __post_init__(self) -> None:
-        if self.kind not in ("norm_only", "lora", "ssf", "adapter"):
-            raise ValueError(f"kind is norm_only, lora, ssf or adapter, not {self.kind!r}")
+        if self.kind not in get_args(AdaptationKind):
+            raise ValueError(f"kind is {', '.join(get_args(AdaptationKind))}, not {self.kind!r}")
         if self.norm not in ("own", "base"):
             raise ValueError(f"norm is own or base, not {self.norm!r}")
         if self.kind == "norm_only" and self.norm == "base":
@@ -197,6 +203,71 @@ def _per_channel(values: Tensor) -> Tensor:
     return values.reshape(1, -1, 1, 1, 1)
 
 
+class _Threshold(torch.autograd.Function):
+    """1 where a score is above the threshold, else 0; the gradient passes as it is (straight-through estimator)."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        return (scores > _THRESHOLD).to(scores.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class BinaryMask(LayerAdaptation):
+    """Piggyback (Mallya et al., ECCV 2018): the kernel W, of which a learned mask keeps some weights and zeroes others.
+
+    Each weight has a real score while the mask is learned, and a bit when it is `packed`.
+    """
+
+    bits: Tensor | None
+
+    def __init__(self, layer: AdaptedLayer, norm: nn.BatchNorm3d | None) -> None:
+        super().__init__(norm)
+        self.shape = tuple(layer.weight.shape)
+        self.scores: nn.Parameter | None = nn.Parameter(torch.full_like(layer.weight, _FIRST_SCORE))
+        self.register_buffer("bits", None)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the mask is stored as bits, and cannot be trained."""
+        return self.scores is None
+
+    def mask(self) -> Tensor:
+        """Return 1 for each weight that is kept, and 0 for the others."""
+        if self.scores is not None:
+            kept: Tensor = _Threshold.apply(self.scores)
+            return kept
+        assert self.bits is not None
+        places = torch.arange(8, device=self.bits.device, dtype=torch.uint8)
+        bits = (self.bits[:, None] >> places) & 1
+        return bits.flatten()[: math.prod(self.shape)].reshape(self.shape).float()
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """Return the weights that are kept."""
+        return weight * self.mask()
+
+    def pack(self) -> None:
+        """Keep only a bit for each weight."""
+        if self.packed:
+            return
+        with torch.no_grad():
+            kept = self.mask().flatten().to(torch.uint8)
+            kept = F.pad(kept, (0, -len(kept) % 8)).reshape(-1, 8)
+            places = torch.arange(8, device=kept.device, dtype=torch.uint8)
+            self.bits = (kept << places).sum(1, dtype=torch.uint8)
+        self.scores = None
+
+    def unpack(self) -> None:
+        """Make scores of the bits, to train the mask further: the first score where a weight is kept, else 0."""
+        if self.packed:
+            with torch.no_grad():
+                scores = torch.empty_like(self.mask(), memory_format=torch.channels_last_3d)
+                self.scores = nn.Parameter(scores.copy_(self.mask() * _FIRST_SCORE))
+            self.bits = None
+
+
 class Bottleneck(nn.Module):
     """A residual bottleneck, h + up(relu(down(h))), of 1 x 1 x 1 convolutions with biases (Houlsby et al., ICML 2019).
 
@@ -223,6 +294,8 @@ def make_adaptation(spec: AdaptationSpec, layer: AdaptedLayer, generator: torch.
         return LowRankAdaptation(layer, spec.rank, norm, generator)
     if spec.kind == "ssf":
         return ScaleAndShift(layer, generator)
+    if spec.kind == "piggyback":
+        return BinaryMask(layer, norm)
     made = LayerAdaptation(norm)
     if spec.kind == "adapter" and layer.block:
         made.after = Bottleneck(layer.c_out, spec.bottleneck, generator)

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmode_cl.errors import StructureError
-from repmode_cl.nn.adaptations import AdaptationSpec, AdaptedLayer, LayerAdaptation, make_adaptation
+from repmode_cl.nn.adaptations import (
+    AdaptationSpec,
+    AdaptedLayer,
+    BinaryMask,
+    LayerAdaptation,
+    make_adaptation,
+)
 from repmode_cl.nn.architecture import Architecture
 from repmode_cl.nn.convolution import convolve
 from repmode_cl.nn.experts import uninitialised_weights
@@ -173,6 +179,11 @@ class AdaptedUNet(MultiHeadUNet):
                 else:
                     _merge(layer, cast(AdaptedBlock | AdaptedResampling, own), structure)
         return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
+
+    def masks(self, structure: str) -> list[BinaryMask]:
+        """Return the binary masks of an addition, one for each layer; none where it has no masks."""
+        modules = [adaptation(module, structure) for module, _ in self._adapted_layers()]
+        return [module for module in modules if isinstance(module, BinaryMask)]
 
     def _adapted_layers(self) -> list[tuple[AdaptedBlock | AdaptedResampling, AdaptedLayer]]:
         blocks = [cast(AdaptedBlock, block) for name, block in self.named_blocks() if name != "head"]

@@ -122,7 +122,7 @@ class FoldedUNet(UNet):
         return self.run(x, None)
 
 
-def fold_norms(network: PlainUNet) -> FoldedUNet:
+def fold_norms(network: PlainUNet) -> FoldedUNet | PlainUNet:
     """Return a copy of `network` with every batch norm folded into the convolution before it.
 
     It computes the same but for rounding: scales are computed and multiplied in float64 and rounded once. The copy
@@ -131,7 +131,8 @@ def fold_norms(network: PlainUNet) -> FoldedUNet:
     Parameters
     ----------
     network
-        A network in evaluation mode: its running statistics are folded.
+        A network in evaluation mode: its running statistics are folded. One that cannot be folded
+        (`PlainUNet.foldable`) is copied as it is.
 
     Raises
     ------
@@ -140,6 +141,8 @@ def fold_norms(network: PlainUNet) -> FoldedUNet:
     """
     if network.training:
         raise ValueError("only running statistics can be folded: put the network in evaluation mode first")
+    if not network.foldable:
+        return copy.deepcopy(network).requires_grad_(False)
 
     def block(module: PlainBlock) -> nn.Module:
         return FoldedBlock(module.weight.detach().clone(), module.norm, copy.deepcopy(module.after))

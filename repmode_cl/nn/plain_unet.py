@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,9 @@ class PlainUNet(UNet):
     seed
         Seed of the initial weights; torch's global generator is not touched.
     """
+
+    #: Whether its norms can be folded into its convolutions.
+    foldable: ClassVar[bool] = True
 
     def __init__(self, width: int, depth: int, kernel: int, *, seed: int = 0) -> None:
         if kernel not in (1, 3, 5):

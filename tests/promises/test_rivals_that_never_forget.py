@@ -47,6 +47,11 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "ssf": ("ssf", {}),
     "adapter": ("adapter", {"bottleneck": 3}),
     "adapter-base": ("adapter", {"norm": "base"}),
+    "piggyback": ("piggyback", {"learning_rate": 2e-3}),
+    "piggyback-base": ("piggyback", {"norm": "base", "kernel": 5, "learning_rate": 2e-3}),
+    "packnet": ("packnet", {"prune": 0.6}),
+    "packnet-base": ("packnet", {"norm": "base"}),
+    "progressive": ("progressive", {}),
 }
 EACH = pytest.mark.parametrize("rival", RIVALS)
 AGAIN = (*STREAM, ("nucleolus",))
@@ -58,6 +63,8 @@ BASE_OF = {
     "frozen_trunk": ("multi_head", {}),
     "lora": ("multi_head", {"head": "last"}),
     "norm_only-5": ("multi_head", {"head": "last", "kernel": 5}),
+    "piggyback": ("multi_head", {"head": "last"}),
+    "progressive": ("multi_head", {"head": "last"}),
 }
 
 
@@ -69,6 +76,7 @@ def made(rival: str, samples: list[Sample], experiences: Any = STREAM, **more: A
 def reloaded(strategy: StructureStrategy, fresh: StructureStrategy, folder: Path) -> StructureStrategy:
     """Save `strategy` between two experiences, and return `fresh` as it is resumed from that."""
     checkpoint = StrategyCheckpoint(folder)
+    strategy.finish_experience()
     checkpoint.save(strategy)
     checkpoint.resume(fresh)
     assert fresh.progress == strategy.progress
@@ -108,7 +116,9 @@ def test_norms_left_in_training_mode_would_be_found(
     assert changed_ones >= set(BASE)
 
 
-@EACH
+@pytest.mark.parametrize(
+    "rival", [name for name in RIVALS if not name.startswith(("piggyback", "packnet", "progressive"))]
+)
 def test_each_trains_and_changes_what_is_its_own(rival: str, samples: list[Sample]) -> None:
     strategy = learn(made(rival, samples), 0)
     for number, name in enumerate(("nucleolus", "mitochondria"), start=1):
@@ -199,9 +209,11 @@ def test_a_structure_that_comes_again_is_learned_further(rival: str, samples: li
     before, old = state_of(strategy), predictions(strategy, STRUCTURES)
     learn(strategy, 3)
     new = predictions(strategy, STRUCTURES)
-    assert state_of(strategy).keys() == before.keys()
+    if rival != "progressive":  # in which another column is made of the first, that later ones read
+        assert state_of(strategy).keys() == before.keys()
     assert {name for name in STRUCTURES if not torch.equal(old[name], new[name])} == {"nucleolus"}
-    assert {key for key in differing(before, state_of(strategy)) if "nucleolus" not in key} == set()
+    if not rival.startswith("packnet"):  # whose structures share tensors, and not their numbers
+        assert {key for key in differing(before, state_of(strategy)) if "nucleolus" not in key} == set()
 
 
 class KilledError(Exception):
@@ -264,14 +276,42 @@ def test_accumulation_masks_and_one_image_are_learned_from(
 # -- costs ------------------------------------------------------------------------------------------------------
 
 
+#: (C_in, C_out) of the blocks of encoder, bottleneck and decoder; of the down and the up layer.
+BLOCKS = [(1, 4), (4, 4), (4, 8), (8, 8), (8, 4), (4, 4)]
+RESAMPLING = [(4, 4), (8, 4)]
+
+
+def expected_costs(rival: str, arrival: int) -> tuple[int, int]:
+    """Return parameters and bytes that the structure of experience `arrival` adds, for width 4 and depth 1."""
+    name, options = RIVALS[rival]
+    if name == "progressive":
+        column = expected_numbers("warm_copy-decoder")
+        laterals = arrival * (sum(a * b for a, b in BLOCKS[1:]) + 4)  # of the base and of each column before
+        return column + laterals, 4 * (column + laterals)
+    if name not in ("piggyback", "packnet"):
+        numbers = expected_numbers(rival)
+        return numbers, 4 * numbers
+    layers = [options.get("kernel", 3) ** 3 * a * b for a, b in BLOCKS] + [8 * a * b for a, b in RESAMPLING]
+    bits = sum(-(-count // 8) for count in layers)
+    own = 4 * options.get("kernel", 3) ** 3
+    if options.get("norm", "own") == "own":
+        own += 4 * sum(c_out for _, c_out in [*BLOCKS, *RESAMPLING])
+    if name == "piggyback":
+        return sum(layers) + own, bits + 4 * own
+    share, taken = options.get("prune", 0.75), 0
+    for count in layers:
+        for _ in range(arrival):  # what those before leave free
+            count = round(share * count)
+        taken += count - round(share * count)
+    return taken + own, bits + 4 * own
+
+
 def expected_numbers(rival: str) -> int:
     """Return the numbers that a structure adds, counted from the publications for width 4 and depth 1."""
     name, options = RIVALS[rival]
     kernel = options.get("kernel", 3)
     taps = kernel**3
-    # Level by level: blocks of the encoder, bottleneck and decoder (C_in, C_out); the down and the up layer.
-    blocks = [(1, 4), (4, 4), (4, 8), (8, 8), (8, 4), (4, 4)]
-    down, up = (4, 4), (8, 4)
+    blocks, (down, up) = BLOCKS, RESAMPLING
     outputs = [c_out for _, c_out in [*blocks, down, up]]
     norms = 4 * sum(outputs)  # weight, bias, and both running statistics
     head = 4 * taps
@@ -316,10 +356,9 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str]
 def test_what_a_structure_adds_is_counted(rival: str, costs: dict[tuple[str, str, str], float]) -> None:
     name, options = RIVALS[rival]
     title = StrategyConfig(name=name, **options).title
-    for structure in ADDED:
-        numbers = expected_numbers(rival)
-        assert costs[title, structure, "added_parameters"] == numbers
-        assert costs[title, structure, "added_bytes"] == 4 * numbers
+    for arrival, structure in enumerate(ADDED, start=1):
+        found = costs[title, structure, "added_parameters"], costs[title, structure, "added_bytes"]
+        assert found == expected_costs(rival, arrival)
         assert costs[title, structure, "train_seconds"] > 0
         assert np.isfinite(costs[title, structure, "r2"])
 
@@ -328,7 +367,10 @@ def test_options_are_refused_where_they_say_nothing() -> None:
     for options, message in (
         ({"name": "warm_copy", "kernel": 5}, "kernel is an option of warm_copy with of: multi_head"),
         ({"name": "warm_copy", "head": "last"}, "head is an option of warm_copy with of: multi_head"),
-        ({"name": "ssf", "norm": "base"}, "norm is an option of experts_frozen, lora, adapter"),
+        (
+            {"name": "ssf", "norm": "base"},
+            "norm is an option of experts_frozen, lora, adapter, piggyback, packnet",
+        ),
         ({"name": "adapter", "rank": 2}, "rank is an option of lora"),
         ({"name": "lora", "rank": 0}, "greater than or equal to 1"),
     ):

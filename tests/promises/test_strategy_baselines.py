@@ -220,6 +220,7 @@ def test_fresh_patches_are_cut_from_regions_that_are_kept(samples: list[Sample],
     assert whole.costs() == {"buffer_bytes": 6 * 2 * 4 * 6 * 12 * 12, "buffer_images": 6}  # each image once
     resumed, checkpoint = configured("replay", samples, TWO, **options), StrategyCheckpoint(tmp_path)
     cut = learn(configured("replay", samples, TWO, **options), 0)
+    cut.finish_experience()
     checkpoint.save(cut)
     checkpoint.resume(resumed)
     assert differing(state_of(learn(resumed, 1)), state_of(strategy)) == set()

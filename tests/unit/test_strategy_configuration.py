@@ -33,6 +33,9 @@ def test_every_name_is_a_strategy() -> None:
         "lora": "lora_k3_rank4",
         "ssf": "ssf_k3",
         "adapter": "adapter_k3_bottleneck4",
+        "piggyback": "piggyback_k3",
+        "packnet": "packnet_k3",
+        "progressive": "progressive_k3",
     }
     assert titles == (set(STRATEGY_NAMES) - with_options.keys()) | set(with_options.values())
 
@@ -74,7 +77,7 @@ def test_titles_say_what_was_chosen(options: dict[str, Any], title: str) -> None
 def test_what_is_written_names_later_options_only_where_they_are_chosen() -> None:
     """A run of before, which cannot name them, is continued as it is."""
     later = {"gate": "outside", "scale": True, "blocks": "decoder"}
-    of_others = {"of", "rank", "bottleneck", "buffer_bytes_each", "region", "alpha", "beta"}
+    of_others = {"of", "rank", "bottleneck", "buffer_bytes_each", "region", "alpha", "beta", "prune"}
     assert not StrategyConfig(name="experts_frozen").model_dump().keys() & (later.keys() | of_others)
     chosen = StrategyConfig(name="experts_frozen", **later)
     assert {key: chosen.model_dump(mode="json")[key] for key in later} == later
