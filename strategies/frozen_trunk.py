@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repmode_cl.config import StrategyConfig
+from repmode_cl.errors import ConfigError
 from repmode_cl.strategies.multi_head import MultiHead
 
 __all__ = ["FrozenTrunk"]
@@ -26,6 +27,11 @@ class FrozenTrunk(MultiHead):
         """Train all in the base; after it, only the heads of `structures`."""
         trained = super().choose_trained(structures)
         if not int(self.experience.current_experience):
+            if later := [name for name in self.network.structures if name not in structures]:
+                raise ConfigError(
+                    f"the base cannot be trained any more: {', '.join(later)} depend on its frozen layers; make "
+                    "another base"
+                )
             return trained
         own: frozenset[str] = self.network.restrict_training(
             frozenset(name for name in trained if ".own." in name)

@@ -94,13 +94,28 @@ class PackNet(StructureStrategy):
             self.network.add_structure(name, seed=self.seed)
 
     def pruning_step(self, number: int) -> int:
-        """Return the number of steps after which experience `number` is pruned."""
+        """Return the number of steps after which experience `number` is pruned.
+
+        Raises
+        ------
+        ConfigError
+            If it has only one step.
+        """
         steps = self.budget_for(number).steps
+        if steps < 2:
+            raise ConfigError(
+                f"experience {number} has one step, and PackNet needs one before pruning and one after"
+            )
         return min(max(1, round(2 * steps / 3)), steps - 1)
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
         """Begin the experience, or the part of it after pruning where it is resumed there."""
         number = self._experience_number
+        if number in self.learned:
+            raise ConfigError(
+                f"experience {number} cannot be trained again: its network is pruned, and later structures use its "
+                "weights; train its structures in an experience after the others"
+            )
         self.network.begin(structures, number, pruned=self.progress.step >= self.pruning_step(number))
         return super().choose_trained(structures)
 

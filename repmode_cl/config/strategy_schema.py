@@ -104,6 +104,7 @@ _LATER_OPTIONS = (
     "region",
     "alpha",
     "beta",
+    "prune",
 )
 
 #: Options of which each says how much a buffer holds.

@@ -209,6 +209,12 @@ def test_packnet_refuses_what_would_leave_it_unpruned(
         check_strategies(config, {"": StreamVariant((BASE, ("nucleolus",)))})
 
 
+def test_packnet_needs_a_step_before_pruning_and_one_after(samples: list[Sample]) -> None:
+    training = TRAINING.model_copy(update={"base_steps": 1, "validate_every": 1})
+    with pytest.raises(ConfigError, match="experience 0 has one step, and PackNet needs one before pruning"):
+        learn(configured("packnet", samples, STREAM[:2], training=training), 0)
+
+
 def test_packnet_adopts_no_base(samples: list[Sample]) -> None:
     strategy = configured("packnet", samples, STREAM[:2])
     assert strategy.base_key is None

@@ -273,6 +273,18 @@ def test_accumulation_masks_and_one_image_are_learned_from(
     assert max(figure["mse"] for figure in figures.values()) < 100
 
 
+@pytest.mark.parametrize("rival", [name for name in RIVALS if "-" not in name])
+def test_a_base_that_others_depend_on_is_not_trained_again(rival: str, samples: list[Sample]) -> None:
+    strategy = learn(made(rival, samples, STREAM[:2]))
+    before = predictions(strategy, STRUCTURES[:3])
+    with pytest.raises(
+        RepmodeError, match=r"base no more|base cannot be trained any more|cannot be trained again"
+    ):
+        learn(strategy, 0)
+    after = predictions(strategy, STRUCTURES[:3])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 # -- costs ------------------------------------------------------------------------------------------------------
 
 
