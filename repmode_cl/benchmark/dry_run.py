@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ class DryRun:
         One per stream and strategy: what it trains and about how long.
     seconds
         Estimated seconds of all training and evaluation.
+    of_strategies
+        Title of a strategy -> its part of the seconds. A base that several share counts for the first.
     """
 
     lines: tuple[str, ...]
     seconds: float
+    of_strategies: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return "\n".join([*self.lines, f"about {duration_text(self.seconds)} in all; nothing was run"])
@@ -56,7 +59,7 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
     timed: dict[tuple[str, int, str], tuple[float, float]] = {}
     bases: set[tuple[str, tuple[str, ...]]] = set()
     lines = [_stream_line(name, variant) for name, variant in streams.items()]
-    total = 0.0
+    of_strategies: dict[str, float] = {}
     for options in config.strategies:
         # Networks of one kind are timed once.
         kind = (options.name if options.is_custom else _network_kind(options), options.kernel, options.head)
@@ -76,8 +79,8 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
             f"{options.title}: {len(config.seeds)} seed(s){times_streams} x {steps} steps of "
             f"{config.training.batch_size} patches, {step_time:.2f} s a step: about {duration_text(seconds)}"
         )
-        total += seconds
-    return DryRun(tuple(lines), total)
+        of_strategies[options.title] = seconds
+    return DryRun(tuple(lines), sum(of_strategies.values()), of_strategies)
 
 
 def _stream_line(name: str, variant: StreamVariant) -> str:

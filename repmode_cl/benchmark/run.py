@@ -124,10 +124,14 @@ def run_benchmark(
     ------
     ConfigError
         If the folder holds a run already and `resume` is not given, or a run of another configuration, or another
-        process is at work at it.
+        process is at work at it; or if the configuration is that of a search.
     TrialsFailedError
         If trials failed; raised at the end.
     """
+    if config.search is not None:
+        raise ConfigError(
+            f"{config.name}: the configuration has the group 'search': run_search runs it, or set search to None"
+        )
     streams = stream_variants(config.stream, available_structures(config))
     check_strategies(config, streams)
     if dry_run:

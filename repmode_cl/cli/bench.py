@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.options import ConfigArgument, OverridesOption, WorkersOption, continue_with, report_start
+from repmode_cl.cli.options import (
+    ConfigArgument,
+    OverridesOption,
+    WorkersOption,
+    console,
+    continue_with,
+    report_start,
+)
 from repmode_cl.cli.report import show_results
 from repmode_cl.errors import RepmodeError, counted
+
+if TYPE_CHECKING:
+    from repmode_cl.benchmark.search import SearchResult
 
 __all__ = ["bench"]
 
@@ -50,6 +60,15 @@ def bench(
         bool,
         typer.Option("--keep-going", help="Leave out images that cannot be used, and list them at the end."),
     ] = False,
+    search: Annotated[
+        bool | None,
+        typer.Option(
+            "--search/--no-search",
+            help="Search for values of the strategies' keys first, with the same number of trials for each, on other "
+            "images and seeds; by default where the configuration has the group search.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train strategies on a stream of structures.
 
@@ -69,6 +88,8 @@ def bench(
 
       repmode-cl bench my.yaml --scheduler tcp://node1:8786 --threads 8
 
+      repmode-cl bench my.yaml --search
+
     A trial that fails does not end the others; --resume tries it again. Images that cannot be used end it before
     anything is trained, unless --keep-going leaves them out.
     """
@@ -81,13 +102,19 @@ def bench(
     from repmode_cl.utils.process_pool import workers_here
 
     loaded = load_config(config, overrides or ())
+    if search and loaded.search is None:
+        loaded = load_config(config, [*(overrides or ()), "search={}"])
+    elif search is False:
+        loaded = loaded.model_copy(update={"search": None})
     continue_with(ctx, "--resume")
     if not dry_run:
         report_start(ctx, loaded.name)
-    from repmode_cl.benchmark import TrialsFailedError, run_benchmark
+    from repmode_cl.benchmark import DryRun, TrialsFailedError, run_benchmark
+    from repmode_cl.benchmark.search import run_search
 
+    run = run_benchmark if loaded.search is None else run_search
     try:
-        result = run_benchmark(
+        result = run(
             loaded,
             resume=resume,
             dry_run=dry_run,
@@ -103,11 +130,26 @@ def bench(
         _print_notes(error.folder)
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    if isinstance(result, Path):
+    if isinstance(result, DryRun):
+        typer.echo(str(result))
+    elif isinstance(result, Path):
         show_results(result)
         _print_notes(result)
     else:
-        typer.echo(str(result))
+        _show_search(result)
+
+
+def _show_search(result: SearchResult) -> None:
+    """Print what a search chose, and the commands that run the studies with it."""
+    from repmode_cl.report.search import edge_lines, render_search
+
+    console().print(render_search(result.rows, rule=result.rule, title=result.folder.name))
+    for line in edge_lines(result.rows):
+        typer.echo(f"note: {line}", err=True)
+    _print_notes(result.folder)
+    typer.echo(f"report: {result.page}")
+    for path in result.studies:
+        typer.echo(f"study: repmode-cl bench {path}")
 
 
 def _print_notes(folder: Path) -> None:

@@ -15,6 +15,7 @@ from repmode_cl.config.schema import (
     SimulateConfig,
     TrainingConfig,
 )
+from repmode_cl.config.search_schema import SearchConfig
 from repmode_cl.config.strategy_schema import StrategyConfig
 from repmode_cl.config.stream_schema import StreamConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "NetworkConfig",
     "PatchConfig",
     "PreprocessingConfig",
+    "SearchConfig",
     "SimulateConfig",
     "StrategyConfig",
     "StreamConfig",

@@ -3,9 +3,9 @@
 A message names the file and line (or the override), the dotted key, what was found, what is allowed and, for
 an unknown key, the nearest known one. Reading is strict: ``steps: "50"`` and ``steps: true`` are no numbers.
 
-Relative paths: `data.manifest`, `stream.order_file`, `stream.difficulty` and the file of a user's strategy are relative
-to the configuration file that names them, so that a folder with all of them can be moved; `data.cache` and `output`,
-and every path in an override, are relative to the current directory.
+Relative paths: `data.manifest`, `stream.order_file`, `stream.difficulty`, the file of a user's strategy and those of
+`search.study` are relative to the configuration file that names them, so that a folder with all of them can be moved;
+`data.cache` and `output`, and every path in an override, are relative to the current directory.
 """
 
 from __future__ import annotations
@@ -130,6 +130,11 @@ def dump_config(config: Config) -> str:
     data = config.model_dump(mode="json")
     # An option of another strategy is refused even at its default value, so only what was given is written.
     data["strategies"] = [one.model_dump(mode="json", exclude_unset=True) for one in config.strategies]
+    # What is given for one sampler is refused for the other, also at its default.
+    if config.search is None:
+        del data["search"]
+    else:
+        data["search"] = config.search.model_dump(mode="json", exclude_unset=True)
     return strict_yaml.write_yaml(data)
 
 
@@ -163,6 +168,7 @@ def _parse(text: str, source: str, overrides: Sequence[str], *, folder: Path) ->
     _resolve_paths(data, _RELATIVE_TO_FILE, folder)
     _resolve_paths(data, _RELATIVE_TO_WORKING_DIRECTORY, None)
     _resolve_strategy_files(data, folder)
+    _resolve_studies(data, folder)
 
     overridden: dict[strict_yaml.Path, str] = {}
     for override in overrides:
@@ -173,6 +179,8 @@ def _parse(text: str, source: str, overrides: Sequence[str], *, folder: Path) ->
             _resolve_paths(data, [path], Path())
         elif path in _RELATIVE_TO_WORKING_DIRECTORY:
             _resolve_paths(data, [path], None)
+        elif path[:1] == ("search",):
+            _resolve_studies(data, Path())
     _resolve_strategy_files(data, Path())
     try:
         return Config.model_validate_json(json.dumps(data), strict=True)
@@ -199,6 +207,21 @@ def _resolve_strategy_files(data: dict[str, Any], folder: Path) -> None:
         if isinstance(one, dict) and isinstance(name := one.get("name"), str) and ".py:" in name:
             path, _, class_name = name.rpartition(":")
             one["name"] = f"{(folder / Path(path).expanduser()).resolve()}:{class_name}"
+
+
+def _resolve_studies(data: dict[str, Any], folder: Path) -> None:
+    """Make the files of the studies that a search chooses for absolute from `folder`; shipped ones keep their names."""
+    search = data.get("search")
+    if not isinstance(search, dict) or (study := search.get("study")) is None:
+        return
+    shipped = shipped_config_names()
+
+    def resolved(one: Any) -> Any:
+        if not isinstance(one, str) or one in shipped:
+            return one
+        return str((folder / Path(one).expanduser()).resolve())
+
+    search["study"] = [resolved(one) for one in study] if isinstance(study, list) else resolved(study)
 
 
 def _parse_override(override: str) -> tuple[strict_yaml.Path, Any]:

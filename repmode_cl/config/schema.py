@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from repmode_cl.config.field_types import ExpertSpec, FrozenModel, Positive, Seed, check_expert
+from repmode_cl.config.search_schema import SearchConfig, check_search
 from repmode_cl.config.strategy_schema import StrategyConfig
 from repmode_cl.config.stream_schema import StreamConfig
 from repmode_cl.structures import TWELVE_STRUCTURES
@@ -93,6 +94,8 @@ class DataConfig(FrozenModel):
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Part of what is not test that is held out for selection."""
     preprocessing: PreprocessingConfig = PreprocessingConfig()
+    without_test: bool = False
+    """Leave out the images that test, and split the others again by the same fractions: for searches."""
     shuffle_signals: bool = False
     """Give every target the signal of another image: a control that nothing can be learned from."""
 
@@ -220,6 +223,8 @@ class Config(FrozenModel):
     inference: InferenceConfig = InferenceConfig()
     output: str = "runs"
     """Folder that runs are written below."""
+    search: SearchConfig | None = None
+    """Search for values of the strategies' keys, in place of a run with those that they have."""
 
     @property
     def window(self) -> tuple[int, int, int]:
@@ -243,4 +248,10 @@ class Config(FrozenModel):
                 f"strategies: {' and '.join(alike)} would share a folder where file systems ignore case; give each its "
                 "own label"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> Config:
+        if self.search is not None:
+            check_search(self.search, self.strategies, self.seeds)
         return self

@@ -12,6 +12,7 @@ from repmode_cl.data.phantom import simulate
 from repmode_cl.data.preprocessing.prepare import prepare
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.sample import Sample, shuffle_signals
+from repmode_cl.data.search_split import without_test
 from repmode_cl.data.split_record import TrainingRecords
 from repmode_cl.data.splits import assign_splits
 from repmode_cl.data.validation.absent_chunks import absent_chunks_notes
@@ -208,6 +209,13 @@ def prepared_samples(
         skipped=skipped,
     )
     _require_images(structures or (), {sample.structure for sample in samples}, manifest, skipped)
+    if data.without_test:
+        samples = without_test(
+            samples,
+            seed=data.split_seed,
+            test_fraction=data.test_fraction,
+            val_fraction=data.val_fraction,
+        )
     if data.shuffle_signals:
         samples = shuffle_signals(samples, data.split_seed)
     return samples, notes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,7 +19,7 @@ from repmode_cl.data.preprocessing.content_digest import content_digest
 from repmode_cl.errors import ManifestError, counted
 from repmode_cl.utils.atomic_files import write_json
 
-__all__ = ["Assignment", "assign_splits", "split_counts"]
+__all__ = ["Assignment", "assign_splits", "order_of_group", "place_groups", "split_counts"]
 
 _FORMAT = 1
 
@@ -188,13 +188,47 @@ def _split_open_groups(
             placed[key] = decided.get(key) or before[key]
 
     def order(key: str) -> str:
-        return hashlib.sha256(f"{seed}\0{key}".encode()).hexdigest()
+        return order_of_group(seed, key)
 
+    held = {structure: [split for _, split in regions] for structure, regions in split_regions.items()}
+    place_groups(members, placed, held, order=order, test_fraction=test_fraction, val_fraction=val_fraction)
+    return {key: split for key, split in placed.items() if key not in decided}
+
+
+def order_of_group(seed: int, key: str) -> str:
+    """Return what groups are ordered by before they are split: a digest of seed and group."""
+    return hashlib.sha256(f"{seed}\0{key}".encode()).hexdigest()
+
+
+def place_groups(
+    members: Mapping[str, Iterable[str]],
+    placed: dict[str, str],
+    held_regions: Mapping[str, Sequence[str]],
+    *,
+    order: Callable[[str], tuple[bool, str] | str],
+    test_fraction: float,
+    val_fraction: float,
+) -> None:
+    """Put every open group into a split, structure by structure: the first test, the next validate, the rest train.
+
+    Parameters
+    ----------
+    members
+        Structure -> its groups.
+    placed
+        Group -> split, of those that are decided; the others are added.
+    held_regions
+        Structure -> the splits of regions of images that lie in several.
+    order
+        Key that a structure's groups are sorted by.
+    test_fraction, val_fraction
+        As for `split_counts`.
+    """
     # By name and not by row, so that sorting a manifest changes nothing.
     for structure in sorted(members):
         groups = sorted(set(members[structure]), key=order)
         held = [placed[key] for key in groups if key in placed]
-        held += [split for _, split in split_regions.get(structure, ())]
+        held += held_regions.get(structure, ())
         open_groups = [key for key in groups if key not in placed]
         wanted = split_counts(len(open_groups) + len(held), test_fraction, val_fraction)
         for split, count in zip(("test", "val"), wanted, strict=True):
@@ -204,7 +238,6 @@ def _split_open_groups(
             placed.update(dict.fromkeys(open_groups[:count_open], split))
             open_groups = open_groups[count_open:]
         placed.update(dict.fromkeys(open_groups, "train"))
-    return {key: split for key, split in placed.items() if key not in decided}
 
 
 def _read_record(record: Path) -> dict[str, dict[str, str]]:
