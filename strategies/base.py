@@ -28,6 +28,7 @@ from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.scenarios import LabelledBatches, StructureStream
 from repmode_cl.strategies.evaluation import EvaluationMixin
 from repmode_cl.strategies.given_optimizer import GivenOptimizer
+from repmode_cl.strategies.metrics.regression import r2_metrics
 from repmode_cl.strategies.state import TrainingProgress
 from repmode_cl.strategies.training_settings import resolve_training
 from repmode_cl.training import (
@@ -61,13 +62,18 @@ from repmode_cl.utils import stop_signals
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.progress import Task
 
-__all__ = ["StructureStrategy"]
+__all__ = ["StructureStrategy", "r2_evaluator"]
 
 _log = logging.getLogger(__name__)
 
 
 class _NoLogger(BaseLogger):
     """Silent logger: listeners record the figures, but Avalanche warns where the first process has no logger."""
+
+
+def r2_evaluator() -> EvaluationPlugin:
+    """Return an evaluator that measures R2 of each experience and of the stream, and writes no log."""
+    return EvaluationPlugin(r2_metrics(experience=True, stream=True), loggers=[_NoLogger()])
 
 
 class StructureStrategy(EvaluationMixin):
@@ -100,7 +106,7 @@ class StructureStrategy(EvaluationMixin):
         Avalanche's plugins. One that selects the state that an experience ends with, such as its EarlyStoppingPlugin,
         switches the strategy's own selection by validation off.
     evaluator
-        Avalanche's EvaluationPlugin, or a function that makes one; None logs nothing.
+        Avalanche's EvaluationPlugin, or a function that makes one; by default `r2_evaluator`. None measures nothing.
     eval_every, peval_mode
         Periodic evaluation in training, as in Avalanche: off at -1. It counts iterations where `train_steps` is given,
         else epochs.
@@ -151,7 +157,7 @@ class StructureStrategy(EvaluationMixin):
         eval_mb_size: int | None = None,
         device: torch.device | str | None = None,
         plugins: Sequence[Any] = (),
-        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] | None = r2_evaluator,
         eval_every: int = -1,
         peval_mode: str | None = None,
         stream: StructureStream | None = None,

@@ -153,7 +153,7 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
         if missing and unknown == "error":
             raise UnknownStructureError(missing[0], known)
         if missing:
-            _log.info("not evaluated, because not learned yet: %s", ", ".join(dict.fromkeys(missing)))
+            _log.warning("not evaluated, because not learned yet: %s", ", ".join(dict.fromkeys(missing)))
         return chosen
 
     def _own_experiences(self, experiences: Any) -> list[CLExperience]:

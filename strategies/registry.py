@@ -120,6 +120,7 @@ def build_strategy(
     """
     kind = strategy_class(options)
     common = {
+        "evaluator": None,  # the caller measures
         "training": config.training,
         "patch": config.patch.size,
         "inference": config.inference,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,46 @@ class RepModeUNet(StructureUNet):
         Structures that share the base's norms and are trained jointly; at least one.
     seed
         Seed of the initial weights; torch's global generator is not touched.
+    width, depth
+        In place of `architecture`: its width and depth, with the paper's experts; the paper's where left out.
+    structures
+        Another name of `base_structures`.
+
+    Raises
+    ------
+    StructureError
+        If there is no structure, or one twice.
+    TypeError
+        If the architecture or the structures are given twice, or not at all.
+
+    Examples
+    --------
+    >>> RepModeUNet(width=8, depth=3, structures=["dna"]).structures
+    ('dna',)
     """
 
-    def __init__(self, architecture: Architecture, base_structures: Sequence[str], *, seed: int = 0) -> None:
-        names = tuple(check_structure_name(name) for name in base_structures)
+    def __init__(
+        self,
+        architecture: Architecture | None = None,
+        base_structures: Sequence[str] | None = None,
+        *,
+        seed: int = 0,
+        width: int | None = None,
+        depth: int | None = None,
+        structures: Sequence[str] | None = None,
+    ) -> None:
+        sizes: dict[str, Any] = {
+            key: size for key, size in (("width", width), ("depth", depth)) if size is not None
+        }
+        if architecture is not None and sizes:
+            raise TypeError(f"give either an architecture or {' and '.join(sizes)}, not both")
+        architecture = architecture or Architecture(**sizes)
+        given = [names for names in (base_structures, structures) if names is not None]
+        if len(given) != 1:
+            raise TypeError(
+                "give the structures of the base once, as in RepModeUNet(..., structures=['dna'])"
+            )
+        names = tuple(check_structure_name(name) for name in given[0])
         if not names or len(set(names)) < len(names):
             raise StructureError(f"base structures: at least one, and none twice, not {list(names)}")
         generator = torch.Generator().manual_seed(seed)

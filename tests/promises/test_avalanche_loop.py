@@ -696,12 +696,23 @@ def test_a_benchmark_has_avalanches_names(stream_for: Streams) -> None:
     assert (last.current_experience, last.benchmark) == (2, benchmark)
 
 
+def test_r2_is_measured_where_no_evaluator_is_given(stream_for: Streams) -> None:
+    benchmark, strategy = stream_for(), make()
+    strategy.train(benchmark.train_stream[0])
+    results = strategy.eval(benchmark.test_stream)
+    r2 = [metrics["r2"] for metrics in strategy.figures.values()]
+    assert len(r2) == len(BASE)
+    [of_stream] = [value for name, value in results.items() if name.startswith("R2_Stream")]
+    assert sorted(value for name, value in results.items() if name.startswith("R2_Exp")) == sorted(r2)
+    assert of_stream == pytest.approx(sum(r2) / len(r2))
+
+
 def test_what_is_not_known_yet_is_named_and_left_out(
     stream_for: Streams, caplog: pytest.LogCaptureFixture
 ) -> None:
     benchmark, strategy = stream_for(), make(evaluator=silent(MeanSquare()))
     strategy.train(benchmark.train_stream[0])
-    with caplog.at_level(logging.INFO, logger="repmode_cl"):
+    with caplog.at_level(logging.WARNING, logger="repmode_cl"):
         strategy.eval(benchmark.test_stream)
     assert f"not learned yet: {', '.join(ADDED)}" in caplog.text
     assert set(strategy.figures) == set(BASE)
