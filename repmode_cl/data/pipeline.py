@@ -30,7 +30,7 @@ __all__ = ["HeldOutCheck", "available_structures", "check_base", "prepared_sampl
 
 @dataclass(frozen=True)
 class HeldOutCheck:
-    """What rows that are held out must keep away from.
+    """Images that rows which are held out must keep away from.
 
     Attributes
     ----------

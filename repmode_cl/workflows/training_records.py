@@ -1,4 +1,4 @@
-"""What the structures of a model were trained on, for a training or a comparison that builds on the model."""
+"""Records of the images that a model was trained on, for a training or a comparison that builds on the model."""
 
 from __future__ import annotations
 
