@@ -362,10 +362,7 @@ def stream_of_samples(
             stream.append(
                 _labelled(volumes, [labels[sample.structure] for sample in samples_by_split[split]])
             )
-    benchmark: Any = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
-    for avalanche_stream in benchmark.streams.values():
-        for experience in avalanche_stream:
-            experience.structure_labels = dict(labels)
+    benchmark = with_task_labels(benchmark_from_datasets(train=train, val=val, test=test))
     return StructureStream(
         benchmark,
         tuple(tuple(group) for group in experiences),
@@ -382,7 +379,8 @@ def structure_labels(experience: CLExperience) -> Mapping[str, int] | None:
     There a label may come again in a later experience, and stands for the same structure: in other benchmarks,
     experiences that share a label may have nothing else in common.
     """
-    return getattr(experience, "structure_labels", None)
+    stream = getattr(experience, "benchmark", None)
+    return stream.labels if isinstance(stream, StructureStream) else None
 
 
 class _NoVolumes(Dataset[Any]):

@@ -26,6 +26,8 @@ from scipy import stats
 from tiny_run import changed, tiny
 from tiny_strategies import (
     APART,
+    ARCHITECTURE,
+    BASE,
     BUILD,
     TRAINING,
     build,
@@ -42,8 +44,9 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.evaluation import backward_transfer, forgetting, performance_matrix
 from repmode_cl.metrics import HIGHER_IS_BETTER
+from repmode_cl.nn import RepModeUNet
 from repmode_cl.results import ResultsTable
-from repmode_cl.strategies import StructureStrategy
+from repmode_cl.strategies import FineTuning, StructureStrategy
 from repmode_cl.strategies.metrics import (
     bwt_of,
     forgetting_of,
@@ -612,6 +615,36 @@ def test_a_structure_that_comes_again_starts_again(samples: list[Sample], ours: 
     assert rows[3]["StreamMeanForgetting_R2_from_best/eval_phase/test_stream"] == pytest.approx(mean)
     each = [rows[3][exp_key("R2_Exp", strategy, n)] for n in ("dna", "nucleolus", "mitochondria")]
     assert rows[3]["R2_StreamMean/eval_phase/test_stream"] == pytest.approx(np.mean(each))
+
+
+def test_the_loop_of_avalanches_users(samples: list[Sample], tmp_path: Path) -> None:
+    stream, logger = stream_of(samples), CSVLogger(tmp_path)
+    metrics = r2_metrics(experience=True), forgetting_of("r2", experience=True, stream=True)
+    strategy = FineTuning(
+        model=RepModeUNet(ARCHITECTURE, BASE, seed=0),
+        training=TRAINING,
+        evaluator=EvaluationPlugin(*metrics, loggers=[logger]),
+    )
+    rows = []
+    for experience in stream.train_stream:
+        strategy.train(experience)
+        rows.append(strategy.eval(stream.test_stream))
+    logger.close()
+    names = ("dna", "cell_membrane", "nucleolus", "mitochondria")
+    r2 = {name: [row.get(exp_key("R2_Exp", strategy, name)) for row in rows] for name in names}
+    assert r2["nucleolus"][0] is None  # never predicted before it is learned
+    lost = {name: max(r2[name][:2]) - r2[name][2] for name in ("dna", "cell_membrane")}
+    lost["nucleolus"] = r2["nucleolus"][1] - r2["nucleolus"][2]
+    assert any(lost.values())
+    for name in names:
+        key = exp_key("ExperienceForgetting_R2_from_best", strategy, name)
+        assert rows[2].get(key) == lost.get(name)
+    mean = rows[2]["StreamMeanForgetting_R2_from_best/eval_phase/test_stream"]
+    assert mean == pytest.approx(sum(lost.values()) / 3)
+    with (tmp_path / "eval_results.csv").open(encoding="utf-8") as file:
+        last = {row["eval_exp"]: float(row["forgetting"]) for row in list(csv.DictReader(file))[-3:]}
+    assert last["1"] == pytest.approx(lost["nucleolus"], abs=5e-5)
+    assert last["2"] == 0.0
 
 
 def test_ours_refuse_the_forward_transfer_of_gem(samples: list[Sample]) -> None:
