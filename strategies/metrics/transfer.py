@@ -15,7 +15,6 @@ from avalanche.evaluation.metric_results import MetricValue
 
 from repmode_cl.errors import RepmodeError, did_you_mean
 from repmode_cl.metrics import HIGHER_IS_BETTER
-from repmode_cl.strategies.evaluation import EvaluationMixin
 from repmode_cl.strategies.metrics.batch import Unit, batch_images
 from repmode_cl.strategies.metrics.regression import (
     TITLES,
@@ -124,7 +123,7 @@ class TransferMetric(RegressionMetric):
     def before_eval(self, strategy: Any) -> None:
         """Start an evaluation."""
         self._restart()
-        self.history.knows_what_it_predicts = isinstance(strategy, EvaluationMixin)
+        self.history.knows_what_it_predicts = not getattr(strategy, "predicts_unseen", True)
 
     def before_eval_exp(self, strategy: Any) -> None:
         """Start an experience."""
