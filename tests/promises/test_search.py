@@ -46,6 +46,16 @@ KEYS: dict[str, dict[str, Any]] = {
     "lwf": {"strength": {"low": 0.1, "high": 10, "log": True, "points": 2}},
     "cumulative": {"replay_batch": [1, 2]},
     "joint": {"learning_rate": [0.01, 0.02]},
+    "der_pp": {"alpha": [0.1, 1.0]},
+    "warm_copy": {"learning_rate": [0.01, 0.02]},
+    "frozen_trunk_decoder_k3": {"learning_rate": [0.01, 0.02]},
+    "norm_only_k3": {"learning_rate": [0.01, 0.02]},
+    "lora_k3_rank4": {"rank": [1, 2]},
+    "ssf_k3": {"learning_rate": [0.01, 0.02]},
+    "adapter_k3_bottleneck4": {"bottleneck": {"low": 1, "high": 2, "points": 2}},
+    "piggyback_k3": {"learning_rate": [0.01, 0.02]},
+    "packnet_k3": {"prune": [0.4, 0.6]},
+    "progressive_k3": {"learning_rate": [0.01, 0.02]},
 }
 
 

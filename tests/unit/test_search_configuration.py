@@ -14,7 +14,7 @@ from repmode_cl.benchmark.search import run_search
 from repmode_cl.benchmark.search.plan import plan_search
 from repmode_cl.benchmark.search.study_files import matching_strategies, write_studies
 from repmode_cl.cli.app import app
-from repmode_cl.config import load_config, parse_config
+from repmode_cl.config import SearchConfig, StrategyConfig, load_config, parse_config
 from repmode_cl.config.load import dump_config
 from repmode_cl.config.search_schema import SearchRange
 from repmode_cl.errors import ConfigError, RepmodeError
@@ -135,6 +135,15 @@ def test_the_grid_of_an_interval() -> None:
     assert all(type(value) is int for value in whole)
 
 
+def test_an_interval_of_a_key_of_whole_numbers_holds_whole_numbers() -> None:
+    """Whichever keys strategies get."""
+    for key, field in StrategyConfig.model_fields.items():
+        kinds = str(field.annotation)
+        if key != "steps" and "int" in kinds and "tuple" not in kinds and "Literal" not in kinds:
+            search = SearchConfig(keys={"one": {key: {"low": 1, "high": 9, "points": 2}}})
+            assert all(type(value) is int for value in search.ranges("one")[key].grid), key
+
+
 # -- the shipped searches, and studies elsewhere ------------------------------------------------------------------
 
 
@@ -182,17 +191,20 @@ def test_a_study_elsewhere_takes_the_values_and_keeps_the_rest(tmp_path: Path) -
     [path] = write_studies(plan, rows)
     before, after = load_config("all_strategies"), load_config(path)
     assert after.model_copy(update={"strategies": before.strategies}) == before
+    matches = matching_strategies(plan)[path.name]
     for old, new in zip(before.strategies, after.strategies, strict=True):
         changed = {key for key in type(old).model_fields if getattr(old, key) != getattr(new, key)}
-        if old.name in ("ewc", "synaptic_intelligence", "mas", "lwf"):
-            [value] = plan.combinations(old.name)[2].values()
-            assert (changed, new.strength) == ({"strength"}, value)
-        elif old.name in ("replay", "a_gem", "cumulative", "frozen_encoder"):
-            assert new.learning_rate == 1.0e-2
-        else:
+        if old.title not in matches:
             assert not changed
+            continue
+        [(key, value)] = plan.combinations(matches[old.title])[2].items()
+        assert getattr(new, key) == value
+        assert changed <= {key}
     text = path.read_text(encoding="utf-8")
     assert "# joint: not searched" in text
+    assert "replay" in matches
+    # Replay of regions has other options than what is searched.
+    assert [one.title for one in before.strategies if one.name == "replay" and one.title not in matches]
     assert "# ewc_strength1000: strength 1000: 0.5000 (trial ewc-002)" in text
     assert "# Measured on other simulated images (data.simulate.seed 7), with other seeds." in text
     assert plan_search(load_config("tuning_all")).search.rule == "end_by_group"
