@@ -7,6 +7,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import avalanche.training  # noqa: F401
 
+from repmode_cl.scenarios.dense_regression import dense_regression_benchmark
 from repmode_cl.scenarios.image_allocation import check_images, training_images
 from repmode_cl.scenarios.labelled_loader import LabelledBatches
 from repmode_cl.scenarios.stream import (
@@ -31,6 +32,7 @@ __all__ = [
     "StructureStream",
     "base_structures",
     "check_images",
+    "dense_regression_benchmark",
     "experience_names",
     "stream_of_samples",
     "stream_variants",

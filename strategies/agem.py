@@ -5,11 +5,11 @@ Chaudhry et al., ICLR 2019.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from repmode_cl.config import StrategyConfig
-from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.replay import RehearsalStrategy
 
 __all__ = ["AGEM"]
@@ -22,10 +22,7 @@ class AGEM(RehearsalStrategy):
     are not trained on; they only take part in the running statistics of the norms.
     """
 
-    @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the one RepMode base."""
-        return REPMODE
+    shares_base: ClassVar[bool] = True
 
     def adjust_gradients(self) -> None:
         """Project the gradient where a step along it would increase the loss of buffered patches."""

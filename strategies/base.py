@@ -726,6 +726,9 @@ class StructureStrategy(EvaluationMixin):
             self.scheduler.step()
 
 
+StructureStrategy._common_base = StructureStrategy
+
+
 def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield `size` batches at a time; the last group may be smaller."""
     group: list[Any] = []

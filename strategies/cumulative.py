@@ -13,7 +13,6 @@ from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.strategies.fine_tuning import FineTuning
-from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.replay import Replay
 from repmode_cl.strategies.replay_buffer import join_patches
 
@@ -33,6 +32,7 @@ class Cumulative(FineTuning):
     """
 
     distributes: ClassVar[bool] = False
+    shares_base: ClassVar[bool] = True
 
     def __init__(self, *, replay_batch: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -41,14 +41,9 @@ class Cumulative(FineTuning):
         self._earlier: tuple[int, PatchDataset] | None = None
 
     @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the one RepMode base."""
-        return REPMODE
-
-    @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
         """Return the number of earlier patches of a step."""
-        return {"replay_batch": options.replay_batch}
+        return {} if options.replay_batch is None else {"replay_batch": options.replay_batch}
 
     @classmethod
     def cost_of_step(cls, options: StrategyConfig, training: TrainingConfig, earlier: int) -> float:

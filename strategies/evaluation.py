@@ -17,7 +17,7 @@ from repmode_cl.config import InferenceConfig
 from repmode_cl.errors import ConfigError, UnknownStructureError
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.metrics import image_metrics, mean_metrics
-from repmode_cl.nn import fold_norms
+from repmode_cl.nn import PlainUNet, fold_norms
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.hooks import StrategyHooks
 from repmode_cl.strategies.state import Evaluation, Example, TrainingProgress
@@ -210,7 +210,7 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
     def _predict_whole(self, structure: str) -> Tensor:
         """Predict the volume of the current batch, which holds one."""
         if structure not in self._plain:
-            self._plain[structure] = fold_norms(self.network.fuse(structure))
+            self._plain[structure] = self._fused(structure)
         return torch.from_numpy(self._sliding_window(self._plain[structure], self.mb_x[0, 0]))[None, None]
 
     def _after_eval_iteration(self, **kwargs: Any) -> None:
@@ -227,7 +227,23 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
 
     def predict(self, volume: Tensor, structure: str) -> Any:
         """Predict one whole volume (Z, Y, X), z-scored, in float32; returns an array of that shape."""
-        return self._sliding_window(fold_norms(self.network.fuse(structure)), volume)
+        training = self.model.training
+        try:
+            return self._sliding_window(self._fused(structure), volume)
+        finally:
+            self.model.train(training)  # layers of a fused network may be the network's own
+
+    def _fused(self, structure: str) -> nn.Module:
+        """Return the network that predicts `structure`, to be called in evaluation mode: of ours, with norms folded."""
+        fused = self.network.fuse(structure)
+        if type(fused) is PlainUNet:  # a subclass may compute something else
+            return fold_norms(fused)
+        if not isinstance(fused, nn.Module):
+            raise ConfigError(
+                f"{type(self.network).__name__}.fuse({structure!r}) returned {type(fused).__name__}: return a module "
+                "that maps (N, 1, Z, Y, X) to the same shape"
+            )
+        return fused.to(self.device).eval()
 
     def _sliding_window(self, plain: nn.Module, volume: Tensor) -> Any:
         return sliding_window(

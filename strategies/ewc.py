@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from repmode_cl.config import StrategyConfig
-from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.regularization import GradientImportance
 
 __all__ = ["EWC"]
@@ -20,12 +18,8 @@ class EWC(GradientImportance):
     gradient of the patch's mean squared error.
     """
 
+    shares_base: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1000.0
-
-    @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the one RepMode base."""
-        return REPMODE
 
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
         return self.loss_of(output, target)

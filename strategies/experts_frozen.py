@@ -36,6 +36,7 @@ class ExpertsFrozen(StructureStrategy):
     """
 
     stores_model: ClassVar[bool] = True
+    shares_base: ClassVar[bool] = True
 
     def __init__(self, *, spec: AdditionSpec | None = None, **kwargs: Any) -> None:
         self.spec = spec or AdditionSpec()

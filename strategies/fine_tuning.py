@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from repmode_cl.config import StrategyConfig
 from repmode_cl.strategies.base import StructureStrategy
@@ -17,6 +18,8 @@ class FineTuning(StructureStrategy):
     What a user without an incremental learner does: the lower reference for forgetting. Strategies that reduce
     forgetting (replay, penalties, distillation) start as this one does and are subclasses of it.
     """
+
+    shares_base: ClassVar[bool] = True
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:
@@ -36,10 +39,7 @@ class FrozenEncoder(FineTuning):
     row that stayed as it was drawn would mix the encoder's experts at random.
     """
 
-    @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the one RepMode base."""
-        return REPMODE
+    shares_base: ClassVar[bool] = True
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
         """Train the parameters that fine-tuning trains, after the base without the shared ones of the encoder."""

@@ -6,6 +6,7 @@ other, with no state besides the network.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -16,6 +17,11 @@ from repmode_cl.config import Config, StrategyConfig, TrainingConfig
 from repmode_cl.errors import ConfigError
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.scenarios import StructureStream
+from repmode_cl.strategies.constructor_options import (
+    RecordedOptions,
+    constructor_arguments,
+    refuse_unknown_keywords,
+)
 from repmode_cl.strategies.state import TrainingProgress, architecture_of
 from repmode_cl.training import budget_of
 
@@ -47,12 +53,17 @@ class StrategyHooks:
     predicts_unseen
         Whether it predicts a structure before that is learned. The networks of this package have no output for one by
         design, so forward transfer in the sense of figures before training is not defined for them.
+    shares_base
+        Whether the class trains its base as every strategy of the same `shared_base` key does, to the bit. It counts
+        only where the class itself declares it, as a method `shared_base` of its own does too: what a subclass changes
+        may change its base.
     """
 
     joint_base: ClassVar[bool] = True
     stores_model: ClassVar[bool] = False
     predicts_unseen: ClassVar[bool] = False
     distributes: ClassVar[bool] = True
+    shares_base: ClassVar[bool] = False
 
     # Attributes that `StructureStrategy` sets.
     network: Any
@@ -61,9 +72,23 @@ class StrategyHooks:
     progress: TrainingProgress
     experience: Any
 
+    #: Class whose constructor's keywords all strategies share: `StructureStrategy`, which sets it.
+    _common_base: ClassVar[type]
     _base_key: str | None = None
     _stream: StructureStream | None = None
     base_learning_rate: float | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the constructor name the nearest keyword where it is given an unknown one; Avalanche's names none."""
+        super().__init_subclass__(**kwargs)
+        initialise: Callable[..., None] = cls.__init__
+
+        @functools.wraps(initialise)
+        def checked(self: StrategyHooks, *args: Any, **given: Any) -> None:
+            refuse_unknown_keywords(type(self), self._common_base, given)
+            initialise(self, *args, **given)
+
+        cls.__init__ = checked  # type: ignore[assignment, method-assign]
 
     @property
     def stream(self) -> StructureStream:
@@ -102,12 +127,16 @@ class StrategyHooks:
         **common
             Arguments of all strategies: see `StructureStrategy`.
         """
+        given = options.options
+        fresh = given.fresh() if isinstance(given, RecordedOptions) else RecordedOptions(given)
+        options = options.model_copy(update={"options": fresh})
         network = cls.make_network(config, options, stream.experiences[0], seed)
         make: Callable[..., Self] = cls
+        arguments = constructor_arguments(cls, cls._common_base, options)
         # A class of before, which names the deprecated argument, hands it on.
-        arguments = inspect.signature(cls.__init__).parameters
-        name = "network" if "network" in arguments and "model" not in arguments else "model"
-        return make(**{name: network}, stream=stream, seed=seed, **cls.own_options(options), **common)
+        named = inspect.signature(cls.__init__).parameters
+        name = "network" if "network" in named and "model" not in named else "model"
+        return make(**{name: network}, stream=stream, seed=seed, **arguments, **common)
 
     @classmethod
     def make_network(
@@ -118,8 +147,14 @@ class StrategyHooks:
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return the constructor's additional arguments; by default the configuration's ``options``."""
-        return dict(options.options)
+        """Return the constructor's additional arguments; by default the configuration's ``options``.
+
+        An option that a class's own method neither returns nor reads reaches the constructor too if that names it, and
+        is refused otherwise.
+        """
+        given = options.options
+        inherited = given.inheritable if isinstance(given, RecordedOptions) else ()
+        return {key: given[key] for key in given if key not in inherited}
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
@@ -152,18 +187,16 @@ class StrategyHooks:
     def shared_base(cls, options: StrategyConfig) -> str | None:
         """Return the key of the trained base that it shares, or None where it trains its own.
 
-        Strategies of equal keys start with identical networks, and train the first experience the same to the bit.
-        Defining this method declares that the class itself does so; see `declared_base`.
+        Strategies of equal keys start with identical networks, and train the first experience the same to the bit. The
+        key is used only of a class that declares `shares_base`, or that defines this method itself.
         """
         return None
 
     @classmethod
     def declared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the base that this very class declares, by defining `shared_base`; None where it does not.
-
-        A key that is inherited does not know what the class changes, so it does not count.
-        """
-        return cls.shared_base(options) if "shared_base" in vars(cls) else None
+        """Return the key of the base that this class itself declares to share, or None."""
+        declared = vars(cls).get("shares_base", "shared_base" in vars(cls))
+        return cls.shared_base(options) if declared else None
 
     @property
     def base_key(self) -> str | None:

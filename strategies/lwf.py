@@ -13,7 +13,6 @@ from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.data.sample import digest_of
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.strategies.fine_tuning import FineTuning
-from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.training import masked_mse
 from repmode_cl.utils.memory import tensor_bytes
 
@@ -39,6 +38,7 @@ class LwF(FineTuning):
         Earlier structures of a step, chosen at random by the seed; ``None`` stands for all.
     """
 
+    shares_base: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1.0
 
     def __init__(self, *, strength: float | None = None, distilled: int | None = None, **kwargs: Any) -> None:
@@ -49,14 +49,10 @@ class LwF(FineTuning):
         self._students: dict[str, Tensor] = {}
 
     @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the one RepMode base."""
-        return REPMODE
-
-    @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
         """Return strength and number of structures."""
-        return {"strength": options.strength, "distilled": options.distilled}
+        keys = ("strength", "distilled")
+        return {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     @classmethod
     def cost_of_step(cls, options: StrategyConfig, training: TrainingConfig, earlier: int) -> float:

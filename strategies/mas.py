@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from repmode_cl.config import StrategyConfig
-from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.regularization import GradientImportance
 
 __all__ = ["MAS"]
@@ -19,12 +17,8 @@ class MAS(GradientImportance):
     The importance is the mean magnitude of the gradient of the prediction's mean square; it does not use targets.
     """
 
+    shares_base: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1.0
-
-    @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the one RepMode base."""
-        return REPMODE
 
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
         return output.float().square().mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.nn import MultiHeadUNet
@@ -18,6 +19,8 @@ class MultiHead(StructureStrategy):
     The heads of earlier structures stay unchanged, and forget because the shared network drifts: the paper's
     "Multi-Head (Dec.), All Fine-Tuning" (Table 3), or with ``last`` its Multi-Head (Las.).
     """
+
+    shares_base: ClassVar[bool] = True
 
     @classmethod
     def make_network(

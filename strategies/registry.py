@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
@@ -14,6 +10,7 @@ from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.adapter import Adapter
 from repmode_cl.strategies.agem import AGEM
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.constructor_options import inherit_options
 from repmode_cl.strategies.cumulative import Cumulative
 from repmode_cl.strategies.der_pp import DERPlusPlus
 from repmode_cl.strategies.ewc import EWC
@@ -27,6 +24,7 @@ from repmode_cl.strategies.mas import MAS
 from repmode_cl.strategies.multi_head import MultiHead
 from repmode_cl.strategies.multi_net import MultiNet
 from repmode_cl.strategies.norm_only import NormOnly
+from repmode_cl.strategies.own_files import file_of, import_file
 from repmode_cl.strategies.packnet import PackNet
 from repmode_cl.strategies.piggyback import Piggyback
 from repmode_cl.strategies.progressive import Progressive
@@ -42,6 +40,7 @@ __all__ = [
     "strategy_class",
     "load_strategy",
     "strategy_file_digest",
+    "strategy_section",
     "base_key_of",
 ]
 
@@ -84,6 +83,23 @@ def strategy_class(options: StrategyConfig) -> type[StructureStrategy]:
     return load_strategy(options.name) if options.is_custom else STRATEGIES[options.name]
 
 
+def strategy_section(options: StrategyConfig) -> StrategyConfig:
+    """Return a strategy's section as its class methods take it.
+
+    It is the configuration's; that of a user's own class has, in addition, the options of the package's strategies that
+    the class derives from (see `inherit_options`).
+
+    Raises
+    ------
+    ConfigError
+        If it is a user's own class that cannot be imported, or an inherited option has a value that it cannot have.
+    """
+    if not options.is_custom:
+        return options
+    kind = load_strategy(options.name)
+    return inherit_options(options, [name for name, parent in STRATEGIES.items() if issubclass(kind, parent)])
+
+
 def strategy_file_digest(options: StrategyConfig) -> str | None:
     """Return the SHA-256 of the file that defines a user's own strategy; None for those of the package.
 
@@ -92,7 +108,7 @@ def strategy_file_digest(options: StrategyConfig) -> str | None:
     ConfigError
         If the file is not there.
     """
-    return sha256_file(_file_of(options.name)) if options.is_custom else None
+    return sha256_file(file_of(options.name)) if options.is_custom else None
 
 
 def build_strategy(
@@ -116,9 +132,10 @@ def build_strategy(
     Raises
     ------
     ConfigError
-        If it is a user's own class that does not take the options of the configuration.
+        If it is a user's own class that does not take the options of the configuration, or takes them and fails.
     """
     kind = strategy_class(options)
+    section = strategy_section(options)
     common = {
         "evaluator": None,  # the caller measures
         "training": config.training,
@@ -128,7 +145,7 @@ def build_strategy(
         **common,
     }
     try:
-        strategy = kind.build(config, options, stream, seed, **common)
+        strategy = kind.build(config, section, stream, seed, **common)
     except TypeError as error:
         if not options.is_custom:
             raise
@@ -146,7 +163,7 @@ def base_key_of(config: Config, options: StrategyConfig) -> str | None:
 
     Bases of one key are trained the same to the bit: by strategies with the same network and learning rate.
     """
-    key = strategy_class(options).declared_base(options)
+    key = strategy_class(options).declared_base(strategy_section(options))
     rate, default = options.base_learning_rate, config.training.learning_rate
     # With every digit of the rate: equal rates share a base, and different ones never do.
     return key if key is None or rate in (None, default) else f"{key}_rate{rate!r}"
@@ -160,24 +177,7 @@ def load_strategy(name: str) -> type[StructureStrategy]:
     ConfigError
         If there is no such file or class, the file cannot be imported, or the class is no `StructureStrategy`.
     """
-    file, class_name = _file_of(name), name.rpartition(":")[2]
-    content = file.read_bytes()
-    # Named by its content, so that two files of one name, or two versions of one file, are two modules.
-    module_name = f"repmode_cl_own_{file.stem}_{hashlib.sha256(content).hexdigest()[:12]}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        if spec is None or spec.loader is None:
-            raise ConfigError(f"strategies: {name}: {file} is no Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            del sys.modules[module_name]
-            raise ConfigError(
-                f"strategies: {name}: importing {file} failed: {type(error).__name__}: {error}"
-            ) from error
+    module, class_name, file = import_file(name), name.rpartition(":")[2], file_of(name)
     kind = getattr(module, class_name, None)
     if not isinstance(kind, type) or not issubclass(kind, StructureStrategy):
         available = [
@@ -185,7 +185,7 @@ def load_strategy(name: str) -> type[StructureStrategy]:
             for key, value in vars(module).items()
             if isinstance(value, type)
             and issubclass(value, StructureStrategy)
-            and value.__module__ == module_name
+            and value.__module__ == module.__name__
         ]
         problem = (
             f"has no {class_name}"
@@ -196,10 +196,3 @@ def load_strategy(name: str) -> type[StructureStrategy]:
             f"strategies: {name}: {file} {problem}; its strategies are {', '.join(available) or 'none'}"
         )
     return kind
-
-
-def _file_of(name: str) -> Path:
-    file = Path(name.rpartition(":")[0])
-    if not file.is_file():
-        raise ConfigError(f"strategies: {name}: there is no file {file}")
-    return file

@@ -41,7 +41,7 @@ class RegularizationStrategy(FineTuning):
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
         """Return the strength of the penalty."""
-        return {"strength": options.strength}
+        return {} if options.strength is None else {"strength": options.strength}
 
     def importance_of(self, number: int) -> Mapping[str, Tensor]:
         """Return how much each shared parameter matters to experience `number`, which was just learned."""

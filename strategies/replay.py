@@ -14,7 +14,7 @@ from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import digest_of
 from repmode_cl.errors import ConfigError
 from repmode_cl.strategies.fine_tuning import FineTuning
-from repmode_cl.strategies.hooks import REPMODE, Experiences
+from repmode_cl.strategies.hooks import Experiences
 from repmode_cl.strategies.replay_buffer import BufferedPatch, PatchBuffer, Predict, join_patches
 
 __all__ = ["RehearsalStrategy", "Replay"]
@@ -174,10 +174,7 @@ class Replay(RehearsalStrategy):
     voxel of both has the same weight. The gate rows of earlier structures are trained further.
     """
 
-    @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return the key of the one RepMode base."""
-        return REPMODE
+    shares_base: ClassVar[bool] = True
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
         """Train all parameters; a gate row moves only where its structure is replayed."""

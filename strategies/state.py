@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from repmode_cl.config import Config
-from repmode_cl.nn import Architecture, PlainUNet
+from repmode_cl.nn import Architecture
 
 __all__ = ["TrainingProgress", "StructureNetwork", "Evaluation", "Example", "architecture_of"]
 
@@ -30,8 +31,8 @@ class StructureNetwork(Protocol):
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
         """Freeze all parameters but those that training `structures` may change, and return the names of these."""
 
-    def fuse(self, structure: str) -> PlainUNet:
-        """Return the plain network that predicts `structure`, in evaluation mode."""
+    def fuse(self, structure: str) -> nn.Module:
+        """Return a module that predicts `structure` from (N, 1, Z, Y, X); batch norms of a `PlainUNet` are folded."""
 
 
 @dataclass

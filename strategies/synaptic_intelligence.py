@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from repmode_cl.config import StrategyConfig
 from repmode_cl.errors import ConfigError
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.regularization import RegularizationStrategy
@@ -28,6 +27,7 @@ class SynapticIntelligence(RegularizationStrategy):
     It needs the path of the base too, so it trains its own base.
     """
 
+    shares_base: ClassVar[bool] = False  # a base that another strategy trained has left no path
     default_strength: ClassVar[float] = 1.0
     #: Bounds the importance of a parameter that hardly moved (the publication's xi, for its image data).
     damping: ClassVar[float] = 1e-3
@@ -40,11 +40,6 @@ class SynapticIntelligence(RegularizationStrategy):
         self._gradient: dict[str, Tensor] = {}
         # The first listener: a checkpoint, which is a later one, holds what this one records.
         self.on_validation.append(self._record_best)
-
-    @classmethod
-    def shared_base(cls, options: StrategyConfig) -> str | None:
-        """Return None: a base that another strategy trained has left no path."""
-        return None
 
     def check_adoption(self, number: int) -> None:
         """Refuse: the importances of an experience are those of the path of its training."""

@@ -102,7 +102,7 @@ def time_training(
         optimizer.step()
 
     step_time = median_seconds(step, device, repeats)
-    plain = network.eval().fuse(structure)
+    plain = network.eval().fuse(structure).eval()
 
     def window() -> None:
         with torch.no_grad():

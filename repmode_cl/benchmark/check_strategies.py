@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import torch
 
+from repmode_cl.benchmark.rehearsal import rehearse
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ImageError, RepmodeError
 from repmode_cl.nn import smallest_size
 from repmode_cl.scenarios import PatchSampling, StreamVariant, stream_of_samples, task_labels
 from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.registry import build_strategy, strategy_class
+from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
 from repmode_cl.training import resolve_precision
 from repmode_cl.training.checkpoint import random_state, set_random_state
 
@@ -25,7 +27,9 @@ __all__ = ["check_strategies"]
 _IMAGES = 3
 
 
-def check_strategies(config: Config, streams: Mapping[str, StreamVariant]) -> None:
+def check_strategies(
+    config: Config, streams: Mapping[str, StreamVariant], *, rehearse_all: bool = False
+) -> None:
     """Refuse strategies that cannot be loaded, cannot be made, or cannot learn the streams.
 
     Parameters
@@ -34,27 +38,34 @@ def check_strategies(config: Config, streams: Mapping[str, StreamVariant]) -> No
         The whole configuration.
     streams
         Streams by name.
+    rehearse_all
+        Rehearse the package's strategies too (see `rehearse`), and not only a user's own.
 
     Raises
     ------
     ConfigError
         If a user's own class or its file is missing or cannot be imported, if the class cannot be made with its
-        options or would not know added structures, or if a strategy's `check` refuses a stream; or if patches are too
-        small for the networks.
+        options or would not know added structures, if its first steps, evaluation or fused network fail, or if a
+        strategy's `check` refuses a stream; or if patches are too small for the networks.
 
     Notes
     -----
     A user's own strategy is made once for each stream, on the CPU, for images that do not exist: one that reads
-    images when it is made is not checked further.
+    images when it is made is not checked so.
     """
     _check_patches(config)
     for options in config.strategies:
         kind = strategy_class(options)
         for variant in streams.values():
             with _errors_named(options):
-                kind.check(config, options, variant.experiences)
+                kind.check(config, strategy_section(options), variant.experiences)
                 if options.is_custom:
                     _check_custom(config, options, variant)
+    # Last: it takes longer than all the rest, and every mistake that is found without it is.
+    for options in config.strategies:
+        if options.is_custom or rehearse_all:
+            with _errors_named(options):
+                rehearse(config, options, next(iter(streams.values())))
 
 
 def _check_patches(config: Config) -> None:
@@ -87,7 +98,17 @@ def _errors_named(options: StrategyConfig) -> Iterator[None]:
             raise
         raise ConfigError(
             f"strategies: {options.name} with options {options.options}: {type(error).__name__}: {error}"
+            f"{_line_of(error, options)}"
         ) from error
+
+
+def _line_of(error: Exception, options: StrategyConfig) -> str:
+    """Return the last line of the user's own file that an error came through."""
+    file = Path(options.name.rpartition(":")[0])
+    # By its name alone: a copy of the file with the same content is the same module.
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).name == file.name]
+    return f" (line {lines[-1]} of {file})" if lines else ""
 
 
 def _check_custom(config: Config, options: StrategyConfig, variant: StreamVariant) -> None:
@@ -102,7 +123,7 @@ def _check_custom(config: Config, options: StrategyConfig, variant: StreamVarian
     ]
     stream = stream_of_samples(
         samples,
-        kind.regroup(variant.experiences, options)[0],
+        kind.regroup(variant.experiences, strategy_section(options))[0],
         PatchSampling(config.patch.size),
         count=lambda _, __: training.batch_size,
         seed=0,

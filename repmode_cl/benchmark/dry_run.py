@@ -14,7 +14,7 @@ from repmode_cl.data.manifest import read_manifest
 from repmode_cl.scenarios import StreamVariant
 from repmode_cl.strategies.hooks import StrategyHooks
 from repmode_cl.strategies.multi_net import PlainNetworks
-from repmode_cl.strategies.registry import base_key_of, strategy_class
+from repmode_cl.strategies.registry import base_key_of, strategy_class, strategy_section
 from repmode_cl.strategies.timing import time_training, windows_of_image
 from repmode_cl.training import budget_of_steps, resolve_precision
 from repmode_cl.utils.devices import resolve_device
@@ -62,7 +62,7 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
     of_strategies: dict[str, float] = {}
     for options in config.strategies:
         # Networks of one kind are timed once.
-        kind = (options.name if options.is_custom else _network_kind(options), options.kernel, options.head)
+        kind = (options.title if options.is_custom else _network_kind(options), options.kernel, options.head)
         if kind not in timed:
             timed[kind] = _time_network(config, options)
         step_time, window_time = timed[kind]
@@ -106,19 +106,19 @@ def _estimate_trial(
 ) -> tuple[float, int]:
     """Return seconds and steps of one trial; `bases` are those trained already, and those of the trial are added."""
     images = _image_counts(config, variant)
-    kind = strategy_class(options)
-    groups, done_after = kind.regroup(variant.experiences, options)
+    kind, section = strategy_class(options), strategy_section(options)
+    groups, done_after = kind.regroup(variant.experiences, section)
     seconds, count = 0.0, 0
     learned: dict[str, None] = {}
     for number, names in enumerate(groups):
         training = sum(images[name][0] for name in names)
-        steps = kind.steps_of(config.training, options, variant.experiences, names, training)
+        steps = kind.steps_of(config.training, section, variant.experiences, names, training)
         budget = budget_of_steps(config.training, steps, training)
         base = (key, names) if number == 0 and (key := base_key_of(config, options)) is not None else None
         if base is None or base not in bases:
             validations = -(-budget.steps // budget.validate_every)
             validation_images = sum(images[name][1] for name in names)
-            seconds += budget.steps * step_time * kind.cost_of_step(options, config.training, len(learned))
+            seconds += budget.steps * step_time * kind.cost_of_step(section, config.training, len(learned))
             seconds += validations * validation_images * image_time
         if base is not None:
             bases.add(base)
@@ -152,7 +152,7 @@ def _time_network(config: Config, options: StrategyConfig) -> tuple[float, float
     """Return the median seconds of a step of `batch_size` patches and of predicting one window."""
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
-    network: Any = strategy_class(options).make_network(config, options, ["dna"], 0)
+    network: Any = strategy_class(options).make_network(config, strategy_section(options), ["dna"], 0)
     if isinstance(network, PlainNetworks):
         network.add("dna", seed=0)
     network.train_only(["dna"])

@@ -133,7 +133,7 @@ def run_benchmark(
             f"{config.name}: the configuration has the group 'search': run_search runs it, or set search to None"
         )
     streams = stream_variants(config.stream, available_structures(config))
-    check_strategies(config, streams)
+    check_strategies(config, streams, rehearse_all=dry_run)
     if dry_run:
         return estimate_run(config, streams)
     refuse_distributed("a benchmark")

@@ -31,7 +31,7 @@ from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.model_export import create_model, provenance_of, training_facts
 from repmode_cl.strategies.plugins.peak_memory import PeakMemory
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger, hyper_parameters
-from repmode_cl.strategies.registry import build_strategy, strategy_class
+from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
 from repmode_cl.training.checkpoint import random_state, set_random_state
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import parameter_bytes
@@ -59,17 +59,17 @@ class TrialRun:
         self.title = trial.title
         self.trial = Trial(trial.title, trial.stream, trial.seed)
         self.folder = context.folder / self.trial.folder
-        kind = strategy_class(options)
+        kind, section = strategy_class(options), strategy_section(options)
         training = config.training
         stream = context.streams[trial.stream]
-        groups, self.done_after = kind.regroup(stream.experiences, options)
+        groups, self.done_after = kind.regroup(stream.experiences, section)
         self.samples = context.samples
         self.stream = stream_of_samples(
             context.samples,
             groups,
             PatchSampling.of_config(config),
             count=lambda structures, images: (
-                kind.steps_of(training, options, stream.experiences, structures, images) * training.batch_size
+                kind.steps_of(training, section, stream.experiences, structures, images) * training.batch_size
             ),
             seed=trial.seed,
             labels=task_labels(stream.experiences),

@@ -17,7 +17,7 @@ from pydantic import (
 from repmode_cl.config.field_types import FrozenModel, Positive, check_fresh_expert
 from repmode_cl.errors import did_you_mean
 
-__all__ = ["STRATEGY_NAMES", "StrategyConfig"]
+__all__ = ["STRATEGY_NAMES", "StrategyConfig", "keys_of"]
 
 #: Strategies that come with the package; any other is ``path/to/file.py:ClassName``.
 STRATEGY_NAMES = (
@@ -191,7 +191,7 @@ class StrategyConfig(FrozenModel):
     distilled: Positive | None = None
     """lwf: earlier structures that are distilled in a step, chosen at random; null takes all."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    """A strategy of your own: keyword arguments of its constructor."""
+    """A strategy of your own: keyword arguments of its constructor, and options of the strategy it derives from."""
 
     @field_validator("name")
     @classmethod
@@ -213,7 +213,10 @@ class StrategyConfig(FrozenModel):
         kind = _CUSTOM if self.is_custom else self.name
         for key, owners in _OWNERS.items():
             if key in self.model_fields_set and kind not in owners:
-                raise ValueError(f"{key} is an option of {', '.join(owners)}, not of {self.name}")
+                under = (
+                    f"; what a class inherits stands in its options: {{{key}: ...}}" if self.is_custom else ""
+                )
+                raise ValueError(f"{key} is an option of {', '.join(owners)}, not of {self.name}{under}")
         if self.name == "warm_copy" and self.of == "repmode":
             for key in ("kernel", "head"):
                 if key in self.model_fields_set:
@@ -259,10 +262,10 @@ class StrategyConfig(FrozenModel):
         parts = [self.name.rpartition(":")[2]]
         if self.name == "warm_copy" and self.of != "repmode":
             parts.append(self.of)
-        has_plain_network = "kernel" in _keys_of(self.name) and not (
+        has_plain_network = "kernel" in keys_of(self.name) and not (
             self.name == "warm_copy" and self.of == "repmode"
         )
-        if has_plain_network and "head" in _keys_of(self.name):
+        if has_plain_network and "head" in keys_of(self.name):
             parts.append(self.head)
         if has_plain_network:
             parts.append(f"k{self.kernel}")
@@ -300,5 +303,6 @@ _TITLE_WORDS = {
 }
 
 
-def _keys_of(name: str) -> tuple[str, ...]:
+def keys_of(name: str) -> tuple[str, ...]:
+    """Return the options that the strategy `name` has besides those of all."""
     return tuple(key for key, owners in _OWNERS.items() if name in owners)

@@ -16,7 +16,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples, task_labels
 from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
-from repmode_cl.strategies.registry import build_strategy, strategy_class
+from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
 
 ARCHITECTURE = Architecture(width=4, depth=1, experts=("conv3", "conv1", "avg3"))
 BASE = ("dna", "cell_membrane")
@@ -106,11 +106,11 @@ def configured(
         name="tiny", network=NetworkConfig(width=4, depth=1, experts=ARCHITECTURE.experts),
         patch=PatchConfig(size=PATCH), training=training, strategies=(section,),
     )  # fmt: skip
-    kind = strategy_class(section)
+    kind, full = strategy_class(section), strategy_section(section)
     stream = stream_of_samples(
-        samples, kind.regroup(experiences, section)[0], PatchSampling(PATCH), seed=seed,
+        samples, kind.regroup(experiences, full)[0], PatchSampling(PATCH), seed=seed,
         labels=task_labels(experiences), arrivals=experiences,
-        count=lambda names, images: kind.steps_of(training, section, experiences, names, images) * training.batch_size,
+        count=lambda names, images: kind.steps_of(training, full, experiences, names, images) * training.batch_size,
     )  # fmt: skip
     return build_strategy(config, section, stream, seed)
 
