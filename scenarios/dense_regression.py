@@ -83,7 +83,7 @@ def dense_regression_benchmark(
     seen: dict[str, tuple[str, str]] = {}
     for name, parts in datasets.items():
         check_structure_name(name)
-        if isinstance(parts, Tensor | np.ndarray) or not isinstance(parts, Sequence) or len(parts) != 3:
+        if not isinstance(parts, tuple | list) or len(parts) != 3:
             raise ManifestError(f"{name}: found {_kind(parts)}: give a triple (train, val, test) of datasets")
         for split, part in zip(SPLITS, parts, strict=True):
             for where, volumes in _items(f"{name}, {split}", part):
@@ -152,7 +152,7 @@ def _volumes(where: str, item: Any) -> Volumes:
     signal, target = (
         _volume(f"{where}: {part}", one) for part, one in zip(("signal", "target"), item, strict=False)
     )
-    third = item[2] if len(item) == 3 else None
+    third: Any = item[2] if len(item) == 3 else None
     if isinstance(third, int) or (_is_array(third) and third.ndim == 0):
         third = None  # a task label: the name of the structure says as much
     mask = None if third is None else _volume(f"{where}: mask", third)
@@ -161,10 +161,10 @@ def _volumes(where: str, item: Any) -> Volumes:
             raise ManifestError(
                 f"{where}: the {part} is {one.min():g} everywhere: it cannot be z-scored; leave it out"
             )
-    for part, one in (("target", target), ("mask", mask)):
-        if one is not None and one.shape != signal.shape:
+    for part, other in (("target", target), ("mask", mask)):
+        if other is not None and other.shape != signal.shape:
             raise ManifestError(
-                f"{where}: the {part} has the shape {one.shape}, and the signal {signal.shape}"
+                f"{where}: the {part} has the shape {other.shape}, and the signal {signal.shape}"
             )
     return signal, target, None if mask is None else (mask != 0).astype(np.uint8)
 

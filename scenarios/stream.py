@@ -351,7 +351,7 @@ def stream_of_samples(
         patch_labels = (labels[patches.structure_of(i)] for i in range(length))
         train.append(
             _labelled(
-                patches,
+                _MaskedPatches(patches) if patches.weighted else patches,
                 list(patch_labels) if single_label is None else ConstantSequence(single_label, length),
             )
         )
@@ -381,6 +381,27 @@ def structure_labels(experience: CLExperience) -> Mapping[str, int] | None:
     """
     stream = getattr(experience, "benchmark", None)
     return stream.labels if isinstance(stream, StructureStream) else None
+
+
+class _MaskedPatches(Dataset[Any]):
+    """Stands in a training stream whose targets say in a second channel which voxels count.
+
+    Strategies of this package read the patches by themselves. Whatever reads the stream would take the channel for a
+    target: a loss joins it with the prediction's one channel, and says nothing.
+    """
+
+    def __init__(self, patches: PatchDataset) -> None:
+        self.patches = patches
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> Any:
+        raise ConfigError(
+            f"the patches of {self.patches.structure_of(index)} say which voxels count (a mask, or an image smaller "
+            "than the patch), and Avalanche's own strategies would take that for a target: leave masks out, make "
+            "patches smaller, or take a strategy of this package"
+        )
 
 
 class _NoVolumes(Dataset[Any]):

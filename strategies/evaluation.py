@@ -237,7 +237,7 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
         """Return the network that predicts `structure`, to be called in evaluation mode: of ours, with norms folded."""
         fused = self.network.fuse(structure)
         if type(fused) is PlainUNet:  # a subclass may compute something else
-            return fold_norms(fused)
+            return fold_norms(fused.eval())
         if not isinstance(fused, nn.Module):
             raise ConfigError(
                 f"{type(self.network).__name__}.fuse({structure!r}) returned {type(fused).__name__}: return a module "

@@ -53,6 +53,8 @@ class StrategyHooks:
     predicts_unseen
         Whether it predicts a structure before that is learned. The networks of this package have no output for one by
         design, so forward transfer in the sense of figures before training is not defined for them.
+    checkpointed
+        Whether a checkpoint holds all its state; where not, an interrupted trial starts again.
     shares_base
         Whether the class trains its base as every strategy of the same `shared_base` key does, to the bit. It counts
         only where the class itself declares it, as a method `shared_base` of its own does too: what a subclass changes
@@ -63,6 +65,7 @@ class StrategyHooks:
     stores_model: ClassVar[bool] = False
     predicts_unseen: ClassVar[bool] = False
     distributes: ClassVar[bool] = True
+    checkpointed: ClassVar[bool] = True
     shares_base: ClassVar[bool] = False
 
     # Attributes that `StructureStrategy` sets.

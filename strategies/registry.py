@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
@@ -15,6 +16,7 @@ from repmode_cl.strategies.cumulative import Cumulative
 from repmode_cl.strategies.der_pp import DERPlusPlus
 from repmode_cl.strategies.ewc import EWC
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
+from repmode_cl.strategies.extensions import plugins_digest
 from repmode_cl.strategies.fine_tuning import FineTuning, FrozenEncoder
 from repmode_cl.strategies.frozen_trunk import FrozenTrunk
 from repmode_cl.strategies.joint import Joint
@@ -24,6 +26,7 @@ from repmode_cl.strategies.mas import MAS
 from repmode_cl.strategies.multi_head import MultiHead
 from repmode_cl.strategies.multi_net import MultiNet
 from repmode_cl.strategies.norm_only import NormOnly
+from repmode_cl.strategies.off_the_shelf import avalanche_strategy
 from repmode_cl.strategies.own_files import file_of, import_file
 from repmode_cl.strategies.packnet import PackNet
 from repmode_cl.strategies.piggyback import Piggyback
@@ -42,6 +45,7 @@ __all__ = [
     "strategy_file_digest",
     "strategy_section",
     "base_key_of",
+    "code_digest",
 ]
 
 #: Name in a configuration -> class.
@@ -80,6 +84,8 @@ def strategy_class(options: StrategyConfig) -> type[StructureStrategy]:
     ConfigError
         If it is a user's own class that cannot be imported.
     """
+    if options.is_avalanche:
+        return avalanche_strategy(options)
     return load_strategy(options.name) if options.is_custom else STRATEGIES[options.name]
 
 
@@ -103,12 +109,28 @@ def strategy_section(options: StrategyConfig) -> StrategyConfig:
 def strategy_file_digest(options: StrategyConfig) -> str | None:
     """Return the SHA-256 of the file that defines a user's own strategy; None for those of the package.
 
+    That of a strategy of Avalanche is of the files of its class and of the function that makes its network.
+
     Raises
     ------
     ConfigError
         If the file is not there.
     """
-    return sha256_file(file_of(options.name)) if options.is_custom else None
+    names = [options.name.removeprefix("avalanche:")] if options.is_external else []
+    if options.is_avalanche:
+        names.append(str(options.options.get("model", "")))
+    digests = [sha256_file(file_of(name)) for name in names if ".py:" in name]
+    if len(digests) > 1:
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return digests[0] if digests else None
+
+
+def code_digest(config: Config, options: StrategyConfig) -> str | None:
+    """Return the SHA-256 of all files of a user's own that decide a strategy's figures; None without any."""
+    digests = [one for one in (strategy_file_digest(options), plugins_digest(config)) if one is not None]
+    if len(digests) > 1:
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return digests[0] if digests else None
 
 
 def build_strategy(
@@ -147,7 +169,7 @@ def build_strategy(
     try:
         strategy = kind.build(config, section, stream, seed, **common)
     except TypeError as error:
-        if not options.is_custom:
+        if not options.is_external:
             raise
         raise ConfigError(f"strategies: {options.name} with options {options.options}: {error}") from error
     strategy._base_key = base_key_of(config, options)
@@ -163,6 +185,8 @@ def base_key_of(config: Config, options: StrategyConfig) -> str | None:
 
     Bases of one key are trained the same to the bit: by strategies with the same network and learning rate.
     """
+    if config.plugins:
+        return None  # what they record of a base is only with the strategy that trains it
     key = strategy_class(options).declared_base(strategy_section(options))
     rate, default = options.base_learning_rate, config.training.learning_rate
     # With every digit of the rate: equal rates share a base, and different ones never do.

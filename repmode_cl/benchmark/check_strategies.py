@@ -17,6 +17,7 @@ from repmode_cl.errors import ConfigError, ImageError, RepmodeError
 from repmode_cl.nn import smallest_size
 from repmode_cl.scenarios import PatchSampling, StreamVariant, stream_of_samples, task_labels
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.extensions import check_extensions
 from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
 from repmode_cl.training import resolve_precision
 from repmode_cl.training.checkpoint import random_state, set_random_state
@@ -54,6 +55,7 @@ def check_strategies(
     images when it is made is not checked so.
     """
     _check_patches(config)
+    check_extensions(config)
     for options in config.strategies:
         kind = strategy_class(options)
         for variant in streams.values():
@@ -63,7 +65,7 @@ def check_strategies(
                     _check_custom(config, options, variant)
     # Last: it takes longer than all the rest, and every mistake that is found without it is.
     for options in config.strategies:
-        if options.is_custom or rehearse_all:
+        if options.is_external or config.plugins or rehearse_all:
             with _errors_named(options):
                 rehearse(config, options, next(iter(streams.values())))
 
@@ -88,13 +90,13 @@ def _check_patches(config: Config) -> None:
 
 @contextmanager
 def _errors_named(options: StrategyConfig) -> Iterator[None]:
-    """Turn any error in a user's own class into a ConfigError that names the class."""
+    """Turn any error in a class from elsewhere into a ConfigError that names the class."""
     try:
         yield
     except RepmodeError:
         raise
     except Exception as error:
-        if not options.is_custom:
+        if not options.is_external:
             raise
         raise ConfigError(
             f"strategies: {options.name} with options {options.options}: {type(error).__name__}: {error}"

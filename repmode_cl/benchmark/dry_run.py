@@ -14,6 +14,7 @@ from repmode_cl.data.manifest import read_manifest
 from repmode_cl.scenarios import StreamVariant
 from repmode_cl.strategies.hooks import StrategyHooks
 from repmode_cl.strategies.multi_net import PlainNetworks
+from repmode_cl.strategies.off_the_shelf import TaskAgnosticNetwork
 from repmode_cl.strategies.registry import base_key_of, strategy_class, strategy_section
 from repmode_cl.strategies.timing import time_training, windows_of_image
 from repmode_cl.training import budget_of_steps, resolve_precision
@@ -62,7 +63,11 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
     of_strategies: dict[str, float] = {}
     for options in config.strategies:
         # Networks of one kind are timed once.
-        kind = (options.title if options.is_custom else _network_kind(options), options.kernel, options.head)
+        kind = (
+            options.title if options.is_external else _network_kind(options),
+            options.kernel,
+            options.head,
+        )
         if kind not in timed:
             timed[kind] = _time_network(config, options)
         step_time, window_time = timed[kind]
@@ -155,6 +160,8 @@ def _time_network(config: Config, options: StrategyConfig) -> tuple[float, float
     network: Any = strategy_class(options).make_network(config, strategy_section(options), ["dna"], 0)
     if isinstance(network, PlainNetworks):
         network.add("dna", seed=0)
+    if isinstance(network, TaskAgnosticNetwork):
+        network = network.for_timing("dna")
     network.train_only(["dna"])
     step, window = time_training(network, "dna", config.training, config.patch.size, precision, device)
     return step, window * math.prod(config.window) / math.prod(config.patch.size)

@@ -1,6 +1,6 @@
-"""Rehearsal of a strategy before a benchmark: on noise, a step of the base and of the first addition, and all after it.
+"""Rehearsal of a strategy before a benchmark: on noise, steps of the base and of the first addition, and what follows.
 
-A trial is run as the benchmark runs it, in a folder that is removed: growing, a step, validation, evaluation by the
+A trial is run as the benchmark runs it, in a folder that is removed: growing, steps, validation, evaluation by the
 fused network, checkpoint and predictions. What only the images decide is not rehearsed.
 """
 
@@ -31,9 +31,9 @@ _WIDTH = 4
 
 
 def rehearse(config: Config, options: StrategyConfig, variant: StreamVariant) -> None:
-    """Run a trial of one step in each of the first two experiences, on images of noise.
+    """Run a trial of a step or two in each of the first two experiences, on images of noise.
 
-    A user's own strategy has the network and the patches of the configuration; the package's have small ones.
+    A strategy from elsewhere has the network and the patches of the configuration; the package's have small ones.
 
     Parameters
     ----------
@@ -51,22 +51,24 @@ def rehearse(config: Config, options: StrategyConfig, variant: StreamVariant) ->
     """
     depth = config.network.depth
     # Two voxels along an axis on the lowest level, so that batch norm has more than one value.
-    patch = config.patch.size if options.is_custom else (1 << depth, 2 << depth, 2 << depth)
-    width = config.network.width if options.is_custom else min(_WIDTH, config.network.width)
+    patch = config.patch.size if options.is_external else (1 << depth, 2 << depth, 2 << depth)
+    width = config.network.width if options.is_external else min(_WIDTH, config.network.width)
     short: dict[str, Any] = {
         "batch_size": max(2, config.training.accumulate),
         "epochs": None,
-        "steps": 1,
-        "base_steps": 1,
+        # Two, because some prune between them.
+        "steps": 2,
+        "base_steps": 2,
         "validate_every": 1,
         "validate_every_epochs": None,
         "patience": None,
-        # However many steps a class makes of it, training ends after the first.
-        "time_limit": 1e-9,
+        # However many steps a class from elsewhere makes of it, training ends after the first.
+        "time_limit": 1e-9 if options.is_external else None,
         "loader_workers": 0,
     }
     changes: dict[str, Any] = {
         "seeds": (0,),
+        "loggers": (),
         "strategies": (options.model_copy(update={"label": options.title, "steps": None}),),
         "training": config.training.model_copy(update=short),
         "network": config.network.model_copy(update={"width": width}),

@@ -19,7 +19,7 @@ from repmode_cl.errors import ConfigError
 from repmode_cl.results.run_info import RUN_FILE, VERSION, RunInfo, read_recorded_info
 from repmode_cl.results.trial_record import read_outcome
 from repmode_cl.scenarios import StreamVariant
-from repmode_cl.strategies.registry import base_key_of, strategy_file_digest
+from repmode_cl.strategies.registry import base_key_of, code_digest
 from repmode_cl.training import Precision, has_checkpoint, recall_precision, resolve_precision
 from repmode_cl.utils.atomic_files import read_json, write_json, write_text
 from repmode_cl.utils.devices import resolve_device
@@ -105,7 +105,9 @@ def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]
     difference = _difference(before, config, compared)
     if learned:
         _check_same(before, config, folder, streams, info, learned_titles, difference)
-    unchanged = {one.title for one in config.strategies if difference is None and _is_unchanged(one, info)}
+    unchanged = {
+        one.title for one in config.strategies if difference is None and _is_unchanged(config, one, info)
+    }
     outdated_trials = [trial for trial in trials if trial.title not in learned_titles | unchanged]
     outdated = [folder / trial.folder for trial in outdated_trials]
     titles = {trial.title for trial in outdated_trials}
@@ -131,10 +133,10 @@ def _learned(folder: Path) -> bool:
     return (outcome is not None and outcome.finished) or any(map(has_checkpoint, checkpoints))
 
 
-def _is_unchanged(options: StrategyConfig, info: RunInfo) -> bool:
+def _is_unchanged(config: Config, options: StrategyConfig, info: RunInfo) -> bool:
     return info.options.get(options.title) == options.model_dump(mode="json") and info.file_digests.get(
         options.title
-    ) == strategy_file_digest(options)
+    ) == code_digest(config, options)
 
 
 def _difference(before: Config, config: Config, titles: Collection[str]) -> str | None:
@@ -179,10 +181,10 @@ def _check_same(
                 "from, or choose another name"
             )
     for options in config.strategies:
-        title = options.title
-        if title in learned_titles and info.file_digests.get(title) != strategy_file_digest(options):
+        title, plugins = options.title, ", or of a plugin," if config.plugins else ""
+        if title in learned_titles and info.file_digests.get(title) != code_digest(config, options):
             raise ConfigError(
-                f"{problem}: the file of the strategy {title} ({options.name}) has changed since; bring back "
+                f"{problem}: the file of the strategy {title} ({options.name}){plugins} has changed since; bring back "
                 f"the earlier file, remove {folder / title} to start that strategy again, or choose another name"
             )
 

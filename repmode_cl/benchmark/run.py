@@ -44,7 +44,7 @@ from repmode_cl.results.trial_record import (
 )
 from repmode_cl.scenarios import StreamVariant, stream_variants, task_labels
 from repmode_cl.strategies.joint import Joint
-from repmode_cl.strategies.registry import base_key_of, strategy_class, strategy_file_digest
+from repmode_cl.strategies.registry import base_key_of, code_digest, strategy_class
 from repmode_cl.training import refuse_distributed
 from repmode_cl.utils.locks import exclusive
 from repmode_cl.utils.process_pool import workers_here
@@ -284,7 +284,7 @@ class _Run:
             experiences,
             outcomes,
             images=self.images,
-            file_digests={one.title: strategy_file_digest(one) for one in self.config.strategies},
+            file_digests={one.title: code_digest(self.config, one) for one in self.config.strategies},
             joint_titles=self.joint_titles,
             task_labels=task_labels([names for groups in experiences.values() for names in groups]),
         )

@@ -17,6 +17,7 @@ from repmode_cl.benchmark.artifacts import write_gate_weights, write_predictions
 from repmode_cl.benchmark.shared_base import SharedBase, base_folder
 from repmode_cl.benchmark.trials import BaseTrial, base_stream
 from repmode_cl.benchmark.worker_context import WorkerContext
+from repmode_cl.config import Config
 from repmode_cl.errors import ModelError
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.model import Model
@@ -27,6 +28,7 @@ from repmode_cl.results.results_table import BASE, Result
 from repmode_cl.results.trial_record import Trial
 from repmode_cl.scenarios import PatchSampling, stream_of_samples, task_labels
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.extensions import close_loggers, make_extensions
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.model_export import create_model, provenance_of, training_facts
 from repmode_cl.strategies.plugins.peak_memory import PeakMemory
@@ -35,7 +37,7 @@ from repmode_cl.strategies.registry import build_strategy, strategy_class, strat
 from repmode_cl.training.checkpoint import random_state, set_random_state
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import parameter_bytes
-from repmode_cl.utils.progress import task
+from repmode_cl.utils.progress import report_line, task
 from repmode_cl.utils.stop_signals import deferred
 
 __all__ = ["TrialRun"]
@@ -78,8 +80,14 @@ class TrialRun:
         )
         self.memory = PeakMemory(resolve_device(training.device))  # before there is a network
         self.strategy: StructureStrategy = build_strategy(
-            config, options, self.stream, trial.seed, precision=context.precision
+            config,
+            options,
+            self.stream,
+            trial.seed,
+            precision=context.precision,
+            **make_extensions(config, self.folder / "loggers", str(self.trial)),
         )
+        self.uncheckpointed = _uncheckpointed(config, self.strategy)
         key = self.strategy.base_key
         self.base: SharedBase | None = None
         if key is not None:
@@ -114,6 +122,7 @@ class TrialRun:
         """Resume the strategy from its checkpoint in `folder`; restore the caller's random state at the end."""
         folder.mkdir(parents=True, exist_ok=True)
         before = random_state()
+        began = (folder / "tensorboard").exists()
         logger = TensorBoardLogger(folder / "tensorboard")
         checkpoint = StrategyCheckpoint(folder / "checkpoint", self._checkpoint_extra)
         try:
@@ -121,15 +130,24 @@ class TrialRun:
             if extra is not None:
                 self.rows = [Result(*row) for row in extra["rows"]]
                 self._resume_memory(extra["memory"])
+            elif began and self.uncheckpointed:
+                report_line(
+                    f"{self.trial}: starts again: the state of {self.uncheckpointed} is in no checkpoint",
+                    always=True,
+                )
             self.strategy.outside_training = self.memory.paused
             logger.begin(self.strategy)
-            self.strategy.listeners += [logger.after_step, checkpoint.after_step]
-            self.strategy.on_validation += [logger.after_validation, checkpoint.save]
-            self.strategy.on_stop.append(checkpoint.save)
+            self.strategy.listeners.append(logger.after_step)
+            self.strategy.on_validation.append(logger.after_validation)
+            if not self.uncheckpointed:
+                self.strategy.listeners.append(checkpoint.after_step)
+                self.strategy.on_validation.append(checkpoint.save)
+                self.strategy.on_stop.append(checkpoint.save)
             self.strategy.on_trained.append(self._save_base)
             yield logger, checkpoint
         finally:
             logger.close()
+            close_loggers(self.strategy.evaluator.loggers if self.config.loggers else ())
             set_random_state(before)
 
     def _resume_memory(self, memory: int | None) -> None:
@@ -161,7 +179,8 @@ class TrialRun:
         self.memory.reset()
         # Before the checkpoint, which records that this experience is done.
         write_curve(self.folder / CURVE, self._curve())
-        checkpoint.save(strategy)
+        if not self.uncheckpointed:
+            checkpoint.save(strategy)
 
     def _train(self, number: int) -> None:
         progress = self.strategy.progress
@@ -275,6 +294,14 @@ class TrialRun:
             # As many as its arrivals: the trial was interrupted between storing and the checkpoint.
             if name not in model.base_structures and versions < times:
                 model.add(name, network, provenance=provenance, metrics=metrics[name], replace=times > 1)
+
+
+def _uncheckpointed(config: Config, strategy: StructureStrategy) -> str:
+    """Return whose state is in no checkpoint, in words; an empty text where all of it is."""
+    parts = ["" if strategy.checkpointed else "a strategy of Avalanche"]
+    parts += [f"the plugin {one.name}" for one in config.plugins]
+    parts += [f"the logger {one.name}" for one in config.loggers]
+    return ", ".join(filter(None, parts))
 
 
 def _is_finite(network: torch.nn.Module) -> bool:

@@ -9,8 +9,8 @@ from repmode_cl.config.schema import Config
 
 __all__ = ["first_difference", "EXTENSION_KEYS", "RESULT_NEUTRAL_KEYS"]
 
-#: Keys that change no figure of a run: its folder, its name, the speed of cutting patches.
-RESULT_NEUTRAL_KEYS = frozenset({"name", "output", "training.loader_workers"})
+#: Keys that change no figure of a run: its folder, its name, the speed of cutting patches, what writes it down.
+RESULT_NEUTRAL_KEYS = frozenset({"name", "output", "loggers", "training.loader_workers"})
 
 #: Keys that add runs to a benchmark without changing the existing ones.
 EXTENSION_KEYS = frozenset({"seeds", "stream.order_seeds", "stream.images"})

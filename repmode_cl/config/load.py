@@ -201,12 +201,22 @@ def _resolve_paths(data: dict[str, Any], keys: Iterable[strict_yaml.Path], folde
 
 
 def _resolve_strategy_files(data: dict[str, Any], folder: Path) -> None:
-    """Make the files of users' strategies absolute from `folder`."""
-    strategies = data.get("strategies")
-    for one in strategies if isinstance(strategies, list) else ():
-        if isinstance(one, dict) and isinstance(name := one.get("name"), str) and ".py:" in name:
-            path, _, class_name = name.rpartition(":")
-            one["name"] = f"{(folder / Path(path).expanduser()).resolve()}:{class_name}"
+    """Make the files of users' strategies, networks, plugins and loggers absolute from `folder`."""
+    for section in ("plugins", "loggers"):
+        named = data.get(section)
+        if isinstance(named, list):
+            # A name alone is short for a group of keys.
+            data[section] = [{"name": one} if isinstance(one, str) else one for one in named]
+    listed = [data[key] for key in ("strategies", "plugins", "loggers") if isinstance(data.get(key), list)]
+    for one in (one for section in listed for one in section):
+        if not isinstance(one, dict):
+            continue
+        options = one.get("options")
+        for holder, key in ((one, "name"), (options, "model")):
+            if isinstance(holder, dict) and isinstance(name := holder.get(key), str) and ".py:" in name:
+                avalanche = "avalanche:" if name.startswith("avalanche:") else ""
+                path, _, wanted = name.removeprefix("avalanche:").rpartition(":")
+                holder[key] = f"{avalanche}{(folder / Path(path).expanduser()).resolve()}:{wanted}"
 
 
 def _resolve_studies(data: dict[str, Any], folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from repmode_cl.config.extension_schema import LoggerConfig, PluginConfig
 from repmode_cl.config.field_types import ExpertSpec, FrozenModel, Positive, Seed, check_expert
 from repmode_cl.config.search_schema import SearchConfig, check_search
 from repmode_cl.config.strategy_schema import StrategyConfig
@@ -221,6 +222,10 @@ class Config(FrozenModel):
     training: TrainingConfig
     strategies: tuple[StrategyConfig, ...] = (StrategyConfig(name="experts_frozen"),)
     inference: InferenceConfig = InferenceConfig()
+    plugins: tuple[PluginConfig, ...] = ()
+    """Plugins of Avalanche in every trial. Their state is in no checkpoint: an interrupted trial starts again."""
+    loggers: tuple[LoggerConfig, ...] = ()
+    """Loggers of Avalanche in every trial, which writes them below its folder. They too make it start again."""
     output: str = "runs"
     """Folder that runs are written below."""
     search: SearchConfig | None = None

@@ -54,8 +54,11 @@ _FROZEN_BASE = ("norm_only", "lora", "ssf", "adapter", "piggyback")
 
 _CUSTOM_CLASS = re.compile(r".*\.py:[A-Za-z_]\w*")
 
-#: Option -> the strategies that have it; that of a user's own strategy goes by this name.
+_AVALANCHE_CLASS = re.compile(r"avalanche:(.*\.py:)?[A-Za-z_]\w*")
+
+#: Option -> the strategies that have it; those of a user's own and of Avalanche go by these names.
 _CUSTOM = "a strategy of your own (path/to/file.py:ClassName)"
+_AVALANCHE = "a strategy of Avalanche (avalanche:ClassName)"
 _OWNERS = {
     "expert": ("experts_frozen",),
     "sees": ("experts_frozen",),
@@ -72,6 +75,7 @@ _OWNERS = {
         "packnet",
         "progressive",
         *_FROZEN_BASE,
+        _AVALANCHE,
     ),
     "networks": ("multi_net",),
     "head": ("multi_head", "warm_copy", "frozen_trunk"),
@@ -88,7 +92,7 @@ _OWNERS = {
     "beta": ("der_pp",),
     "strength": ("ewc", "synaptic_intelligence", "mas", "lwf"),
     "distilled": ("lwf",),
-    "options": (_CUSTOM,),
+    "options": (_CUSTOM, _AVALANCHE),
 }
 
 #: Options that later versions added. What is written leaves them out where they have their defaults, so that runs
@@ -135,7 +139,7 @@ class StrategyConfig(FrozenModel):
     """One strategy of a benchmark."""
 
     name: str
-    """One of those that come with the package, or your own as path/to/file.py:ClassName."""
+    """One of those that come with the package, your own as path/to/file.py:ClassName, or avalanche:ClassName."""
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$")] | None = None
     """How tables name it; null makes one from the name and what differs from the default."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -159,7 +163,7 @@ class StrategyConfig(FrozenModel):
     blocks: Literal["all", "encoder", "decoder"] = "all"
     """experts_frozen: blocks with a fresh expert; the bottleneck is the encoder's, the last block the decoder's."""
     kernel: Literal[3, 5] = 3
-    """multi_net, multi_head, warm_copy of it, and all on a frozen plain network: kernel size of that network."""
+    """multi_net, multi_head, warm_copy of it, all on a frozen plain network, avalanche: kernel size of it."""
     networks: Literal["all", "added"] = "all"
     """multi_net: one for each structure, or only for those after the base (which then has no figures)."""
     head: Literal["decoder", "last"] = "decoder"
@@ -191,15 +195,20 @@ class StrategyConfig(FrozenModel):
     distilled: Positive | None = None
     """lwf: earlier structures that are distilled in a step, chosen at random; null takes all."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    """A strategy of your own: keyword arguments of its constructor, and options of the strategy it derives from."""
+    """A strategy of your own: keyword arguments of its constructor, and options of the strategy it derives from; one of
+    Avalanche: its own arguments, and model."""
 
     @field_validator("name")
     @classmethod
     def _name(cls, name: str) -> str:
-        if name not in STRATEGY_NAMES and not _CUSTOM_CLASS.fullmatch(name):
+        if name.startswith("avalanche:"):
+            known = _AVALANCHE_CLASS.fullmatch(name) is not None
+        else:
+            known = name in STRATEGY_NAMES or _CUSTOM_CLASS.fullmatch(name) is not None
+        if not known:
             raise ValueError(
-                f"found {name!r}{did_you_mean(name, STRATEGY_NAMES)}: choose {', '.join(STRATEGY_NAMES)}, or your "
-                "own as path/to/file.py:ClassName"
+                f"found {name!r}{did_you_mean(name, STRATEGY_NAMES)}: choose {', '.join(STRATEGY_NAMES)}, your own as "
+                "path/to/file.py:ClassName, or one of Avalanche as avalanche:ClassName"
             )
         return name
 
@@ -210,7 +219,7 @@ class StrategyConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _options_belong(self) -> StrategyConfig:
-        kind = _CUSTOM if self.is_custom else self.name
+        kind = _CUSTOM if self.is_custom else _AVALANCHE if self.is_avalanche else self.name
         for key, owners in _OWNERS.items():
             if key in self.model_fields_set and kind not in owners:
                 under = (
@@ -247,6 +256,16 @@ class StrategyConfig(FrozenModel):
     @property
     def is_custom(self) -> bool:
         """True for a user's own strategy, from a file."""
+        return self.is_external and not self.is_avalanche
+
+    @property
+    def is_avalanche(self) -> bool:
+        """True for one of Avalanche's strategies, or a user's own in Avalanche's terms."""
+        return self.name.startswith("avalanche:")
+
+    @property
+    def is_external(self) -> bool:
+        """True for a strategy that does not come with the package."""
         return self.name not in STRATEGY_NAMES
 
     @property
@@ -259,7 +278,7 @@ class StrategyConfig(FrozenModel):
         """Name in tables and folders: `label`, or the name with the options that were given."""
         if self.label is not None:
             return self.label
-        parts = [self.name.rpartition(":")[2]]
+        parts = [("avalanche_" if self.is_avalanche else "") + self.name.rpartition(":")[2]]
         if self.name == "warm_copy" and self.of != "repmode":
             parts.append(self.of)
         has_plain_network = "kernel" in keys_of(self.name) and not (

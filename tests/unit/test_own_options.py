@@ -69,7 +69,7 @@ class Wide(FineTuning):
 
 class Closed(Replay):
     def __init__(self, *, model, stream, training, patch, inference=None, addition_learning_rate=None, seed=0,
-                 device=None, precision=None, ranks=None, plugins=(), beta: int = 3):
+                 device=None, precision=None, ranks=None, plugins=(), evaluator=None, beta: int = 3):
         super().__init__(model=model, stream=stream, training=training, seed=seed)
         self.beta = beta
 
@@ -222,6 +222,17 @@ def test_only_a_class_that_declares_it_shares_a_base(tmp_path: Path) -> None:
 def test_the_bases_that_the_package_shares(tmp_path: Path) -> None:
     config = tiny(tmp_path / "manifest.csv", tmp_path)
     keys = {name: base_key_of(config, StrategyConfig(name=name)) for name in STRATEGIES}
-    separate = dict.fromkeys(("multi_net", "synaptic_intelligence", "joint"))
-    shared = dict.fromkeys(STRATEGIES, "repmode")
-    assert keys == shared | separate | {"multi_head": "multi_head_decoder_k3"}
+    alike = (
+        "experts_frozen",
+        "fine_tuning",
+        "frozen_encoder",
+        "replay",
+        "a_gem",
+        "ewc",
+        "mas",
+        "lwf",
+        "cumulative",
+    )
+    assert {keys[name] for name in alike} == {"repmode"}
+    assert {keys[name] for name in ("multi_net", "synaptic_intelligence", "joint")} == {None}
+    assert keys["multi_head"] == "multi_head_decoder_k3"
