@@ -62,18 +62,18 @@ from repmode_cl.utils import stop_signals
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.progress import Task
 
-__all__ = ["StructureStrategy", "r2_evaluator"]
+__all__ = ["SilentLogger", "StructureStrategy", "r2_evaluator"]
 
 _log = logging.getLogger(__name__)
 
 
-class _NoLogger(BaseLogger):
+class SilentLogger(BaseLogger):
     """Silent logger: listeners record the figures, but Avalanche warns where the first process has no logger."""
 
 
 def r2_evaluator() -> EvaluationPlugin:
     """Return an evaluator that measures R2 of each experience and of the stream, and writes no log."""
-    return EvaluationPlugin(r2_metrics(experience=True, stream=True), loggers=[_NoLogger()])
+    return EvaluationPlugin(r2_metrics(experience=True, stream=True), loggers=[SilentLogger()])
 
 
 class StructureStrategy(EvaluationMixin):
@@ -199,7 +199,7 @@ class StructureStrategy(EvaluationMixin):
                 f"it in one process (found {self.ranks.world})"
             )
         if evaluator is None:
-            evaluator = EvaluationPlugin(loggers=[_NoLogger()] if self.ranks.first else [])
+            evaluator = EvaluationPlugin(loggers=[SilentLogger()] if self.ranks.first else [])
         super().__init__(
             model=model,
             optimizer=optimizer,

@@ -21,7 +21,6 @@ import torch
 from avalanche.benchmarks import CLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
-from avalanche.logging import BaseLogger
 from avalanche.models import MultiTaskModule
 from avalanche.training.plugins import EvaluationPlugin, GEMPlugin, SupervisedPlugin
 from avalanche.training.supervised import DER, JointTraining, LwF, SynapticIntelligence
@@ -35,7 +34,7 @@ from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.errors import ConfigError, UnknownStructureError, did_you_mean
 from repmode_cl.nn import MultiHeadUNet, PlainUNet
 from repmode_cl.scenarios import StructureStream
-from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.base import SilentLogger, StructureStrategy
 from repmode_cl.strategies.hooks import Experiences
 from repmode_cl.strategies.joint import Joint
 from repmode_cl.strategies.own_files import load_from_file
@@ -78,10 +77,6 @@ _GIVEN = (
 
 #: Networks that come with the adapter.
 _MODELS = ("plain", "multi_head")
-
-
-class _NoLogger(BaseLogger):
-    """Silent logger: Avalanche warns where there is none."""
 
 
 def avalanche_class(name: str) -> type[SupervisedTemplate]:
@@ -268,7 +263,7 @@ class AvalancheStrategy(StructureStrategy):
         evaluator: Any = None,
         **kwargs: Any,
     ) -> None:
-        evaluator = evaluator or EvaluationPlugin(loggers=[_NoLogger()])
+        evaluator = evaluator or EvaluationPlugin(loggers=[SilentLogger()])
         super().__init__(evaluator=evaluator, **kwargs)
         _make_contiguous(self.network)
         self.selects_state = False
