@@ -734,11 +734,15 @@ def value_of(results: dict[str, float], title: str, label: int) -> float | None:
 def test_the_guides_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guide = Path(repmode_cl.__file__).parents[1] / "docs" / "avalanche.md"
     section = guide.read_text(encoding="utf-8").split("\n## Metrics\n")[1].split("\n## ")[0]
-    [script] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    script, others = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(script, str(guide), "exec"), names)
     names["strategy"].evaluator.loggers[1].close()
     results = names["results"]
     assert results["R2_StreamMean/eval_phase/test_stream"] < 1
-    assert "StreamMeanForgetting_R2_from_best/eval_phase/test_stream" in results
+    forgotten = results["StreamMeanForgetting_R2_from_best/eval_phase/test_stream"]
+    exec(compile(others, str(guide), "exec"), names)
+    # All begin with the same weights: only what Avalanche's strategies do against forgetting differs.
+    assert set(names["forgotten"]) == {"Replay", "EWC"}
+    assert all(0 < value < forgotten for value in names["forgotten"].values()), (names["forgotten"], forgotten)
