@@ -11,7 +11,7 @@ from typing import Any
 import avalanche.training.plugins
 from avalanche.core import BasePlugin
 from avalanche.evaluation.metrics import loss_metrics, timing_metrics
-from avalanche.logging import BaseLogger, CSVLogger, TensorboardLogger, WandBLogger
+from avalanche.logging import BaseLogger, CSVLogger, TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from repmode_cl.config import Config
@@ -19,6 +19,7 @@ from repmode_cl.config.extension_schema import LoggerConfig, PluginConfig
 from repmode_cl.errors import ConfigError, did_you_mean
 from repmode_cl.strategies.metrics import r2_metrics
 from repmode_cl.strategies.own_files import file_of, load_from_file
+from repmode_cl.strategies.plugins.wandb_logger import OfflineWandB
 from repmode_cl.utils.atomic_files import sha256_file
 
 __all__ = ["check_extensions", "close_loggers", "make_extensions", "plugins_digest"]
@@ -81,9 +82,7 @@ def _evaluator(config: Config, folder: Path, trial: str) -> EvaluationPlugin:
 def close_loggers(loggers: Iterable[Any]) -> None:
     """Close the files of loggers, and end the runs of those that have some."""
     for logger in loggers:
-        if isinstance(logger, WandBLogger):
-            logger.wandb.finish()
-        elif isinstance(logger, TensorboardLogger):
+        if isinstance(logger, TensorboardLogger):
             logger.writer.close()
         elif callable(close := getattr(logger, "close", None)):
             close()
@@ -120,7 +119,7 @@ def _plugin_class(one: PluginConfig) -> Callable[..., Any]:
 
 
 def _logger_class(one: LoggerConfig) -> Callable[..., Any]:
-    named = {"csv": CSVLogger, "tensorboard": TensorboardLogger, "wandb": WandBLogger}
+    named = {"csv": CSVLogger, "tensorboard": TensorboardLogger, "wandb": OfflineWandB}
     if one.name in named:
         return named[one.name]
     kind: Callable[..., Any] = load_from_file(one.name, BaseLogger, "a logger of Avalanche", "loggers")
@@ -138,19 +137,12 @@ def _given(one: LoggerConfig, config: Config, folder: Path, trial: str) -> dict[
     if one.name == "tensorboard":
         return {"tb_log_dir": str(place)}
     _require_wandb()
-    return {
-        "project_name": config.name,
-        "run_name": trial,
-        "dir": str(place),
-        "save_code": False,
-        # Nothing leaves the machine; `wandb sync` sends it.
-        "params": {"mode": "offline", "reinit": True},
-    }
+    return {"project_name": config.name, "run_name": trial, "folder": str(place)}
 
 
 def _require_wandb() -> None:
     try:
-        import wandb  # noqa: F401 - Avalanche imports it when a logger is made
+        import wandb  # noqa: F401 - imported when a logger is made
     except ImportError as error:
         raise ConfigError(
             f"loggers: wandb: the package wandb cannot be imported ({error}): run pip install "

@@ -180,6 +180,16 @@ def test_wandb_that_is_not_installed_is_named(config: Config, monkeypatch: pytes
         run_benchmark(changed(config, loggers=(LoggerConfig(name="wandb"),)), dry_run=True)
 
 
+def test_wandb_writes_an_offline_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # wandb keeps settings and caches there
+    one = changed(config, strategies=config.strategies[:1], loggers=(LoggerConfig(name="wandb"),))
+    files = sorted(run_benchmark(one).rglob("loggers/wandb/wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 1
+    written = files[0].read_bytes()
+    for name in (b"R2_Exp/eval_phase/test_stream", b"Loss_MB/train_phase/train_stream", b"iteration"):
+        assert name in written
+
+
 def test_with_plugins_no_base_is_shared_and_their_code_belongs_to_the_run(
     config: Config, tmp_path: Path
 ) -> None:

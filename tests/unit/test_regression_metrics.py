@@ -745,4 +745,7 @@ def test_the_guides_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     exec(compile(others, str(guide), "exec"), names)
     # All begin with the same weights: only what Avalanche's strategies do against forgetting differs.
     assert set(names["forgotten"]) == {"Replay", "EWC"}
-    assert all(0 < value < forgotten for value in names["forgotten"].values()), (names["forgotten"], forgotten)
+    assert all(0 < value < forgotten for value in names["forgotten"].values()), (
+        names["forgotten"],
+        forgotten,
+    )
