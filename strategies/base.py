@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 from avalanche.benchmarks import CLExperience
+from avalanche.distributed.distributed_helper import DistributedHelper
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin
 from torch import Tensor, nn
@@ -73,7 +74,9 @@ class SilentLogger(BaseLogger):
 
 def r2_evaluator() -> EvaluationPlugin:
     """Return an evaluator that measures R2 of each experience and of the stream, and writes no log."""
-    return EvaluationPlugin(r2_metrics(experience=True, stream=True), loggers=[SilentLogger()])
+    # Of several processes only the first may have a logger.
+    loggers = [SilentLogger()] if DistributedHelper.is_main_process else []
+    return EvaluationPlugin(r2_metrics(experience=True, stream=True), loggers=loggers)
 
 
 class StructureStrategy(EvaluationMixin):

@@ -67,7 +67,12 @@ def check_strategies(
     for options in config.strategies:
         if options.is_external or config.plugins or rehearse_all:
             with _errors_named(options):
-                rehearse(config, options, next(iter(streams.values())))
+                try:
+                    rehearse(config, options, next(iter(streams.values())))
+                except SystemExit as error:
+                    # A class that ends its process ends its own trials, which say so, and no other's.
+                    if rehearse_all:
+                        raise ConfigError(f"strategies: {options.name}: SystemExit: {error.code}") from error
 
 
 def _check_patches(config: Config) -> None:
