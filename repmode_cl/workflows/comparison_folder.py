@@ -12,7 +12,7 @@ from typing import Any
 from repmode_cl.errors import ConfigError
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.locks import exclusive
-from repmode_cl.workflows.train_one_experience import changed_settings
+from repmode_cl.workflows.train_one_experience import changed_settings, with_present_defaults
 
 __all__ = ["exclusive_comparison"]
 
@@ -64,7 +64,7 @@ def _record_request(folder: Path, request: Mapping[str, Any], *, restart: bool) 
     path = folder / _REQUEST
     if path.exists() and not restart:
         try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
+            earlier = with_present_defaults(json.loads(path.read_text(encoding="utf-8")))
             differing = ", ".join(key for key in request if earlier.get(key) != request[key])
         except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(f"{path} cannot be read ({error}): start again with --restart") from error

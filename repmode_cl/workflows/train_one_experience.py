@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.config import Config
-from repmode_cl.config.load import dump_config
-from repmode_cl.config.strict_yaml import read_yaml
+from repmode_cl.config.load import dump_config, parse_config
+from repmode_cl.config.strict_yaml import read_yaml, write_yaml
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples
@@ -30,6 +30,7 @@ __all__ = [
     "record_request",
     "check_same_request",
     "changed_settings",
+    "with_present_defaults",
 ]
 
 #: Characters of a value that a message quotes.
@@ -139,14 +140,14 @@ def record_request(path: Path, request: dict[str, Any], title: str, restart_hint
     new request corrects.
     """
     check_same_request(path, request, title, restart_hint)
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if earlier is not None and earlier != request:
-        changes = "; ".join(changed_settings(earlier, request))
+    changes = changed_settings(_recorded_request(path), request) if path.exists() else []
+    if changes:
         report_line(
-            f"{title}: an interrupted one with other settings ({changes}) saved no step; this one starts at step 0",
+            f"{title}: an interrupted one with other settings ({'; '.join(changes)}) saved no step; this one starts "
+            "at step 0",
             always=True,
         )
-    if earlier != request:
+    if changes or not path.exists():
         write_json(path, request)
 
 
@@ -173,14 +174,43 @@ def check_same_request(
     """
     if not path.exists() or not has_checkpoint(path.parent / "checkpoint"):
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    if earlier == request:
+    changes = changed_settings(_recorded_request(path), request)
+    if not changes:
         return
     raise ConfigError(
         f"{path.parent} holds an interrupted {title} with other settings "
-        f"({'; '.join(changed_settings(earlier, request))}): repeat the same call to resume it, or "
+        f"({'; '.join(changes)}): repeat the same call to resume it, or "
         f"{restart_hint or f'remove {path.parent}'} to start again"
     )
+
+
+def _recorded_request(path: Path) -> dict[str, Any]:
+    return with_present_defaults(json.loads(path.read_text(encoding="utf-8")))
+
+
+def with_present_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded request whose configuration has the keys that came later, with their defaults.
+
+    One that cannot be parsed any more stays as it is: what is compared with it differs.
+    """
+    text = request.get("config")
+    if not isinstance(text, str):
+        return dict(request)
+    try:
+        present = read_yaml(resume_config_text(parse_config(text)), "config").value
+    except ConfigError:
+        return dict(request)
+    return {**request, "config": write_yaml(_completed(read_yaml(text, "config").value, present))}
+
+
+def _completed(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `recorded`, in the order of `present`, which gives those that are missing."""
+    values = {}
+    for key, default in {**present, **recorded}.items():
+        value = recorded.get(key, default)
+        both = isinstance(value, Mapping) and isinstance(present.get(key), Mapping)
+        values[key] = _completed(value, present[key]) if both else value
+    return values
 
 
 def changed_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
