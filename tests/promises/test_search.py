@@ -59,12 +59,25 @@ KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-def every_strategy(manifest: Path, output: Path) -> Config:
-    """Return a study of every strategy, with a search."""
+#: One strategy of each kind: frozen experts, a shared base, a buffer, a plain network that is frozen.
+SOME = ("experts_frozen", "multi_net_k3", "replay", "lora_k3_rank4")
+
+#: Strategy -> the key that is searched, and its values.
+Keys = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=["some", pytest.param("every", marks=pytest.mark.slow)])
+def keys(request: pytest.FixtureRequest) -> Keys:
+    """Return the strategies that are searched; every one takes minutes."""
+    return KEYS if request.param == "every" else {title: KEYS[title] for title in SOME}
+
+
+def study_of(keys: Keys, manifest: Path, output: Path) -> Config:
+    """Return a study of the strategies of `keys`, with a search."""
+    strategies = [one for one in (StrategyConfig(name=name) for name in STRATEGY_NAMES) if one.title in keys]
     return small_search(
-        manifest, output, *(StrategyConfig(name=name) for name in STRATEGY_NAMES),
-        search=SearchConfig(seeds=(SEARCH_SEED,), keys=KEYS), seeds=(0, 1),
-    )  # fmt: skip
+        manifest, output, *strategies, search=SearchConfig(seeds=(SEARCH_SEED,), keys=keys), seeds=(0, 1)
+    )
 
 
 def small_search(
@@ -79,9 +92,9 @@ def small_search(
 
 
 @pytest.fixture(scope="module")
-def searched(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
-    """Return an uninterrupted search over every strategy."""
-    result = run_search(every_strategy(manifest, tmp_path_factory.mktemp("search")), threads=1)
+def searched(keys: Keys, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    """Return an uninterrupted search."""
+    result = run_search(study_of(keys, manifest, tmp_path_factory.mktemp("search")), threads=1)
     assert isinstance(result, SearchResult)
     return result
 
@@ -105,10 +118,10 @@ def table_of(folder: Path) -> list[dict[str, str]]:
 # -- killed and continued -----------------------------------------------------------------------------------------
 
 
-def test_a_search_of_every_strategy_that_is_killed_ends_as_if_it_had_not_been(
-    manifest: Path, searched: SearchResult, tmp_path: Path
+def test_a_search_that_is_killed_ends_as_if_it_had_not_been(
+    keys: Keys, manifest: Path, searched: SearchResult, tmp_path: Path
 ) -> None:
-    config = every_strategy(manifest, tmp_path / "runs")
+    config = study_of(keys, manifest, tmp_path / "runs")
     file = tmp_path / "small.yaml"
     file.write_text(dump_config(config), encoding="utf-8")
     folder = tmp_path / "runs" / "small-search"
@@ -117,7 +130,7 @@ def test_a_search_of_every_strategy_that_is_killed_ends_as_if_it_had_not_been(
     def finished() -> int:
         return sum(1 for _ in folder.glob("*/seed-*/unit.json"))
 
-    for kill_at in (1, 12):
+    for kill_at in (1, len(keys)):
         options = ["--resume"] if (folder / "run.json").exists() else []
         process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 300
@@ -126,7 +139,7 @@ def test_a_search_of_every_strategy_that_is_killed_ends_as_if_it_had_not_been(
         assert process.poll() is None, process.communicate()[0].decode()
         process.kill()
         process.communicate()
-        assert kill_at <= finished() < 2 * len(KEYS)
+        assert kill_at <= finished() < 2 * len(keys)
         assert not (folder / "search.csv").exists()
     ended = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -143,6 +156,7 @@ class Interruption(BaseException):
     """What ends a search in the middle."""
 
 
+@pytest.mark.slow
 def test_proposals_of_an_interrupted_search_are_those_of_an_uninterrupted_one(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,9 +204,9 @@ def test_proposals_of_an_interrupted_search_are_those_of_an_uninterrupted_one(
 
 
 def test_another_search_is_not_continued(
-    manifest: Path, searched: SearchResult, monkeypatch: pytest.MonkeyPatch
+    keys: Keys, manifest: Path, searched: SearchResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = every_strategy(manifest, searched.folder.parent)
+    config = study_of(keys, manifest, searched.folder.parent)
     with pytest.raises(ConfigError, match="holds a search already: continue it with --resume"):
         run_search(config)
     other = config.model_copy(
@@ -245,10 +259,10 @@ def test_the_split_that_the_study_recorded_is_kept_when_images_are_added(searche
 # -- what it finds ------------------------------------------------------------------------------------------------
 
 
-def test_scores_and_choices_recomputed(searched: SearchResult) -> None:
+def test_scores_and_choices_recomputed(keys: Keys, searched: SearchResult) -> None:
     """From the predicted volumes and from results.csv, by numpy."""
     table, folder = table_of(searched.folder), searched.folder
-    assert len(table) == 2 * len(KEYS)
+    assert len(table) == 2 * len(keys)
     raw: dict[tuple[str, str, str, str], float] = {}
     with (folder / "results.csv").open(encoding="utf-8", newline="") as handle:
         for row in csv.DictReader(handle):
@@ -272,13 +286,13 @@ def test_scores_and_choices_recomputed(searched: SearchResult) -> None:
         assert int(row["bytes"]) == added + sum(kept)
     study = load_config(folder / "study.yaml")
     assert study.search is None
-    for strategy, options in zip(KEYS, study.strategies, strict=True):
+    for strategy, options in zip(keys, study.strategies, strict=True):
         own = [row for row in table if row["strategy"] == strategy]
         order = np.lexsort(
             ([0, 1], [int(row["bytes"]) for row in own], [-float(row["score"]) for row in own])
         )
         assert [row["chosen"] for row in own] == ["yes" if place == order[0] else "" for place in (0, 1)]
-        [key] = KEYS[strategy]
+        [key] = keys[strategy]
         assert getattr(options, key) == pytest.approx(float(own[order[0]][key]))
         # Two values: the better one is always an end of the range.
         assert own[order[0]]["edge"] == key
@@ -286,8 +300,8 @@ def test_scores_and_choices_recomputed(searched: SearchResult) -> None:
     assert text.startswith(f"# small, with values chosen by the search in {folder}: search.csv")
     assert "; at the edge of what was tried: buffer" in text
     page = (folder / "search.html").read_text(encoding="utf-8")
-    assert all(f">{title}<" in page for title in KEYS)
-    assert page.count("<small>edge</small>") == len(KEYS)
+    assert all(f">{title}<" in page for title in keys)
+    assert page.count("<small>edge</small>") == len(keys)
     assert (folder / STORE).is_file()
 
 
