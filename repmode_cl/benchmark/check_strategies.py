@@ -40,14 +40,15 @@ def check_strategies(
     streams
         Streams by name.
     rehearse_all
-        Rehearse the package's strategies too (see `rehearse`), and not only a user's own.
+        Rehearse every strategy (see `rehearse`), as a dry run does. Else they are rehearsed only where there are
+        plugins: a strategy that fails in its own trial stops no other, and a plugin would stop all.
 
     Raises
     ------
     ConfigError
         If a user's own class or its file is missing or cannot be imported, if the class cannot be made with its
-        options or would not know added structures, if its first steps, evaluation or fused network fail, or if a
-        strategy's `check` refuses a stream; or if patches are too small for the networks.
+        options or would not know added structures, if first steps, evaluation or fused network fail in a rehearsal, or
+        if a strategy's `check` refuses a stream; or if patches are too small for the networks.
 
     Notes
     -----
@@ -65,14 +66,9 @@ def check_strategies(
                     _check_custom(config, options, variant)
     # Last: it takes longer than all the rest, and every mistake that is found without it is.
     for options in config.strategies:
-        if options.is_external or config.plugins or rehearse_all:
+        if config.plugins or rehearse_all:
             with _errors_named(options):
-                try:
-                    rehearse(config, options, next(iter(streams.values())))
-                except SystemExit as error:
-                    # A class that ends its process ends its own trials, which say so, and no other's.
-                    if rehearse_all:
-                        raise ConfigError(f"strategies: {options.name}: SystemExit: {error.code}") from error
+                rehearse(config, options, next(iter(streams.values())))
 
 
 def _check_patches(config: Config) -> None:
@@ -100,7 +96,7 @@ def _errors_named(options: StrategyConfig) -> Iterator[None]:
         yield
     except RepmodeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not options.is_external:
             raise
         raise ConfigError(

@@ -194,7 +194,7 @@ def test_a_strategy_that_exits_stops_no_other(manifest: Path, tmp_path: Path) ->
     with pytest.raises(TrialsFailedError, match="mine seed 3: SystemExit: 7"):
         run_benchmark(config)
     assert info_of(tmp_path / "tiny")["finished"] == [["multi_net_k3", "", SEED]]
-    with pytest.raises(ConfigError, match=r"mine\.py:Mine: SystemExit: 7"):
+    with pytest.raises(ConfigError, match=r"mine\.py:Mine with options .*: SystemExit: 7"):
         run_benchmark(changed(config, name="dry"), dry_run=True)
 
 

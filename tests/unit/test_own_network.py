@@ -105,7 +105,6 @@ def test_a_benchmark_runs_it(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize(
     ("fuse", "message"),
     [
@@ -115,13 +114,11 @@ def test_a_benchmark_runs_it(tmp_path: Path) -> None:
         ("nn.Sequential(self.body, self.heads[structure], nn.AvgPool3d(2))", "shape"),
     ],
 )
-def test_what_is_wrong_with_it_is_found_before_anything_is_written(
-    tmp_path: Path, fuse: str, message: str, dry_run: bool
-) -> None:
+def test_what_is_wrong_with_it_is_found_by_a_dry_run(tmp_path: Path, fuse: str, message: str) -> None:
     own = StrategyConfig(name=write(tmp_path, fuse))
     config = changed(tiny(make_manifest(tmp_path), tmp_path / "out"), strategies=(own,))
     with pytest.raises(ConfigError, match=message):
-        run_benchmark(config, dry_run=dry_run)
+        run_benchmark(config, dry_run=True)
     assert not (tmp_path / "out").exists()
 
 
