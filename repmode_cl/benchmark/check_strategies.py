@@ -105,7 +105,7 @@ def _errors_named(options: StrategyConfig) -> Iterator[None]:
         ) from error
 
 
-def _line_of(error: Exception, options: StrategyConfig) -> str:
+def _line_of(error: BaseException, options: StrategyConfig) -> str:
     """Return the last line of the user's own file that an error came through."""
     file = Path(options.name.rpartition(":")[0])
     # By its name alone: a copy of the file with the same content is the same module.
