@@ -52,7 +52,7 @@ class RecordedOptions(dict[str, JsonValue]):
         return super().get(key, default)
 
     def __iter__(self) -> Any:
-        # With a method of its own, ``dict(options)`` and ``**options`` ask `__getitem__` for each value.
+        # With its own method, ``dict(options)`` and ``**options`` ask `__getitem__` for each value.
         return super().__iter__()
 
     def items(self) -> Any:

@@ -1,4 +1,4 @@
-"""A plain U-Net that is frozen after its base, and to which each structure adds a small part of its own."""
+"""A plain U-Net that is frozen after its base, and to which each structure adds a small part."""
 
 from __future__ import annotations
 

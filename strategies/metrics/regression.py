@@ -8,6 +8,7 @@ project (`repmode_cl.metrics`).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 from avalanche.evaluation import PluginMetric
@@ -116,13 +117,13 @@ class RegressionMetric(PluginMetric[float]):
     def __str__(self) -> str:
         return f"{TITLES[self.metric]}_{self.level}"
 
+    @abstractmethod
     def reset(self) -> None:
         """Forget what was measured."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> float:
         """Return the value so far; NaN where there is none."""
-        raise NotImplementedError
 
     def before_forward(self, strategy: Any) -> None:
         """Forget the figures of the last batch."""

@@ -7,6 +7,7 @@ Signs are those of `repmode_cl.evaluation`, for metrics of either direction: for
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,9 +109,9 @@ class TransferMetric(RegressionMetric):
         """Return the mean over the units of the last evaluation that have a value; NaN where none has."""
         return math.fsum(self.values.values()) / len(self.values) if self.values else math.nan
 
+    @abstractmethod
     def of_unit(self, unit: Unit, value: float) -> float | None:
         """Return the measure of a unit whose value now is `value`; None where there is nothing to compare."""
-        raise NotImplementedError
 
     def before_training_exp(self, strategy: Any) -> None:
         """Note what is trained."""

@@ -144,7 +144,7 @@ def test_a_comparison_leaves_out_images_of_known_structures_and_says_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The new structure has images of its own; rows of known structures hold out what trained the base."""
+    """The new structure has its own images; rows of known structures hold out what trained the base."""
     train = sorted(name for name, split in split_of_base.items() if split == "train")
     rows = []
     for row in read_manifest(images).rows:

@@ -731,7 +731,7 @@ def test_nothing_is_known_where_nothing_was_learned(stream_for: Streams) -> None
     apart = stream_for(STRUCTURES, base=())
     assert strategy.eval(apart.test_stream) == {}
     assert strategy.figures == {}
-    strategy.train(apart.train_stream[2])  # a network of its own needs no base
+    strategy.train(apart.train_stream[2])  # a separate network needs no base
     strategy.eval(apart.test_stream)
     assert set(strategy.figures) == {STRUCTURES[2]}
     with pytest.raises(ConfigError, match="Multi-Net trains one network at a time"):

@@ -63,7 +63,7 @@ def run_search(
 ) -> SearchResult | DryRun:
     """Search for values of the strategies' keys, or estimate what that would take.
 
-    The trials are a run of the benchmark of its own, in which every trial is a strategy: it shares bases, runs in
+    The trials are a separate run of the benchmark, in which every trial is a strategy: it shares bases, runs in
     several processes or on a cluster, and continues as every run does.
 
     Parameters
