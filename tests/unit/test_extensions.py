@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from tiny_run import SEED, changed, make_manifest, tiny
 
 from repmode_cl.benchmark import run_benchmark
@@ -183,7 +184,9 @@ def test_wandb_that_is_not_installed_is_named(config: Config, monkeypatch: pytes
 def test_wandb_writes_an_offline_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # wandb keeps settings and caches there
     one = changed(config, strategies=config.strategies[:1], loggers=(LoggerConfig(name="wandb"),))
-    files = sorted(run_benchmark(one).rglob("loggers/wandb/wandb/offline-run-*/run-*.wandb"))
+    folder = run_benchmark(one)
+    wandb.teardown()  # ends the process that writes for it, which other tests would count among theirs
+    files = sorted(folder.rglob("loggers/wandb/wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 1
     written = files[0].read_bytes()
     for name in (b"R2_Exp/eval_phase/test_stream", b"Loss_MB/train_phase/train_stream", b"iteration"):
