@@ -57,7 +57,7 @@ class StrategyHooks:
         Whether a checkpoint holds all its state; where not, an interrupted trial starts again.
     shares_base
         Whether the class trains its base as every strategy of the same `shared_base` key does, to the bit. It counts
-        only where the class itself declares it, as a method `shared_base` of its own does too: what a subclass changes
+        only where the class itself declares it, as its own method `shared_base` does too: what a subclass changes
         may change its base.
     """
 
