@@ -11,7 +11,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -488,9 +488,26 @@ class StructureStrategy(EvaluationMixin):
             self.optimizer, self.scheduler = self._given_optimizer.restart(named), None
             return
         self.optimizer = make_adam(
-            named.values(), learning_rate=self.learning_rate(), weight_decay=config.weight_decay
+            named.values(),
+            learning_rate=self.learning_rate(),
+            weight_decay=self.weight_decay(),
+            groups=self._rate_groups(named),
         )
         self.scheduler = make_schedule(self.optimizer, config.schedule, self.budget.steps)
+
+    def _rate_groups(
+        self, trained: Mapping[str, nn.Parameter]
+    ) -> dict[str, tuple[float, list[nn.Parameter]]]:
+        """Return rate and parameters of each group that has its own rate in this experience."""
+        rates = self.group_rates_of(self._experience_number)
+        if not rates:
+            return {}
+        [name] = self.stream.experiences[self._experience_number]
+        members = self.network.owned_groups(name)
+        return {
+            group: (rate, [trained[one] for one in members[group] if one in trained])
+            for group, rate in rates.items()
+        }
 
     def learning_rate_of(self, number: int) -> float:
         """Return the peak learning rate of experience `number`; a given optimiser has the same in all."""

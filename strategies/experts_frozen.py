@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.errors import ConfigError
+from repmode_cl.config.strategy_schema import RATE_GROUPS
+from repmode_cl.errors import ConfigError, did_you_mean
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.hooks import REPMODE, Experiences
 
-__all__ = ["ExpertsFrozen"]
+__all__ = ["ExpertsFrozen", "training_options"]
+
+#: Keys of the specification of an addition, and of how it is trained, in the strategy's section of a configuration.
+_SPEC_KEYS = ("expert", "sees", "norm", "resampling", "gate", "scale", "blocks")
 
 
 class ExpertsFrozen(StructureStrategy):
@@ -24,23 +32,76 @@ class ExpertsFrozen(StructureStrategy):
         RepModeUNet that knows the base structures, those of the first experience.
     spec
         Expert, gates and layers that each added structure gets.
+    group_rates
+        Peak learning rate of an addition's ``expert``, ``gate``, ``norm`` or ``resampling`` parameters; for groups that
+        are left out, the one rate of the others.
+    decay_to_base
+        Decay of what an addition trains towards the base, for experts outside the softmax; see Notes.
 
     Raises
     ------
     ConfigError
-        If a structure returns after another that sees its experts: training it further would change that one.
+        If a structure returns after another that sees its experts: training it further would change that one. If rates
+        or decay do not fit the specification.
 
     Notes
     -----
     A structure that returns trains its own parameters further; all others stay unchanged, to the bit.
+
+    With `decay_to_base` d, a step at the learning rate r first takes each parameter w of an addition to
+    ``w + r d (b - w)``, where b is its value in the base's mean mode (`RepModeUNet.base_values`). That is the penalty
+    L2-SP of Li, Grandvalet and Davoine (2018) in the decoupled form of AdamW (Loshchilov and Hutter, 2019); it is in
+    place of the training's weight decay, which decays to zero.
     """
 
     stores_model: ClassVar[bool] = True
     shares_base: ClassVar[bool] = True
 
-    def __init__(self, *, spec: AdditionSpec | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        spec: AdditionSpec | None = None,
+        group_rates: Mapping[str, float] | None = None,
+        decay_to_base: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         self.spec = spec or AdditionSpec()
+        self.group_rates = dict(group_rates or {})
+        self.decay_to_base = decay_to_base
+        #: Value in the base of each parameter that decays, by its id; None where it is not computed yet.
+        self._base_values: dict[int, Tensor] | None = None
         super().__init__(**kwargs)
+        self._check_training()
+
+    def _check_training(self) -> None:
+        """Refuse rates and a decay that cannot be, or that the specification has no use for."""
+        for group, rate in self.group_rates.items():
+            if group not in RATE_GROUPS:
+                raise ConfigError(
+                    f"group_rates: unknown group {group!r}{did_you_mean(group, RATE_GROUPS)}: the groups are "
+                    f"{', '.join(RATE_GROUPS)}"
+                )
+            if not 0 < rate < math.inf:
+                raise ConfigError(f"group_rates: {group}: found {rate!r}: a number above 0 is needed")
+            absent = {"expert": self.spec.expert == "none", "gate": False}
+            if absent.get(group, group in ("norm", "resampling") and getattr(self.spec, group) == "base"):
+                raise ConfigError(
+                    f"group_rates: {group}: an addition ({self.spec.text}) trains none: leave it out"
+                )
+        if self.group_rates and self._given_optimizer is not None:
+            raise ConfigError(
+                "group_rates and an optimizer are given: the optimizer's own rates hold in all experiences; leave one "
+                "out"
+            )
+        if not 0 <= self.decay_to_base < math.inf:
+            raise ConfigError(
+                f"decay_to_base: found {self.decay_to_base!r}: a number of at least 0 is needed"
+            )
+        if self.decay_to_base and self.spec.gate != "outside":
+            raise ConfigError(
+                f"decay_to_base {self.decay_to_base:g} needs an expert outside the softmax, and the addition has gate "
+                f"{self.spec.gate}: no mode of the base has an expert within the softmax"
+            )
 
     def check_stream(self, stream: StructureStream) -> None:
         """Refuse a structure that returns after another that sees its experts."""
@@ -79,14 +140,69 @@ class ExpertsFrozen(StructureStrategy):
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return the specification of an addition."""
-        keys = ("expert", "sees", "norm", "resampling", "gate", "scale", "blocks")
-        return {"spec": AdditionSpec(**{key: getattr(options, key) for key in keys})}
+        """Return the specification of an addition, and how it is trained."""
+        spec = AdditionSpec(**{key: getattr(options, key) for key in _SPEC_KEYS})
+        return {"spec": spec, **training_options(options)}
 
     def grow(self, structures: Sequence[str]) -> None:
         """Add each structure to the frozen network."""
         for name in structures:
             self.network.add_structure(name, self.spec, seed=self.seed)
+
+    def _adds(self, number: int) -> bool:
+        """Return whether experience `number` trains an addition, and not the base."""
+        return all(name in self.network.additions for name in self.stream.experiences[number])
+
+    def group_rates_of(self, number: int) -> dict[str, float]:
+        """Return the rates of an addition's groups; the base has one rate."""
+        return dict(self.group_rates) if self._adds(number) else {}
+
+    def weight_decay(self) -> float:
+        """Return 0 for additions that decay to the base, otherwise the training's."""
+        return 0.0 if self._decays() else super().weight_decay()
+
+    def _decays(self) -> bool:
+        return self.decay_to_base > 0 and self._adds(self._experience_number)
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        """Make the optimiser of an experience, whose parameters have other values in the base."""
+        super().make_optimizer(**kwargs)
+        self._base_values = None
+
+    def optimizer_step(self) -> None:
+        """Decay to the base, and update weights and learning rate."""
+        if self._decays():
+            self._decay()
+        super().optimizer_step()
+
+    def _decay(self) -> None:
+        if self._base_values is None:  # only now: a resumed base is loaded after the optimiser is made
+            [name] = self.stream.experiences[self._experience_number]
+            values = self.network.base_values(name)
+            self._base_values = {
+                id(parameter): values[one]
+                for one, parameter in self.optimized_param_id.items()
+                if one in values
+            }
+        with torch.no_grad():
+            for group in self.optimizer.param_groups:
+                share = min(1.0, float(group["lr"]) * self.decay_to_base)
+                for parameter in group["params"]:
+                    if id(parameter) in self._base_values:
+                        parameter.lerp_(self._base_values[id(parameter)], share)
+
+
+def training_options(options: StrategyConfig) -> dict[str, Any]:
+    """Return the arguments of `ExpertsFrozen` by which additions are trained otherwise than by default.
+
+    Only those: a user's own strategy need not know the others.
+    """
+    arguments: dict[str, Any] = {}
+    if isinstance(options.learning_rate, Mapping):
+        arguments["group_rates"] = dict(options.learning_rate)
+    if options.decay_to_base:
+        arguments["decay_to_base"] = options.decay_to_base
+    return arguments
 
 
 def _refuse_returns(spec: AdditionSpec, experiences: Experiences) -> None:

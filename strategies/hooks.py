@@ -271,6 +271,17 @@ class StrategyHooks:
         rate = self.base_learning_rate if base else self.addition_learning_rate
         return self.training_config.learning_rate if rate is None else rate
 
+    def group_rates_of(self, number: int) -> dict[str, float]:
+        """Return the peak learning rate of each group of parameters in experience `number`; empty where all have one.
+
+        The groups are those of `RepModeUNet.owned_groups`.
+        """
+        return {}
+
+    def weight_decay(self) -> float:
+        """Return the experience's weight decay, by default the training's."""
+        return self.training_config.weight_decay
+
     def before_experience(self, number: int) -> None:
         """Prepare for experience `number`, whose structures the network knows; `train` calls it unless it resumes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
@@ -163,7 +164,10 @@ def build_strategy(
         "training": config.training,
         "patch": config.patch.size,
         "inference": config.inference,
-        "addition_learning_rate": options.learning_rate,
+        # Rates by group go to the constructor of the strategy that has groups.
+        "addition_learning_rate": None
+        if isinstance(options.learning_rate, Mapping)
+        else options.learning_rate,
         **common,
     }
     try:

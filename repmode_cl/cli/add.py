@@ -138,6 +138,13 @@ def add(
             help="Largest learning rate; by default that of `experts_frozen` in the base's configuration."
         ),
     ] = None,
+    decay_to_base: Annotated[
+        float | None,
+        typer.Option(
+            help="With --gate outside: decay of what is trained towards the base, as weight decay is towards 0; by "
+            "default that of `experts_frozen` in the base's configuration, or 0."
+        ),
+    ] = None,
     batch_size: BatchSizeOption = None,
     patch: PatchOption = None,
     seed: SeedOption = 0,
@@ -206,7 +213,17 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
     from repmode_cl.workflows.addition_plan import replacement_spec
     from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 
-    same = ("steps", "epochs", "patience", "learning_rate", "batch_size", "seed", "device", "cache")
+    same = (
+        "steps",
+        "epochs",
+        "patience",
+        "learning_rate",
+        "decay_to_base",
+        "batch_size",
+        "seed",
+        "device",
+        "cache",
+    )
     overrides = TrainingOverrides(
         **{key: values[key] for key in (*same, "loader_workers", "force")},
         time_limit=time_limit,

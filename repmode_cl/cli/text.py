@@ -11,6 +11,9 @@ __all__ = ["figure", "printable", "training_texts"]
 #: Figures from here on are no R2 that can be read in a column: they are written with an exponent.
 _LARGE = 1e6
 
+#: Groups of an addition's parameters that may have their own rates; a model of strangers may name anything.
+_GROUPS = ("expert", "gate", "norm", "resampling")
+
 
 def figure(value: object) -> str:
     """Return a figure with three digits; empty if it is no finite number."""
@@ -56,6 +59,11 @@ def training_texts(provenance: Mapping[str, Any], structures: int, *, added: boo
     for key, text in (("steps", "{} steps"), ("learning_rate", "rate {}"), ("seed", "seed {}")):
         if number := _number_text(provenance.get(key, settings.get(key))):
             texts.append(text.format(number))
+    rates = settings.get("learning_rate")
+    if isinstance(rates, Mapping):
+        listed = [f"{group} {number}" for group in _GROUPS if (number := _number_text(rates.get(group)))]
+        if listed:
+            texts.insert(1 if texts and texts[0].endswith("steps") else 0, f"rates {', '.join(listed)}")
     return texts
 
 

@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from repmode_cl.config.field_types import FrozenModel, Positive, Seed
-from repmode_cl.config.strategy_schema import StrategyConfig
+from repmode_cl.config.strategy_schema import RATE_GROUPS, StrategyConfig
 from repmode_cl.errors import did_you_mean
 
 __all__ = ["SearchConfig", "SearchRange", "Value", "check_range", "check_search", "with_values"]
@@ -36,6 +36,9 @@ _WHOLE = ("rank", "bottleneck", "buffer", "buffer_bytes", "buffer_bytes_each", "
 
 #: What precedes an argument of the constructor of a user's own strategy.
 _OPTION = "options."
+
+#: What precedes a group of an addition's parameters that has its own learning rate.
+_RATE = "learning_rate."
 
 #: Part of a range, at each end, in which a winner lies at the edge.
 EDGE = 0.05
@@ -271,7 +274,7 @@ def check_range(strategy: StrategyConfig, key: str, one: SearchRange) -> None:
     if key in _FIXED:
         raise ValueError(f"{where}: {key} cannot be searched: {_FIXED[key]}")
     known = [name for name in StrategyConfig.model_fields if name not in _FIXED]
-    if key not in known and not key.startswith(_OPTION):
+    if key not in known and not key.startswith((_OPTION, _RATE)):
         raise ValueError(
             f"{where}: unknown key {key!r}{did_you_mean(key, known)}: there are {', '.join(known)}"
         )
@@ -289,7 +292,7 @@ def with_values(
     strategy
         What all other keys are taken from.
     values
-        By key; ``options.alpha`` is an argument of a user's own strategy.
+        By key; ``options.alpha`` is an argument of a user's own strategy, ``learning_rate.gate`` the rate of a group.
     label
         Its label; None keeps what there is.
 
@@ -302,8 +305,11 @@ def with_values(
     for key, value in values.items():
         if key.startswith(_OPTION):
             data["options"] = {**data.get("options", {}), key.removeprefix(_OPTION): value}
-        else:
+        elif not key.startswith(_RATE):
             data[key] = value
+    # After the keys that decide which groups there are, and the rate of those that are not varied.
+    if rates := {key.removeprefix(_RATE): value for key, value in values.items() if key.startswith(_RATE)}:
+        data["learning_rate"] = _rates_by_group(strategy, data) | rates
     if label is not None:
         data["label"] = label
     try:
@@ -311,6 +317,17 @@ def with_values(
     except ValidationError as error:
         listed = ", ".join(f"{key} {value}" for key, value in values.items())
         raise ValueError(f"search.keys: {strategy.title} with {listed}: {_first(error)}") from error
+
+
+def _rates_by_group(strategy: StrategyConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rates of a strategy's groups; one number is that of each group that it trains."""
+    rate = data.get("learning_rate")
+    if rate is None or isinstance(rate, Mapping):
+        return dict(rate or {})
+    present = strategy.model_copy(
+        update={key: data[key] for key in RATE_GROUPS if key in data and key in StrategyConfig.model_fields}
+    )
+    return dict.fromkeys(present.rate_groups, rate)
 
 
 def _range(key: str, value: JsonValue) -> SearchRange:

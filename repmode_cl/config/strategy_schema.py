@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
+    Discriminator,
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
+    Tag,
     field_validator,
     model_serializer,
     model_validator,
@@ -17,7 +21,32 @@ from pydantic import (
 from repmode_cl.config.field_types import FrozenModel, Positive, check_fresh_expert
 from repmode_cl.errors import did_you_mean
 
-__all__ = ["STRATEGY_NAMES", "StrategyConfig", "keys_of"]
+__all__ = ["RATE_GROUPS", "STRATEGY_NAMES", "LearningRate", "StrategyConfig", "keys_of"]
+
+#: Groups of an addition's parameters, each of which may have its own learning rate.
+RATE_GROUPS = ("expert", "gate", "norm", "resampling")
+
+
+def _check_groups(rates: dict[str, float]) -> dict[str, float]:
+    """Return `rates` if it names groups of an addition's parameters, and at least one."""
+    for group in rates:
+        if group not in RATE_GROUPS:
+            raise ValueError(
+                f"unknown group {group!r}{did_you_mean(group, RATE_GROUPS)}: the groups are {', '.join(RATE_GROUPS)}"
+            )
+    if not rates:
+        raise ValueError(f"no group is named: give a number, or a rate for some of {', '.join(RATE_GROUPS)}")
+    return rates
+
+
+#: Group of an addition's parameters -> learning rate.
+RateByGroup = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_check_groups)]
+
+#: One rate, or one for each group. Told apart by what is there, so that errors are those of what was meant.
+LearningRate = Annotated[
+    Annotated[float, Field(gt=0), Tag("number")] | Annotated[RateByGroup, Tag("groups")],
+    Discriminator(lambda value: "groups" if isinstance(value, Mapping) else "number"),
+]
 
 #: Strategies that come with the package; any other is ``path/to/file.py:ClassName``.
 STRATEGY_NAMES = (
@@ -67,6 +96,7 @@ _OWNERS = {
     "gate": ("experts_frozen",),
     "scale": ("experts_frozen",),
     "blocks": ("experts_frozen",),
+    "decay_to_base": ("experts_frozen",),
     "kernel": (
         "multi_net",
         "multi_head",
@@ -109,6 +139,7 @@ _LATER_OPTIONS = (
     "alpha",
     "beta",
     "prune",
+    "decay_to_base",
 )
 
 #: Options of which each says how much a buffer holds.
@@ -142,8 +173,9 @@ class StrategyConfig(FrozenModel):
     """One of those that come with the package, your own as path/to/file.py:ClassName, or avalanche:ClassName."""
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$")] | None = None
     """How tables name it; null makes one from the name and what differs from the default."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Of all after the base (multi_net: of every network; joint: of all); null takes training.learning_rate."""
+    learning_rate: LearningRate | None = None
+    """Of all after the base (multi_net: of every network; joint: of all); null takes training.learning_rate.
+    experts_frozen: or one for each group of {expert, gate, norm, resampling}, that of training for those left out."""
     base_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Of a joint base; null takes training.learning_rate. Strategies of one network and rate share their base."""
     steps: Positive | None = None
@@ -162,6 +194,8 @@ class StrategyConfig(FrozenModel):
     """experts_frozen with gate outside: a learned factor for each output channel of the fresh expert."""
     blocks: Literal["all", "encoder", "decoder"] = "all"
     """experts_frozen: blocks with a fresh expert; the bottleneck is the encoder's, the last block the decoder's."""
+    decay_to_base: Annotated[float, Field(ge=0)] = 0.0
+    """experts_frozen with gate outside: decay of all that an addition trains towards the base, as AdamW decays to 0."""
     kernel: Literal[3, 5] = 3
     """multi_net, multi_head, warm_copy of it, all on a frozen plain network, avalanche: kernel size of it."""
     networks: Literal["all", "added"] = "all"
@@ -234,6 +268,13 @@ class StrategyConfig(FrozenModel):
                     )
         if self.scale and (self.gate != "outside" or self.expert == "none"):
             raise ValueError("scale: true needs gate: outside, and an expert")
+        if self.decay_to_base and self.gate != "outside":
+            raise ValueError(
+                f"decay_to_base: {self.decay_to_base:g} needs gate: outside: an expert within the softmax is no part "
+                "of the base's modes, so there is no base to decay to"
+            )
+        if isinstance(self.learning_rate, Mapping):
+            self._check_rate_groups(kind, self.learning_rate)
         sizes = [key for key in _BUFFER_SIZES if getattr(self, key) is not None]
         if len(sizes) > 1:
             raise ValueError(f"give either {' or '.join(sizes)}, not both")
@@ -246,12 +287,33 @@ class StrategyConfig(FrozenModel):
             )
         return self
 
+    def _check_rate_groups(self, kind: str, rates: Mapping[str, float]) -> None:
+        """Refuse rates by group for a strategy that has none, and of groups of which it trains nothing."""
+        if kind != "experts_frozen":
+            raise ValueError(
+                f"learning_rate: rates by group are an option of experts_frozen, not of {self.name}: give a number"
+            )
+        for group in rates:
+            if group not in self.rate_groups:
+                raise ValueError(
+                    f"learning_rate: {group}: this addition trains no {group} of its own (it has {group}: "
+                    f"{getattr(self, group)}): leave {group} out"
+                )
+
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = serialise(self)
         fields = type(self).model_fields
         defaults = {key for key in _LATER_OPTIONS if getattr(self, key) == fields[key].default}
         return {key: value for key, value in values.items() if key not in defaults}
+
+    @property
+    def rate_groups(self) -> tuple[str, ...]:
+        """Groups of parameters that an addition trains; those of `learning_rate` are among them."""
+        absent = {"expert": "none", "norm": "base", "resampling": "base"}
+        return tuple(
+            group for group in RATE_GROUPS if group == "gate" or getattr(self, group) != absent[group]
+        )
 
     @property
     def is_custom(self) -> bool:
@@ -297,6 +359,8 @@ class StrategyConfig(FrozenModel):
             parts.append(f"rank{self.rank}")
         if self.name == "adapter":
             parts.append(f"bottleneck{self.bottleneck}")
+        if self.decay_to_base:
+            parts.append(f"decay{self.decay_to_base:g}")
         for key, word in _TITLE_WORDS.items():
             value = getattr(self, key)
             if value is not None:

@@ -82,11 +82,15 @@ class Expert(nn.Module):
         """Return the gradient of each weight, from that of the taps (summed over them where they are one number)."""
         raise TypeError(f"{type(self).__name__} defines no gradient")
 
+    def zero_weights(self) -> tuple[str, ...]:
+        """Return the names of the weights that are zero where the kernel is, in such a way that training changes it."""
+        return tuple(name for name, _ in self.named_parameters())
+
     def set_to_zero(self) -> None:
         """Make the kernel zero, in such a way that training can change it."""
         with torch.no_grad():
-            for weight in self.weights():
-                weight.zero_()
+            for name in self.zero_weights():
+                self.get_parameter(name).zero_()
 
 
 class ConvExpert(Expert):
@@ -132,10 +136,9 @@ class LowRankExpert(Expert):
         self.spatial = kaiming((rank, c_in, 3, 3, 3), c_in * 27, generator)
         self.mix = kaiming((c_out, rank), rank, generator)
 
-    def set_to_zero(self) -> None:
-        """Make the mixing matrix zero; were both factors, neither would ever take a gradient."""
-        with torch.no_grad():
-            self.mix.zero_()
+    def zero_weights(self) -> tuple[str, ...]:
+        """Return the mixing matrix; were both factors zero, neither would ever take a gradient."""
+        return ("mix",)
 
     def channel_weights(self, channels: slice) -> tuple[Tensor, ...]:
         """Return the convolution, which all output channels share, and these channels' rows of the mixing matrix."""

@@ -131,7 +131,7 @@ class ModeBlock(nn.Module):
         earlier = sum(self.addition(other).expert is not None for other in spec.needs)
         outside = spec.gate == "outside"
         if outside:
-            gate = self._mean_gate(earlier)
+            gate = nn.Parameter(self.mean_gate(earlier))
             if expert is not None:
                 expert.set_to_zero()
         else:
@@ -141,11 +141,11 @@ class ModeBlock(nn.Module):
         if self.norm is not None and spec.norm == "own":
             self.norm.add(name)
 
-    def _mean_gate(self, earlier: int) -> nn.Parameter:
+    def mean_gate(self, earlier: int = 0) -> Tensor:
         """Return the mean of the base's gate rows, and a small share for each of the `earlier` additions' experts."""
         mean = torch.stack([row.detach() for row in self.gates.values()]).mean(0)
         unseen = logit_for_share(UNSEEN_SHARE, mean)
-        return nn.Parameter(torch.cat([mean, unseen.expand(earlier, -1)]))
+        return torch.cat([mean, unseen.expand(earlier, -1)])
 
     def addition(self, name: str) -> ModeAddition:
         """Return the part of the addition `name` in this block."""

@@ -279,6 +279,66 @@ class RepModeUNet(StructureUNet):
         part = f".own.{structure}."
         return {name: name.replace(part, ".") for name in self.state_dict() if part in name}
 
+    def owned_groups(self, structure: str) -> dict[str, tuple[str, ...]]:
+        """Return the parameters that the addition `structure` owns, by what they are for.
+
+        Returns
+        -------
+        dict of str to tuple of str
+            ``expert``, ``gate`` (rows, and factors of experts outside the softmax), ``norm`` and ``resampling``, as far
+            as it owns any -> their names in the network.
+        """
+        groups: dict[str, list[str]] = {group: [] for group in ("expert", "gate", "norm", "resampling")}
+        owned = self.owned_names(structure)
+        for name, _ in self.named_parameters():
+            if name not in owned:
+                continue
+            own = name.partition(f".own.{structure}.")[2]
+            if ".norm.own." in name:
+                groups["norm"].append(name)
+            elif own.startswith("expert."):
+                groups["expert"].append(name)
+            else:
+                groups["gate" if own in ("gate", "scale") else "resampling"].append(name)
+        return {group: tuple(names) for group, names in groups.items() if names}
+
+    def base_values(self, structure: str) -> dict[str, Tensor]:
+        """Return what parameters of an addition with its expert outside the softmax are in the base's mean mode.
+
+        Returns
+        -------
+        dict of str to Tensor
+            Name in the network -> value: the mean of the base's gate rows, zero for experts (of a low-rank one the
+            mixing matrix; the other factor has no value there and is left out), 1 for their factors, and the base's
+            norms and resampling layers.
+
+        Raises
+        ------
+        StructureError
+            If its expert is within the softmax, where no mode of the base has it.
+        """
+        spec = self._additions.get(structure)
+        if spec is not None and spec.gate != "outside":
+            raise StructureError(
+                f"{structure!r} has its expert within the softmax: no mode of the base has one there"
+            )
+        values: dict[str, Tensor] = {}
+        parameters = dict(self.named_parameters())
+        for name in self.owned_names(structure):
+            if name in parameters and ".expert." not in name and not name.endswith((".gate", ".scale")):
+                values[name] = parameters[name.replace(f".own.{structure}.", ".base.")].detach()
+        for block_name, block in self.named_mode_blocks():
+            addition, prefix = block.addition(structure), f"{block_name}.own.{structure}"
+            earlier = len(addition.gate) - len(block.experts)
+            values[f"{prefix}.gate"] = block.mean_gate(earlier)
+            if addition.scale is not None:
+                values[f"{prefix}.scale"] = torch.ones_like(addition.scale)
+            if addition.expert is not None:
+                for weight in addition.expert.zero_weights():
+                    name = f"{prefix}.expert.{weight}"
+                    values[name] = torch.zeros_like(parameters[name])
+        return values
+
     def structure_state(self, structure: str) -> dict[str, Tensor]:
         """Return the tensors that the addition `structure` owns, named without it: ``encoder.0.0.gate`` and so on."""
         state = self.state_dict()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,11 @@ _FUSED = frozenset({"cpu", "cuda"})
 
 
 def make_adam(
-    parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    groups: Mapping[str, tuple[float, Sequence[nn.Parameter]]] | None = None,
 ) -> torch.optim.Adam:
     """Return Adam (paper, section 4.1) over `parameters`, fused where torch has that, else one tensor list at a time.
 
@@ -30,6 +35,14 @@ def make_adam(
         Only the trained parameters: an optimiser may move all that it holds.
     learning_rate, weight_decay
         As of `torch.optim.Adam`.
+    groups
+        Name -> rate and parameters of those of `parameters` that have another rate. They are groups of the optimiser
+        under their names, after that of the others, which is left out where it is empty.
+
+    Raises
+    ------
+    ValueError
+        If a group is empty.
 
     Notes
     -----
@@ -39,10 +52,28 @@ def make_adam(
     trained = list(parameters)
     fused = all(_fusable(parameter) for parameter in trained)
     optimizer = torch.optim.Adam(
-        trained, lr=learning_rate, weight_decay=weight_decay, fused=fused, foreach=None if fused else True
+        _parameter_groups(trained, groups),
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        fused=fused,
+        foreach=None if fused else True,
     )
     keep_parameter_layout(optimizer)
     return optimizer
+
+
+def _parameter_groups(
+    trained: list[nn.Parameter], groups: Mapping[str, tuple[float, Sequence[nn.Parameter]]] | None
+) -> Any:
+    """Return what an optimiser takes: the parameters, or a list of groups."""
+    if not groups:
+        return trained
+    if empty := [name for name, (_, members) in groups.items() if not members]:
+        raise ValueError(f"the group {empty[0]!r} has no parameters")
+    grouped = {id(parameter) for _, members in groups.values() for parameter in members}
+    rest = [parameter for parameter in trained if id(parameter) not in grouped]
+    named = [{"params": list(members), "lr": rate, "name": name} for name, (rate, members) in groups.items()]
+    return [{"params": rest, "name": "rest"}, *named] if rest else named
 
 
 def keep_parameter_layout(optimizer: Optimizer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from repmode_cl.scenarios import StructureStream
 from repmode_cl.store import Candidate, Entry, VerifyReport, make_candidate
 from repmode_cl.store.staging import OUTCOME, REQUEST, clear_pending, training_lock
 from repmode_cl.store.staging import stage as stage_candidate
-from repmode_cl.strategies.experts_frozen import ExpertsFrozen
+from repmode_cl.strategies.experts_frozen import ExpertsFrozen, training_options
 from repmode_cl.structures import check_structure_name
 from repmode_cl.training import has_checkpoint, refuse_distributed
 from repmode_cl.utils.atomic_files import write_json
@@ -65,7 +65,8 @@ def add_structure(
     patience: int | None = None,
     min_r2: float | None = None,
     stage: bool = False,
-    learning_rate: float | None = None,
+    learning_rate: float | Mapping[str, float] | None = None,
+    decay_to_base: float | None = None,
     batch_size: int | None = None,
     patch: Sequence[int] | None = None,
     seed: int = 0,
@@ -94,7 +95,12 @@ def add_structure(
         What it starts from: ``none`` is chance; the name of a known structure, near whose mode it starts; ``best``, the
         known structure whose mode has the lowest squared error on a sample of the training patches.
     steps, epochs, learning_rate, batch_size
-        ``None``: as the base was trained with (for the rate, what its configuration named for additions).
+        ``None``: as the base was trained with (for the rate, what its configuration named for additions). A mapping
+        gives rates to the groups ``expert``, ``gate``, ``norm`` and ``resampling``, and those that it leaves out have
+        the base's.
+    decay_to_base
+        Decay of what is trained towards the base, for an expert outside the softmax: a step at the learning rate r
+        goes the share r times this of the way. ``None``: what the base's configuration named, or 0.
     time_limit
         Seconds of training, validation excluded, after which it is validated and ends.
     patience
@@ -154,6 +160,7 @@ def add_structure(
             time_limit=time_limit,
             patience=patience,
             learning_rate=learning_rate,
+            decay_to_base=decay_to_base,
             batch_size=batch_size,
             patch=patch,
             seed=seed,
@@ -343,6 +350,7 @@ class AdditionRun:
             spec=plan.spec,
             device=device,
             precision=plan.precision,
+            **training_options(plan.strategy_config),
         )
         return strategy, init
 

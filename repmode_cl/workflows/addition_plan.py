@@ -39,6 +39,7 @@ from repmode_cl.workflows.pending_training import CHECKPOINT, read_request, rows
 from repmode_cl.workflows.train_one_experience import resume_config_text
 from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import (
+    addition_strategy,
     base_provenance,
     check_spec,
     open_manifest,
@@ -110,7 +111,10 @@ class AdditionPlan:
     @property
     def strategy_config(self) -> StrategyConfig:
         """Configuration of the strategy, as the provenance records it."""
-        return StrategyConfig(name="experts_frozen", learning_rate=self.config.training.learning_rate)
+        [strategy] = self.config.strategies
+        if strategy.learning_rate is not None:
+            return strategy
+        return strategy.model_copy(update={"learning_rate": self.config.training.learning_rate})
 
     @property
     def title(self) -> str:
@@ -251,6 +255,7 @@ def plan_addition(
         cache=overrides.cache if overrides.cache is not None else model.pending(structure) / "cache",
         patch=patch,
         seed=overrides.seed,
+        strategy=addition_strategy(provenance, overrides, spec),
     )
     device = resolve_device(overrides.device)
     return AdditionPlan(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from repmode_cl.config import Config, TrainingConfig
+from repmode_cl.config import Config, StrategyConfig, TrainingConfig
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.patches.dataset import VolumeDataset
 from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
@@ -57,6 +57,7 @@ from repmode_cl.workflows.train_one_experience import (
 )
 from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import (
+    addition_strategy,
     base_provenance,
     open_manifest,
     refuse_voxel_sizes,
@@ -240,6 +241,7 @@ def run_comparison(
         cache=overrides.cache if overrides.cache is not None else folder / "cache",
         patch=overrides.patch,
         seed=overrides.seed,
+        strategy=addition_strategy(base_provenance(model), overrides, addition.spec or AdditionSpec()),
     )
     methods = ComparisonMethods(
         network=model.network(known),
@@ -574,6 +576,7 @@ class ComparisonRun:
             ("images", self.manifest.path.name),
             ("network", f"width {architecture.width}, depth {architecture.depth}"),
             ("addition", _spec_text(self.methods.spec)),
+            *_training_texts(self.config.strategies[0]),
             ("begun from", init_structure or "chance"),
             ("own network", f"kernel {self.methods.kernel}"),
             ("budget", budget),
@@ -590,6 +593,15 @@ def _spec_text(spec: AdditionSpec) -> str:
     parts += [f"base's {part}" for part in ("norm", "resampling") if getattr(spec, part) == "base"]
     parts += spec.extension_texts
     return ", ".join(parts)
+
+
+def _training_texts(strategy: StrategyConfig) -> Iterator[tuple[str, str]]:
+    """Yield how the addition is trained where that is not by default."""
+    if isinstance(strategy.learning_rate, Mapping):
+        listed = (f"{group} {rate:g}" for group, rate in strategy.learning_rate.items())
+        yield "its learning rates", ", ".join(listed)
+    if strategy.decay_to_base:
+        yield "its decay to the base", f"{strategy.decay_to_base:g}"
 
 
 def _held_out(samples: Sequence[Sample]) -> tuple[str, list[Sample]]:

@@ -19,7 +19,7 @@ from repmode_cl.results.comparison import ADDING, FINE_TUNING, OWN_NETWORK
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.store import make_candidate
 from repmode_cl.strategies.base import StructureStrategy
-from repmode_cl.strategies.experts_frozen import ExpertsFrozen
+from repmode_cl.strategies.experts_frozen import ExpertsFrozen, training_options
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
 from repmode_cl.training import Precision
@@ -91,7 +91,7 @@ class ComparisonMethods:
             "precision": precision,
         }
         if method == ADDING:
-            return ExpertsFrozen(spec=self.spec, **options)
+            return ExpertsFrozen(spec=self.spec, **options, **training_options(self.config.strategies[0]))
         return FineTuning(**options) if method == FINE_TUNING else MultiNet(**options)
 
     def network_after(self, method: str, strategy: StructureStrategy) -> RepModeUNet | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,10 @@ class TrainingOverrides:
     patience
         Validations without an improvement after which it ends.
     learning_rate
-        Peak rate; ``None``: what the base's configuration names for additions, or else the base's own.
+        Peak rate, or one for each group of an addition's parameters; ``None``: what the base's configuration names for
+        additions, or else the base's own.
+    decay_to_base
+        Decay of an addition towards the base; ``None``: what the base's configuration names for additions.
     batch_size
         Patches of a step; ``None``: as the base.
     patch
@@ -47,7 +50,8 @@ class TrainingOverrides:
     epochs: int | None = None
     time_limit: float | None = None
     patience: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | Mapping[str, float] | None = None
+    decay_to_base: float | None = None
     batch_size: int | None = None
     patch: Sequence[int] | None = None
     seed: int = 0

@@ -21,6 +21,7 @@ from repmode_cl.config import (
     InferenceConfig,
     PatchConfig,
     PreprocessingConfig,
+    StrategyConfig,
     TrainingConfig,
 )
 from repmode_cl.config.error_messages import describe_errors
@@ -41,6 +42,7 @@ __all__ = [
     "base_patch",
     "open_manifest",
     "training_config",
+    "addition_strategy",
     "run_config",
     "check_spec",
     "precision_note",
@@ -103,12 +105,15 @@ def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides)
     values: dict[str, Any] = dict(
         provenance.get("training", {"steps": 300, "learning_rate": 2e-3, "schedule": "one_cycle"})
     )
-    addition_rate = (provenance.get("addition") or {}).get("learning_rate")
+    rates = [overrides.learning_rate, (provenance.get("addition") or {}).get("learning_rate")]
+    # Rates by group stand with the strategy (`addition_strategy`); what they leave out has the base's rate.
+    named = next((rate for rate in rates if rate is not None), None)
+    addition_rate = None if isinstance(named, Mapping) else named
     values |= {
         "base_steps": None,
         "patience": overrides.patience,
         "time_limit": overrides.time_limit,
-        "learning_rate": overrides.learning_rate or addition_rate or values["learning_rate"],
+        "learning_rate": addition_rate or values["learning_rate"],
         "device": overrides.device,
         "precision": overrides.precision,
         "loader_workers": overrides.loader_workers,
@@ -123,6 +128,49 @@ def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides)
         return TrainingConfig(**values)
 
 
+def addition_strategy(
+    provenance: Mapping[str, Any], overrides: TrainingOverrides, spec: AdditionSpec
+) -> StrategyConfig:
+    """Return the strategy's section by which a structure is added: the base's configuration, with `overrides`.
+
+    Where it trains additions as by default, the section names neither the specification nor the rate: those stand in
+    the request of the training and in its training section.
+
+    Parameters
+    ----------
+    provenance
+        Of the base, from `base_provenance`.
+    overrides
+        Those of additions.
+    spec
+        How the structure is added. What the base's configuration names for additions is used as far as it fits: rates
+        of groups that this one trains, and a decay where the fresh expert is outside the softmax.
+
+    Raises
+    ------
+    ConfigError
+        If `overrides` do not fit `spec`.
+    """
+    named = provenance.get("addition") or {}
+    rate = overrides.learning_rate
+    values: dict[str, Any] = {}
+    choices = {key: value for key, value in spec.to_json().items() if key != "needs"}
+    if isinstance(rate, Mapping):
+        values["learning_rate"] = dict(rate)
+    elif rate is None and isinstance(named.get("learning_rate"), Mapping):
+        groups = StrategyConfig(name="experts_frozen", **choices).rate_groups
+        fitting = {group: one for group, one in named["learning_rate"].items() if group in groups}
+        values |= {"learning_rate": fitting} if fitting else {}
+    decay = overrides.decay_to_base
+    if decay is None and spec.gate == "outside":
+        decay = named.get("decay_to_base")
+    if decay:
+        values["decay_to_base"] = decay
+    values = {"name": "experts_frozen", **(choices if values else {}), **values}
+    with _config_errors(values):
+        return StrategyConfig(**values)
+
+
 def run_config(
     model: Model,
     manifest: Manifest,
@@ -132,6 +180,7 @@ def run_config(
     cache: str | Path,
     patch: Sequence[int] | None = None,
     seed: int = 0,
+    strategy: StrategyConfig | None = None,
 ) -> Config:
     """Return a benchmark's configuration with what the model fixes: the same code trains both.
 
@@ -151,6 +200,8 @@ def run_config(
         Voxels (z, y, x) of a patch; ``None``: what the model's base was trained with.
     seed
         Seed of new weights and of patches.
+    strategy
+        From `addition_strategy`; ``None``: that of an addition by default.
 
     Raises
     ------
@@ -165,6 +216,7 @@ def run_config(
         name=name.replace("_", "-"),
         seeds=(seed,),
         training=training,
+        strategies=(strategy or StrategyConfig(name="experts_frozen"),),
         data=DataConfig(
             manifest=str(manifest.path),
             cache=str(cache),
@@ -295,6 +347,8 @@ def _check_ranges(overrides: TrainingOverrides) -> None:
     """Refuse numbers that the configuration's schema would report under names that the caller did not give."""
     for key in ("learning_rate", "time_limit"):
         number = getattr(overrides, key)
+        if isinstance(number, Mapping):
+            continue  # `addition_strategy` checks them
         if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
             raise ConfigError(f"{key} {number!r}: a positive number is needed")
     for key in ("steps", "epochs", "patience", "batch_size"):

@@ -16,7 +16,10 @@ from repmode_cl.nn import RepModeUNet
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.training import Precision
 
-__all__ = ["create_model", "provenance_of", "training_facts"]
+__all__ = ["ADDITION_TRAINING", "create_model", "provenance_of", "training_facts"]
+
+#: Keys of a strategy's section, besides its learning rate, that say how additions are trained.
+ADDITION_TRAINING = ("decay_to_base",)
 
 
 def provenance_of(
@@ -33,7 +36,7 @@ def provenance_of(
         "patch": list(config.patch.size),
         "flips": config.patch.model_dump(mode="json")["flips"],
         **({"foreground": config.patch.foreground} if config.patch.foreground else {}),
-        "addition": options.model_dump(mode="json", include={"learning_rate"}),
+        "addition": options.model_dump(mode="json", include={"learning_rate", *ADDITION_TRAINING}),
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
         **voxel_size_record(sample.voxel_size for sample in images),
         **split_record(images, config.data.model_dump()),
@@ -45,7 +48,8 @@ def training_facts(strategy: StructureStrategy, number: int = 0) -> dict[str, An
 
     The settings name limits of steps, and rates of several kinds.
     """
-    return {"steps": strategy.progress.step, "learning_rate": strategy.learning_rate_of(number)}
+    rate: Any = strategy.group_rates_of(number) or strategy.learning_rate_of(number)
+    return {"steps": strategy.progress.step, "learning_rate": rate}
 
 
 def create_model(

@@ -31,7 +31,8 @@ _GAP = 3
 class TensorBoardLogger:
     """Writer of the TensorBoard events of one trial.
 
-    Tags: ``train/mse`` and ``train/learning_rate``, ``val/<structure>/<metric>`` while it learns,
+    Tags: ``train/mse`` and ``train/learning_rate`` (of groups with rates of their own also
+    ``train/learning_rate/<group>``), ``val/<structure>/<metric>`` while it learns,
     ``test/<structure>/<metric>`` and the picture ``slices/<structure>`` (signal, truth, prediction: one fixed slice
     of the first test image) after each experience, and ``final/<metric>`` with the hyper-parameters in the end.
 
@@ -74,7 +75,11 @@ class TensorBoardLogger:
         at = self._step(strategy)
         if at % self._every == 0 and strategy.last_loss is not None:
             self._writer.add_scalar("train/mse", float(strategy.last_loss), at)
-            self._writer.add_scalar("train/learning_rate", strategy.optimizer.param_groups[0]["lr"], at)
+            groups = strategy.optimizer.param_groups
+            self._writer.add_scalar("train/learning_rate", groups[0]["lr"], at)
+            for group in groups if len(groups) > 1 else ():
+                if "name" in group:
+                    self._writer.add_scalar(f"train/learning_rate/{group['name']}", group["lr"], at)
 
     def after_validation(self, strategy: StructureStrategy) -> None:
         """Write the validation figures since the last call; those of a shared base at the steps of its training."""

@@ -12,7 +12,9 @@ import pytest
 import tifffile
 from tiny_addition import Interruption, add_untrained, added, cut_off, dry_run, files_of, make_base
 from tiny_run import BASE
+from typer.testing import CliRunner
 
+from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import read_manifest
 from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
@@ -296,3 +298,47 @@ def test_a_name_conflict_leaves_the_choice_to_a_person(
         added(model, manifest, steps=2)
     Model.open(model).remove("nucleolus")
     assert added(model, manifest, steps=2).verified.ok
+
+
+def test_rates_by_group_and_decay_go_on_after_an_interruption(
+    base: Path, manifest: Path, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {
+        "spec": AdditionSpec("lowrank:2", gate="outside"), "decay_to_base": 0.5, "steps": 6,
+        "learning_rate": {"expert": 0.04, "gate": 0.08},
+    }  # fmt: skip
+    whole, broken = (Path(shutil.copytree(base, tmp_path / name)) for name in ("whole", "broken"))
+    added(whole, manifest, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_off(patch, 5)
+        with pytest.raises(Interruption):
+            added(broken, manifest, **how)
+    for change in ({"learning_rate": {"expert": 0.04, "gate": 0.01}}, {"decay_to_base": 0.1}):
+        with pytest.raises(ConfigError, match="with other settings"):
+            added(broken, manifest, **{**how, **change})
+    added(broken, manifest, **how)
+    entries = [Model.open(path).entries["nucleolus"] for path in (whole, broken)]
+    assert entries[0].digest == entries[1].digest
+    recorded = entries[0].provenance["addition"]
+    assert recorded == {"learning_rate": {"expert": 0.04, "gate": 0.08}, "decay_to_base": 0.5}
+    text = CliRunner().invoke(app, ["history", str(whole)]).output
+    assert "rates expert 0.04, gate 0.08" in text
+
+
+def test_additions_take_the_rates_that_the_base_named(manifest: Path, tmp_path: Path) -> None:
+    rates = {"expert": 0.04, "resampling": 0.01}
+    path = make_base(tmp_path / "model", addition={"learning_rate": rates, "decay_to_base": 0.5})
+
+    def recorded(structure: str, **how: Any) -> Any:
+        added(path, manifest, structure, steps=2, **how)
+        return Model.open(path).entries[structure].provenance["addition"]
+
+    outside = AdditionSpec(resampling="base", gate="outside")
+    assert recorded("nucleolus", spec=outside) == {"learning_rate": {"expert": 0.04}, "decay_to_base": 0.5}
+    assert recorded("mitochondria") == {"learning_rate": rates}  # nothing decays within the softmax
+    number = {"learning_rate": 0.03, "decay_to_base": 0.5}
+    assert recorded("nucleolus", replace=True, learning_rate=0.03) == number
+    with pytest.raises(ConfigError, match="unknown group 'gates'"):
+        recorded("nucleolus", replace=True, learning_rate={"gates": 0.1})
+    with pytest.raises(ConfigError, match="needs gate: outside"):
+        recorded("mitochondria", replace=True, decay_to_base=0.1)

@@ -36,8 +36,13 @@ class Interruption(Exception):  # noqa: N818 - it stands for a power cut
     """Exception that ends a training in the middle."""
 
 
-def make_base(path: Path, *, recorded: bool = True, **training: Any) -> Path:
-    """Write a model of two base structures, as `train` would have written it; `recorded`: that it saw no image."""
+def make_base(
+    path: Path, *, recorded: bool = True, addition: Mapping[str, Any] | None = None, **training: Any
+) -> Path:
+    """Write a model of two base structures, as `train` would have written it.
+
+    `recorded` says that it saw no image, and `addition` what its configuration named for additions.
+    """
     network = RepModeUNet(ARCHITECTURE, BASE, seed=0)
     liven(network)
     settings = TRAINING.model_copy(update=training)
@@ -51,6 +56,7 @@ def make_base(path: Path, *, recorded: bool = True, **training: Any) -> Path:
             "training": settings.model_dump(mode="json"),
             "flips": True,
             "precision": "float32",
+            **({} if addition is None else {"addition": dict(addition)}),
             **(split_record([], DataConfig().model_dump()) if recorded else {}),
         },
     )

@@ -173,6 +173,11 @@ def _default_range(config: Config, strategy: StrategyConfig, points: int | None)
         middle = strategy.strength or default
         return {"strength": SearchRange(low=middle / 10, high=middle * 100, log=True, points=points)}
     rate = strategy.learning_rate or config.training.learning_rate
+    if isinstance(rate, Mapping):
+        raise ConfigError(
+            f"search: {strategy.title} has a rate for each group, and no single one that could be searched: name what "
+            f"is searched in search.keys, such as {{learning_rate.gate: [2.0e-2, 4.0e-2]}}"
+        )
     return {"learning_rate": SearchRange(low=rate / 2, high=rate * 4, log=True, points=points)}
 
 
