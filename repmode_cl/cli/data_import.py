@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,13 @@ TargetOption = Annotated[
     list[str] | None,
     typer.Option("--target", metavar="STRUCTURE=CHANNEL", help="A structure and its channel; repeat it."),
 ]
+
+
+class Dye(Enum):
+    """Dyes of the cells in mitosis."""
+
+    MEMBRANE = "membrane"
+    DNA = "dna"
 
 
 @app.command("allen")
@@ -144,6 +152,93 @@ def channels(
         targets=_parse_targets(target),
         scenes=scene,
         times=t,
+        voxel_size=parse_voxel_size(voxel_size),
+    )
+    _write(out, imported, keep_going, overwrite)
+
+
+@app.command("isl")
+def isl(
+    directory: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The PNGs, under their original names.")
+    ],
+    out: OutOption = Path("isl.csv"),
+    stack: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.ome.tif", help="The stack to write; by default beside the manifest."),
+    ] = None,
+    bin_pixels: Annotated[
+        int, typer.Option("--bin", min=1, metavar="N", help="Make N x N pixels one, their mean.")
+    ] = 1,
+    columns: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Use the first N columns of pixels only.")
+    ] = None,
+    gap: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Rows of the stack between train, val and test.")
+    ] = 32,
+    voxel_size: VoxelOption = None,
+    keep_going: KeepGoingOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Make a stack and a manifest of the public in-silico-labeling sample.
+
+    FOLDER is isl/testdata/condition_blue_sample of the repository google/in-silico-labeling: thirteen planes of phase
+    contrast and the stains DAPI (nuclei), MAP2 (dendrites) and NFH (axons), which are projections and are repeated
+    over the planes. The first rows of pixels train, then some validate, the last quarter tests.
+
+    For example:
+
+      repmode-cl data import isl condition_blue_sample --bin 2 --out isl.csv
+    """
+    from repmode_cl.data.importers.common import check_imported
+    from repmode_cl.data.importers.isl import read_isl
+
+    file = stack if stack is not None else out.with_name(f"{out.stem}.ome.tif")
+    if not file.name.endswith((".tif", ".tiff")):
+        raise RepmodeError(f"--stack {file}: the stack is an OME-TIFF; give a name that ends with .ome.tif")
+    if file.exists() and not overwrite:
+        raise RepmodeError(f"{file} is there already: choose another name, or give --overwrite")
+    sample = read_isl(directory, bin_pixels=bin_pixels, columns=columns)
+    imported = sample.rows(file, gap=gap, voxel_size=parse_voxel_size(voxel_size))
+    check_imported(out, imported, keep_going=keep_going, overwrite=overwrite)
+    sample.write(file)
+    shape = " x ".join(str(size) for size in sample.stack.shape[1:])
+    typer.echo(f"{file}: {shape} voxels (z, y, x), channels {', '.join(sample.channels)}")
+    _write(out, imported, keep_going, overwrite)
+
+
+@app.command("mitotic")
+def mitotic(
+    directory: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Files such as ACTB_M1.ome.tif: gene and stage.")
+    ],
+    dye: Annotated[Dye, typer.Option(help="The dye that structures are predicted from.")] = Dye.MEMBRANE,
+    test_stages: Annotated[
+        str, typer.Option(metavar="N,N", help="Stages of mitosis (1 to 7) that are only tested on.")
+    ] = "6,7",
+    out: OutOption = Path("mitotic.csv"),
+    voxel_size: VoxelOption = None,
+    keep_going: KeepGoingOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Make a manifest of single cells in mitosis: ten tagged structures, each predicted from a dye.
+
+    Each file holds one cell with four channels: membrane dye, DNA dye, the structure, and the mask of the cell. The
+    input is fluorescence, not transmitted light. Regions are cut to the cells, and only voxels of cells count.
+
+    For example:
+
+      repmode-cl data import mitotic mitotic --dye membrane --out mitotic.csv
+    """
+    parts = [part.strip() for part in test_stages.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise RepmodeError(f"--test-stages {test_stages!r}: give whole numbers such as 6,7")
+    from repmode_cl.data.importers.mitotic import import_mitotic
+
+    imported = import_mitotic(
+        directory,
+        dye=dye.value,
+        test_stages=[int(part) for part in parts],
         voxel_size=parse_voxel_size(voxel_size),
     )
     _write(out, imported, keep_going, overwrite)

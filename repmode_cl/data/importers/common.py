@@ -17,6 +17,7 @@ from repmode_cl.structures import check_structure_name
 __all__ = [
     "ImportedRows",
     "Skipped",
+    "check_imported",
     "check_targets",
     "listed_names",
     "read_table",
@@ -96,6 +97,20 @@ def write_imported(
         If there is nothing to write, something cannot be imported and `keep_going` is not given, or the file exists.
         Nothing is written then.
     """
+    check_imported(path, imported, keep_going=keep_going, overwrite=overwrite)
+    write_manifest(path, imported.rows)
+
+
+def check_imported(
+    path: str | Path, imported: ImportedRows, *, keep_going: bool = False, overwrite: bool = False
+) -> None:
+    """Raise what `write_imported` would raise, for importers that write images before the manifest.
+
+    Raises
+    ------
+    ManifestError
+        As `write_imported`.
+    """
     path = Path(path)
     if path.exists() and not overwrite:
         raise ManifestError(f"{path} is there already: choose another name, or give --overwrite")
@@ -108,7 +123,6 @@ def write_imported(
     if not imported.rows:
         why = f"; left out was everything, first {imported.skipped[0]}" if imported.skipped else ""
         raise ManifestError(f"nothing was found that a manifest could list; nothing was written{why}")
-    write_manifest(path, imported.rows)
 
 
 def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
