@@ -1,4 +1,6 @@
-"""Pearson of a linear model on a manifest's test rows: ``python docs/results/linear_model.py MANIFEST.csv [STRUCTURE...]``.
+"""R2 and Pearson of a linear model on a manifest's test rows.
+
+``python docs/results/linear_model.py MANIFEST.csv [STRUCTURE...]``
 
 What a network must be better than. Features of a voxel: the prepared signal, and at five scales its Gaussian mean, its
 local deviation, the magnitude of its gradient and its Laplacian; ridge regression on voxels of the rows that train, in

@@ -1,8 +1,8 @@
 """Import of a sample of the public in-silico-labeling collection: one stack of its PNGs, and rows for three stains.
 
-A sample is one field: thirteen planes of phase contrast, and confocal stains projected over z (Christiansen et al., Cell
-2018; the repository google/in-silico-labeling holds one below ``isl/testdata``). A projection is repeated over the planes,
-so that each plane has a target. Parts of the field train, validate and test, with a gap between them.
+A sample is one field: thirteen planes of phase contrast, and confocal stains projected over z (Christiansen et al.,
+Cell 2018; the repository google/in-silico-labeling holds one below ``isl/testdata``). A projection is repeated over the
+planes, so that each plane has a target. Parts of the field train, validate and test, with a gap between them.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _files(folder: Path) -> tuple[_Files, list[Skipped], list[str]]:
     """Sort the files of a folder by channel and plane."""
     if not folder.is_dir():
         raise ManifestError(f"{folder}: there is no such folder")
-    files: _Files = defaultdict(dict)
+    matches: dict[Path, re.Match[str]] = {}
     fields: dict[str, str] = {}
     skipped: list[Skipped] = []
     others: list[str] = []
@@ -204,17 +204,20 @@ def _files(folder: Path) -> tuple[_Files, list[Skipped], list[str]]:
             skipped.append(Skipped(str(path), "masks are not used"))
         else:
             fields.setdefault(match["field"], path.name)
-            plane = None if match["plane"] is None else int(match["plane"])
-            other = files[match["channel"]].setdefault(plane, path)
-            if other != path:
-                raise ManifestError(f"{path}: the same channel and plane as {other.name}; keep one")
-    if not files:
+            matches[path] = match
+    if not matches:
         raise ManifestError(f"{folder}: there is no PNG with a name such as {_EXAMPLE}")
     if len(fields) > 1:
         raise ManifestError(
             f"{folder}: files of {len(fields)} fields, such as {' and '.join(list(fields.values())[:2])}; put each "
             "field into its own folder"
         )
+    files: _Files = defaultdict(dict)
+    for path, match in matches.items():
+        plane = None if match["plane"] is None else int(match["plane"])
+        other = files[match["channel"]].setdefault(plane, path)
+        if other != path:
+            raise ManifestError(f"{path}: the same channel and plane as {other.name}; keep one")
     notes = [f"{folder}: not taken as images: {listed_names(others, 'file')}"] if others else []
     return files, skipped, notes
 
