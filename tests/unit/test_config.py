@@ -63,6 +63,17 @@ def test_what_the_shipped_configurations_promise() -> None:
     kinds = {one.name for name in ("twelve_structures", "all_strategies") for one in loaded[name].strategies}
     assert kinds == set(STRATEGY_NAMES)
     assert loaded["few_shot"].stream.images == (1, 2, 4, 8)
+    for name, structures in (("real_isl", 3), ("real_mitotic", 10)):
+        real = load_config(name)
+        assert len(real.seeds) == 6
+        assert len({*real.stream.base, *(real.stream.order or ())}) == structures
+        assert {one.name for one in real.strategies} >= {
+            "experts_frozen",
+            "warm_copy",
+            "multi_net",
+            "fine_tuning",
+        }
+        assert real.data.preprocessing.voxel_size is None  # none is stated for these images
     paper = load_config("paper")
     for config in (twelve, paper):
         assert sorted(config.stream.base + (config.stream.order or ())) == sorted(TWELVE_STRUCTURES)

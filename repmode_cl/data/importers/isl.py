@@ -285,7 +285,8 @@ def _read_png(path: Path) -> NDArray[np.uint16]:
             pixels: NDArray[Any] = np.asarray(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: not readable as PNG ({error})") from None
-    return pixels.astype(np.uint16)
+    levels: NDArray[np.uint16] = pixels.astype(np.uint16)
+    return levels
 
 
 def _binned(pixels: NDArray[np.uint16], size: int) -> NDArray[np.uint16]:
@@ -293,4 +294,5 @@ def _binned(pixels: NDArray[np.uint16], size: int) -> NDArray[np.uint16]:
         return pixels
     rows, columns = pixels.shape
     squares = pixels.reshape(rows // size, size, columns // size, size)
-    return np.rint(squares.mean((1, 3))).astype(np.uint16)
+    means: NDArray[np.uint16] = np.rint(squares.mean((1, 3))).astype(np.uint16)
+    return means
