@@ -235,7 +235,8 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
 
     def _fused(self, structure: str) -> nn.Module:
         """Return the network that predicts `structure`, to be called in evaluation mode: of ours, with norms folded."""
-        fused = self.network.fuse(structure)
+        # Weights that depend on the image have no fused network: such a network says what predicts in its place.
+        fused = getattr(self.network, "predictor", self.network.fuse)(structure)
         if type(fused) is PlainUNet:  # a subclass may compute something else
             return fold_norms(fused.eval())
         if not isinstance(fused, nn.Module):

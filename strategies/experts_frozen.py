@@ -126,6 +126,11 @@ class ExpertsFrozen(StructureStrategy):
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
         """Refuse a structure that returns after another that sees its experts."""
         super().check(config, options, experiences)
+        if config.network.gate == "input":
+            raise ConfigError(
+                f"{options.title}: network.gate is input, and such a network has no fused kernel: it cannot be stored "
+                "as a model, nor grow by additions; train it by the strategy joint, or set gate linear or two_layer"
+            )
         spec: AdditionSpec = cls.own_options(options)["spec"]
         try:
             spec.check_depth(config.network.depth)

@@ -159,6 +159,7 @@ def build_strategy(
     """
     kind = strategy_class(options)
     section = strategy_section(options)
+    own_config = config.of_strategy(options)
     common = {
         "evaluator": None,  # the caller measures
         "training": config.training,
@@ -171,7 +172,7 @@ def build_strategy(
         **common,
     }
     try:
-        strategy = kind.build(config, section, stream, seed, **common)
+        strategy = kind.build(own_config, section, stream, seed, **common)
     except TypeError as error:
         if not options.is_external:
             raise
@@ -193,8 +194,13 @@ def base_key_of(config: Config, options: StrategyConfig) -> str | None:
         return None  # what they record of a base is only with the strategy that trains it
     key = strategy_class(options).declared_base(strategy_section(options))
     rate, default = options.base_learning_rate, config.training.learning_rate
+    if key is None:
+        return None
+    network = config.of_strategy(options).network
+    if network != config.network:
+        key += f"_network-{hashlib.sha256(network.model_dump_json().encode()).hexdigest()[:8]}"
     # With every digit of the rate: equal rates share a base, and different ones never do.
-    return key if key is None or rate in (None, default) else f"{key}_rate{rate!r}"
+    return key if rate in (None, default) else f"{key}_rate{rate!r}"
 
 
 def load_strategy(name: str) -> type[StructureStrategy]:

@@ -18,7 +18,8 @@ __all__ = ["TrainingProgress", "StructureNetwork", "Evaluation", "Example", "arc
 
 def architecture_of(config: Config) -> Architecture:
     """Return the architecture that a configuration describes."""
-    return Architecture(config.network.width, config.network.depth, config.network.experts)
+    keys = dict(config.network)
+    return Architecture(**keys)
 
 
 class StructureNetwork(Protocol):

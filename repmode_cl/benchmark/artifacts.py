@@ -19,7 +19,10 @@ __all__ = ["write_gate_weights", "write_predictions"]
 
 
 def write_gate_weights(path: Path, network: RepModeUNet) -> None:
-    """Write each structure's gate weights, averaged over channels (paper, Fig. 6); null where training diverged."""
+    """Write each structure's gate weights, averaged over channels (paper, Fig. 6); null where training diverged.
+
+    Gates that depend on the input have none to write.
+    """
 
     def mean(weights: Tensor) -> float | None:
         value = float(weights.mean())
@@ -32,7 +35,7 @@ def write_gate_weights(path: Path, network: RepModeUNet) -> None:
                 block: {expert: mean(weights) for expert, weights in experts.items()}
                 for block, experts in network.gate_weights(name).items()
             }
-            for name in network.structures
+            for name in (network.structures if network.fusible else ())
         },
     )
 

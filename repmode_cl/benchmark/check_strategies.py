@@ -58,10 +58,12 @@ def check_strategies(
     _check_patches(config)
     check_extensions(config)
     for options in config.strategies:
-        kind = strategy_class(options)
+        kind, own_config = strategy_class(options), config.of_strategy(options)
+        if options.network is not None:
+            _check_patches(own_config)
         for variant in streams.values():
             with _errors_named(options):
-                kind.check(config, strategy_section(options), variant.experiences)
+                kind.check(own_config, strategy_section(options), variant.experiences)
                 if options.is_custom:
                     _check_custom(config, options, variant)
     # Last: it takes longer than all the rest, and every mistake that is found without it is.

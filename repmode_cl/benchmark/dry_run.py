@@ -57,7 +57,7 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
         Streams by name.
     """
     windows = windows_of_image(config)
-    timed: dict[tuple[str, int, str], tuple[float, float]] = {}
+    timed: dict[tuple[object, ...], tuple[float, float]] = {}
     bases: set[tuple[str, tuple[str, ...]]] = set()
     lines = [_stream_line(name, variant) for name, variant in streams.items()]
     of_strategies: dict[str, float] = {}
@@ -67,6 +67,7 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
             options.title if options.is_external else _network_kind(options),
             options.kernel,
             options.head,
+            config.of_strategy(options).network,
         )
         if kind not in timed:
             timed[kind] = _time_network(config, options)
@@ -157,6 +158,7 @@ def _time_network(config: Config, options: StrategyConfig) -> tuple[float, float
     """Return the median seconds of a step of `batch_size` patches and of predicting one window."""
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
+    config = config.of_strategy(options)
     network: Any = strategy_class(options).make_network(config, strategy_section(options), ["dna"], 0)
     if isinstance(network, PlainNetworks):
         network.add("dna", seed=0)

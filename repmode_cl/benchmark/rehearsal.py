@@ -49,6 +49,7 @@ def rehearse(config: Config, options: StrategyConfig, variant: StreamVariant) ->
     Exception
         Whatever the trial raises.
     """
+    config = config.of_strategy(options)
     depth = config.network.depth
     # Two voxels along an axis on the lowest level, so that batch norm has more than one value.
     patch = config.patch.size if options.is_external else (1 << depth, 2 << depth, 2 << depth)
@@ -69,7 +70,7 @@ def rehearse(config: Config, options: StrategyConfig, variant: StreamVariant) ->
     changes: dict[str, Any] = {
         "seeds": (0,),
         "loggers": (),
-        "strategies": (options.model_copy(update={"label": options.title, "steps": None}),),
+        "strategies": (options.model_copy(update={"label": options.title, "steps": None, "network": None}),),
         "training": config.training.model_copy(update=short),
         "network": config.network.model_copy(update={"width": width}),
         "patch": config.patch.model_copy(update={"size": patch}),

@@ -53,6 +53,8 @@ def show(model: ModelArgument) -> None:
     opened = Model.open(model)
     shape = opened.architecture
     typer.echo(f"{model}: width {shape.width}, depth {shape.depth}, experts {', '.join(shape.experts)}")
+    if shape.choice_texts:
+        typer.echo(f"network: {', '.join(shape.choice_texts)}")
     if opened.voxel_size is not None:
         typer.echo(f"voxel size (z, y, x) in um: {' x '.join(f'{um:g}' for um in opened.voxel_size)}")
     provenance = opened.entries[opened.base_structures[0]].provenance

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from repmode_cl.config.extension_schema import LoggerConfig, PluginConfig
-from repmode_cl.config.field_types import ExpertSpec, FrozenModel, Positive, Seed, check_expert
+from repmode_cl.config.field_types import FrozenModel, Positive, Seed
+from repmode_cl.config.network_schema import NetworkConfig
 from repmode_cl.config.search_schema import SearchConfig, check_search
 from repmode_cl.config.strategy_schema import StrategyConfig
 from repmode_cl.config.stream_schema import StreamConfig
@@ -99,26 +100,6 @@ class DataConfig(FrozenModel):
     """Leave out the images that test, and split the others again by the same fractions: for searches."""
     shuffle_signals: bool = False
     """Give every target the signal of another image: a control that nothing can be learned from."""
-
-
-class NetworkConfig(FrozenModel):
-    """The U-Net that every strategy shares (paper, section 3.2)."""
-
-    width: Positive = 32
-    """Channels of the first level; they double with each of the `depth` levels."""
-    depth: Annotated[int, Field(ge=1, le=6)] = 4
-    """Number of times the resolution is halved."""
-    experts: tuple[ExpertSpec, ...] = ("conv5", "conv3", "conv1", "avg3", "avg5")
-    """Shared experts of each MoDE block."""
-
-    @field_validator("experts")
-    @classmethod
-    def _experts(cls, experts: tuple[str, ...]) -> tuple[str, ...]:
-        if not experts:
-            raise ValueError("at least one expert is needed")
-        if len(set(experts)) < len(experts):
-            raise ValueError("an expert is named twice")
-        return tuple(check_expert(spec) for spec in experts)
 
 
 class PatchConfig(FrozenModel):
@@ -253,6 +234,21 @@ class Config(FrozenModel):
                 f"strategies: {' and '.join(alike)} would share a folder where file systems ignore case; give each its "
                 "own label"
             )
+        return self
+
+    def of_strategy(self, strategy: StrategyConfig) -> Config:
+        """Return the configuration as `strategy` has it: with its own keys of the network."""
+        if strategy.network is None:
+            return self
+        return self.model_copy(update={"network": strategy.network.applied_to(self.network)})
+
+    @model_validator(mode="after")
+    def _networks_fit(self) -> Config:
+        for strategy in self.strategies:
+            try:
+                self.of_strategy(strategy)
+            except ValueError as error:
+                raise ValueError(f"strategies: {strategy.title}: network: {error}") from error
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from repmode_cl.config.field_types import FrozenModel, Positive, check_fresh_expert
+from repmode_cl.config.network_schema import NetworkOverride
 from repmode_cl.errors import did_you_mean
 
 __all__ = ["RATE_GROUPS", "STRATEGY_NAMES", "LearningRate", "StrategyConfig", "keys_of"]
@@ -140,6 +141,7 @@ _LATER_OPTIONS = (
     "beta",
     "prune",
     "decay_to_base",
+    "network",
 )
 
 #: Options of which each says how much a buffer holds.
@@ -228,6 +230,8 @@ class StrategyConfig(FrozenModel):
     """ewc, synaptic_intelligence, mas, lwf: weight of the penalty or of the distillation; null takes each one's own."""
     distilled: Positive | None = None
     """lwf: earlier structures that are distilled in a step, chosen at random; null takes all."""
+    network: NetworkOverride | None = None
+    """Keys of `network` that are others for this strategy, such as {scope: encoder}; a label says what it is."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """A strategy of your own: keyword arguments of its constructor, and options of the strategy it derives from; one of
     Avalanche: its own arguments, and model."""
@@ -278,6 +282,10 @@ class StrategyConfig(FrozenModel):
         sizes = [key for key in _BUFFER_SIZES if getattr(self, key) is not None]
         if len(sizes) > 1:
             raise ValueError(f"give either {' or '.join(sizes)}, not both")
+        if self.network is not None and self.label is None:
+            raise ValueError(
+                "network: a strategy with a network of its own needs a label that says what it is"
+            )
         if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
             raise ValueError(f"base_learning_rate: {self.name} has no joint base; learning_rate is its own")
         if self.folder_key in _RESERVED_NAMES:

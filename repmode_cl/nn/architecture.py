@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from repmode_cl.errors import ConfigError
 
-__all__ = ["AdditionSpec", "Architecture", "smallest_size"]
+__all__ = ["AdditionSpec", "Architecture", "expert_labels", "kernel_size_of", "smallest_size"]
 
 PAPER_EXPERTS = ("conv5", "conv3", "conv1", "avg3", "avg5")
+
+
+def expert_labels(experts: Sequence[str]) -> tuple[str, ...]:
+    """Return a name for each of a block's shared experts: ``conv1``, and ``conv1_2``, ``conv1_3`` for its repeats."""
+    return tuple(
+        spec if (number := experts[: place + 1].count(spec)) == 1 else f"{spec}_{number}"
+        for place, spec in enumerate(experts)
+    )
+
+
+def kernel_size_of(spec: str) -> int:
+    """Return the edge K, in voxels, of the kernel of an expert (`make_expert`'s names)."""
+    return 3 if spec.startswith("lowrank") else int(spec[-1])
 
 
 def smallest_size(depth: int) -> int:
@@ -33,18 +46,71 @@ class Architecture:
     depth
         Number of times the resolution is halved.
     experts
-        Shared experts of each MoDE block, in the order of the gate's rows.
+        Shared experts of each MoDE block, in the order of the gate's rows. One may be repeated.
+    scope
+        Blocks that are MoDE blocks: ``both``, those of the ``encoder`` (with the bottleneck), or those of the
+        ``decoder`` (with the last block). The others are plain convolutions of the fused kernel's size, the same for
+        all structures.
+    gating
+        What makes the weights of experts from their logits: ``softmax``, or ``sigmoid`` (they do not sum to 1).
+    embedding
+        What the gate's layers read of a structure: ``onehot``, or ``gauss``, a fixed vector of normal numbers.
+    gate
+        Origin of the logits of the base's structures. ``linear``: one linear layer (of a one-hot, a free row for
+        each structure). ``two_layer``: two, with ReLU between. ``input``: a linear layer of the mean of the block's
+        input, and nothing of the structure.
+
+    Notes
+    -----
+    The last four are ablations of the paper's Table 2. An addition has a free row in any case.
     """
 
     width: int = 32
     depth: int = 4
     experts: tuple[str, ...] = PAPER_EXPERTS
+    scope: Literal["both", "encoder", "decoder"] = "both"
+    gating: Literal["softmax", "sigmoid"] = "softmax"
+    embedding: Literal["onehot", "gauss"] = "onehot"
+    gate: Literal["linear", "two_layer", "input"] = "linear"
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 1:
             raise ValueError(f"width and depth are at least 1, not {self.width} and {self.depth}")
-        if not self.experts or len(set(self.experts)) < len(self.experts):
-            raise ValueError(f"experts: at least one, and none twice, not {list(self.experts)}")
+        if not self.experts:
+            raise ValueError("experts: at least one is needed")
+        for key, allowed in _ARCHITECTURE_CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key} is {' or '.join(allowed)}, not {getattr(self, key)!r}")
+        if self.gate == "input" and self.embedding != "onehot":
+            raise ValueError(
+                "embedding is gauss, and gate is input, which reads no structure: leave one of them out"
+            )
+
+    @property
+    def extended(self) -> bool:
+        """True if it has a choice that the first versions of ``model.json`` cannot state."""
+        return len(self.to_json()) > 3 or len(set(self.experts)) < len(self.experts)
+
+    def with_free_rows(self) -> Architecture:
+        """Return it without layers that read a structure's code, as a network of one added structure has it."""
+        gate = "linear" if self.gate == "two_layer" else self.gate
+        return replace(self, embedding="onehot", gate=gate)
+
+    @property
+    def plain_kernel(self) -> int:
+        """Edge of the kernels of the blocks outside `scope`: that of the fused kernels of the others."""
+        return max(kernel_size_of(spec) for spec in self.experts)
+
+    @property
+    def choice_texts(self) -> list[str]:
+        """Choices that are not the default, in words, besides width, depth and experts: ``MoDE in the encoder``."""
+        texts = [] if self.scope == "both" else [f"MoDE blocks only in the {self.scope}"]
+        texts += [] if self.gating == "softmax" else ["sigmoid gates"]
+        texts += [] if self.embedding == "onehot" else ["Gaussian codes of structures"]
+        texts += {"linear": [], "two_layer": ["gates of two layers"], "input": ["gates of the input"]}[
+            self.gate
+        ]
+        return texts
 
     def channels(self, level: int) -> int:
         """Return the channels of `level`: `width` at 0, the bottleneck's at `depth`."""
@@ -56,13 +122,33 @@ class Architecture:
         return smallest_size(self.depth)
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-able values; `from_json` reads them back."""
-        return {"width": self.width, "depth": self.depth, "experts": list(self.experts)}
+        """Return JSON-able values; `from_json` reads them back.
+
+        Choices that later versions added are left out where they have their defaults: digests of before stay.
+        """
+        choices = {key: getattr(self, key) for key in _ARCHITECTURE_CHOICES}
+        return {"width": self.width, "depth": self.depth, "experts": list(self.experts)} | {
+            key: value for key, value in choices.items() if value != _ARCHITECTURE_CHOICES[key][0]
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Architecture:
         """Read the values that `to_json` returns."""
-        return cls(int(values["width"]), int(values["depth"]), tuple(values["experts"]))
+        return cls(
+            int(values["width"]),
+            int(values["depth"]),
+            tuple(values["experts"]),
+            **{key: values.get(key, allowed[0]) for key, allowed in _ARCHITECTURE_CHOICES.items()},
+        )
+
+
+#: Choices of an architecture that the first versions of ``model.json`` cannot state, with the default first.
+_ARCHITECTURE_CHOICES: dict[str, tuple[Any, ...]] = {
+    "scope": ("both", "encoder", "decoder"),
+    "gating": ("softmax", "sigmoid"),
+    "embedding": ("onehot", "gauss"),
+    "gate": ("linear", "two_layer", "input"),
+}
 
 
 @dataclass(frozen=True)

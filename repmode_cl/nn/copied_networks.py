@@ -101,7 +101,7 @@ class CopiedRepModeUNet(CopiedUNet, RepModeUNet):
     """RepMode's network with copies; see `RepModeUNet` for its parameters.
 
     A copy has the base's experts, norms and resampling layers, and a fresh gate row in each block, as
-    `RepModeUNet.add_base_structure` draws it; the gate rows of the base's structures are left out.
+    `RepModeUNet.add_base_structure` draws it; the gates of the base's structures are left out.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -111,8 +111,10 @@ class CopiedRepModeUNet(CopiedUNet, RepModeUNet):
     def make_copy(self, name: str, *, seed: int) -> RepModeUNet:
         """Return a copy of the base that knows `name`, with fresh gate rows."""
         with uninitialised_weights():
-            grown = RepModeUNet(self.architecture, self.base_structures)
-            copy = RepModeUNet(self.architecture, [name])
+            grown = RepModeUNet(
+                self.architecture, self.base_structures, shared_gate_bias=self.shares_gate_bias
+            )
+            copy = RepModeUNet(self.architecture.with_free_rows(), [name])
         grown.load_state_dict(self.base_parts())
         grown.add_base_structure(name, seed=seed)
         return _load_part(copy, grown)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.nn import functional
 from repmode_cl.nn.convolution import centre_taps
 from repmode_cl.nn.experts import Expert
 
-__all__ = ["fuse_kernels", "fuse_rows", "fuse_channels", "mixing_weights"]
+__all__ = ["Gating", "fuse_kernels", "fuse_rows", "fuse_channels", "mixing_weights"]
 
 #: Most elements of a product that is summed at once: the scratch memory of an inner product of large kernels.
 _SCRATCH = 1 << 22
@@ -29,8 +29,11 @@ V = TypeVar("V")
 #: Taps of a kernel, (z, y, x).
 Size = tuple[int, int, int]
 
+#: What makes weights of a gate row: the softmax over its experts, or the sigmoid of each.
+Gating = Literal["softmax", "sigmoid"]
 
-def mixing_weights(logits: Tensor, outside: Tensor | None = None) -> Tensor:
+
+def mixing_weights(logits: Tensor, outside: Tensor | None = None, gating: Gating = "softmax") -> Tensor:
     """Return the weight of each expert in the fused kernel, (T, C_out).
 
     Parameters
@@ -39,8 +42,10 @@ def mixing_weights(logits: Tensor, outside: Tensor | None = None) -> Tensor:
         The gate row, (T, C_out), or (T - 1, C_out) where the last expert stands outside the softmax.
     outside
         Weight (C_out,) of an expert outside the softmax; None where there is none.
+    gating
+        ``softmax`` (paper, eq. 2) or ``sigmoid`` (Table 2).
     """
-    shares = torch.softmax(logits, 0)
+    shares = torch.softmax(logits, 0) if gating == "softmax" else torch.sigmoid(logits)
     return shares if outside is None else torch.cat([shares, outside[None]])
 
 
@@ -49,6 +54,7 @@ def fuse_kernels(
     logits: Tensor,
     dtype: torch.dtype | None = None,
     outside: Tensor | None = None,
+    gating: Gating = "softmax",
 ) -> Tensor:
     """Merge `experts` into one kernel with the softmax of `logits` (paper, eq. 2 and 6).
 
@@ -62,13 +68,15 @@ def fuse_kernels(
         Precision to compute in, ``None`` for the parameters' own.
     outside
         Weight (C_out,) of the last expert, if it stands outside the softmax: `logits` then has no entry for it.
+    gating
+        As of `mixing_weights`.
 
     Returns
     -------
     Tensor
         ``sum_t softmax(logits)_t * Pad(W_t, K)``, (C_out, C_in, K, K, K) with K the largest expert's, channels-last.
     """
-    return fuse_rows(experts, [logits], dtype, outside=outside)[0]
+    return fuse_rows(experts, [logits], dtype, outside=outside, gating=gating)[0]
 
 
 def fuse_rows(
@@ -77,6 +85,7 @@ def fuse_rows(
     dtype: torch.dtype | None = None,
     max_taps: Sequence[int] | None = None,
     outside: Tensor | None = None,
+    gating: Gating = "softmax",
 ) -> tuple[Tensor, ...]:
     """Merge the same experts into one kernel for each of several gate rows, as a mixed batch needs.
 
@@ -90,7 +99,7 @@ def fuse_rows(
         Precision to compute in, ``None`` for the parameters' own.
     max_taps
         Most taps (z, y, x) of a kernel, odd numbers; the others are left out. ``None`` is all.
-    outside
+    outside, gating
         As of `fuse_kernels`, the same for all rows.
 
     Returns
@@ -125,9 +134,9 @@ def fuse_rows(
         # of a function which it cannot trace to its end.
         with torch.autocast(logits[0].device.type, enabled=False):
             taps = _crop_taps(_expert_taps(experts, weights), sizes)
-            return tuple([_merge_traceable(sizes, taps, mixing_weights(row, *factors)) for row in logits])
+            return tuple([_merge_traceable(sizes, taps, _shares(row, factors, gating)) for row in logits])
     apply = cast(Callable[..., tuple[Tensor, ...]], _FuseKernels.apply)
-    return apply(tuple(experts), sizes, (len(logits), len(factors)), *logits, *factors, *weights)
+    return apply(tuple(experts), sizes, (len(logits), len(factors)), gating, *logits, *factors, *weights)
 
 
 def fuse_channels(
@@ -136,12 +145,13 @@ def fuse_channels(
     channels: slice,
     dtype: torch.dtype,
     outside: Tensor | None = None,
+    gating: Gating = "softmax",
 ) -> Tensor:
     """Return `fuse_kernels` for only some output channels, without gradients: the rest is never computed.
 
     Parameters
     ----------
-    experts, logits, dtype, outside
+    experts, logits, dtype, outside, gating
         As of `fuse_kernels`.
     channels
         Which of the C_out output channels.
@@ -157,12 +167,12 @@ def fuse_channels(
             for expert in experts
         ]
         factors = [] if outside is None else [outside[channels].to(dtype)]
-        shares = mixing_weights(logits[:, channels].to(dtype), *factors)
+        shares = _shares(logits[:, channels].to(dtype), factors, gating)
         return _merge(_kernel_sizes(experts, None), taps, shares)
 
 
 class _FuseKernels(torch.autograd.Function):
-    """``apply(experts, sizes, (S, F), *rows, *factors, *weights)`` -> S kernels.
+    """``apply(experts, sizes, (S, F), gating, *rows, *factors, *weights)`` -> S kernels.
 
     `sizes` are the taps used of each expert; there are S rows, and F is 1 where the last expert has a factor and stands
     outside the softmax, else 0.
@@ -174,16 +184,17 @@ class _FuseKernels(torch.autograd.Function):
         experts: tuple[Expert, ...],
         sizes: tuple[Size, ...],
         counts: tuple[int, int],
+        gating: Gating,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Return one kernel for each of the first tensors, the gate rows."""
-        ctx.experts, ctx.sizes, ctx.counts = experts, sizes, counts
+        ctx.experts, ctx.sizes, ctx.counts, ctx.gating = experts, sizes, counts, gating
         rows, factors, weights = _split(tensors, counts)
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         with torch.autocast(tensors[0].device.type, enabled=False):
             taps = _crop_taps(_expert_taps(experts, weights), sizes)
-            return tuple(_merge(sizes, taps, mixing_weights(row, *factors)) for row in rows)
+            return tuple(_merge(sizes, taps, _shares(row, factors, gating)) for row in rows)
 
     @staticmethod
     @once_differentiable
@@ -192,7 +203,7 @@ class _FuseKernels(torch.autograd.Function):
         experts: tuple[Expert, ...] = ctx.experts
         saved = ctx.saved_tensors  # read only once: activation checkpointing allows no second time
         rows, factors, weights = _split(saved, ctx.counts)
-        rows_needed, factors_needed, needed = _split(ctx.needs_input_grad[3:], ctx.counts)
+        rows_needed, factors_needed, needed = _split(ctx.needs_input_grad[4:], ctx.counts)
         row_grads: list[Tensor | None] = [None] * len(rows)
         factor_grads: list[Tensor | None] = [None] * len(factors)
         tap_grads: list[Tensor | None] = [None] * len(experts)
@@ -203,7 +214,7 @@ class _FuseKernels(torch.autograd.Function):
             for s, (row, grad) in enumerate(zip(rows, grads, strict=True)):
                 if grad is None:
                     continue
-                shares = mixing_weights(row, *factors)
+                shares = _shares(row, factors, ctx.gating)
                 crops = _GradientCrops(grad)
                 products = []
                 for t, (size, tap) in enumerate(zip(ctx.sizes, taps, strict=True)):
@@ -218,12 +229,20 @@ class _FuseKernels(torch.autograd.Function):
                 if rows_needed[s]:
                     shares = shares[: len(row)]
                     share_grads = torch.stack(products[: len(row)])
-                    row_grads[s] = shares * (share_grads - (shares * share_grads).sum(0))
+                    if ctx.gating == "softmax":
+                        row_grads[s] = shares * (share_grads - (shares * share_grads).sum(0))
+                    else:
+                        row_grads[s] = shares * (1 - shares) * share_grads
             tap_grads = [
                 g if g is None else _pad_gradient(g, tap) for g, tap in zip(tap_grads, full_taps, strict=True)
             ]
             weight_grads = _weight_gradients(experts, weights, tap_grads, needed)
-        return (None, None, None, *row_grads, *factor_grads, *weight_grads)
+        return (None, None, None, None, *row_grads, *factor_grads, *weight_grads)
+
+
+def _shares(row: Tensor, factors: Sequence[Tensor], gating: Gating) -> Tensor:
+    """Return `mixing_weights` of a row, where `factors` hold the weight of an expert outside the softmax or nothing."""
+    return mixing_weights(row, factors[0] if factors else None, gating)
 
 
 def _split(values: Sequence[V], counts: tuple[int, int]) -> tuple[Sequence[V], Sequence[V], Sequence[V]]:

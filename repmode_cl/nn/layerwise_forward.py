@@ -102,7 +102,7 @@ def kernel_slices(block: ModeBlock, structure: str) -> Iterator[tuple[slice, Ten
     rows = max(1, _SCRATCH // torch.Size(rest).numel())
     for first in range(0, c_out, rows):
         channels = slice(first, min(first + rows, c_out))
-        yield channels, fuse_channels(experts, gate.detach(), channels, torch.float64, outside)
+        yield channels, fuse_channels(experts, gate.detach(), channels, torch.float64, outside, block.gating)
 
 
 class _LayerwiseUNet(UNet):

@@ -9,11 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from repmode_cl.errors import UnknownStructureError
-from repmode_cl.nn.architecture import AdditionSpec
+from repmode_cl.errors import StructureError, UnknownStructureError
+from repmode_cl.nn.architecture import AdditionSpec, expert_labels
 from repmode_cl.nn.convolution import convolve, taps_within
 from repmode_cl.nn.experts import Expert, make_expert
-from repmode_cl.nn.gatrep import fuse_kernels, fuse_rows, mixing_weights
+from repmode_cl.nn.gates import HIDDEN_UNITS, GateChoice, InputGate, TaskCodes, TaskGate
+from repmode_cl.nn.gatrep import Gating, fuse_kernels, fuse_rows, mixing_weights
 from repmode_cl.nn.per_structure_layers import StructureGroups, StructureNorm, apply_by_structure
 
 __all__ = ["UNSEEN_SHARE", "ModeAddition", "ModeBlock", "logit_for_share"]
@@ -25,14 +26,21 @@ GATE_INIT = 12**-0.5
 UNSEEN_SHARE = 0.02
 
 
-def new_gate(experts: int, c_out: int, generator: torch.Generator) -> nn.Parameter:
-    """Return a gate row (T, C_out) near zero: near equal shares for all experts."""
-    return nn.Parameter((torch.rand((experts, c_out), generator=generator) * 2 - 1) * GATE_INIT)
+_FREE_ROWS = GateChoice()
 
 
-def logit_for_share(share: float, others: Tensor) -> Tensor:
-    """Return the logit (C_out,) that has `share` of a softmax over it and `others` (T, C_out)."""
-    return torch.logsumexp(others, 0) + math.log(share / (1 - share))
+def new_gate(experts: int, c_out: int, generator: torch.Generator, bound: float = GATE_INIT) -> nn.Parameter:
+    """Return a gate row (T, C_out) near zero, uniform within `bound`: near equal shares for all experts."""
+    return nn.Parameter((torch.rand((experts, c_out), generator=generator) * 2 - 1) * bound)
+
+
+def logit_for_share(share: float, others: Tensor, gating: Gating = "softmax") -> Tensor:
+    """Return the logit (C_out,) that has `share` of a softmax over it and `others` (T, C_out).
+
+    With sigmoid gates `share` is its own weight, whatever the others are.
+    """
+    logit = math.log(share / (1 - share))
+    return torch.logsumexp(others, 0) + logit if gating == "softmax" else others[0] * 0 + logit
 
 
 class ModeAddition(nn.Module):
@@ -85,11 +93,18 @@ class ModeBlock(nn.Module):
     experts
         Shared experts (`make_expert`'s names).
     structures
-        Base structures: one gate row each.
+        Base structures: one gate row each, unless `gate` says otherwise.
     activation
         Whether batch norm and ReLU follow; the network's last block has neither.
     generator
         Source of the initial weights.
+    gate
+        How the experts are gated.
+
+    Attributes
+    ----------
+    gated
+        Whether structures have kernels of their own here; otherwise the block is one plain convolution for all.
     """
 
     def __init__(
@@ -101,17 +116,45 @@ class ModeBlock(nn.Module):
         *,
         activation: bool,
         generator: torch.Generator,
+        gate: GateChoice = _FREE_ROWS,
     ) -> None:
         super().__init__()
         self.c_in, self.c_out = c_in, c_out
-        self.experts = nn.ModuleDict({spec: make_expert(spec, c_in, c_out, generator) for spec in experts})
-        self.gates = nn.ParameterDict({name: new_gate(len(experts), c_out, generator) for name in structures})
+        self.gating, self.gated = gate.gating, gate.kind != "none"
+        self.experts = nn.ModuleDict(
+            {
+                label: make_expert(spec, c_in, c_out, generator)
+                for label, spec in zip(expert_labels(experts), experts, strict=True)
+            }
+        )
+        shape = (len(experts), c_out)
+        shared_bias = gate.kind == "shared_bias"
+        bound = len(structures) ** -0.5 if shared_bias else GATE_INIT
+        rows = structures if gate.kind in ("rows", "shared_bias") else ()
+        self.gates = nn.ParameterDict({name: new_gate(*shape, generator, bound) for name in rows})
+        #: Added to the base's rows while these are trained (`fold_gate_bias`); None elsewhere.
+        self.gate_bias = new_gate(*shape, generator, bound) if shared_bias else None
+        self.task_gate: TaskGate | None = None
+        if gate.kind in ("linear", "two_layer"):
+            hidden = HIDDEN_UNITS if gate.kind == "two_layer" else None
+            self.task_gate = TaskGate(cast(TaskCodes, gate.codes), hidden, *shape, generator)
+        self.input_gate = InputGate(c_in, *shape, generator) if gate.kind == "input" else None
         self.own = nn.ModuleDict()
         self.norm = StructureNorm(c_out) if activation else None
 
     def add_gate(self, name: str, generator: torch.Generator) -> None:
-        """Add a gate row over the shared experts for `name`, and nothing else."""
-        self.gates[name] = new_gate(len(self.experts), self.c_out, generator)
+        """Add a free gate row over the shared experts for `name`, and nothing else."""
+        self.fold_gate_bias()
+        if self.gated and self.input_gate is None:
+            self.gates[name] = new_gate(len(self.experts), self.c_out, generator)
+
+    def fold_gate_bias(self) -> None:
+        """Add the bias that the base's rows were trained with to each of them: from now on there are rows only."""
+        if self.gate_bias is not None:
+            with torch.no_grad():
+                for row in self.gates.values():
+                    row += self.gate_bias
+            self.gate_bias = None
 
     def add(self, name: str, spec: AdditionSpec, fresh: str, generator: torch.Generator) -> None:
         """Add a fresh expert and a gate row over all visible experts for `name` (paper, Fig. 8).
@@ -127,6 +170,11 @@ class ModeBlock(nn.Module):
         generator
             Source of the initial weights.
         """
+        self.fold_gate_bias()
+        if self.norm is not None and spec.norm == "own":
+            self.norm.add(name)
+        if not self.gated:
+            return
         expert = None if fresh == "none" else make_expert(fresh, self.c_in, self.c_out, generator)
         earlier = sum(self.addition(other).expert is not None for other in spec.needs)
         outside = spec.gate == "outside"
@@ -138,14 +186,28 @@ class ModeBlock(nn.Module):
             gate = new_gate(len(self.experts) + earlier + (expert is not None), self.c_out, generator)
         scale = nn.Parameter(gate.new_ones(self.c_out)) if spec.scale and expert is not None else None
         self.own[name] = ModeAddition(expert, gate, spec.needs, outside=outside, scale=scale)
-        if self.norm is not None and spec.norm == "own":
-            self.norm.add(name)
 
     def mean_gate(self, earlier: int = 0) -> Tensor:
         """Return the mean of the base's gate rows, and a small share for each of the `earlier` additions' experts."""
-        mean = torch.stack([row.detach() for row in self.gates.values()]).mean(0)
-        unseen = logit_for_share(UNSEEN_SHARE, mean)
+        mean = torch.stack([self._row(name).detach() for name in self._base]).mean(0)
+        unseen = logit_for_share(UNSEEN_SHARE, mean, self.gating)
         return torch.cat([mean, unseen.expand(earlier, -1)])
+
+    @property
+    def _base(self) -> tuple[str, ...]:
+        """Structures of the base, which see the shared experts and nothing else."""
+        return (*(() if self.task_gate is None else self.task_gate.names), *self.gates)
+
+    def _row(self, name: str) -> Tensor:
+        """Return the logits (T, C_out) of a structure of the base."""
+        if name not in self.gates:
+            return cast(TaskGate, self.task_gate).row(name)
+        row: Tensor = self.gates[name]
+        return row if self.gate_bias is None else row + self.gate_bias
+
+    def base_rows(self) -> dict[str, Tensor]:
+        """Return the free rows of the base's structures, with the bias that they are trained with added."""
+        return {name: self._row(name).detach() for name in self.gates}
 
     def addition(self, name: str) -> ModeAddition:
         """Return the part of the addition `name` in this block."""
@@ -155,15 +217,35 @@ class ModeBlock(nn.Module):
         """Return the experts that `name` sees, with their labels, and its gate row (T, C_out) over them.
 
         An expert outside the softmax is the last one, and has no entry in the row: see `outside_weight`.
+
+        Raises
+        ------
+        UnknownStructureError
+            If it has no gate row.
+        StructureError
+            If the gate depends on the block's input.
         """
         shared = [(label, cast(Expert, expert)) for label, expert in self.experts.items()]
-        if name in self.gates:
-            return shared, self.gates[name]
+        if not self.gated:
+            return shared, self._unit_row()
+        if self.input_gate is not None:
+            raise StructureError(
+                "a gate that depends on the input (network.gate: input) has no fused kernel: the weights of its "
+                "experts are others for each image"
+            )
+        if name in self._base:
+            return shared, self._row(name)
         if name not in self.own:
-            raise UnknownStructureError(name, [*self.gates, *self.own], "this block")
+            raise UnknownStructureError(name, [*self._base, *self.own], "this block")
         own = self.addition(name)
         added = [(other, self.addition(other).expert) for other in (*own.needs, name)]
         return shared + [(f"of {other}", e) for other, e in added if e is not None], own.gate
+
+    def _unit_row(self) -> Tensor:
+        """Return logits (1, C_out) that give the one expert of a plain convolution the weight 1."""
+        weight = next(self.experts.parameters())
+        # The sigmoid of a large number is 1, to the bit.
+        return weight.new_full((1, self.c_out), 0.0 if self.gating == "softmax" else 100.0)
 
     def outside_weight(self, name: str) -> Tensor | None:
         """Return the weight (C_out,) of the last expert that `name` sees, if it stands outside the softmax."""
@@ -171,7 +253,7 @@ class ModeBlock(nn.Module):
 
     def mixing_weights(self, name: str) -> Tensor:
         """Return the weight (T, C_out) of each expert that `name` sees in its kernel."""
-        return mixing_weights(self.visible(name)[1], self.outside_weight(name))
+        return mixing_weights(self.visible(name)[1], self.outside_weight(name), self.gating)
 
     def kernel_shape(self, name: str) -> tuple[int, int, int, int, int]:
         """Return the shape of `kernel`, (C_out, C_in, K, K, K), without computing it."""
@@ -181,17 +263,23 @@ class ModeBlock(nn.Module):
     def kernel(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return the fused kernel of `name`, (C_out, C_in, K, K, K) (paper, eq. 6)."""
         experts, gate = self.visible(name)
-        return fuse_kernels([expert for _, expert in experts], gate, dtype, self.outside_weight(name))
+        visible, outside = [expert for _, expert in experts], self.outside_weight(name)
+        return fuse_kernels(visible, gate, dtype, outside, self.gating)
 
     def kernels(self, names: Sequence[str], max_taps: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Return the fused kernel of each of `names`, with at most `max_taps` taps (z, y, x).
 
         The structures of the base, which see the same experts, are fused together.
         """
-        base = [name for name in names if name in self.gates]
         experts = [cast(Expert, expert) for expert in self.experts.values()]
-        rows = [self.gates[name] for name in base]
-        fused = dict(zip(base, fuse_rows(experts, rows, max_taps=max_taps), strict=True)) if base else {}
+        if not self.gated:
+            row = self._unit_row()
+            [kernel] = fuse_rows(experts, [row], max_taps=max_taps, gating=self.gating)
+            return dict.fromkeys(names, kernel)
+        base = [name for name in names if name in self._base]
+        rows = [self._row(name) for name in base]
+        together = fuse_rows(experts, rows, max_taps=max_taps, gating=self.gating) if base else ()
+        fused = dict(zip(base, together, strict=True))
         for name in names:
             if name not in fused:
                 visible, row = self.visible(name)
@@ -200,12 +288,28 @@ class ModeBlock(nn.Module):
                     [row],
                     max_taps=max_taps,
                     outside=self.outside_weight(name),
+                    gating=self.gating,
                 )
         return fused
 
     def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:
         """Convolve (N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X) with one kernel for each structure in the batch."""
         # Without gradients kernels are whole, bit for bit those of the network that `fuse` returns.
-        kernels = self.kernels(groups.names, taps_within(x.shape[2:]) if torch.is_grad_enabled() else None)
-        x = apply_by_structure(x, groups, lambda part, name: convolve(part, kernels[name]))
+        max_taps = taps_within(x.shape[2:]) if torch.is_grad_enabled() else None
+        if self.input_gate is not None:
+            x = self._convolve_by_input(x, self.input_gate, max_taps)
+        else:
+            kernels = self.kernels(groups.names, max_taps)
+            if self.gated:
+                x = apply_by_structure(x, groups, lambda part, name: convolve(part, kernels[name]))
+            else:
+                x = convolve(x, kernels[groups.names[0]])
         return x if self.norm is None else torch.relu(self.norm(x, groups))
+
+    def _convolve_by_input(self, x: Tensor, gate: InputGate, max_taps: Sequence[int] | None) -> Tensor:
+        """Convolve each sample with the kernel that its own input makes."""
+        experts = [cast(Expert, expert) for expert in self.experts.values()]
+        rows = list(gate.rows(x).unbind())
+        kernels = fuse_rows(experts, rows, max_taps=max_taps, gating=self.gating)
+        parts = [convolve(part, kernel) for part, kernel in zip(torch.split(x, 1), kernels, strict=True)]
+        return torch.cat(parts)

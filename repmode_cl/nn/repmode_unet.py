@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from repmode_cl.errors import ModelError, StructureError, UnknownStructureError
 from repmode_cl.nn.architecture import AdditionSpec, Architecture
+from repmode_cl.nn.gates import GateChoice, GateKind, TaskCodes
 from repmode_cl.nn.mode_block import ModeBlock
 from repmode_cl.nn.per_structure_layers import StructureResampling
 from repmode_cl.nn.plain_unet import PlainBlock, PlainResampling, PlainUNet
@@ -35,6 +37,9 @@ class RepModeUNet(StructureUNet):
         In place of `architecture`: its width and depth, with the paper's experts; the paper's where left out.
     structures
         Another name of `base_structures`.
+    shared_gate_bias
+        Train the rows of the base's gates with a bias that all of them have in common, as a linear layer of a one-hot
+        does. It is added to the rows before the first structure that is added, and in what is stored.
 
     Raises
     ------
@@ -58,6 +63,7 @@ class RepModeUNet(StructureUNet):
         width: int | None = None,
         depth: int | None = None,
         structures: Sequence[str] | None = None,
+        shared_gate_bias: bool = False,
     ) -> None:
         sizes: dict[str, Any] = {
             key: size for key, size in (("width", width), ("depth", depth)) if size is not None
@@ -73,16 +79,37 @@ class RepModeUNet(StructureUNet):
         names = tuple(check_structure_name(name) for name in given[0])
         if not names or len(set(names)) < len(names):
             raise StructureError(f"base structures: at least one, and none twice, not {list(names)}")
+        if shared_gate_bias and (architecture.gate, architecture.embedding) != ("linear", "onehot"):
+            raise ValueError(
+                "a shared bias is that of a linear layer of a one-hot: these gates have other layers"
+            )
         generator = torch.Generator().manual_seed(seed)
+        codes = _task_codes(architecture, names, seed)
+        kind: GateKind = architecture.gate if architecture.gate == "input" or codes is not None else "rows"
+        mode = GateChoice("shared_bias" if shared_gate_bias else kind, architecture.gating, codes)
+        made = itertools.count()
+
+        def make_block(c_in: int, c_out: int, activation: bool) -> ModeBlock:
+            # Blocks are made from the input on: two for each level of the encoder, and two for the bottleneck.
+            part = "encoder" if next(made) < 2 * architecture.depth + 2 else "decoder"
+            if architecture.scope in ("both", part):
+                experts, gate = architecture.experts, mode
+            else:
+                experts = (f"conv{architecture.plain_kernel}",)
+                gate = GateChoice("none", architecture.gating)
+            return ModeBlock(
+                c_in, c_out, experts, names, activation=activation, generator=generator, gate=gate
+            )
+
         super().__init__(
             architecture.width,
             architecture.depth,
-            lambda c_in, c_out, act: ModeBlock(
-                c_in, c_out, architecture.experts, names, activation=act, generator=generator
-            ),
+            make_block,
             lambda c_in, c_out, up: StructureResampling(c_in, c_out, up=up, generator=generator),
         )
         self.architecture = architecture
+        if codes is not None:
+            self.codes = codes
         self._base = names
         self._additions: dict[str, AdditionSpec] = {}
 
@@ -113,20 +140,45 @@ class RepModeUNet(StructureUNet):
         for name, layer in super().named_resampling():
             yield name, cast(StructureResampling, layer)
 
+    @property
+    def shares_gate_bias(self) -> bool:
+        """Whether the base's gate rows are trained with a bias that they have in common."""
+        return any(block.gate_bias is not None for _, block in self.named_mode_blocks())
+
+    @property
+    def fusible(self) -> bool:
+        """Whether a structure has one kernel for each block, whatever the image."""
+        return self.architecture.gate != "input"
+
+    def check_fusible(self) -> None:
+        """Refuse what needs a kernel that does not depend on the image, and say what works without."""
+        if not self.fusible:
+            raise StructureError(
+                "this network has gates that depend on the input (network.gate: input): its kernels are others for "
+                "each image, and there is no fused network. It can be trained jointly and evaluated in a benchmark "
+                "(`repmode-cl bench`, strategy joint), or called; it cannot be fused, stored as a model or a pack, "
+                "nor grow by additions. network.gate linear or two_layer can"
+            )
+
     def kernels(self, structure: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return the fused kernel of each block for `structure`, (C_out, C_in, K, K, K) (paper, eq. 6)."""
         self._check(structure)
+        self.check_fusible()
         with torch.no_grad():
             return {name: block.kernel(structure, dtype) for name, block in self.named_mode_blocks()}
 
     def gate_weights(self, structure: str) -> dict[str, dict[str, Tensor]]:
         """Return the gate weights of `structure`: block -> expert -> (C_out,) (paper, eq. 2 and Fig. 6).
 
-        Those of one block sum to 1, an expert outside the softmax not counted.
+        Those of one block sum to 1, an expert outside the softmax not counted; with sigmoid gates they need not.
+        Blocks without gates are left out.
         """
         self._check(structure)
+        self.check_fusible()
         weights = {}
         for name, block in self.named_mode_blocks():
+            if not block.gated:
+                continue
             shares = block.mixing_weights(structure).detach().float()
             labels = [label for label, _ in block.visible(structure)[0]]
             weights[name] = {label: share.clone() for label, share in zip(labels, shares, strict=True)}
@@ -153,6 +205,7 @@ class RepModeUNet(StructureUNet):
             The specification as completed.
         """
         spec = spec or AdditionSpec()
+        self.check_fusible()
         self._check_new(name)
         spec.check_depth(self.depth)
         if spec.sees == "all" and not spec.needs:
@@ -345,8 +398,16 @@ class RepModeUNet(StructureUNet):
         return {local: state[name].detach() for name, local in self.owned_names(structure).items()}
 
     def base_state(self) -> dict[str, Tensor]:
-        """Return the tensors that no addition owns: shared experts, resampling, base norms and base gate rows."""
-        return {name: tensor.detach() for name, tensor in self.state_dict().items() if ".own." not in name}
+        """Return the tensors that no addition owns: shared experts, resampling, base norms and base gate rows.
+
+        A bias that the rows are trained with is not among them: it is added to each row.
+        """
+        state = {name: tensor.detach() for name, tensor in self.state_dict().items() if ".own." not in name}
+        for name, block in self.named_mode_blocks():
+            if block.gate_bias is not None:
+                del state[f"{name}.gate_bias"]
+                state |= {f"{name}.gates.{structure}": row for structure, row in block.base_rows().items()}
+        return state
 
     def load_structure_state(self, structure: str, state: Mapping[str, Tensor]) -> None:
         """Set the tensors that the addition `structure` owns.
@@ -389,6 +450,13 @@ class RepModeUNet(StructureUNet):
             for local, name in names.items():
                 current[name].copy_(state[local])
 
+    def predictor(self, structure: str) -> nn.Module:
+        """Return a module that predicts `structure`: the fused network, or this one where there is none."""
+        if self.fusible:
+            return self.fuse(structure)
+        self._check(structure)
+        return _Unfused(self, structure).eval()
+
     # -- computing ----------------------------------------------------------------------------------------------
 
     def _check_mixture(self, structures: Sequence[str]) -> None:
@@ -401,14 +469,27 @@ class RepModeUNet(StructureUNet):
         """Return the fused plain network of `structure` (paper, section 3.4), a copy in evaluation mode.
 
         Its predictions are bit-identical to this network's in evaluation mode.
+
+        Raises
+        ------
+        StructureError
+            If its kernels depend on the input (`Architecture.gate`).
         """
         self._check(structure)
+        self.check_fusible()
         blocks, resampling = dict(self.named_mode_blocks()), dict(self.named_resampling())
-        plain = PlainUNet(self.width, self.depth, blocks["head"].kernel_shape(structure)[-1])
+        sizes = [block.kernel_shape(structure)[-1] for block in blocks.values()]
+        plain = PlainUNet(self.width, self.depth, max(sizes))
         state: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, block in plain.named_blocks():
-                cast(PlainBlock, block).weight.copy_(blocks[name].kernel(structure))
+            for name, module in plain.named_blocks():
+                plain_block, kernel = cast(PlainBlock, module), blocks[name].kernel(structure)
+                if (
+                    kernel.shape != plain_block.weight.shape
+                ):  # an addition may have a large expert in some blocks only
+                    empty = torch.empty(kernel.shape).contiguous(memory_format=torch.channels_last_3d)
+                    plain_block.weight = nn.Parameter(empty)
+                plain_block.weight.copy_(kernel)
                 norm = blocks[name].norm
                 if norm is not None:
                     state |= {f"{name}.norm.{k}": v for k, v in norm.of(structure).state_dict().items()}
@@ -418,3 +499,23 @@ class RepModeUNet(StructureUNet):
                 state |= {f"{name}.norm.{k}": v for k, v in own.norm.of(structure).state_dict().items()}
             plain.load_state_dict(state, strict=False)
         return plain.to(next(self.parameters()).device).eval().requires_grad_(False)
+
+
+class _Unfused(nn.Module):
+    """A network as it is, for one of its structures; its layers are the network's own."""
+
+    def __init__(self, network: RepModeUNet, structure: str) -> None:
+        super().__init__()
+        self.network, self.structure = network, structure
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, Z, Y, X) -> (N, 1, Z, Y, X)."""
+        result: Tensor = self.network(x, self.structure)
+        return result
+
+
+def _task_codes(architecture: Architecture, names: Sequence[str], seed: int) -> TaskCodes | None:
+    """Return what the gates' layers read of each structure; None where the gates are free rows, or read the input."""
+    if architecture.embedding == "gauss":
+        return TaskCodes(names, torch.Generator().manual_seed(structure_seed(seed, "codes of structures")))
+    return TaskCodes(names, None) if architecture.gate == "two_layer" else None

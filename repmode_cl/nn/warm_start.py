@@ -132,6 +132,8 @@ def _warm_start_block(
     share: float | None,
 ) -> str | None:
     """Set gate row and expert in one block; return what the fresh expert got, in words, or None."""
+    if not block.gated:
+        return None
     visible, gate = block.visible(name)
     source_experts, source_gate = source.visible(other)
     # One outside the softmax has no logit.
@@ -157,11 +159,11 @@ def _warm_start_block(
             if expert_start != "drawn":
                 _approximate_kernel(expert, source.kernel(other) if expert_start == "kernel" else None)
             if share is not None:
-                gate[-1] = logit_for_share(share, gate[copied_rows])
+                gate[-1] = logit_for_share(share, gate[copied_rows], block.gating)
             expert_copied = "centre of its kernels" if expert_start == "kernel" else None
     for row, label in enumerate(shared):
         if label not in logits:
-            gate[row] = logit_for_share(UNSEEN_SHARE, gate[copied_rows])
+            gate[row] = logit_for_share(UNSEEN_SHARE, gate[copied_rows], block.gating)
     if expert is not None and outside and expert_start == "kernel":
         experts = [e for _, e in visible[:-1]]
         expert_copied = _warm_start_outside(own, experts, source, other)
@@ -184,7 +186,7 @@ def _warm_start_outside(own: ModeAddition, shared: list[Expert], source: ModeBlo
         if own.scale is not None and theirs.scale is not None:
             own.scale.copy_(theirs.scale)
         return "expert"
-    kernel, mix = source.kernel(other), fuse_kernels(shared, own.gate)
+    kernel, mix = source.kernel(other), fuse_kernels(shared, own.gate, gating=source.gating)
     rest = kernel.new_zeros(max(kernel, mix, key=Tensor.numel).shape)
     centre_taps(rest, kernel.shape[2:]).copy_(kernel)
     centre_taps(rest, mix.shape[2:]).sub_(mix)

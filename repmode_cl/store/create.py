@@ -28,9 +28,10 @@ def write_base_model(
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write the base of a network, without its additions; parameters and errors of `Model.create`."""
+    network.check_fusible()
     document: dict[str, Any] = {
         "format": records.MODEL_FORMAT,
-        "version": records.model_version(preprocessing),
+        "version": records.model_version(preprocessing, network.architecture),
         "architecture": network.architecture.to_json(),
         "base_structures": list(network.base_structures),
         "voxel_size": [float(size) for size in voxel_size] if voxel_size is not None else None,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from repmode_cl.errors import ModelError
-from repmode_cl.nn import AdditionSpec
+from repmode_cl.nn import AdditionSpec, Architecture
 from repmode_cl.store.proof import Proof
 from repmode_cl.store.registry import Entry, Registry, read_json_document
 from repmode_cl.utils.atomic_files import canonical_json, sha256_file
@@ -42,8 +42,9 @@ __all__ = [
 
 MODEL = "model.json"
 MODEL_FORMAT = "repmode-cl model"
-#: Version 2 states how images are prepared where version 1 cannot, and would ignore it.
-MODEL_VERSIONS = (1, 2)
+#: Version 2 states how images are prepared where version 1 cannot, and would ignore it; version 3 does so with blocks
+#: and gates of the network (`Architecture.extended`).
+MODEL_VERSIONS = (1, 2, 3)
 BASE = "base.safetensors"
 STRUCTURES = "structures"
 RECORD_FORMAT = "repmode-cl record"
@@ -80,8 +81,10 @@ def structure_versions(spec: AdditionSpec) -> tuple[str, ...]:
     return (EXTENDED_VERSION,) if spec.extended else (BARE_VERSION, PACK_VERSION)
 
 
-def model_version(preprocessing: Mapping[str, Any]) -> int:
-    """Return the oldest version of ``model.json`` whose programs prepare images as `preprocessing` says."""
+def model_version(preprocessing: Mapping[str, Any], architecture: Architecture) -> int:
+    """Return the oldest version of ``model.json`` whose programs know this preparation of images and this network."""
+    if architecture.extended:
+        return 3
     plain = preprocessing.get("normalisation", "z-score per image") == "z-score per image"
     return 1 if plain and set(preprocessing) <= {"normalisation", "order"} else 2
 

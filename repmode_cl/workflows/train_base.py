@@ -68,6 +68,11 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists already: give a new folder, or grow a model with `repmode-cl add`")
+    if config.network.gate == "input":
+        raise ConfigError(
+            "network.gate is input, and such a network has no fused kernel: it cannot be stored as a model; train and "
+            "evaluate it in a benchmark (`repmode-cl bench`, strategy joint), or set network.gate linear or two_layer"
+        )
     experiences = (base_structures(config.stream, check_base(config)),)
     options = next(
         (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")

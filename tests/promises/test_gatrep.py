@@ -59,9 +59,10 @@ def relative(a, b):
     c_out=st.integers(1, 4),
     size=st.tuples(*[st.integers(1, 7)] * 3),
     spread=st.floats(0.0, 4.0),
+    gating=st.sampled_from(["softmax", "sigmoid"]),
     seed=st.integers(0, 2**31),
 )
-def test_fused_equals_sum_of_branches(dtype, specs, c_in, c_out, size, spread, seed):
+def test_fused_equals_sum_of_branches(dtype, specs, c_in, c_out, size, spread, gating, seed):
     generator = torch.Generator().manual_seed(seed)
     experts = [make_expert(spec, c_in, c_out, generator).to(dtype) for spec in specs]
     gate = (torch.randn(len(specs), c_out, generator=generator, dtype=dtype) * spread).requires_grad_()
@@ -69,11 +70,11 @@ def test_fused_equals_sum_of_branches(dtype, specs, c_in, c_out, size, spread, s
     weights = torch.randn(2, c_out, *size, generator=generator, dtype=dtype)
     wanted = [x, gate, *(p for expert in experts for p in expert.parameters())]
 
-    kernel = fuse_kernels(experts, gate)
+    kernel = fuse_kernels(experts, gate, gating=gating)
     fused = nn.functional.conv3d(x, kernel, padding=kernel.shape[-1] // 2)
     fused_grads = torch.autograd.grad((fused * weights).sum(), wanted)
 
-    shares = torch.softmax(gate, 0)
+    shares = torch.softmax(gate, 0) if gating == "softmax" else torch.sigmoid(gate)
     mixture = sum(
         shares[t][:, None, None, None] * branch(expert, spec, size)(x)
         for t, (expert, spec) in enumerate(zip(experts, specs, strict=True))

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
-from tiny_strategies import BASE, STREAM, TRAINING, configured, differing, learn, state_of
+from tiny_strategies import BASE, STREAM, TRAINING, configured, differing, learn, predictions, state_of
 
+from repmode_cl.benchmark.check_strategies import check_strategies
 from repmode_cl.benchmark.dry_run import estimate_run
 from repmode_cl.config import Config, DataConfig, NetworkConfig, PatchConfig, StrategyConfig, TrainingConfig
+from repmode_cl.config.load import dump_config, parse_config
 from repmode_cl.config.strategy_schema import STRATEGY_NAMES
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
@@ -260,3 +263,65 @@ def test_a_strategy_of_the_package_that_is_built_wrongly_is_a_defect(samples: li
     config = Config(name="tiny", network=network, training=TRAINING, strategies=(StrategyConfig(name="ewc"),))
     with pytest.raises(TypeError):
         build_strategy(config, config.strategies[0], strategy.stream, 0, nonsense=1)
+
+
+def test_a_strategy_may_have_a_network_of_its_own(samples: list[Sample]) -> None:
+    network = NetworkConfig(width=4, depth=1, experts=("conv3", "conv1"))
+    rows = tuple(
+        StrategyConfig(name=name, label=f"{name} {number}", network=own)
+        for name in ("experts_frozen", "fine_tuning")
+        for number, own in enumerate(
+            (None, {"experts": ["conv1", "conv1"]}, {"scope": "encoder", "width": 2})
+        )
+    )
+    config = Config(
+        name="tiny", network=network, patch=PatchConfig(size=(4, 8, 8)), training=TRAINING, strategies=rows
+    )
+    assert parse_config(dump_config(config)) == config
+    stream = configured("experts_frozen", samples).stream
+    built = [build_strategy(config, row, stream, 0) for row in rows]
+    shapes = [one.network.architecture for one in built]
+    assert [(one.width, one.experts, one.scope) for one in shapes[:3]] == [
+        (4, ("conv3", "conv1"), "both"),
+        (4, ("conv1", "conv1"), "both"),
+        (2, ("conv3", "conv1"), "encoder"),
+    ]
+    keys = [one.base_key for one in built]
+    # Only strategies of one network share a base.
+    assert keys[:3] == keys[3:]
+    assert len(set(keys)) == 3
+    plan = estimate_run(config, {"": StreamVariant(STREAM)})
+    assert len(plan.of_strategies) == 6
+    one = config.model_copy(update={"strategies": rows[2:3]})
+    check_strategies(one, {"": StreamVariant(STREAM)}, rehearse_all=True)
+
+
+def test_a_gate_of_the_input_is_trained_jointly_and_evaluated_unfused(samples: list[Sample]) -> None:
+    strategy = learn(configured("joint", samples, STREAM, label="input-dependent", network={"gate": "input"}))
+    figures = strategy.evaluate(list(strategy.stream.test))
+    assert set(figures) == {name for names in STREAM for name in names}
+    found = predictions(strategy, ("dna", "nucleolus"))
+    assert torch.equal(found["dna"], found["nucleolus"])  # no structure is an input
+
+
+def test_the_own_network_of_a_strategy_is_checked() -> None:
+    def config(**network: Any) -> Config:
+        row = StrategyConfig(name="joint", label="own", network=network)
+        return Config(
+            name="tiny",
+            network=NetworkConfig(width=2, depth=1),
+            patch=PatchConfig(size=(4, 8, 8)),
+            training=TRAINING,
+            strategies=(row,),
+        )
+
+    with pytest.raises(ValidationError, match=r"own: network: .*reads no structure"):
+        config(gate="input", embedding="gauss")
+    with pytest.raises(ValidationError, match=r"network: .*conv7.* is no expert"):
+        config(experts=["conv7"])
+    with pytest.raises(ValidationError, match="needs a label"):
+        StrategyConfig(name="joint", network={"scope": "encoder"})
+    with pytest.raises(ConfigError, match=r"network.depth 6 needs at least"):
+        check_strategies(config(depth=6), {"": StreamVariant(STREAM)})
+    assert "network" not in StrategyConfig(name="joint").model_dump()
+    assert set(NetworkConfig().model_dump()) == {"width", "depth", "experts"}
