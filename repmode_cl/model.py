@@ -136,6 +136,7 @@ class Model(ModelSnapshot):
             window=tuple(settings["window"]),
             overlap=settings["overlap"],
             batch_size=settings["batch"],
+            weights=settings.get("weights", "floored"),
         )
 
     def verify(self, level: Level = "predictions", against: str | Path | None = None) -> VerifyReport:

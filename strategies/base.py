@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from repmode_cl.config import InferenceConfig, TrainingConfig
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.errors import ConfigError
+from repmode_cl.nn.mode_block import fuse_under_autocast
 from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.scenarios import LabelledBatches, StructureStream
 from repmode_cl.strategies.evaluation import EvaluationMixin
@@ -464,6 +465,7 @@ class StructureStrategy(EvaluationMixin):
         """Set up network, optimiser, schedule and selection for the experience, or load them from a checkpoint."""
         self.model = self.model_adaptation()
         checkpoint_activations(self.model, self.training_config.activation_checkpointing)
+        fuse_under_autocast(self.model, self.training_config.fusing == "autocast")
         self.make_optimizer(**kwargs)
         self.selection = BestState(trained_state_names(self.model))
         if self.resume is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -63,7 +64,7 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
         # Only the first process predicts; all decide by its figures. Plugins see no evaluation: this is training.
         plugins, self.plugins = self.plugins, []
         try:
-            figures = self.ranks.from_first(lambda: self.evaluate([self.stream.val[number]]))
+            figures, error = self.ranks.from_first(lambda: self._validation_figures(number))
         finally:
             self.plugins = plugins
         for structure, metrics in figures.items():
@@ -78,11 +79,19 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
                     }
                 )
         if figures and self.selects_state:
-            mse = sum(metrics["mse"] for metrics in figures.values()) / len(figures)
-            self.selection.offer(self.model, self.progress.step, mse)
+            self.selection.offer(self.model, self.progress.step, error)
         self._report_validation(figures)
         for listener in self.on_validation:
             listener(self)
+
+    def _validation_figures(self, number: int) -> tuple[Evaluation, float]:
+        """Return the figures of the validation images, and the error by which the best state is selected."""
+        figures = self.evaluate([self.stream.val[number]])
+        if self.training_config.selection == "images":
+            errors = [metrics["mse"] for images in self._figures.values() for metrics in images]
+        else:
+            errors = [metrics["mse"] for metrics in figures.values()]
+        return figures, sum(errors) / len(errors) if errors else math.nan
 
     def _report_validation(self, figures: Evaluation) -> None:
         if self.progress_bar is not None:
@@ -253,6 +262,7 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
             window=self.inference.window or self.patch or self.stream.patch,
             overlap=self.inference.overlap,
             batch_size=self.inference.batch_size,
+            weights=self.inference.weights,
             device=self.device,
             progress=lambda done, total: check_stop(),
         )

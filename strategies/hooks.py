@@ -146,7 +146,8 @@ class StrategyHooks:
         cls, config: Config, options: StrategyConfig, base: Sequence[str], seed: int
     ) -> nn.Module:
         """Return the initial network, which knows the structures `base` (if the strategy has a joint base)."""
-        return RepModeUNet(architecture_of(config), base, seed=seed)
+        shared_bias = config.training.gate == "shared_bias"
+        return RepModeUNet(architecture_of(config), base, seed=seed, shared_gate_bias=shared_bias)
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
@@ -184,6 +185,13 @@ class StrategyHooks:
                 raise ConfigError(
                     f"strategies: {options.name}: steps_of says {steps} for {', '.join(names)}; at least 1 is needed"
                 )
+            if config.training.last_batch == "short":
+                expected = budget_of(config.training, len(names), len(names)).steps
+                if steps != expected:
+                    raise ConfigError(
+                        f"strategies: {options.name}: training.last_batch is short, which counts epochs, and this "
+                        f"strategy has {steps} steps where its epochs have {expected}: make last_batch continuous"
+                    )
             cls.cost_of_step(options, config.training, number)
 
     @classmethod

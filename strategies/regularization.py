@@ -48,8 +48,11 @@ class RegularizationStrategy(FineTuning):
         raise TypeError(f"{type(self).__name__} does not define importance_of")
 
     def shared(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that structures share, by name."""
-        return {name: p for name, p in self.model.named_parameters() if ".gates." not in name}
+        """Return the parameters that structures share, by name; gates with a shared bias become rows with the base."""
+        parameters = {n: p for n, p in self.model.named_parameters() if ".gates." not in n}
+        if getattr(self.model, "shares_gate_bias", False):
+            return {n: p for n, p in parameters.items() if ".task_gate." not in n}
+        return parameters
 
     def adjust_gradients(self) -> None:
         """Add the penalty's gradient."""

@@ -99,7 +99,8 @@ def resolve_training(
                 f"{', '.join(twice)} and the section training are given: batch size and budget stand in that section; "
                 "give one of the two"
             )
-        return TrainingSettings(training, inference, 1, None, True, peval_mode or "epoch")
+        repeated = training.epochs if training.last_batch == "short" else None
+        return TrainingSettings(training, inference, repeated or 1, None, True, peval_mode or "epoch")
     values: dict[str, Any] = {"batch_size": given.get("train_mb_size", _BATCH)}
     values |= {"steps": steps} if steps is not None else {"epochs": epochs}
     if device is not None:

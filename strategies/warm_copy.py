@@ -36,7 +36,8 @@ class WarmCopy(StructureStrategy):
         """Return the base, RepMode's or Multi-Head's, without copies."""
         architecture = architecture_of(config)
         if options.of == "repmode":
-            return CopiedRepModeUNet(architecture, base, seed=seed)
+            shared_bias = config.training.gate == "shared_bias"
+            return CopiedRepModeUNet(architecture, base, seed=seed, shared_gate_bias=shared_bias)
         return CopiedMultiHeadUNet(architecture, options.kernel, base, head=options.head, seed=seed)
 
     @classmethod

@@ -57,6 +57,7 @@ def rehearse(config: Config, options: StrategyConfig, variant: StreamVariant) ->
     short: dict[str, Any] = {
         "batch_size": max(2, config.training.accumulate),
         "epochs": None,
+        "last_batch": "continuous",
         # Two, because some prune between them.
         "steps": 2,
         "base_steps": 2,

@@ -34,6 +34,7 @@ from repmode_cl.strategies.plugins.model_export import create_model, provenance_
 from repmode_cl.strategies.plugins.peak_memory import PeakMemory
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger, hyper_parameters
 from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
+from repmode_cl.training.budget import patch_count
 from repmode_cl.training.checkpoint import random_state, set_random_state
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import parameter_bytes
@@ -70,8 +71,10 @@ class TrialRun:
             context.samples,
             groups,
             PatchSampling.of_config(config),
-            count=lambda structures, images: (
-                kind.steps_of(training, section, stream.experiences, structures, images) * training.batch_size
+            count=lambda structures, images: patch_count(
+                training,
+                kind.steps_of(training, section, stream.experiences, structures, images),
+                images,
             ),
             seed=trial.seed,
             labels=task_labels(stream.experiences),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from repmode_cl.cli import data, pack
+from repmode_cl.cli import data, import_checkpoint, pack
 from repmode_cl.cli.add import add, replace
 from repmode_cl.cli.bench import bench
 from repmode_cl.cli.compare import compare
@@ -74,6 +74,7 @@ app.command("pending")(pending)
 app.command("accept")(accept)
 app.command("discard")(discard)
 app.add_typer(pack.app, name="pack")
+app.add_typer(import_checkpoint.app, name="import")
 app.command("report")(report)
 app.add_typer(data.app, name="data")
 app.command("config")(config)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-__all__ = ["ExpertSpec", "FrozenModel", "Positive", "Seed", "check_expert", "check_fresh_expert"]
+__all__ = [
+    "ExpertSpec",
+    "FrozenModel",
+    "GrownModel",
+    "Positive",
+    "Seed",
+    "check_expert",
+    "check_fresh_expert",
+]
 
 _EXPERT = re.compile(r"conv[135]|avg[35]|lowrank:[1-9][0-9]{0,3}")
 _RANKS = re.compile(r"lowrank:(0|[1-9][0-9]{0,3})(,(0|[1-9][0-9]{0,3}))+")
@@ -42,3 +50,21 @@ class FrozenModel(BaseModel):
     """Base of all sections: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GrownModel(FrozenModel):
+    """A section that later versions added keys to.
+
+    What is written leaves these out where they have their defaults, so that runs and models of before are continued as
+    they are, and earlier versions read what they know.
+    """
+
+    #: Keys that later versions added.
+    later_keys: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        fields = type(self).model_fields
+        defaults = {key for key in self.later_keys if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in values.items() if key not in defaults}

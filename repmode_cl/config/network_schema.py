@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from repmode_cl.config.field_types import ExpertSpec, FrozenModel, Positive, check_expert
+from repmode_cl.config.field_types import ExpertSpec, FrozenModel, GrownModel, Positive, check_expert
 
 __all__ = ["NetworkConfig", "NetworkOverride"]
 
@@ -23,13 +16,11 @@ Gating = Literal["softmax", "sigmoid"]
 Embedding = Literal["onehot", "gauss"]
 Gate = Literal["linear", "two_layer", "input"]
 
-#: Keys that later versions added. What is written leaves them out where they have their defaults, so that runs of
-#: before are continued as they are.
-_LATER_KEYS = ("scope", "gating", "embedding", "gate")
 
-
-class NetworkConfig(FrozenModel):
+class NetworkConfig(GrownModel):
     """The U-Net that every strategy shares (paper, section 3.2)."""
+
+    later_keys: ClassVar[tuple[str, ...]] = ("scope", "gating", "embedding", "gate")
 
     width: Positive = 32
     """Channels of the first level; they double with each of the `depth` levels."""
@@ -58,13 +49,6 @@ class NetworkConfig(FrozenModel):
         if self.gate == "input" and self.embedding != "onehot":
             raise ValueError("embedding is gauss, and gate is input, which reads no structure: leave one out")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = serialise(self)
-        fields = type(self).model_fields
-        defaults = {key for key in _LATER_KEYS if getattr(self, key) == fields[key].default}
-        return {key: value for key, value in values.items() if key not in defaults}
 
 
 class NetworkOverride(FrozenModel):

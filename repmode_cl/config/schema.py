@@ -6,12 +6,12 @@ This module imports neither torch nor avalanche.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from repmode_cl.config.extension_schema import LoggerConfig, PluginConfig
-from repmode_cl.config.field_types import FrozenModel, Positive, Seed
+from repmode_cl.config.field_types import FrozenModel, GrownModel, Positive, Seed
 from repmode_cl.config.network_schema import NetworkConfig
 from repmode_cl.config.search_schema import SearchConfig, check_search
 from repmode_cl.config.strategy_schema import StrategyConfig
@@ -50,8 +50,10 @@ class SimulateConfig(FrozenModel):
     """Seed of the fields: the same seed gives the same images."""
 
 
-class PreprocessingConfig(FrozenModel):
+class PreprocessingConfig(GrownModel):
     """Preparation of images for training (paper, section 4.1)."""
+
+    later_keys: ClassVar[tuple[str, ...]] = ("storage",)
 
     voxel_size: VoxelSize | None = (0.29, 0.29, 0.29)
     """Voxel size in um (z, y, x) that images with a known one are resampled to; null keeps their own."""
@@ -61,12 +63,15 @@ class PreprocessingConfig(FrozenModel):
     """Order of the spline used to resample: 1 is linear, 3 cubic (the paper's)."""
     anti_alias: bool = False
     """Blur axes that lose voxels by a Gaussian first, so that detail finer than the new voxels leaves no pattern."""
-    normalise: Literal["z_score", "percentiles"] = "z_score"
-    """z_score: mean 0 and deviation 1 over all voxels (the paper's); percentiles: of the voxels clipped to them."""
+    normalise: Literal["z_score", "percentiles", "before_resampling"] = "z_score"
+    """z_score: mean 0 and deviation 1 over all voxels; percentiles: of the voxels clipped to them; before_resampling:
+    over the voxels of the file, which are then resampled with the outermost ones kept in place (the paper's code)."""
     percentiles: tuple[Percent, Percent] = PERCENTILES
     """Lower and upper percentile that voxels are clipped to where mean and deviation are taken by percentiles."""
     empty: Literal["refuse", "zeros"] = "refuse"
     """Images that are constant, such as empty ones: refuse them, or make them all 0."""
+    storage: Literal["auto", "float32"] = "auto"
+    """Number format of prepared images: float16 where that is precise enough, or always float32 (the paper's code)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> PreprocessingConfig:
@@ -75,9 +80,13 @@ class PreprocessingConfig(FrozenModel):
             raise ValueError(
                 f"percentiles are [lower, upper], such as {list(PERCENTILES)}; got [{low:g}, {high:g}]"
             )
-        if self.normalise == "z_score" and self.percentiles != PERCENTILES:
+        if self.normalise != "percentiles" and self.percentiles != PERCENTILES:
             raise ValueError(
-                "percentiles are given, but normalise is z_score, which does without: make it percentiles"
+                f"percentiles are given, but normalise is {self.normalise}, which does without: make it percentiles"
+            )
+        if self.normalise == "before_resampling" and self.anti_alias:
+            raise ValueError(
+                "anti_alias goes with the z-score of the resampled image, not with before_resampling"
             )
         return self
 
@@ -115,8 +124,10 @@ class PatchConfig(FrozenModel):
     """Share of crops that are centred on a bright voxel of the target; the others lie anywhere (0, the paper's)."""
 
 
-class TrainingConfig(FrozenModel):
+class TrainingConfig(GrownModel):
     """One experience's training; a strategy may override `steps` and `learning_rate` for itself."""
+
+    later_keys: ClassVar[tuple[str, ...]] = ("gate", "selection", "last_batch", "fusing")
 
     batch_size: Positive = 8
     """Patches of an optimiser step, over all micro-batches and processes."""
@@ -153,6 +164,16 @@ class TrainingConfig(FrozenModel):
     """Most structures that a micro-batch shows, so that fewer kernels are fused for it; null mixes freely."""
     loader_workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that cut patches ahead of the training; 0 cuts them in the training process."""
+    gate: Literal["rows", "shared_bias"] = "rows"
+    """Parameters of a base's gates: a free row for each structure, or rows and a bias that they share (the paper's
+    code); what is stored are rows in both cases."""
+    selection: Literal["structures", "images"] = "structures"
+    """Validation error by which a state is the best: the mean of the structures' means, or the mean over all images
+    (the paper's code)."""
+    last_batch: Literal["continuous", "short"] = "continuous"
+    """With epochs, batches that run on into the next epoch, or a short last one in each (the paper's code)."""
+    fusing: Literal["float32", "autocast"] = "float32"
+    """Precision that kernels are fused in: the parameters', or that of the convolutions (the paper's code)."""
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainingConfig:
@@ -174,11 +195,19 @@ class TrainingConfig(FrozenModel):
             raise ValueError("give either validate_every or validate_every_epochs, not both")
         if self.validate_every_epochs is not None and self.epochs is None:
             raise ValueError("validate_every_epochs goes with epochs; with steps give validate_every")
+        if self.last_batch == "short" and self.epochs is None:
+            raise ValueError("last_batch: short goes with epochs; steps have no last batch")
+        if self.last_batch == "short" and self.structures_per_batch is not None:
+            raise ValueError(
+                "last_batch: short and structures_per_batch exclude each other: the latter arranges whole batches"
+            )
         return self
 
 
-class InferenceConfig(FrozenModel):
+class InferenceConfig(GrownModel):
     """Gaussian sliding window (paper, section 4.1)."""
+
+    later_keys: ClassVar[tuple[str, ...]] = ("weights",)
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Positive = 4
@@ -186,6 +215,9 @@ class InferenceConfig(FrozenModel):
     window: Size | None = None
     """Voxels (z, y, x) of a window; null takes the patch's. Larger ones compute fewer voxels twice, but a network
     that was trained on small patches knows their zero padded borders, and may go astray where there are none."""
+    weights: Literal["floored", "authors"] = "floored"
+    """Gaussian weights of a window's voxels: from its middle down to 0.001, or as the paper's code has them, about
+    voxel n // 2 of n and without a least one."""
 
 
 class Config(FrozenModel):
@@ -249,6 +281,21 @@ class Config(FrozenModel):
                 self.of_strategy(strategy)
             except ValueError as error:
                 raise ValueError(f"strategies: {strategy.title}: network: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits(self) -> Config:
+        networks = {one.title: self.of_strategy(one).network for one in self.strategies}
+        if self.training.gate == "shared_bias":
+            for title, network in networks.items():
+                if (network.gate, network.embedding) != ("linear", "onehot"):
+                    raise ValueError(
+                        "training.gate: shared_bias is the bias of a linear layer of a one-hot, and the network of "
+                        f"{title} has other gates: leave out one of the two"
+                    )
+        own = [one.title for one in self.strategies if one.steps is not None]
+        if self.training.last_batch == "short" and own:
+            raise ValueError(f"training.last_batch: short counts epochs, and {own[0]} has steps of its own")
         return self
 
     @model_validator(mode="after")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
     JsonValue,
-    SerializerFunctionWrapHandler,
     Tag,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
-from repmode_cl.config.field_types import FrozenModel, Positive, check_fresh_expert
+from repmode_cl.config.field_types import GrownModel, Positive, check_fresh_expert
 from repmode_cl.config.network_schema import NetworkOverride
 from repmode_cl.errors import did_you_mean
 
@@ -126,8 +124,7 @@ _OWNERS = {
     "options": (_CUSTOM, _AVALANCHE),
 }
 
-#: Options that later versions added. What is written leaves them out where they have their defaults, so that runs
-#: of before are continued as they are.
+#: Options that later versions added.
 _LATER_OPTIONS = (
     "gate",
     "scale",
@@ -168,8 +165,10 @@ _RESERVED_NAMES = frozenset(
 )
 
 
-class StrategyConfig(FrozenModel):
+class StrategyConfig(GrownModel):
     """One strategy of a benchmark."""
+
+    later_keys: ClassVar[tuple[str, ...]] = _LATER_OPTIONS
 
     name: str
     """One of those that come with the package, your own as path/to/file.py:ClassName, or avalanche:ClassName."""
@@ -307,13 +306,6 @@ class StrategyConfig(FrozenModel):
                     f"learning_rate: {group}: this addition trains no {group} of its own (it has {group}: "
                     f"{getattr(self, group)}): leave {group} out"
                 )
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = serialise(self)
-        fields = type(self).model_fields
-        defaults = {key for key in _LATER_OPTIONS if getattr(self, key) == fields[key].default}
-        return {key: value for key, value in values.items() if key not in defaults}
 
     @property
     def rate_groups(self) -> tuple[str, ...]:

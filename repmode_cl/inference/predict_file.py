@@ -276,6 +276,8 @@ class FilePrediction:
             "device": self.device.type,
             "torch": torch.__version__,
         }
+        if (weights := model.inference.get("weights", "floored")) != "floored":
+            request["weights"] = weights
         return _ImagePlan(
             image=image,
             source=FileSource(image, channel, options.scene, options.t, dtype),
@@ -370,6 +372,7 @@ class FilePrediction:
             plan=memory_plan,
             tile_bytes=tile_bytes(memory, resident),
             targets=plan.targets,
+            weights=self.model.inference.get("weights", "floored"),
         )
         try:
             metrics = run_streaming_job(job, journal, self.options)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from repmode_cl.errors import ImageError
 from repmode_cl.inference.window_batches import Network, predict_batches
-from repmode_cl.inference.windows import WindowGrid, gaussian_weights
+from repmode_cl.inference.windows import WindowGrid, WindowWeights, gaussian_weights
 
 __all__ = ["sliding_window"]
 
@@ -29,6 +29,7 @@ def sliding_window(
     batch_size: int = 4,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    weights: WindowWeights = "floored",
 ) -> NDArray[np.float32]:
     """Predict `volume` window by window and blend the predictions.
 
@@ -52,6 +53,8 @@ def sliding_window(
         Device of the network.
     progress
         Called with the number of windows done and their total.
+    weights
+        Weights of a window's voxels (`gaussian_weights`).
 
     Returns
     -------
@@ -71,7 +74,7 @@ def sliding_window(
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     shape = tuple(int(size) for size in volume.shape)
     grid = WindowGrid(shape, window, overlap)
-    weights = gaussian_weights(grid.size)
+    of_voxels = gaussian_weights(grid.size, kind=weights)
     total = np.zeros(shape, np.float32)
     weight = np.zeros(shape, np.float32)
     weighted = np.empty(grid.size, np.float32)
@@ -79,9 +82,9 @@ def sliding_window(
     for [predictions] in predict_batches([network], _batches(volume, grid, batch_size), device):
         for prediction in predictions:
             box = grid[done].slices
-            np.multiply(prediction, weights, out=weighted)
+            np.multiply(prediction, of_voxels, out=weighted)
             total[box] += weighted
-            weight[box] += weights
+            weight[box] += of_voxels
             done += 1
         if progress is not None:
             progress(done, len(grid))

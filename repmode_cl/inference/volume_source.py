@@ -67,7 +67,13 @@ class FileSource:
 
 
 def copy_resampled(
-    source: VolumeSource, target: RawVolume, order: int, memory: int, *, anti_alias: bool = False
+    source: VolumeSource,
+    target: RawVolume,
+    order: int,
+    memory: int,
+    *,
+    anti_alias: bool = False,
+    corners: bool = False,
 ) -> None:
     """Fill `target` with `source` resampled to its size, within about `memory` bytes; equal sizes are copied.
 
@@ -81,15 +87,17 @@ def copy_resampled(
         Bytes.
     anti_alias
         Blur axes that lose voxels first.
+    corners
+        As of `repmode_cl.data.preprocessing.resampling.resample_to`.
     """
     for box in resample_tiles(source.shape, target.shape, order, memory, anti_alias=anti_alias):
         if source.shape == target.shape:
             target.write(box, source.read(box))
         else:
-            target.write(
-                box,
-                resample_box(source.read, source.shape, target.shape, box, order, anti_alias=anti_alias),
+            values = resample_box(
+                source.read, source.shape, target.shape, box, order, anti_alias=anti_alias, corners=corners
             )
+            target.write(box, values)
 
 
 def z_score_of(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from repmode_cl.errors import ImageError, RepmodeError
 
 __all__ = [
     "WindowGrid",
+    "WindowWeights",
     "Window",
     "gaussian_weights",
     "summed_weights",
@@ -29,6 +31,10 @@ __all__ = [
 #: Least weight, relative to a Gaussian of height 1: a corner of the volume is covered only by the far corner of one
 #: window, where the Gaussian itself (4 sigma away on each axis) is below 1e-10. MONAI's value.
 WEIGHT_FLOOR = 1e-3
+
+#: ``floored``: about the middle of the window, and nowhere below `WEIGHT_FLOOR`. ``authors``: as in the code of the
+#: paper's authors, about voxel n // 2 of n, down to 3.8e-11 in a corner.
+WindowWeights = Literal["floored", "authors"]
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,9 @@ def _starts(total: int, part: int, overlap: float) -> list[int]:
     return [min(i * step, total - part) for i in range(count)]
 
 
-def gaussian_weights(window: Sequence[int], sigma_fraction: float = 0.125) -> NDArray[np.float32]:
+def gaussian_weights(
+    window: Sequence[int], sigma_fraction: float = 0.125, *, kind: WindowWeights = "floored"
+) -> NDArray[np.float32]:
     """Return the weights of a window's voxels: a Gaussian about its centre, as in nnU-Net and MONAI.
 
     The paper (section 4.1) weighs windows so.
@@ -172,6 +180,8 @@ def gaussian_weights(window: Sequence[int], sigma_fraction: float = 0.125) -> ND
         Voxels (z, y, x).
     sigma_fraction
         Standard deviation on each axis, as a part of the window's size on it.
+    kind
+        Centre and least weight.
 
     Returns
     -------
@@ -182,10 +192,11 @@ def gaussian_weights(window: Sequence[int], sigma_fraction: float = 0.125) -> ND
         raise ValueError(f"window and sigma_fraction are positive, got {tuple(window)} and {sigma_fraction}")
     weights = np.ones((), np.float64)
     for size in window:
-        x = np.arange(size, dtype=np.float64) - (size - 1) / 2
+        x = np.arange(size, dtype=np.float64) - ((size - 1) / 2 if kind == "floored" else size // 2)
         weights = weights[..., None] * np.exp(-(x**2) / (2 * (sigma_fraction * size) ** 2))
     # The floor is relative to the Gaussian's own height: an even window has no voxel at its very centre.
-    weights = np.maximum(weights, WEIGHT_FLOOR)
+    if kind == "floored":
+        weights = np.maximum(weights, WEIGHT_FLOOR)
     result: NDArray[np.float32] = (weights / weights.max()).astype(np.float32)
     return result
 

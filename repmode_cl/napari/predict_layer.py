@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repmode_cl.data.preprocessing.normalisation import normalise
+from repmode_cl.data.preprocessing.normalisation import normalise, z_score_of_volume
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resampling import resample_to
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
@@ -174,13 +174,14 @@ def predict_volume(
                 batch_size=batch,
                 device=device,
                 progress=report,
+                weights=model.inference.get("weights", "floored"),
             )
         except torch.OutOfMemoryError as error:
             raise RepmodeError(
                 f"the device {device} has too little memory for {batch} windows; choose cpu"
             ) from error
         # As in predictions from disk: linear, whatever order images are prepared with.
-        values = resample_to(values, shape, 1)
+        values = resample_to(values, shape, 1, corners=recipe.before_resampling)
         extent = float(values.min()), float(values.max())
         yield PredictedVolume(structure, values, _limits(values), extent, model.entries[structure].digest)
 
@@ -192,8 +193,17 @@ def _prepared(
     if volume.dtype.kind not in "uif":
         raise ImageError(f"{name}: an image of real numbers is needed, not of {volume.dtype}")
     try:
+        score = z_score_of_volume(volume, empty=recipe.empty) if recipe.before_resampling else None
         if shape is not None:
-            volume = resample_to(volume, shape, recipe.order, anti_alias=recipe.anti_alias)
+            volume = resample_to(
+                volume,
+                shape,
+                recipe.order,
+                anti_alias=recipe.anti_alias,
+                corners=recipe.before_resampling,
+            )
+        if score is not None:
+            return score(volume)
         return normalise(volume, percentiles=recipe.percentiles, empty=recipe.empty)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error

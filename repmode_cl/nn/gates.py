@@ -19,8 +19,8 @@ __all__ = ["HIDDEN_UNITS", "GateChoice", "GateKind", "InputGate", "TaskCodes", "
 #: Units between the two layers of a two-layer gate (paper, Table 2).
 HIDDEN_UNITS = 6
 
-#: ``rows``: a free row for each structure. ``shared_bias``: free rows and a bias that all have in common, as a
-#: linear layer of a one-hot trains them. ``linear``, ``two_layer``: layers of a structure's code. ``input``: a layer of
+#: ``rows``: a free row for each structure. ``shared_bias``: a linear layer of a one-hot, which becomes
+#: rows when the base is trained. ``linear``, ``two_layer``: layers of a structure's code. ``input``: a layer of
 #: the block's input. ``none``: a plain convolution.
 GateKind = Literal["rows", "shared_bias", "linear", "two_layer", "input", "none"]
 
@@ -64,7 +64,7 @@ class GateChoice:
     gating
         What makes weights of logits, in additions too.
     codes
-        The network's codes of structures, for ``linear`` and ``two_layer``.
+        The network's codes of structures, where layers read them.
     """
 
     kind: GateKind = "rows"

@@ -17,7 +17,7 @@ from repmode_cl.nn.gates import HIDDEN_UNITS, GateChoice, InputGate, TaskCodes, 
 from repmode_cl.nn.gatrep import Gating, fuse_kernels, fuse_rows, mixing_weights
 from repmode_cl.nn.per_structure_layers import StructureGroups, StructureNorm, apply_by_structure
 
-__all__ = ["UNSEEN_SHARE", "ModeAddition", "ModeBlock", "logit_for_share"]
+__all__ = ["UNSEEN_SHARE", "ModeAddition", "ModeBlock", "fuse_under_autocast", "logit_for_share"]
 
 #: Half-width of the uniform distribution of a new gate row: that of a linear layer on the paper's 12-way one-hot.
 GATE_INIT = 12**-0.5
@@ -29,9 +29,9 @@ UNSEEN_SHARE = 0.02
 _FREE_ROWS = GateChoice()
 
 
-def new_gate(experts: int, c_out: int, generator: torch.Generator, bound: float = GATE_INIT) -> nn.Parameter:
-    """Return a gate row (T, C_out) near zero, uniform within `bound`: near equal shares for all experts."""
-    return nn.Parameter((torch.rand((experts, c_out), generator=generator) * 2 - 1) * bound)
+def new_gate(experts: int, c_out: int, generator: torch.Generator) -> nn.Parameter:
+    """Return a gate row (T, C_out) near zero: near equal shares for all experts."""
+    return nn.Parameter((torch.rand((experts, c_out), generator=generator) * 2 - 1) * GATE_INIT)
 
 
 def logit_for_share(share: float, others: Tensor, gating: Gating = "softmax") -> Tensor:
@@ -41,6 +41,13 @@ def logit_for_share(share: float, others: Tensor, gating: Gating = "softmax") ->
     """
     logit = math.log(share / (1 - share))
     return torch.logsumexp(others, 0) + logit if gating == "softmax" else others[0] * 0 + logit
+
+
+def fuse_under_autocast(network: nn.Module, active: bool) -> None:
+    """Let every MoDE block fuse kernels in the precision of autocast where that is on, or in the parameters' own."""
+    for part in network.modules():
+        if isinstance(part, ModeBlock):
+            part.fuses_under_autocast = active
 
 
 class ModeAddition(nn.Module):
@@ -128,33 +135,32 @@ class ModeBlock(nn.Module):
             }
         )
         shape = (len(experts), c_out)
-        shared_bias = gate.kind == "shared_bias"
-        bound = len(structures) ** -0.5 if shared_bias else GATE_INIT
-        rows = structures if gate.kind in ("rows", "shared_bias") else ()
-        self.gates = nn.ParameterDict({name: new_gate(*shape, generator, bound) for name in rows})
-        #: Added to the base's rows while these are trained (`fold_gate_bias`); None elsewhere.
-        self.gate_bias = new_gate(*shape, generator, bound) if shared_bias else None
+        rows = structures if gate.kind == "rows" else ()
+        self.gates = nn.ParameterDict({name: new_gate(*shape, generator) for name in rows})
+        #: Whether `task_gate` becomes rows when the base is trained (`store_rows`).
+        self.shares_gate_bias = gate.kind == "shared_bias"
         self.task_gate: TaskGate | None = None
-        if gate.kind in ("linear", "two_layer"):
+        if gate.kind in ("shared_bias", "linear", "two_layer"):
             hidden = HIDDEN_UNITS if gate.kind == "two_layer" else None
             self.task_gate = TaskGate(cast(TaskCodes, gate.codes), hidden, *shape, generator)
         self.input_gate = InputGate(c_in, *shape, generator) if gate.kind == "input" else None
         self.own = nn.ModuleDict()
+        #: Whether kernels are fused in the precision of autocast, where that is on.
+        self.fuses_under_autocast = False
         self.norm = StructureNorm(c_out) if activation else None
 
     def add_gate(self, name: str, generator: torch.Generator) -> None:
         """Add a free gate row over the shared experts for `name`, and nothing else."""
-        self.fold_gate_bias()
+        self.store_rows()
         if self.gated and self.input_gate is None:
             self.gates[name] = new_gate(len(self.experts), self.c_out, generator)
 
-    def fold_gate_bias(self) -> None:
-        """Add the bias that the base's rows were trained with to each of them: from now on there are rows only."""
-        if self.gate_bias is not None:
-            with torch.no_grad():
-                for row in self.gates.values():
-                    row += self.gate_bias
-            self.gate_bias = None
+    def store_rows(self) -> None:
+        """Make free rows of a gate with a shared bias, each a column of its weight and the bias."""
+        if self.shares_gate_bias:
+            rows = {name: nn.Parameter(row.clone()) for name, row in self.base_rows().items()}
+            self.gates, self.task_gate = nn.ParameterDict(rows), None
+            self.shares_gate_bias = False
 
     def add(self, name: str, spec: AdditionSpec, fresh: str, generator: torch.Generator) -> None:
         """Add a fresh expert and a gate row over all visible experts for `name` (paper, Fig. 8).
@@ -170,7 +176,7 @@ class ModeBlock(nn.Module):
         generator
             Source of the initial weights.
         """
-        self.fold_gate_bias()
+        self.store_rows()
         if self.norm is not None and spec.norm == "own":
             self.norm.add(name)
         if not self.gated:
@@ -203,11 +209,11 @@ class ModeBlock(nn.Module):
         if name not in self.gates:
             return cast(TaskGate, self.task_gate).row(name)
         row: Tensor = self.gates[name]
-        return row if self.gate_bias is None else row + self.gate_bias
+        return row
 
     def base_rows(self) -> dict[str, Tensor]:
-        """Return the free rows of the base's structures, with the bias that they are trained with added."""
-        return {name: self._row(name).detach() for name in self.gates}
+        """Return the logits (T, C_out) of each of the base's structures."""
+        return {name: self._row(name).detach() for name in self._base}
 
     def addition(self, name: str) -> ModeAddition:
         """Return the part of the addition `name` in this block."""
@@ -266,7 +272,12 @@ class ModeBlock(nn.Module):
         visible, outside = [expert for _, expert in experts], self.outside_weight(name)
         return fuse_kernels(visible, gate, dtype, outside, self.gating)
 
-    def kernels(self, names: Sequence[str], max_taps: Sequence[int] | None = None) -> dict[str, Tensor]:
+    def kernels(
+        self,
+        names: Sequence[str],
+        max_taps: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
         """Return the fused kernel of each of `names`, with at most `max_taps` taps (z, y, x).
 
         The structures of the base, which see the same experts, are fused together.
@@ -274,11 +285,11 @@ class ModeBlock(nn.Module):
         experts = [cast(Expert, expert) for expert in self.experts.values()]
         if not self.gated:
             row = self._unit_row()
-            [kernel] = fuse_rows(experts, [row], max_taps=max_taps, gating=self.gating)
+            [kernel] = fuse_rows(experts, [row], dtype, max_taps, gating=self.gating)
             return dict.fromkeys(names, kernel)
         base = [name for name in names if name in self._base]
         rows = [self._row(name) for name in base]
-        together = fuse_rows(experts, rows, max_taps=max_taps, gating=self.gating) if base else ()
+        together = fuse_rows(experts, rows, dtype, max_taps, gating=self.gating) if base else ()
         fused = dict(zip(base, together, strict=True))
         for name in names:
             if name not in fused:
@@ -286,7 +297,8 @@ class ModeBlock(nn.Module):
                 [fused[name]] = fuse_rows(
                     [expert for _, expert in visible],
                     [row],
-                    max_taps=max_taps,
+                    dtype,
+                    max_taps,
                     outside=self.outside_weight(name),
                     gating=self.gating,
                 )
@@ -296,20 +308,25 @@ class ModeBlock(nn.Module):
         """Convolve (N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X) with one kernel for each structure in the batch."""
         # Without gradients kernels are whole, bit for bit those of the network that `fuse` returns.
         max_taps = taps_within(x.shape[2:]) if torch.is_grad_enabled() else None
+        dtype = None
+        if self.fuses_under_autocast and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
         if self.input_gate is not None:
-            x = self._convolve_by_input(x, self.input_gate, max_taps)
+            x = self._convolve_by_input(x, self.input_gate, max_taps, dtype)
         else:
-            kernels = self.kernels(groups.names, max_taps)
+            kernels = self.kernels(groups.names, max_taps, dtype)
             if self.gated:
                 x = apply_by_structure(x, groups, lambda part, name: convolve(part, kernels[name]))
             else:
                 x = convolve(x, kernels[groups.names[0]])
         return x if self.norm is None else torch.relu(self.norm(x, groups))
 
-    def _convolve_by_input(self, x: Tensor, gate: InputGate, max_taps: Sequence[int] | None) -> Tensor:
+    def _convolve_by_input(
+        self, x: Tensor, gate: InputGate, max_taps: Sequence[int] | None, dtype: torch.dtype | None
+    ) -> Tensor:
         """Convolve each sample with the kernel that its own input makes."""
         experts = [cast(Expert, expert) for expert in self.experts.values()]
         rows = list(gate.rows(x).unbind())
-        kernels = fuse_rows(experts, rows, max_taps=max_taps, gating=self.gating)
+        kernels = fuse_rows(experts, rows, dtype, max_taps, gating=self.gating)
         parts = [convolve(part, kernel) for part, kernel in zip(torch.split(x, 1), kernels, strict=True)]
         return torch.cat(parts)

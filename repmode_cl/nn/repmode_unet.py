@@ -38,8 +38,8 @@ class RepModeUNet(StructureUNet):
     structures
         Another name of `base_structures`.
     shared_gate_bias
-        Train the rows of the base's gates with a bias that all of them have in common, as a linear layer of a one-hot
-        does. It is added to the rows before the first structure that is added, and in what is stored.
+        Train the base's gates as a linear layer of a one-hot, with a bias that all structures have in common. It
+        becomes rows, weight plus bias, before the first structure is added, and in what is stored.
 
     Raises
     ------
@@ -86,7 +86,9 @@ class RepModeUNet(StructureUNet):
         generator = torch.Generator().manual_seed(seed)
         codes = _task_codes(architecture, names, seed)
         kind: GateKind = architecture.gate if architecture.gate == "input" or codes is not None else "rows"
-        mode = GateChoice("shared_bias" if shared_gate_bias else kind, architecture.gating, codes)
+        if shared_gate_bias:
+            kind, codes = "shared_bias", TaskCodes(names, None)
+        mode = GateChoice(kind, architecture.gating, codes)
         made = itertools.count()
 
         def make_block(c_in: int, c_out: int, activation: bool) -> ModeBlock:
@@ -142,8 +144,8 @@ class RepModeUNet(StructureUNet):
 
     @property
     def shares_gate_bias(self) -> bool:
-        """Whether the base's gate rows are trained with a bias that they have in common."""
-        return any(block.gate_bias is not None for _, block in self.named_mode_blocks())
+        """Whether the base's gates are trained with a bias that they have in common, and are no rows yet."""
+        return any(block.shares_gate_bias for _, block in self.named_mode_blocks())
 
     @property
     def fusible(self) -> bool:
@@ -400,12 +402,12 @@ class RepModeUNet(StructureUNet):
     def base_state(self) -> dict[str, Tensor]:
         """Return the tensors that no addition owns: shared experts, resampling, base norms and base gate rows.
 
-        A bias that the rows are trained with is not among them: it is added to each row.
+        Gates that are trained with a shared bias are among them as rows.
         """
         state = {name: tensor.detach() for name, tensor in self.state_dict().items() if ".own." not in name}
         for name, block in self.named_mode_blocks():
-            if block.gate_bias is not None:
-                del state[f"{name}.gate_bias"]
+            if block.shares_gate_bias:
+                state = {key: t for key, t in state.items() if not key.startswith(f"{name}.task_gate.")}
                 state |= {f"{name}.gates.{structure}": row for structure, row in block.base_rows().items()}
         return state
 

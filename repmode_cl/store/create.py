@@ -29,15 +29,15 @@ def write_base_model(
 ) -> None:
     """Write the base of a network, without its additions; parameters and errors of `Model.create`."""
     network.check_fusible()
-    document: dict[str, Any] = {
-        "format": records.MODEL_FORMAT,
-        "version": records.model_version(preprocessing, network.architecture),
+    contents: dict[str, Any] = {
         "architecture": network.architecture.to_json(),
         "base_structures": list(network.base_structures),
         "voxel_size": [float(size) for size in voxel_size] if voxel_size is not None else None,
         "preprocessing": plain_json(preprocessing, "preprocessing"),
         "inference": check_inference(inference),
     }
+    version = records.model_version(contents)
+    document: dict[str, Any] = {"format": records.MODEL_FORMAT, "version": version, **contents}
     network = on_cpu(network)
     base = network.base_state()
     facts = records.base_facts(document)

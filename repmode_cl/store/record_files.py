@@ -43,7 +43,7 @@ __all__ = [
 MODEL = "model.json"
 MODEL_FORMAT = "repmode-cl model"
 #: Version 2 states how images are prepared where version 1 cannot, and would ignore it; version 3 does so with blocks
-#: and gates of the network (`Architecture.extended`).
+#: and gates of the network (`Architecture.extended`), with preparation and with windows.
 MODEL_VERSIONS = (1, 2, 3)
 BASE = "base.safetensors"
 STRUCTURES = "structures"
@@ -81,9 +81,11 @@ def structure_versions(spec: AdditionSpec) -> tuple[str, ...]:
     return (EXTENDED_VERSION,) if spec.extended else (BARE_VERSION, PACK_VERSION)
 
 
-def model_version(preprocessing: Mapping[str, Any], architecture: Architecture) -> int:
-    """Return the oldest version of ``model.json`` whose programs know this preparation of images and this network."""
-    if architecture.extended:
+def model_version(document: Mapping[str, Any]) -> int:
+    """Return the oldest version of ``model.json`` whose programs know all that `document` states."""
+    preprocessing = document["preprocessing"]
+    extended = Architecture.from_json(document["architecture"]).extended
+    if extended or "before_resampling" in preprocessing or "weights" in document["inference"]:
         return 3
     plain = preprocessing.get("normalisation", "z-score per image") == "z-score per image"
     return 1 if plain and set(preprocessing) <= {"normalisation", "order"} else 2

@@ -41,6 +41,8 @@ def check_inference(inference: Mapping[str, Any]) -> dict[str, Any]:
     """Return the default settings of predictions as JSON; refuse invalid ones."""
     values = plain_json(inference, "inference")
     window, overlap, batch = values.get("window"), values.get("overlap"), values.get("batch")
+    if (weights := values.get("weights", "floored")) not in ("floored", "authors"):
+        raise ModelError(f"inference has weights {weights!r}: floored or authors are allowed")
     if (
         not isinstance(window, list)
         or len(window) != 3

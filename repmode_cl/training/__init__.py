@@ -1,7 +1,7 @@
 """Parts of a training loop that Avalanche lacks: budget, precision, schedule, selection, checkpoints."""
 
 from repmode_cl.training.best_state import BestState
-from repmode_cl.training.budget import Budget, budget_of, budget_of_steps
+from repmode_cl.training.budget import Budget, budget_of, budget_of_steps, patch_count
 from repmode_cl.training.checkpoint import (
     capture,
     has_checkpoint,
@@ -28,6 +28,7 @@ __all__ = [
     "BestState",
     "budget_of",
     "budget_of_steps",
+    "patch_count",
     "capture",
     "has_checkpoint",
     "inherit_precision",

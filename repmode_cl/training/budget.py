@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from repmode_cl.config import TrainingConfig
 
-__all__ = ["Budget", "budget_of", "budget_of_steps"]
+__all__ = ["Budget", "budget_of", "budget_of_steps", "patch_count"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ def budget_of(training: TrainingConfig, structures: int, images: int) -> Budget:
     With `epochs`, a step sees `batch_size` patches and an epoch one patch of each image (paper, section 4.1).
     """
     if training.epochs is not None:
-        steps = -(-training.epochs * images // training.batch_size)
+        if training.last_batch == "short":
+            steps = training.epochs * -(-images // training.batch_size)
+        else:
+            steps = -(-training.epochs * images // training.batch_size)
     elif structures > 1:
         steps = training.base_steps or structures * (training.steps or 1)
     else:
@@ -48,7 +51,18 @@ def budget_of_steps(training: TrainingConfig, steps: int, images: int) -> Budget
     if training.validate_every is not None:
         every = training.validate_every
     elif training.validate_every_epochs is not None:
-        every = -(-training.validate_every_epochs * images // training.batch_size)
+        if training.last_batch == "short":
+            every = training.validate_every_epochs * -(-images // training.batch_size)
+        else:
+            every = -(-training.validate_every_epochs * images // training.batch_size)
     else:
         every = -(-steps // 10)
     return Budget(steps, min(every, steps))
+
+
+def patch_count(training: TrainingConfig, steps: int, images: int) -> int:
+    """Return how many patches a stream has for an experience of these numbers of steps and training images.
+
+    With a short last batch they are those of one epoch, which is repeated; else those of all steps.
+    """
+    return images if training.last_batch == "short" else steps * training.batch_size

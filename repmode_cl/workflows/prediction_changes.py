@@ -51,7 +51,7 @@ def model_predictor(inference: Mapping[str, Any], device: torch.device) -> Predi
     Parameters
     ----------
     inference
-        ``window``, ``overlap`` and ``batch`` of the model.
+        ``window``, ``overlap``, ``batch`` and, where it has them, ``weights`` of the model.
     device
         Where networks are.
     """
@@ -64,6 +64,7 @@ def model_predictor(inference: Mapping[str, Any], device: torch.device) -> Predi
             overlap=inference["overlap"],
             batch_size=inference["batch"],
             device=device,
+            weights=inference.get("weights", "floored"),
         )
 
     return predict

@@ -17,7 +17,7 @@ from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_sampl
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger
-from repmode_cl.training import budget_of, has_checkpoint
+from repmode_cl.training import budget_of, has_checkpoint, patch_count
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.progress import report_line, task
 from repmode_cl.utils.stop_signals import deferred
@@ -44,7 +44,7 @@ def make_stream(
     training = config.training
 
     def patches(structures: tuple[str, ...], images: int) -> int:
-        return budget_of(training, len(structures), images).steps * training.batch_size
+        return patch_count(training, budget_of(training, len(structures), images).steps, images)
 
     return stream_of_samples(
         samples,

@@ -111,6 +111,7 @@ def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides)
     addition_rate = None if isinstance(named, Mapping) else named
     values |= {
         "base_steps": None,
+        "gate": "rows",
         "patience": overrides.patience,
         "time_limit": overrides.time_limit,
         "learning_rate": addition_rate or values["learning_rate"],
@@ -120,6 +121,8 @@ def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides)
     }
     if steps is not None or epochs is not None:
         values |= {"steps": steps, "epochs": epochs, "validate_every": None, "validate_every_epochs": None}
+        if epochs is None:
+            values["last_batch"] = "continuous"
     if batch_size is not None:
         values["batch_size"] = batch_size
         # As many micro-batches as divide it, at most as many as the base had.
@@ -236,6 +239,7 @@ def run_config(
             overlap=model.inference["overlap"],
             batch_size=model.inference["batch"],
             window=_patch_size(window),
+            weights=model.inference.get("weights", "floored"),
         ),
     )
 

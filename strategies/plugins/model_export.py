@@ -66,7 +66,8 @@ def create_model(
             "window": list(config.window),
             "overlap": config.inference.overlap,
             "batch": config.inference.batch_size,
-        },
+        }
+        | ({} if config.inference.weights == "floored" else {"weights": config.inference.weights}),
         provenance=provenance,
         metrics=metrics,
     )

@@ -85,10 +85,25 @@ def _full(node: ast.expr, names: dict[str, str]) -> str:
     return f"{_full(node.value, names)}.{node.attr}" if isinstance(node, ast.Attribute) else ""
 
 
+#: The one exemption: the importer of the authors' checkpoints, which reads tensors and nothing else.
+IMPORTER = "repmode_cl/store/authors_checkpoint.py"
+
+
 def test_no_file_loads_a_pickle() -> None:
     assert len(FILES) > 100
     found = {path.relative_to(ROOT).as_posix(): findings(path.read_text(encoding="utf-8")) for path in FILES}
+    [importer] = found.pop(IMPORTER)
+    assert importer.endswith(": torch.load")
     assert not {path: what for path, what in found.items() if what}
+
+
+def test_the_importer_reads_tensors_only() -> None:
+    tree = ast.parse((ROOT / IMPORTER).read_text(encoding="utf-8"))
+    [call] = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "torch.load"]
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    assert keywords["weights_only"] == "True"
+    assert keywords["mmap"] == "True"
+    assert "torch.serialization.safe_globals([argparse.Namespace])" in (ROOT / IMPORTER).read_text("utf-8")
 
 
 @pytest.mark.parametrize(

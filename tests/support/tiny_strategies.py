@@ -17,6 +17,7 @@ from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples, task_labels
 from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
 from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
+from repmode_cl.training import patch_count
 
 ARCHITECTURE = Architecture(width=4, depth=1, experts=("conv3", "conv1", "avg3"))
 BASE = ("dna", "cell_membrane")
@@ -110,7 +111,9 @@ def configured(
     stream = stream_of_samples(
         samples, kind.regroup(experiences, full)[0], PatchSampling(PATCH), seed=seed,
         labels=task_labels(experiences), arrivals=experiences,
-        count=lambda names, images: kind.steps_of(training, full, experiences, names, images) * training.batch_size,
+        count=lambda names, images: patch_count(
+            training, kind.steps_of(training, full, experiences, names, images), images
+        ),
     )  # fmt: skip
     return build_strategy(config, section, stream, seed)
 

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["normalise", "z_score", "ZScore", "strips", "streaming_percentiles", "flat_message"]
+__all__ = [
+    "normalise",
+    "z_score",
+    "ZScore",
+    "strips",
+    "z_score_of_volume",
+    "streaming_percentiles",
+    "flat_message",
+]
 
 #: Voxels summed at once: a plane, or rows of one where it is larger. The sums depend on it in their last bits.
 _STRIP = 1 << 22
@@ -147,18 +155,25 @@ def normalise(
     ImageError
         As of `z_score`.
     """
+    score = z_score_of_volume(volume, percentiles=percentiles, empty=empty)
+    result = np.empty(volume.shape, np.float32)
+    for box in strips(volume.shape):
+        result[box] = score(volume[box])
+    return result
+
+
+def z_score_of_volume(
+    volume: NDArray[Any], *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+) -> ZScore:
+    """Return mean and deviation of a volume (Z, Y, X); parameters and errors of `normalise`."""
     if volume.size == 0:
         raise ImageError(f"the volume is empty: its shape is {volume.shape}")
-    score = z_score(
+    return z_score(
         lambda: (volume[box] for box in strips(volume.shape)),
         volume.size,
         percentiles=percentiles,
         empty=empty,
     )
-    result = np.empty(volume.shape, np.float32)
-    for box in strips(volume.shape):
-        result[box] = score(volume[box])
-    return result
 
 
 def streaming_percentiles(

@@ -201,11 +201,26 @@ def _plan_row(
             "voxel_size": None if voxel_from is None or voxel_to is None else [voxel_from, voxel_to],
             "order": None if voxel_to is None or column == "mask" else recipe.order,
         }
+        if recipe.before_resampling and voxel_to is not None:
+            made_from["before_resampling"] = True  # a mask's voxels lie elsewhere too
+        float32 = preprocessing.storage == "float32" and column != "mask"
+        if float32:
+            made_from["storage"] = "float32"
         if column != "mask":
             made_from |= _nondefault_settings(recipe, voxel_to is not None)
         key = VolumeCache.key(made_from)
         return VolumeJob(
-            key, column, path, header.channel, row.region, header.scene, t, voxel_from, voxel_to, recipe
+            key,
+            column,
+            path,
+            header.channel,
+            row.region,
+            header.scene,
+            t,
+            voxel_from,
+            voxel_to,
+            recipe,
+            float32=float32,
         )
 
     mask = None

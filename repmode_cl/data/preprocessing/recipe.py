@@ -18,6 +18,7 @@ __all__ = ["PreprocessingRecipe"]
 #: The name that a plain z-score has in ``model.json``.
 _PLAIN = "z-score per image"
 _CLIPPED = "z-score between percentiles"
+_BEFORE = "z-score per image before resampling"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class PreprocessingRecipe:
         Lower and upper one that voxels are clipped to where mean and deviation are taken; None does not clip.
     empty
         ``refuse`` or ``zeros``: treatment of a constant image.
+    before_resampling
+        Whether mean and deviation are those of the image as it is in the file, and resampling keeps the centres of
+        the outermost voxels, as the paper's authors do; else those of the resampled image, whose borders are kept.
     """
 
     axes: str = "all"
@@ -43,6 +47,7 @@ class PreprocessingRecipe:
     anti_alias: bool = False
     percentiles: tuple[float, float] | None = None
     empty: str = "refuse"
+    before_resampling: bool = False
 
     @classmethod
     def of(cls, settings: Any) -> PreprocessingRecipe:
@@ -54,13 +59,16 @@ class PreprocessingRecipe:
             settings.anti_alias,
             tuple(settings.percentiles) if clipped else None,
             settings.empty,
+            settings.normalise == "before_resampling",
         )
 
     def to_settings(self) -> dict[str, Any]:
         """Return the keys of a configuration's ``data.preprocessing`` that give this recipe, without `voxel_size`."""
-        kind = (
-            {} if self.percentiles is None else {"normalise": "percentiles", "percentiles": self.percentiles}
-        )
+        kind: dict[str, Any] = {}
+        if self.percentiles is not None:
+            kind = {"normalise": "percentiles", "percentiles": self.percentiles}
+        elif self.before_resampling:
+            kind = {"normalise": "before_resampling"}
         return {
             "axes": self.axes,
             "order": self.order,
@@ -74,8 +82,7 @@ class PreprocessingRecipe:
 
         A model with the settings of all earlier models so has their digest too.
         """
-        kind = _PLAIN if self.percentiles is None else _CLIPPED
-        document: dict[str, Any] = {"normalisation": kind, "order": self.order}
+        document: dict[str, Any] = {"normalisation": self._normalisation, "order": self.order}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "order" and value != field.default:
@@ -99,10 +106,10 @@ class PreprocessingRecipe:
         if percentiles is not None:
             found["percentiles"] = tuple(percentiles) if isinstance(percentiles, Sequence) else percentiles
         recipe = cls(**found)
-        expected = _PLAIN if recipe.percentiles is None else _CLIPPED
+        expected = recipe._normalisation
         unknown = sorted(set(document) - known)
         wrong = [f"{key} {document[key]!r}" for key in unknown] + recipe._invalid_settings()
-        if kind != expected and (kind is not None or recipe.percentiles is not None):
+        if kind != expected and (kind is not None or expected != _PLAIN):
             wrong.append(f"normalisation {kind!r}")
         if wrong:
             raise ModelError(
@@ -110,6 +117,13 @@ class PreprocessingRecipe:
                 "images otherwise than it was trained with: use a newer repmode-cl"
             )
         return recipe
+
+    @property
+    def _normalisation(self) -> str:
+        """Name that the normalisation has in ``model.json``."""
+        if self.percentiles is not None:
+            return _CLIPPED
+        return _BEFORE if self.before_resampling else _PLAIN
 
     @property
     def summary(self) -> str:
@@ -127,6 +141,8 @@ class PreprocessingRecipe:
             "anti_alias": isinstance(self.anti_alias, bool),
             "percentiles": self.percentiles is None or _are_percentiles(self.percentiles),
             "empty": self.empty in ("refuse", "zeros"),
+            "before_resampling": isinstance(self.before_resampling, bool)
+            and not (self.before_resampling and (self.anti_alias or self.percentiles is not None)),
         }
         return [f"{key} {getattr(self, key)!r}" for key, right in checks.items() if not right]
 

@@ -55,6 +55,7 @@ def resample_box(
     order: int = 1,
     *,
     anti_alias: bool = False,
+    corners: bool = False,
 ) -> NDArray[np.float32]:
     """Return ``resample_to(volume, wanted, order)[box]``, reading only the part of the volume that it needs.
 
@@ -72,6 +73,8 @@ def resample_box(
         Of the spline, 0 to 3.
     anti_alias
         Blur axes that lose voxels first, as `resample_to` does.
+    corners
+        As of `resample_to`.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def resample_box(
         float32 (z, y, x). Order 0 gives the same bits as the whole; others are summed in float64 in another order
         than scipy's, and rounded to float32 once.
     """
-    axes = [_axis(n, m, part, order) for n, m, part in zip(shape, wanted, box, strict=True)]
+    axes = [_axis(n, m, part, order, corners) for n, m, part in zip(shape, wanted, box, strict=True)]
     z, y, x = (slice(axis.start, axis.stop) for axis in axes)
     if anti_alias:
         values = blur_box(read, shape, wanted, (z, y, x))
@@ -117,11 +120,16 @@ def _gather(values: NDArray[np.float64], axis: _Axis, place: int) -> NDArray[np.
     return total
 
 
-def _axis(size: int, wanted: int, part: slice, order: int) -> _Axis:
+def _axis(size: int, wanted: int, part: slice, order: int, corners: bool) -> _Axis:
     if size == wanted:
         return _Axis(part.start, part.stop, 0, 0, None, ())
-    # As scipy's zoom with grid_mode: voxels are boxes, so that the field's borders stay where they are.
-    places = (np.arange(part.start, part.stop, dtype=np.float64) + 0.5) * (size / wanted) - 0.5
+    places = np.arange(part.start, part.stop, dtype=np.float64)
+    if corners:
+        # As scipy's zoom by default: the centres of the first and of the last voxel stay where they are.
+        places *= (size - 1) / (wanted - 1) if wanted > 1 else 1.0
+    else:
+        # As scipy's zoom with grid_mode: voxels are boxes, so that the field's borders stay where they are.
+        places = (places + 0.5) * (size / wanted) - 0.5
     padding = _PADDING if order > 1 else 0
     if not padding:
         places = np.clip(places, 0, size - 1)

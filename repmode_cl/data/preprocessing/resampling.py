@@ -43,6 +43,7 @@ def resample(
     order: int = 1,
     *,
     anti_alias: bool = False,
+    corners: bool = False,
 ) -> NDArray[Any]:
     """Resample a volume to another voxel size.
 
@@ -54,7 +55,7 @@ def resample(
         Voxel sizes (z, y, x) in um.
     order
         Of the spline: 0 takes the nearest voxel, 1 is linear, 3 cubic.
-    anti_alias
+    anti_alias, corners
         As of `resample_to`.
 
     Returns
@@ -68,9 +69,8 @@ def resample(
     ImageError
         If a voxel size is not a positive number or the two differ so much that a unit must be wrong.
     """
-    return resample_to(
-        volume, resampled_shape(volume.shape, from_voxel, to_voxel), order, anti_alias=anti_alias
-    )
+    shape = resampled_shape(volume.shape, from_voxel, to_voxel)
+    return resample_to(volume, shape, order, anti_alias=anti_alias, corners=corners)
 
 
 def resampled_shape(
@@ -101,12 +101,17 @@ def resampled_shape(
 
 
 def resample_to(
-    volume: NDArray[Any], shape: Sequence[int], order: int = 1, *, anti_alias: bool = False
+    volume: NDArray[Any],
+    shape: Sequence[int],
+    order: int = 1,
+    *,
+    anti_alias: bool = False,
+    corners: bool = False,
 ) -> NDArray[Any]:
     """Resample a volume to another number of voxels over the same field.
 
     Voxels are boxes, so that the borders of the field stay where they are (not the centres of the outermost
-    voxels).
+    voxels), unless `corners` says otherwise.
 
     Parameters
     ----------
@@ -118,6 +123,8 @@ def resample_to(
         Of the spline, 0 to 3.
     anti_alias
         Blur axes that lose voxels by a Gaussian first (see `blur`); never done to a mask.
+    corners
+        Keep the centres of the outermost voxels where they are, as `scipy.ndimage.zoom` does by default.
 
     Returns
     -------
@@ -135,7 +142,9 @@ def resample_to(
         if anti_alias and not is_mask:
             source = blur(source, wanted)
         factors = [new / old for new, old in zip(wanted, volume.shape, strict=True)]
-        source = ndimage.zoom(source, factors, order=0 if is_mask else order, mode="nearest", grid_mode=True)
+        source = ndimage.zoom(
+            source, factors, order=0 if is_mask else order, mode="nearest", grid_mode=not corners
+        )
     return source.astype(np.bool_) if is_mask else source
 
 

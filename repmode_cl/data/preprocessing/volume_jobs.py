@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.data.geometry import VoxelSize
-from repmode_cl.data.preprocessing.normalisation import normalise
+from repmode_cl.data.preprocessing.normalisation import normalise, z_score_of_volume
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resampling import resample
 from repmode_cl.data.preprocessing.storage_dtype import to_storage_dtype
@@ -41,6 +41,8 @@ class VolumeJob:
     voxel_from: VoxelSize | None
     voxel_to: VoxelSize | None
     recipe: PreprocessingRecipe
+    float32: bool = False
+    """Whether an image is stored in float32 in any case."""
 
 
 class VolumeResult(NamedTuple):
@@ -87,9 +89,8 @@ def _make(folder: Path, job: VolumeJob) -> VolumeResult:
         error.add_note(f"while preparing {job.path}, channel {job.channel}")
         raise
     try:
-        VolumeCache(folder).store(
-            job.key, to_storage_dtype(volume), {"source": job.path.name, "column": job.column}
-        )
+        stored = volume if job.float32 else to_storage_dtype(volume)
+        VolumeCache(folder).store(job.key, stored, {"source": job.path.name, "column": job.column})
     except OSError as error:
         raise RepmodeError(
             f"{folder}: the prepared volume of {job.path} cannot be written ({error.strerror or error}); make room, or "
@@ -108,17 +109,27 @@ def _volume(job: VolumeJob) -> NDArray[Any]:
         volume = volume != 0
         if not volume.any():
             raise ImageError(f"{job.path}: the mask is 0 everywhere, so no voxel would count")
+    recipe, score = job.recipe, None
+    try:
+        if recipe.before_resampling and not is_mask:
+            score = z_score_of_volume(volume, empty=recipe.empty)
+    except ImageError as error:
+        raise ImageError(f"{job.path}, channel {job.channel}: {error}") from error
     if job.voxel_from is not None and job.voxel_to is not None:
         volume = resample(
             volume,
             job.voxel_from,
             job.voxel_to,
-            order=0 if is_mask else job.recipe.order,
-            anti_alias=job.recipe.anti_alias,
+            order=0 if is_mask else recipe.order,
+            anti_alias=recipe.anti_alias,
+            corners=recipe.before_resampling,
         )
     if is_mask:
         return np.asarray(volume, np.bool_)
+    if score is not None:
+        # A spline's weights sum to 1: the z-score of the resampled image is the resampled z-score.
+        return score(volume)
     try:
-        return normalise(volume, percentiles=job.recipe.percentiles, empty=job.recipe.empty)
+        return normalise(volume, percentiles=recipe.percentiles, empty=recipe.empty)
     except ImageError as error:
         raise ImageError(f"{job.path}, channel {job.channel}: {error}") from error

@@ -77,6 +77,8 @@ def write_output(
     grid: tuple[int, int, int],
     tile_bytes: int,
     status: Callable[[str], None],
+    *,
+    corners: bool = False,
 ) -> None:
     """Write a file and put it in place; one that an earlier call wrote is only put in place.
 
@@ -96,6 +98,8 @@ def write_output(
         Bytes that resampling may take at once.
     status
         Called with a few words.
+    corners
+        Whether the image was resampled with the centres of its outermost voxels kept (`resample_to`).
 
     Raises
     ------
@@ -121,7 +125,7 @@ def write_output(
                 result = stack.enter_context(RawVolume(result_path(folder, name), grid, new=False))
                 if grid != image.shape:
                     resampled = stack.enter_context(_TemporaryVolume(folder / f"{name}.back", image.shape))
-                    copy_resampled(result, resampled, 1, tile_bytes)
+                    copy_resampled(result, resampled, 1, tile_bytes, corners=corners)
                     result = resampled
                 channels.append(Pyramid(result, metadata.dtype, output.rescale, folder / name))
             for channel in channels:

@@ -39,7 +39,7 @@ from repmode_cl.inference.volume_source import (
     z_score_of,
 )
 from repmode_cl.inference.window_batches import Network, predict_batches
-from repmode_cl.inference.windows import WindowGrid, gaussian_weights, summed_weights
+from repmode_cl.inference.windows import WindowGrid, WindowWeights, gaussian_weights, summed_weights
 from repmode_cl.utils.memory import format_bytes
 
 __all__ = ["run_streaming_job", "StreamingJob", "PredictionStopped"]
@@ -73,6 +73,8 @@ class StreamingJob:
         Bytes that resampling may take at once.
     targets
         For structures whose truth is known: its channel, on the image's grid.
+    weights
+        Weights of a window's voxels.
     """
 
     source: FileSource
@@ -84,6 +86,7 @@ class StreamingJob:
     plan: MemoryPlan
     tile_bytes: int
     targets: Mapping[str, FileSource] = field(default_factory=dict)
+    weights: WindowWeights = "floored"
 
     @property
     def resampled(self) -> bool:
@@ -130,7 +133,8 @@ def run_streaming_job(
                 source = stack.enter_context(_prepared(job, journal, status))
             if "z_score" not in journal.state:
                 status("Reading")
-                score = z_score_of(source, percentiles=job.recipe.percentiles, empty=job.recipe.empty)
+                measured = job.source if job.recipe.before_resampling else source
+                score = z_score_of(measured, percentiles=job.recipe.percentiles, empty=job.recipe.empty)
                 journal.save(z_score=[score.mean, score.deviation])
             score = ZScore(*journal.state["z_score"])
             status("Predicting")
@@ -139,7 +143,16 @@ def run_streaming_job(
         status("Comparing")
         journal.save(metrics=_compare_with_targets(job, journal.folder))
     for number, output in enumerate(job.outputs):
-        write_output(output, number, journal, job.source, job.grid.shape, job.tile_bytes, status)
+        write_output(
+            output,
+            number,
+            journal,
+            job.source,
+            job.grid.shape,
+            job.tile_bytes,
+            status,
+            corners=job.recipe.before_resampling,
+        )
     metrics: dict[str, dict[str, float]] = journal.state.get("metrics", {})
     journal.discard()
     return metrics
@@ -172,7 +185,14 @@ def _prepared(job: StreamingJob, journal: PredictionJournal, status: Callable[[s
     try:
         status("Resampling" if job.resampled else "Decoding")
         recipe = job.recipe
-        copy_resampled(job.source, volume, recipe.order, job.tile_bytes, anti_alias=recipe.anti_alias)
+        copy_resampled(
+            job.source,
+            volume,
+            recipe.order,
+            job.tile_bytes,
+            anti_alias=recipe.anti_alias,
+            corners=recipe.before_resampling,
+        )
         volume.sync()
         journal.save(prepared=True)
     except BaseException:
@@ -191,7 +211,7 @@ def _predict_blocks(
 ) -> None:
     """Predict the blocks that are not done, and write each structure's z-scores on the network's grid."""
     grid, done = job.grid, int(journal.state.get("blocks", 0))
-    weights = gaussian_weights(grid.size)
+    weights = gaussian_weights(grid.size, kind=job.weights)
     weighted = np.empty(grid.size, np.float32)
     block = blocks[done]
     first = block.windows.start
@@ -240,8 +260,16 @@ def _compare_with_targets(job: StreamingJob, folder: Path) -> dict[str, dict[str
             RawVolume(path, job.grid.shape) as truth,
             RawVolume(result_path(folder, name), job.grid.shape, new=False) as result,
         ):
-            copy_resampled(target, truth, recipe.order, job.tile_bytes, anti_alias=recipe.anti_alias)
-            score = z_score_of(truth, percentiles=recipe.percentiles)
+            copy_resampled(
+                target,
+                truth,
+                recipe.order,
+                job.tile_bytes,
+                anti_alias=recipe.anti_alias,
+                corners=recipe.before_resampling,
+            )
+            measured = target if recipe.before_resampling else truth
+            score = z_score_of(measured, percentiles=recipe.percentiles)
             metrics[name] = compare_volumes(result, truth, score)
         path.unlink()
     return metrics

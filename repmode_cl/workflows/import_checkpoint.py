@@ -1,0 +1,89 @@
+"""A checkpoint of the paper's authors as a new model directory, whose base then grows like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+from repmode_cl.errors import ModelError, StructureError
+from repmode_cl.model import Model
+from repmode_cl.nn.authors_state import network_of_authors_state
+from repmode_cl.store.authors_checkpoint import read_authors_state
+from repmode_cl.structures import check_structure_name
+from repmode_cl.utils.atomic_files import sha256_file
+
+__all__ = ["AUTHORS_RECIPE", "AUTHORS_VOXEL_SIZE", "AUTHORS_WINDOW", "import_checkpoint"]
+
+#: How the authors' code prepares images: z-score, then cubic resampling of y and x.
+AUTHORS_RECIPE = PreprocessingRecipe(axes="xy", order=3, before_resampling=True)
+AUTHORS_VOXEL_SIZE = (0.29, 0.29, 0.29)
+#: Voxels (z, y, x) of their patches and windows.
+AUTHORS_WINDOW = (32, 128, 128)
+
+
+def import_checkpoint(
+    file: str | Path,
+    out: str | Path,
+    structures: Sequence[str],
+    *,
+    voxel_size: Sequence[float] | None = AUTHORS_VOXEL_SIZE,
+    window: Sequence[int] = AUTHORS_WINDOW,
+) -> Model:
+    """Make a model directory of a checkpoint of the authors' network.
+
+    Parameters
+    ----------
+    file
+        Their checkpoint, or a bare state dict, written by ``torch.save``.
+    out
+        Folder of the model: a new or an empty one.
+    structures
+        Names of the tasks, in the order of the data sets that they trained with.
+    voxel_size
+        um (z, y, x) of the grid that it was trained on; None keeps each image's.
+    window
+        Voxels (z, y, x) of windows in prediction.
+
+    Returns
+    -------
+    Model
+        A base that prepares images as the authors' code does, predicts with its window weights, and can grow.
+
+    Raises
+    ------
+    ModelError
+        If the file is no such checkpoint, or `out` exists and is not an empty folder.
+    StructureError
+        If a name cannot be one of a structure, or stands there twice.
+
+    Notes
+    -----
+    A gate row is what their linear layer gives for the structure's one-hot, rounded to float32: column plus bias.
+    """
+    file, out = Path(file), Path(out)
+    names = [check_structure_name(name) for name in structures]
+    if len(set(names)) < len(names):
+        raise StructureError(f"a structure is named twice: {', '.join(names)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out} exists already: give a new folder")
+    state, size = read_authors_state(file)
+    try:
+        network = network_of_authors_state(state, names, size)
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from error
+    return Model.create(
+        out,
+        network,
+        voxel_size=voxel_size,
+        preprocessing=AUTHORS_RECIPE.to_json(),
+        inference={"window": list(window), "overlap": 0.5, "batch": 8, "weights": "authors"},
+        provenance={
+            "imported": {
+                "from": file.name,
+                "sha256": sha256_file(file),
+                "what": "checkpoint of the code of RepMode's authors",
+            },
+            "patch": list(window),
+        },
+    )
