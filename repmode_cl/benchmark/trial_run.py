@@ -107,7 +107,9 @@ class TrialRun:
             for number in range(self.strategy.progress.experience, len(self.stream.experiences)):
                 self._learn(number, logger, checkpoint)
             self._finish()
-            parameters = hyper_parameters(self.config, self.options, self.seed, self.trial.stream)
+            parameters = hyper_parameters(
+                self.config.of_strategy(self.options), self.options, self.seed, self.trial.stream
+            )
             logger.finished(self.strategy, parameters, self.rows)
         return self.rows
 
@@ -168,6 +170,9 @@ class TrialRun:
     def _learn(self, number: int, logger: TensorBoardLogger, checkpoint: StrategyCheckpoint) -> None:
         strategy, step = self.strategy, self.done_after[number]
         before = set(strategy.network.state_dict()) if number else set()
+        if number and isinstance(strategy.network, RepModeUNet):
+            # Gates with a shared bias become the base's rows when a structure is added: these are not its own.
+            before |= set(strategy.network.base_state())
         if not (number == 0 and strategy.resume is None and self._load_base()):
             self._train(number)
         self._add_costs(number, [name for name in strategy.network.state_dict() if name not in before])
