@@ -66,7 +66,7 @@ def checkpoint(
     shape = made.architecture
     typer.echo(
         f"{model}: base of {len(names)} structure(s), width {shape.width}, depth {shape.depth}; "
-        f"`repmode-cl verify {model}` checks it, `repmode-cl add {model} STRUCTURE --data MANIFEST` grows it"
+        f"`repmode-cl verify {model}` checks it, `repmode-cl add {model} --structure NAME --data MANIFEST` grows it"
     )
 
 

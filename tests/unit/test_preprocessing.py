@@ -146,7 +146,7 @@ def test_a_blurred_box_reads_only_what_it_needs():
 
 def test_the_paper_resamples_only_y_and_x_with_cubic_splines():
     own = load_config("paper").data.preprocessing
-    assert (own.axes, own.order, own.normalise) == ("xy", 3, "z_score")
+    assert (own.axes, own.order, own.normalise) == ("xy", 3, "before_resampling")
     recipe = PreprocessingRecipe.of(own)
     assert recipe.target_voxel((0.4, 0.108, 0.108), (0.29, 0.29, 0.29)) == (0.4, 0.29, 0.29)
     assert recipe.grid((32, 600, 900), (0.4, 0.108, 0.108), (0.29, 0.29, 0.29)) == (32, 223, 335)
