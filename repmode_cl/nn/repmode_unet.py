@@ -383,6 +383,8 @@ class RepModeUNet(StructureUNet):
             if name in parameters and ".expert." not in name and not name.endswith((".gate", ".scale")):
                 values[name] = parameters[name.replace(f".own.{structure}.", ".base.")].detach()
         for block_name, block in self.named_mode_blocks():
+            if not block.gated:
+                continue
             addition, prefix = block.addition(structure), f"{block_name}.own.{structure}"
             earlier = len(addition.gate) - len(block.experts)
             values[f"{prefix}.gate"] = block.mean_gate(earlier)

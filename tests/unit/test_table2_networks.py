@@ -154,6 +154,8 @@ def test_grows_fuses_and_warm_starts(choices):
     network.add_structure("mito", AdditionSpec(expert="conv5"))
     network.add_structure("membrane", AdditionSpec(gate="outside", sees="all"))
     assert warm_start(network, "mito", "golgi")[0] == "gate rows"
+    values = network.base_values("membrane")
+    assert set(values) == {name for names in network.owned_groups("membrane").values() for name in names}
     network.eval()
     x = volumes(2)
     with torch.no_grad():
