@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from repmode_cl.config import Config, TrainingConfig
 from repmode_cl.data.geometry import VoxelSize
@@ -18,6 +19,7 @@ from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError
 from repmode_cl.inference.windows import plan_windows
 from repmode_cl.nn import RepModeUNet
+from repmode_cl.nn.mode_block import fuse_under_autocast
 from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.strategies.multi_net import PlainNetworks
 from repmode_cl.training import Precision, make_adam, masked_mse
@@ -87,6 +89,7 @@ def time_training(
     """
     network.to(device).train()
     checkpoint_activations(network, training.activation_checkpointing)
+    fuse_under_autocast(network, training.fusing == "autocast")
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = make_adam(trained, learning_rate=1e-5)
     parts = training.accumulate
@@ -102,7 +105,9 @@ def time_training(
         optimizer.step()
 
     step_time = median_seconds(step, device, repeats)
-    plain = network.eval().fuse(structure).eval()
+    network.eval()
+    # Where weights depend on the image there is no fused network: the network itself predicts.
+    plain: nn.Module = getattr(network, "predictor", network.fuse)(structure).eval()
 
     def window() -> None:
         with torch.no_grad():
