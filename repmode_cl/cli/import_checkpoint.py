@@ -55,7 +55,7 @@ def checkpoint(
 
     For example:
 
-      repmode-cl import checkpoint model.p model --structures dna,nucleolus,mitochondria
+      repmode-cl import checkpoint theirs.p model --structures dna,nucleolus
     """
     from repmode_cl.workflows.import_checkpoint import import_checkpoint
 

@@ -42,6 +42,7 @@ COMMANDS = (
     "gc",
     "pack export",
     "pack import",
+    "import checkpoint",
     "pending",
     "accept",
     "discard",

@@ -274,6 +274,7 @@ def test_a_strategy_may_have_a_network_of_its_own(samples: list[Sample]) -> None
             (None, {"experts": ["conv1", "conv1"]}, {"scope": "encoder", "width": 2})
         )
     )
+    joint = StrategyConfig(name="joint", label="input-dependent", network={"gate": "input"})
     config = Config(
         name="tiny", network=network, patch=PatchConfig(size=(4, 8, 8)), training=TRAINING, strategies=rows
     )
@@ -290,8 +291,9 @@ def test_a_strategy_may_have_a_network_of_its_own(samples: list[Sample]) -> None
     # Only strategies of one network share a base.
     assert keys[:3] == keys[3:]
     assert len(set(keys)) == 3
-    plan = estimate_run(config, {"": StreamVariant(STREAM)})
-    assert len(plan.of_strategies) == 6
+    more = config.model_copy(update={"strategies": (*rows, joint)})
+    plan = estimate_run(more, {"": StreamVariant(STREAM)})
+    assert len(plan.of_strategies) == 7
     one = config.model_copy(update={"strategies": rows[2:3]})
     check_strategies(one, {"": StreamVariant(STREAM)}, rehearse_all=True)
 
