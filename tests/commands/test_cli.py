@@ -52,6 +52,8 @@ COMMANDS = (
     "data import allen",
     "data import folder",
     "data import channels",
+    "data import isl",
+    "data import mitotic",
     "config",
     "perf",
 )
