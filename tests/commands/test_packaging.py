@@ -113,6 +113,7 @@ def test_installed_commands_work_outside_the_tree(installed: Path, tmp_path: Pat
     assert all(Path(file).is_relative_to(installed) for file in files)
 
 
+@pytest.mark.slow
 def test_an_installed_benchmark_runs_outside_the_tree(installed: Path, tmp_path: Path) -> None:
     overrides = [part for item in TINY for part in ("--set", item)]
     out = command(installed, tmp_path, "bench", "quickstart", *overrides)

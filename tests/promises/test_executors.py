@@ -98,7 +98,7 @@ def victims(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen"
@@ -181,7 +181,7 @@ def test_processes_at_work_end_with_their_executor(tmp_path: Path) -> None:
     thread.start()
     wait_for(lambda: file.exists() and bool(file.read_text()))
     kill_group("leave")
-    thread.join(30)
+    thread.join(120)
     assert ended
     assert ended[0] != 0
 

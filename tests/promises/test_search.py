@@ -118,6 +118,7 @@ def table_of(folder: Path) -> list[dict[str, str]]:
 # -- killed and continued -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_ends_as_if_it_had_not_been(
     keys: Keys, manifest: Path, searched: SearchResult, tmp_path: Path
 ) -> None:

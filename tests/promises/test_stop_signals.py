@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal
 
 #: Enough for a signal to come in the middle; validations and checkpoints are far apart.
 STEPS, EVERY = 400, 200
+#: Seconds until a command that shows nothing counts as stuck: a machine may be busy with others.
+PATIENCE = 300
 MEASURED = ("train_seconds", "cpu_seconds", "peak_memory_bytes")
 
 
@@ -54,7 +56,7 @@ class Command:
         return self.log.read_text()
 
     def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while text not in self.errors:
             assert self.process.poll() is None, self.errors
             assert time.monotonic() < deadline, self.errors
@@ -70,7 +72,7 @@ class Command:
         os.killpg(self.process.pid, number)
 
     def end(self) -> int:
-        return self.process.wait(timeout=300)
+        return self.process.wait(timeout=PATIENCE)
 
 
 def configured(manifest: Path, folder: Path, **changes: object) -> Config:
@@ -93,7 +95,7 @@ def interrupt(command: Command, number: int) -> int:
     return int(saved[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_add_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Path, number: int) -> None:
     """With workers that cut patches, which get the signal too."""
     whole = make_base(tmp_path / "whole", validate_every=EVERY)
@@ -154,7 +156,8 @@ def test_compare_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: P
     assert [way.curve for way in mine.methods] == [way.curve for way in other.methods]
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_bench_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Path, jobs: int) -> None:
     """Each of its processes saves its steps."""
     config = tmp_path / "config.yaml"
@@ -172,7 +175,7 @@ def test_bench_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Pat
         steps = [interrupt(command, signal.SIGTERM)]
     else:
         command.wait_for("2 runs")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while sum("started, " in log.read_text() for log in logs.glob("**/log.txt")) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -218,18 +221,18 @@ def test_a_second_signal_ends_at_once(manifest: Path, tmp_path: Path) -> None:
             preexec_fn=heed_ctrl_c,
         )
     for text, number in (("in a step", signal.SIGINT), ("stopping after this step", signal.SIGTERM)):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while text not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.01)
         assert process.poll() is None
         process.send_signal(number)
-    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert process.wait(timeout=60) == -signal.SIGTERM
 
 
 def test_a_signal_outside_a_training_ends_the_command(tmp_path: Path) -> None:
     command = Command(tmp_path / "log.txt", "data", "simulate", tmp_path / "cells", "--fields", "400")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.glob("cells/**/*.tif")):
         assert time.monotonic() < deadline, command.errors
         time.sleep(0.05)

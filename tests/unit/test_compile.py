@@ -36,9 +36,9 @@ def checkpointed() -> PlainUNet:
     ("make", "arguments", "backend"),
     [
         (repmode, (MIXED,), "aot_eager"),
-        (lambda: repmode("nucleolus"), ("nucleolus",), "eager"),
+        pytest.param(lambda: repmode("nucleolus"), ("nucleolus",), "eager", marks=pytest.mark.slow),
         (lambda: repmode("nucleolus", spec=OUTSIDE), ("nucleolus",), "eager"),
-        (checkpointed, (), "eager"),
+        pytest.param(checkpointed, (), "eager", marks=pytest.mark.slow),
     ],
     ids=["mixed batch", "addition", "outside the softmax", "activation checkpointing"],
 )

@@ -39,7 +39,7 @@ samples = some.builds(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(some.lists(samples, max_size=3), some.none() | some.integers(1, 8))
 def test_work_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, held: list[Sample], images: int | None
