@@ -326,7 +326,7 @@ def test_regions_are_checked_for_the_patch_of_the_next_command(images: Path, tmp
 
     code, text = check()
     assert code == 0, text
-    assert "checked for patches of 16 x 32 x 32 (z, y, x) and depth 3" in text
+    assert "checked for patches of 8 x 32 x 32 (z, y, x) and depth 3" in text
     assert "`repmode-cl config quickstart`" in text
     code, text = check("--config", "paper")
     assert code == 2
