@@ -24,10 +24,12 @@ from repmode_cl.cli.options import (
     PrecisionOption,
     SeedOption,
     Sees,
+    Setting,
     WorkersOption,
     check_training_options,
     continue_with,
     fail,
+    kind_of_addition,
     parse_size,
     report_start,
 )
@@ -55,11 +57,19 @@ def add(
     model: ModelArgument,
     structure: Annotated[str, typer.Option(metavar="NAME", help="Name of the structure.")],
     data: Annotated[Path, typer.Option(metavar="MANIFEST", help="A CSV of image pairs.")],
+    setting: Annotated[
+        Setting | None,
+        typer.Option(
+            help="small, the default: low-rank experts, a ninth of the bytes of a plain network or less; best: conv3 "
+            "experts, as many bytes as one. Each brings its learning rate. What stands below changes it; without "
+            f"--setting, it starts from the paper's kind. {_AS_REPLACED}"
+        ),
+    ] = None,
     expert: Annotated[
         str | None,
         typer.Option(
             help="Fresh expert of each block: conv1, conv3, conv5, avg3, avg5, lowrank:R (or lowrank:R0,R1,... with a "
-            f"rank for each level, 0 for none) or none; conv3 by default. {_AS_REPLACED}"
+            f"rank for each level, 0 for none) or none. {_AS_REPLACED}"
         ),
     ] = None,
     sees: Annotated[
@@ -135,7 +145,8 @@ def add(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Largest learning rate; by default that of `experts_frozen` in the base's configuration."
+            help="Largest learning rate; by default that of the setting, or that of `experts_frozen` in the base's "
+            "configuration."
         ),
     ] = None,
     decay_to_base: Annotated[
@@ -231,13 +242,14 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
         precision=values["precision"].value,
         workers=values["workers"] or workers_here(),
     )
-    keys = ("expert", "sees", "norm", "resampling", "gate", "blocks")
-    given: dict[str, Any] = {key: str(values[key]) for key in keys if values[key] is not None}
-    if values["scale"] is not None:
-        given["scale"] = values["scale"]
-    spec = replacement_spec(values["model"], structure, given) if replace else AdditionSpec(**given)
+    keys = ("expert", "sees", "norm", "resampling", "gate", "scale", "blocks")
+    given, setting = kind_of_addition(values["setting"], {key: values[key] for key in keys})
+    spec = AdditionSpec(**given) if given else None
+    if replace:
+        spec = replacement_spec(values["model"], structure, given)
     options = AdditionOptions(
         spec=spec,
+        setting=setting,
         init_from=values["init_from"],
         min_r2=min_r2,
         stage=values["stage"],

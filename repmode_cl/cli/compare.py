@@ -23,10 +23,12 @@ from repmode_cl.cli.options import (
     PrecisionOption,
     SeedOption,
     Sees,
+    Setting,
     WorkersOption,
     check_training_options,
     console,
     continue_with,
+    kind_of_addition,
     parse_size,
     report_start,
 )
@@ -57,28 +59,40 @@ def compare(
         int | None, typer.Option(min=1, help="Passes over the images of each method, in place of steps.")
     ] = None,
     kernel: Annotated[Kernel, typer.Option(help="Kernel size of the separate network.")] = Kernel.three,
+    setting: Annotated[
+        Setting | None,
+        typer.Option(
+            help="The addition, as of `add`: small, the default, or best; what stands below changes it."
+        ),
+    ] = None,
     expert: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="The addition: conv1, conv3, conv5, avg3, avg5, lowrank:R, lowrank:R0,R1,... or none."
         ),
-    ] = "conv3",
+    ] = None,
     sees: Annotated[
-        Sees, typer.Option(help="The addition: base and own experts, or those of all earlier additions too.")
-    ] = Sees.own,
+        Sees | None,
+        typer.Option(help="The addition: base and own experts, or those of all earlier additions too."),
+    ] = None,
     norm: Annotated[
-        LayerSource, typer.Option(help="The addition's batch norms: own copies, or the base's, frozen.")
-    ] = LayerSource.own,
+        LayerSource | None,
+        typer.Option(help="The addition's batch norms: own copies, or the base's, frozen."),
+    ] = None,
     resampling: Annotated[
-        LayerSource, typer.Option(help="Its down and up layers: own copies, or the base's, frozen.")
-    ] = LayerSource.own,
+        LayerSource | None, typer.Option(help="Its down and up layers: own copies, or the base's, frozen.")
+    ] = None,
     gate: Annotated[
-        Gate, typer.Option(help="Its expert: one more entry of the softmax, or added outside it, from zero.")
-    ] = Gate.softmax,
+        Gate | None,
+        typer.Option(help="Its expert: one more entry of the softmax, or added outside it, from zero."),
+    ] = None,
     scale: Annotated[
-        bool, typer.Option("--scale", help="With --gate outside: a learned factor for each output channel.")
-    ] = False,
-    blocks: Annotated[Blocks, typer.Option(help="Its blocks that get a fresh expert.")] = Blocks.all,
+        bool | None,
+        typer.Option(
+            "--scale/--no-scale", help="With --gate outside: a learned factor for each output channel."
+        ),
+    ] = None,
+    blocks: Annotated[Blocks | None, typer.Option(help="Its blocks that get a fresh expert.")] = None,
     init_from: Annotated[
         str,
         typer.Option(metavar="none|best|NAME", help="What the addition starts from, as of `add`."),
@@ -131,7 +145,7 @@ def compare(
     check_training_options(
         steps=steps,
         epochs=epochs,
-        expert=expert,
+        expert=expert or "none",
         rates={
             "--learning-rate": learning_rate,
             "--fine-tuning-rate": fine_tuning_rate,
@@ -145,20 +159,22 @@ def compare(
     from repmode_cl.workflows.compare_structure import run_comparison
     from repmode_cl.workflows.options import AdditionOptions, ComparisonOptions, TrainingOverrides
 
-    spec = AdditionSpec(
-        expert=expert,
-        sees=sees.value,
-        norm=norm.value,
-        resampling=resampling.value,
-        gate=gate.value,
-        scale=scale,
-        blocks=blocks.value,
-    )
+    chosen = {
+        "expert": expert,
+        "sees": sees,
+        "norm": norm,
+        "resampling": resampling,
+        "gate": gate,
+        "scale": scale,
+        "blocks": blocks,
+    }
+    kind, name = kind_of_addition(setting, chosen)
+    spec = AdditionSpec(**kind) if kind else None
     comparison = run_comparison(
         model,
         structure,
         data,
-        AdditionOptions(spec=spec, init_from=init_from),
+        AdditionOptions(spec=spec, setting=name, init_from=init_from),
         TrainingOverrides(
             steps=steps,
             epochs=epochs,

@@ -50,6 +50,8 @@ __all__ = [
     "parse_voxel_size",
     "parse_structures",
     "check_training_options",
+    "kind_of_addition",
+    "Setting",
 ]
 
 #: End of the help of options that are the base's by default.
@@ -118,6 +120,13 @@ class PrecisionChoice(StrEnum):
 
 
 PrecisionOption = Annotated[PrecisionChoice, typer.Option(help="Number format of training.")]
+
+
+class Setting(StrEnum):
+    """Named settings of an addition."""
+
+    small = "small"
+    best = "best"
 
 
 class Sees(StrEnum):
@@ -252,6 +261,29 @@ def parse_structures(text: str, option: str) -> tuple[str, ...]:
     if repeated:
         raise RepmodeError(f"{option}: {', '.join(repeated)} is given twice")
     return listed
+
+
+def kind_of_addition(setting: Setting | None, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the choices for an addition that were made, those of a setting included, and the setting's name.
+
+    Parameters
+    ----------
+    setting
+        The option ``--setting``.
+    chosen
+        The other options, by their names in `AdditionSpec`; None was not given, and is left out.
+    """
+    given = {
+        key: value.value if isinstance(value, StrEnum) else value
+        for key, value in chosen.items()
+        if value is not None
+    }
+    if setting is None:
+        return given, None
+    # Reading a configuration's schema takes longer than all else that --help needs.
+    from repmode_cl.config.addition_settings import kind_of_setting
+
+    return kind_of_setting(setting.value) | given, setting.value
 
 
 def check_training_options(

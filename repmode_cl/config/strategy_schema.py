@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from repmode_cl.config.addition_settings import ADDITION_SETTINGS, AdditionSetting
 from repmode_cl.config.field_types import GrownModel, Positive, check_fresh_expert
 from repmode_cl.config.network_schema import NetworkOverride
 from repmode_cl.errors import did_you_mean
@@ -88,6 +89,7 @@ _AVALANCHE_CLASS = re.compile(r"avalanche:(.*\.py:)?[A-Za-z_]\w*")
 _CUSTOM = "a strategy of your own (path/to/file.py:ClassName)"
 _AVALANCHE = "a strategy of Avalanche (avalanche:ClassName)"
 _OWNERS = {
+    "setting": ("experts_frozen",),
     "expert": ("experts_frozen",),
     "sees": ("experts_frozen",),
     "norm": ("experts_frozen", "lora", "adapter", "piggyback", "packnet"),
@@ -139,6 +141,7 @@ _LATER_OPTIONS = (
     "prune",
     "decay_to_base",
     "network",
+    "setting",
 )
 
 #: Options of which each says how much a buffer holds.
@@ -181,6 +184,8 @@ class StrategyConfig(GrownModel):
     """Of a joint base; null takes training.learning_rate. Strategies of one network and rate share their base."""
     steps: Positive | None = None
     """Optimiser steps of each experience after the base, whose own never depend on it; null takes training.steps."""
+    setting: AdditionSetting | None = None
+    """experts_frozen: small or best give expert, resampling and learning_rate where these are not given; null: none."""
     expert: str = "conv3"
     """experts_frozen: the fresh expert of each block; none trains only gate rows, norms and resampling layers."""
     sees: Literal["own", "all"] = "own"
@@ -253,6 +258,15 @@ class StrategyConfig(GrownModel):
     @classmethod
     def _expert(cls, expert: str) -> str:
         return check_fresh_expert(expert)
+
+    @model_validator(mode="after")
+    def _fill_in_setting(self) -> StrategyConfig:
+        """Fill in what a setting says and is not given, so that a run records it."""
+        if self.setting is not None:
+            for key, value in ADDITION_SETTINGS[self.setting].items():
+                if key not in self.model_fields_set:
+                    object.__setattr__(self, key, value)  # frozen, but not yet given away
+        return self
 
     @model_validator(mode="after")
     def _options_belong(self) -> StrategyConfig:
@@ -350,8 +364,11 @@ class StrategyConfig(GrownModel):
             parts.append(self.head)
         if has_plain_network:
             parts.append(f"k{self.kernel}")
+        named = ADDITION_SETTINGS[self.setting] if self.setting else {}
+        if self.setting:
+            parts.append(self.setting)
         for key in ("expert", "sees", "norm", "resampling", "networks", "gate", "blocks"):
-            if getattr(self, key) != type(self).model_fields[key].default:
+            if getattr(self, key) != named.get(key, type(self).model_fields[key].default):
                 parts.append(str(getattr(self, key)).replace(":", "").replace(",", "-"))
         if self.scale:
             parts.append("scale")

@@ -89,8 +89,9 @@ def add_structure(
     data
         Manifest of image pairs.
     spec
-        What the structure gets; ``None``: the paper's conv3, with own norms and resampling layers, or, with `replace`,
-        what the version has that it replaces.
+        What the structure gets, `AdditionSpec()` for the paper's; ``None``: the setting ``small`` of the command, or,
+        with `replace`, what the version has that it replaces. With a specification, the rate by default is not that of
+        a setting.
     init_from
         What it starts from: ``none`` is chance; the name of a known structure, near whose mode it starts; ``best``, the
         known structure whose mode has the lowest squared error on a sample of the training patches.

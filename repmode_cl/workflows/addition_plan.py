@@ -41,8 +41,8 @@ from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import (
     addition_strategy,
     base_provenance,
-    check_spec,
     open_manifest,
+    resolve_addition,
     run_config,
     training_config,
 )
@@ -223,11 +223,15 @@ def plan_addition(
     check_structure_name(structure)
     replaced = model.entries.get(structure) if options.replace else None
     notes: list[str] = []
-    if options.spec is None and replaced is not None and replaced.spec is not None:
-        spec = replace(replaced.spec, needs=())
-        notes.append(f"the kind is that of the version that it replaces: {spec.text}")
-    else:
-        spec = check_spec(options.spec, model.architecture.depth)
+    spec, setting = resolve_addition(options.spec, options.setting, model.architecture.depth)
+    if options.spec is None and options.setting is None:
+        if replaced is not None and replaced.spec is not None:
+            spec = replace(replaced.spec, needs=())
+            setting = (replaced.provenance.get("addition") or {}).get("setting")
+            notes.append(f"the kind is that of the version that it replaces: {spec.text}")
+        elif _interrupted_with_former_default(model, structure):
+            spec, setting = AdditionSpec(), None
+            notes.append(f"the kind is that of the training that was interrupted: {spec.text}")
     init_from = options.init_from
     needs = _needed_versions(model, structure, spec)
     if check_conflicts:
@@ -250,12 +254,12 @@ def plan_addition(
     config = run_config(
         model,
         manifest,
-        training_config(provenance, overrides),
+        training_config(provenance, overrides, setting),
         name=f"add-{structure}",
         cache=overrides.cache if overrides.cache is not None else model.pending(structure) / "cache",
         patch=patch,
         seed=overrides.seed,
-        strategy=addition_strategy(provenance, overrides, spec),
+        strategy=addition_strategy(provenance, overrides, spec, setting),
     )
     device = resolve_device(overrides.device)
     return AdditionPlan(
@@ -271,6 +275,12 @@ def plan_addition(
         force=overrides.force,
         notes=tuple(notes),
     )
+
+
+def _interrupted_with_former_default(model: Model, structure: str) -> bool:
+    """Return whether a training was interrupted that has the kind which an addition had before there were settings."""
+    request = read_request(model, structure)
+    return request is not None and request["spec"] == AdditionSpec().to_json()
 
 
 def replacement_spec(model: Path, structure: str, changes: Mapping[str, Any]) -> AdditionSpec | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
+from repmode_cl.config.addition_settings import AdditionSetting
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.patches.dataset import VolumeDataset
 from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
@@ -61,6 +62,7 @@ from repmode_cl.workflows.training_settings import (
     base_provenance,
     open_manifest,
     refuse_voxel_sizes,
+    resolve_addition,
     run_config,
     training_config,
 )
@@ -232,7 +234,8 @@ def run_comparison(
     manifest = open_manifest(data, structure)
     folder = Path(options.out) if options.out is not None else Path("runs") / f"compare-{structure}"
     _refuse_folder_in_model(model, folder)
-    training, base_rate = _training(model, overrides)
+    spec, setting = resolve_addition(addition.spec, addition.setting, model.architecture.depth)
+    training, rates = _training(model, overrides, setting)
     config = run_config(
         model,
         manifest,
@@ -241,7 +244,7 @@ def run_comparison(
         cache=overrides.cache if overrides.cache is not None else folder / "cache",
         patch=overrides.patch,
         seed=overrides.seed,
-        strategy=addition_strategy(base_provenance(model), overrides, addition.spec or AdditionSpec()),
+        strategy=addition_strategy(base_provenance(model), overrides, spec, setting),
     )
     methods = ComparisonMethods(
         network=model.network(known),
@@ -249,10 +252,10 @@ def run_comparison(
         config=config,
         rates={
             ADDING: training.learning_rate,
-            FINE_TUNING: options.fine_tuning_rate or base_rate,
-            OWN_NETWORK: options.network_rate or training.learning_rate,
+            FINE_TUNING: options.fine_tuning_rate or rates[FINE_TUNING],
+            OWN_NETWORK: options.network_rate or rates[OWN_NETWORK],
         },
-        spec=addition.spec or AdditionSpec(),
+        spec=spec,
         init_from=addition.init_from,
         kernel=options.kernel,
     )
@@ -292,14 +295,24 @@ def _refuse_folder_in_model(model: Model, folder: Path) -> None:
         )
 
 
-def _training(model: Model, overrides: TrainingOverrides) -> tuple[TrainingConfig, float]:
-    """Return the training section of all methods, and the base's learning rate."""
+def _training(
+    model: Model, overrides: TrainingOverrides, setting: AdditionSetting | None
+) -> tuple[TrainingConfig, dict[str, float]]:
+    """Return the training section of all methods, and the rates of the other two where none is given.
+
+    Fine-tuning has the base's. The separate network has that of adding, unless that is of a named setting, which was
+    chosen for what the setting trains: then it has the one that the base's configuration names for additions.
+    """
     provenance = base_provenance(model)
     # Equal steps for all: none may stop earlier than the others.
     overrides = replace(overrides, patience=None, time_limit=None)
     without_rate = replace(overrides, learning_rate=None)
     base_rate = training_config({**provenance, "addition": None}, without_rate).learning_rate
-    return training_config(provenance, overrides), base_rate
+    network_rate = training_config(provenance, overrides).learning_rate
+    return training_config(provenance, overrides, setting), {
+        FINE_TUNING: base_rate,
+        OWN_NETWORK: network_rate,
+    }
 
 
 def _request(

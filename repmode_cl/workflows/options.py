@@ -70,8 +70,11 @@ class AdditionOptions:
     Attributes
     ----------
     spec
-        What the structure gets; ``None``: the paper's conv3, with own norms and resampling layers; of a replacement:
-        what the version has that it replaces.
+        What the structure gets; ``None``: what `setting` says; of a replacement without one: what the version has that
+        it replaces.
+    setting
+        ``small`` or ``best``: a named kind of addition, and the rate at which it learns. ``None``: ``small``, unless
+        `spec` is given.
     init_from
         What it starts from: ``none`` is chance; the name of a known structure; ``best``, the known structure whose
         mode has the lowest squared error on a sample of the training patches.
@@ -84,6 +87,7 @@ class AdditionOptions:
     """
 
     spec: AdditionSpec | None = None
+    setting: str | None = None
     init_from: str = "none"
     min_r2: float | None = None
     stage: bool = False

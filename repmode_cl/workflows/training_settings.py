@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -23,6 +23,12 @@ from repmode_cl.config import (
     PreprocessingConfig,
     StrategyConfig,
     TrainingConfig,
+)
+from repmode_cl.config.addition_settings import (
+    ADDITION_SETTINGS,
+    DEFAULT_SETTING,
+    AdditionSetting,
+    kind_of_setting,
 )
 from repmode_cl.config.error_messages import describe_errors
 from repmode_cl.config.field_types import check_fresh_expert
@@ -44,7 +50,8 @@ __all__ = [
     "training_config",
     "addition_strategy",
     "run_config",
-    "check_spec",
+    "resolve_addition",
+    "addition_rate",
     "precision_note",
     "voxel_size_problems",
     "refuse_voxel_sizes",
@@ -84,7 +91,34 @@ def open_manifest(data: str | Path | Manifest, structure: str) -> Manifest:
     return manifest
 
 
-def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides) -> TrainingConfig:
+def addition_rate(
+    provenance: Mapping[str, Any], overrides: TrainingOverrides, setting: AdditionSetting | None
+) -> float | Mapping[str, float] | None:
+    """Return the rate of an addition, or one for each group of its parameters; None is the base's.
+
+    Parameters
+    ----------
+    provenance
+        Of the base, from `base_provenance`.
+    overrides
+        Their rate comes first.
+    setting
+        Named setting of the addition. Its rate yields to that which the base's configuration names for this setting;
+        without one, any rate that it names for additions holds.
+    """
+    if overrides.learning_rate is not None:
+        return overrides.learning_rate
+    named = provenance.get("addition") or {}
+    rate: float | Mapping[str, float] | None = named.get("learning_rate")
+    if setting is None or (rate is not None and named.get("setting") == setting):
+        return rate
+    own: float | Mapping[str, float] | None = ADDITION_SETTINGS[setting].get("learning_rate")
+    return own
+
+
+def training_config(
+    provenance: Mapping[str, Any], overrides: TrainingOverrides, setting: AdditionSetting | None = None
+) -> TrainingConfig:
     """Return the training section: the base's, with `overrides`.
 
     Parameters
@@ -94,6 +128,8 @@ def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides)
     overrides
         Patience, time limit, device, precision and loader workers are never the base's: that may have been another
         machine.
+    setting
+        Named setting of the addition that is trained; see `addition_rate`.
 
     Raises
     ------
@@ -105,16 +141,14 @@ def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides)
     values: dict[str, Any] = dict(
         provenance.get("training", {"steps": 300, "learning_rate": 2e-3, "schedule": "one_cycle"})
     )
-    rates = [overrides.learning_rate, (provenance.get("addition") or {}).get("learning_rate")]
+    rate = addition_rate(provenance, overrides, setting)
     # Rates by group stand with the strategy (`addition_strategy`); what they leave out has the base's rate.
-    named = next((rate for rate in rates if rate is not None), None)
-    addition_rate = None if isinstance(named, Mapping) else named
     values |= {
         "base_steps": None,
         "gate": "rows",
         "patience": overrides.patience,
         "time_limit": overrides.time_limit,
-        "learning_rate": addition_rate or values["learning_rate"],
+        "learning_rate": values["learning_rate"] if rate is None or isinstance(rate, Mapping) else rate,
         "device": overrides.device,
         "precision": overrides.precision,
         "loader_workers": overrides.loader_workers,
@@ -132,7 +166,10 @@ def training_config(provenance: Mapping[str, Any], overrides: TrainingOverrides)
 
 
 def addition_strategy(
-    provenance: Mapping[str, Any], overrides: TrainingOverrides, spec: AdditionSpec
+    provenance: Mapping[str, Any],
+    overrides: TrainingOverrides,
+    spec: AdditionSpec,
+    setting: AdditionSetting | None = None,
 ) -> StrategyConfig:
     """Return the strategy's section by which a structure is added: the base's configuration, with `overrides`.
 
@@ -148,6 +185,8 @@ def addition_strategy(
     spec
         How the structure is added. What the base's configuration names for additions is used as far as it fits: rates
         of groups that this one trains, and a decay where the fresh expert is outside the softmax.
+    setting
+        Named setting that `spec` is of.
 
     Raises
     ------
@@ -155,20 +194,22 @@ def addition_strategy(
         If `overrides` do not fit `spec`.
     """
     named = provenance.get("addition") or {}
-    rate = overrides.learning_rate
-    values: dict[str, Any] = {}
+    rate = addition_rate(provenance, overrides, setting)
+    values: dict[str, Any] = {"setting": setting} if setting is not None else {}
     choices = {key: value for key, value in spec.to_json().items() if key != "needs"}
-    if isinstance(rate, Mapping):
-        values["learning_rate"] = dict(rate)
-    elif rate is None and isinstance(named.get("learning_rate"), Mapping):
+    if isinstance(overrides.learning_rate, Mapping):
+        values["learning_rate"] = dict(overrides.learning_rate)
+    elif isinstance(rate, Mapping):
         groups = StrategyConfig(name="experts_frozen", **choices).rate_groups
-        fitting = {group: one for group, one in named["learning_rate"].items() if group in groups}
+        fitting = {group: one for group, one in rate.items() if group in groups}
         values |= {"learning_rate": fitting} if fitting else {}
     decay = overrides.decay_to_base
     if decay is None and spec.gate == "outside":
         decay = named.get("decay_to_base")
     if decay:
         values["decay_to_base"] = decay
+    if setting is not None and "learning_rate" not in values and isinstance(rate, (int, float)):
+        values["learning_rate"] = rate  # else the setting would fill in its own
     values = {"name": "experts_frozen", **(choices if values else {}), **values}
     with _config_errors(values):
         return StrategyConfig(**values)
@@ -244,23 +285,39 @@ def run_config(
     )
 
 
-def check_spec(spec: object, depth: int) -> AdditionSpec:
-    """Return `spec`, or the paper's for None.
+def resolve_addition(
+    spec: object, setting: str | None, depth: int
+) -> tuple[AdditionSpec, AdditionSetting | None]:
+    """Return how a structure is added, and the named setting that this is of; None is none.
 
     Parameters
     ----------
     spec
-        How a structure is added.
+        An `AdditionSpec`; ``None``: that of the setting.
+    setting
+        Its name; ``None``: no setting if there is a `spec`, else the default one.
     depth
         Of the network.
 
     Raises
     ------
     ConfigError
-        If it is no `AdditionSpec`, its expert is unknown, or its ranks are not as many as the network has levels.
+        If there is no such setting, `spec` is no `AdditionSpec`, its expert is unknown, or its ranks are not as many
+        as the network has levels.
     """
+    if setting is not None and setting not in ADDITION_SETTINGS:
+        raise ConfigError(
+            f"setting {setting!r}{did_you_mean(str(setting), tuple(ADDITION_SETTINGS))}: there are "
+            f"{' and '.join(ADDITION_SETTINGS)}"
+        )
+    known = cast(AdditionSetting | None, setting)
     if spec is None:
-        return AdditionSpec()
+        known = known or DEFAULT_SETTING
+        spec = AdditionSpec(**kind_of_setting(known))
+    return _check_spec(spec, depth), known
+
+
+def _check_spec(spec: object, depth: int) -> AdditionSpec:
     if not isinstance(spec, AdditionSpec):
         raise ConfigError(
             f"spec {spec!r}: an AdditionSpec is needed, such as AdditionSpec(expert='lowrank:4')"

@@ -315,7 +315,7 @@ def test_regions_are_checked_for_the_patch_of_the_next_command(images: Path, tmp
     lines = [
         "structure,signal,target,split,region,voxel_size_zyx",
         part.format("train", "0:48"),
-        part.format("test", "66:128"),
+        part.format("test", "82:128"),
     ]
     manifest.write_text("\n".join(lines))
     model = Path(__file__).parents[1] / "fixtures" / "model-v2"
@@ -331,7 +331,7 @@ def test_regions_are_checked_for_the_patch_of_the_next_command(images: Path, tmp
     code, text = check("--config", "paper")
     assert code == 2
     assert "error: " in text
-    assert "only 18 voxels from line 2" in text
+    assert "only 34 voxels from line 2" in text
     assert "patches of 32 x 128 x 128 (z, y, x) and depth 4" in text
     code, text = check("--model", model)
     assert code == 0, text
@@ -339,7 +339,7 @@ def test_regions_are_checked_for_the_patch_of_the_next_command(images: Path, tmp
         f"patches of 8 x 8 x 8 (z, y, x) and depth 1, at voxels of 0.29 x 0.29 x 0.29 um: what the model {model}"
         in text
     )
-    code, text = check("--model", model, "--patch", "8,64,64")
+    code, text = check("--model", model, "--patch", "8,72,72")
     assert code == 2
     assert "with --patch" in text
     assert "give one of them" in check("--model", model, "--config", "paper")[1]

@@ -335,7 +335,8 @@ def test_additions_take_the_rates_that_the_base_named(manifest: Path, tmp_path: 
 
     outside = AdditionSpec(resampling="base", gate="outside")
     assert recorded("nucleolus", spec=outside) == {"learning_rate": {"expert": 0.04}, "decay_to_base": 0.5}
-    assert recorded("mitochondria") == {"learning_rate": rates}  # nothing decays within the softmax
+    # Nothing decays within the softmax.
+    assert recorded("mitochondria", spec=AdditionSpec()) == {"learning_rate": rates}
     number = {"learning_rate": 0.03, "decay_to_base": 0.5}
     assert recorded("nucleolus", replace=True, learning_rate=0.03) == number
     with pytest.raises(ConfigError, match="unknown group 'gates'"):

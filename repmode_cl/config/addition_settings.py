@@ -1,0 +1,25 @@
+"""Named settings of an addition: what a structure gets, and the rate at which it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+__all__ = ["ADDITION_SETTINGS", "DEFAULT_SETTING", "AdditionSetting", "kind_of_setting"]
+
+AdditionSetting = Literal["small", "best"]
+
+#: Options of `experts_frozen` by the name of a setting, chosen by the studies in docs/results; the others have their
+#: defaults. ``small``: a ninth of the bytes of a plain network with kernel 3. ``best``: as many as one.
+ADDITION_SETTINGS: Mapping[AdditionSetting, Mapping[str, Any]] = {
+    "small": {"expert": "lowrank:4", "resampling": "base", "learning_rate": 4.0e-2},
+    "best": {"expert": "conv3", "learning_rate": 2.0e-2},
+}
+
+#: What ``add`` takes where nothing is said.
+DEFAULT_SETTING: AdditionSetting = "small"
+
+
+def kind_of_setting(setting: AdditionSetting) -> dict[str, Any]:
+    """Return the choices of `AdditionSpec` that a setting makes: all of its options but those of the training."""
+    return {key: value for key, value in ADDITION_SETTINGS[setting].items() if key != "learning_rate"}

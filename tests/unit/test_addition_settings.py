@@ -1,0 +1,101 @@
+"""Named settings of an addition, small and best: what they stand for in a configuration, and in `add` and `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tiny_addition import make_base
+from typer.testing import CliRunner
+
+from repmode_cl.cli.app import app
+from repmode_cl.config import StrategyConfig
+from repmode_cl.config.addition_settings import ADDITION_SETTINGS, DEFAULT_SETTING, kind_of_setting
+from repmode_cl.errors import ConfigError
+from repmode_cl.model import Model
+from repmode_cl.nn import AdditionSpec
+from repmode_cl.workflows.options import TrainingOverrides
+from repmode_cl.workflows.training_settings import addition_rate, resolve_addition
+
+SMALL, BEST = ADDITION_SETTINGS["small"], ADDITION_SETTINGS["best"]
+
+
+def test_a_setting_fills_in_what_is_not_given_and_is_recorded() -> None:
+    row = StrategyConfig.model_validate({"name": "experts_frozen", "setting": "small"})
+    assert {key: getattr(row, key) for key in SMALL} == dict(SMALL)
+    assert row.title == "experts_frozen_small"
+    assert {key: row.model_dump()[key] for key in SMALL} == dict(SMALL)
+    recorded = row.model_dump(include={"name", "setting", *SMALL})
+    assert StrategyConfig.model_validate(recorded) == row
+    other = StrategyConfig(name="experts_frozen", setting="small", expert="lowrank:2", learning_rate=1e-3)
+    assert (other.expert, other.learning_rate) == ("lowrank:2", 1e-3)
+    assert other.title == "experts_frozen_small_lowrank2"
+    # What a run recorded before there were settings is written as it was.
+    assert "setting" not in StrategyConfig(name="experts_frozen").model_dump()
+
+
+def test_only_settings_that_there_are_and_only_of_additions() -> None:
+    with pytest.raises(ValidationError, match="'small' or 'best'"):
+        StrategyConfig.model_validate({"name": "experts_frozen", "setting": "tiny"})
+    with pytest.raises(ValidationError, match="setting is an option of experts_frozen, not of fine_tuning"):
+        StrategyConfig.model_validate({"name": "fine_tuning", "setting": "small"})
+    with pytest.raises(ConfigError, match=r"setting 'smal' \(did you mean 'small'\?\)"):
+        resolve_addition(None, "smal", 3)
+
+
+def test_a_specification_is_of_no_setting_unless_one_is_named() -> None:
+    assert resolve_addition(None, None, 3) == (
+        AdditionSpec(**kind_of_setting(DEFAULT_SETTING)),
+        DEFAULT_SETTING,
+    )
+    assert resolve_addition(AdditionSpec(), None, 3) == (AdditionSpec(), None)
+    assert resolve_addition(AdditionSpec("conv1"), "best", 3) == (AdditionSpec("conv1"), "best")
+
+
+@pytest.mark.parametrize(
+    ("named", "given", "setting", "rate"),
+    [
+        ({}, None, "small", SMALL["learning_rate"]),
+        ({"learning_rate": 0.5}, None, "small", SMALL["learning_rate"]),
+        ({"learning_rate": 0.5, "setting": "best"}, None, "small", SMALL["learning_rate"]),
+        ({"learning_rate": 0.5, "setting": "small"}, None, "small", 0.5),
+        ({"learning_rate": 0.5, "setting": "small"}, 0.1, "small", 0.1),
+        ({"learning_rate": 0.5}, None, None, 0.5),
+        ({}, None, None, None),
+    ],
+)
+def test_where_the_rate_comes_from(
+    named: dict[str, Any], given: float | None, setting: Any, rate: float | None
+) -> None:
+    overrides = TrainingOverrides(learning_rate=given)
+    assert addition_rate({"addition": named}, overrides, setting) == rate
+
+
+@pytest.mark.parametrize(
+    ("options", "spec", "rate", "setting"),
+    [
+        ((), AdditionSpec(**kind_of_setting("small")), SMALL["learning_rate"], "small"),
+        (("--setting", "best"), AdditionSpec(**kind_of_setting("best")), BEST["learning_rate"], "best"),
+        (
+            ("--setting", "small", "--expert", "lowrank:2"),
+            AdditionSpec("lowrank:2", resampling="base"),
+            SMALL["learning_rate"],
+            "small",
+        ),
+        (("--expert", "conv1"), AdditionSpec("conv1"), 0.02, None),
+        (("--learning-rate", "0.003"), AdditionSpec(**kind_of_setting("small")), 0.003, "small"),
+    ],
+)
+def test_what_add_trains(
+    manifest: Path, tmp_path: Path, options: tuple[str, ...], spec: AdditionSpec, rate: float, setting: Any
+) -> None:
+    model = make_base(tmp_path / "model")
+    words = ["add", model, "--structure", "nucleolus", "--data", manifest, "--steps", 2, *options]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    entry = Model.open(model).entries["nucleolus"]
+    assert entry.spec == spec
+    assert entry.provenance["training"]["learning_rate"] == rate
+    assert entry.provenance["addition"].get("setting") == setting
