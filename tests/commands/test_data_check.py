@@ -344,7 +344,7 @@ def test_regions_are_checked_for_the_patch_of_the_next_command(images: Path, tmp
     assert "with --patch" in text
     assert "give one of them" in check("--model", model, "--config", "paper")[1]
     told = json.loads(check("--json")[1])
-    assert told["checked_for"]["patch"] == [16, 32, 32]
+    assert told["checked_for"]["patch"] == [8, 32, 32]
 
 
 def test_errors_come_first_and_warnings_of_one_kind_share_a_line(images: Path) -> None:
