@@ -173,7 +173,7 @@ class TrainingConfig(GrownModel):
     last_batch: Literal["continuous", "short"] = "continuous"
     """With epochs, batches that run on into the next epoch, or a short last one in each (the paper's code)."""
     fusing: Literal["float32", "autocast"] = "float32"
-    """Precision that kernels are fused in: the parameters', or that of the convolutions (the paper's code)."""
+    """Precision of the gates' logits: the parameters', or that of the convolutions (the paper's code)."""
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainingConfig:

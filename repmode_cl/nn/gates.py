@@ -108,16 +108,18 @@ class TaskGate(nn.Module):
         """Structures that it has logits for."""
         return self._codes[0].names
 
-    def row(self, name: str) -> Tensor:
-        """Return the logits of `name`, (T, C_out), in the parameters' precision."""
+    def row(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the logits of `name`, (T, C_out), computed in `dtype`, and in the parameters' precision by default."""
         [codes] = self._codes
-        with torch.autocast(self.weight.device.type, enabled=False):
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        with torch.autocast(weight.device.type, enabled=False):
             if self.hidden_weight is None or self.hidden_bias is None:
-                logits = codes.apply_linear(name, self.weight, self.bias)
+                logits = codes.apply_linear(name, weight, bias)
             else:
-                hidden = torch.relu(codes.apply_linear(name, self.hidden_weight, self.hidden_bias))
-                logits = self.weight @ hidden + self.bias
-        return logits.reshape(self.shape)
+                first, first_bias = self.hidden_weight.to(dtype), self.hidden_bias.to(dtype)
+                hidden = torch.relu(codes.apply_linear(name, first, first_bias))
+                logits = weight @ hidden + bias
+        return logits.reshape(self.shape).to(self.weight.dtype)
 
 
 class InputGate(nn.Module):

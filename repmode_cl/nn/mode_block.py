@@ -44,7 +44,11 @@ def logit_for_share(share: float, others: Tensor, gating: Gating = "softmax") ->
 
 
 def fuse_under_autocast(network: nn.Module, active: bool) -> None:
-    """Let every MoDE block fuse kernels in the precision of autocast where that is on, or in the parameters' own."""
+    """Let every MoDE block compute logits in the precision of autocast where that is on, or in the parameters' own.
+
+    That is what autocast does to a gate that is a linear layer. It leaves the softmax (on GPUs) and the products of
+    which kernels are summed in float32.
+    """
     for part in network.modules():
         if isinstance(part, ModeBlock):
             part.fuses_under_autocast = active
@@ -145,7 +149,7 @@ class ModeBlock(nn.Module):
             self.task_gate = TaskGate(cast(TaskCodes, gate.codes), hidden, *shape, generator)
         self.input_gate = InputGate(c_in, *shape, generator) if gate.kind == "input" else None
         self.own = nn.ModuleDict()
-        #: Whether kernels are fused in the precision of autocast, where that is on.
+        #: Whether logits are computed in the precision of autocast, where that is on.
         self.fuses_under_autocast = False
         self.norm = StructureNorm(c_out) if activation else None
 
@@ -204,12 +208,12 @@ class ModeBlock(nn.Module):
         """Structures of the base, which see the shared experts and nothing else."""
         return (*(() if self.task_gate is None else self.task_gate.names), *self.gates)
 
-    def _row(self, name: str) -> Tensor:
-        """Return the logits (T, C_out) of a structure of the base."""
+    def _row(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the logits (T, C_out) of a structure of the base, computed in `dtype`."""
         if name not in self.gates:
-            return cast(TaskGate, self.task_gate).row(name)
+            return cast(TaskGate, self.task_gate).row(name, dtype)
         row: Tensor = self.gates[name]
-        return row
+        return row.to(dtype).to(row.dtype)
 
     def base_rows(self) -> dict[str, Tensor]:
         """Return the logits (T, C_out) of each of the base's structures."""
@@ -276,7 +280,7 @@ class ModeBlock(nn.Module):
         self,
         names: Sequence[str],
         max_taps: Sequence[int] | None = None,
-        dtype: torch.dtype | None = None,
+        logits_dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
         """Return the fused kernel of each of `names`, with at most `max_taps` taps (z, y, x).
 
@@ -285,20 +289,19 @@ class ModeBlock(nn.Module):
         experts = [cast(Expert, expert) for expert in self.experts.values()]
         if not self.gated:
             row = self._unit_row()
-            [kernel] = fuse_rows(experts, [row], dtype, max_taps, gating=self.gating)
+            [kernel] = fuse_rows(experts, [row], max_taps=max_taps, gating=self.gating)
             return dict.fromkeys(names, kernel)
         base = [name for name in names if name in self._base]
-        rows = [self._row(name) for name in base]
-        together = fuse_rows(experts, rows, dtype, max_taps, gating=self.gating) if base else ()
+        rows = [self._row(name, logits_dtype) for name in base]
+        together = fuse_rows(experts, rows, max_taps=max_taps, gating=self.gating) if base else ()
         fused = dict(zip(base, together, strict=True))
         for name in names:
             if name not in fused:
                 visible, row = self.visible(name)
                 [fused[name]] = fuse_rows(
                     [expert for _, expert in visible],
-                    [row],
-                    dtype,
-                    max_taps,
+                    [row.to(logits_dtype).to(row.dtype)],
+                    max_taps=max_taps,
                     outside=self.outside_weight(name),
                     gating=self.gating,
                 )
@@ -326,7 +329,7 @@ class ModeBlock(nn.Module):
     ) -> Tensor:
         """Convolve each sample with the kernel that its own input makes."""
         experts = [cast(Expert, expert) for expert in self.experts.values()]
-        rows = list(gate.rows(x).unbind())
-        kernels = fuse_rows(experts, rows, dtype, max_taps, gating=self.gating)
+        rows = [row.to(dtype).to(row.dtype) for row in gate.rows(x).unbind()]
+        kernels = fuse_rows(experts, rows, max_taps=max_taps, gating=self.gating)
         parts = [convolve(part, kernel) for part, kernel in zip(torch.split(x, 1), kernels, strict=True)]
         return torch.cat(parts)

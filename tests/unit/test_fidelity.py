@@ -28,8 +28,6 @@ from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.inference.windows import gaussian_weights
 from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.nn.experts import make_expert
-from repmode_cl.nn.gatrep import fuse_kernels
 from repmode_cl.nn.mode_block import ModeBlock, fuse_under_autocast
 from repmode_cl.strategies.registry import strategy_class, strategy_section
 
@@ -302,43 +300,46 @@ def test_a_short_last_batch_is_one_of_epochs() -> None:
         Longer.check(Config(name="x", training=epochs), strategy_section(section), STREAM)
 
 
-# -- 6: fusing in half precision --------------------------------------------------------------------------------
+# -- 6: logits in half precision --------------------------------------------------------------------------------
+
+
+def test_logits_are_what_autocast_makes_of_a_linear_layer_and_the_rest_is_in_float32() -> None:
+    network = RepModeUNet(SMALL, BASE, shared_gate_bias=True)
+    block = cast(ModeBlock, network.bottleneck[1])
+    gate = block.task_gate
+    assert gate is not None
+    with torch.autocast("cpu", torch.float16):
+        logits = nn.functional.linear(torch.eye(len(BASE)), gate.weight, gate.bias)
+        product = torch.einsum("oidhw,o->oidhw", block.experts["conv3"].weight, torch.ones(block.c_out))
+    assert (logits.dtype, product.dtype) == (torch.float16, torch.float32)
+    kernels = block.kernels(BASE, logits_dtype=torch.float16)
+    exact = block.kernels(BASE)
+    for place, name in enumerate(BASE):
+        shares = torch.softmax(logits[place].float().view(len(block.experts), -1), 0)
+        conv, point = (expert.weights()[0].detach() for expert in block.experts.values())
+        expected = conv * shares[0].view(-1, 1, 1, 1, 1)
+        expected[:, :, 1:2, 1:2, 1:2] += point * shares[1].view(-1, 1, 1, 1, 1)
+        assert kernels[name].dtype == torch.float32
+        assert torch.allclose(kernels[name], expected, atol=1e-7)
+        assert 1e-7 < float((kernels[name] - exact[name]).detach().abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("fusing", ["autocast", "float32"])
-def test_kernels_are_fused_in_the_precision_of_autocast(monkeypatch: pytest.MonkeyPatch, fusing: str) -> None:
-    network = RepModeUNet(SMALL, BASE)
+def test_logits_are_rounded_only_under_autocast(fusing: str) -> None:
+    network = RepModeUNet(SMALL, BASE).eval()
     fuse_under_autocast(network, fusing == "autocast")
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        "repmode_cl.nn.mode_block.convolve",
-        lambda x, kernel: (seen.append(kernel), torch.conv3d(x, kernel, padding=kernel.shape[-1] // 2))[1],
-    )
     x = torch.randn(2, 1, 8, 8, 8)
+    plain = RepModeUNet(SMALL, BASE).eval()
+    with torch.no_grad():
+        assert torch.equal(network(x, list(BASE)), plain(x, list(BASE)))
+        for row in (row for _, block in plain.named_mode_blocks() for row in block.gates.values()):
+            row.copy_(row.half())
+        with torch.autocast("cpu", torch.float16):
+            same = torch.equal(network(x, list(BASE)), plain(x, list(BASE)))
+    assert same == (fusing == "autocast")
     with torch.autocast("cpu", torch.float16):
-        output = network(x, list(BASE))
-    assert {kernel.dtype for kernel in seen} == {torch.float16 if fusing == "autocast" else torch.float32}
-    output.float().square().mean().backward()
+        network(x, list(BASE)).float().square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
-    seen.clear()
-    network(x, list(BASE))
-    assert {kernel.dtype for kernel in seen} == {torch.float32}  # without autocast nothing changes
-
-
-def test_a_half_precision_kernel_is_a_sum_of_half_precision_numbers() -> None:
-    generator = torch.Generator().manual_seed(0)
-    experts = [make_expert(spec, 3, 4, generator) for spec in ("conv3", "conv1", "avg3")]
-    row = torch.randn(3, 4, generator=generator)
-    shares = torch.softmax(row.half(), 0)
-    conv, point, mean = (expert.weights()[0].detach().half() for expert in experts)
-    expected = (mean / 27).expand(4, 3, 3, 3, 3) * shares[2].view(-1, 1, 1, 1, 1)
-    expected = expected + conv * shares[0].view(-1, 1, 1, 1, 1)
-    expected[:, :, 1:2, 1:2, 1:2] += point * shares[1].view(-1, 1, 1, 1, 1)
-    found = fuse_kernels(experts, row, torch.float16).detach()
-    assert found.dtype == torch.float16
-    assert torch.allclose(found.float(), expected.float(), atol=1e-3)
-    exact = fuse_kernels(experts, row).detach()
-    assert 1e-6 < float((found.float() - exact).abs().max()) < 2e-3
 
 
 def test_the_setting_reaches_the_network(samples: list[Sample]) -> None:
