@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
+from repmode_cl.config import load_config
 from repmode_cl.data.importers.isl import PLANES, STAINS, read_isl, split_rows
 from repmode_cl.data.importers.mitotic import TAGGED, import_mitotic
 from repmode_cl.data.manifest import read_manifest
@@ -348,6 +349,36 @@ def test_the_real_cells() -> None:
         assert row.region is not None
         box = row.region.resolve((200, 200, 200))
         assert all(10 < part.stop - part.start < 160 for part in box)
+
+
+# -- lamin B1, added to structures of other fields ---------------------------------------------------------------
+
+
+def test_the_study_of_lamin_b1_tests_on_a_field_that_trains_nothing() -> None:
+    folder = Path(__file__).resolve().parents[2] / "docs" / "results" / "lamin_b1"
+    config = load_config(folder / "lamin_b1.yaml")
+    assert config.data.manifest == str(folder / "manifest.csv")
+    assert config.stream.order == ("lamin_b1",)
+    found = read_manifest(folder / "manifest.csv")
+    assert sorted(found.structures) == sorted((*config.stream.base, "lamin_b1"))
+    for row in found.rows:
+        # Relative paths: the images are not in the repository.
+        assert row.signal.relative_to(folder).parts[0] == (
+            "lamin_b1" if row.structure == "lamin_b1" else "real"
+        )
+        assert row.signal == row.target
+    fields = {(row.signal.name.split("_")[0], row.split) for row in found.for_structure("lamin_b1")}
+    assert fields == {("P16", "train"), ("P26", "test")}
+    for structure in config.stream.base:
+        train, test = (row.region for row in found.for_structure(structure))
+        assert train is not None
+        assert test is not None
+        gaps = [
+            after[0] - before[1]
+            for before, after in ((train.y, test.y), (train.x, test.x))
+            if before[1] is not None
+        ]
+        assert gaps == [32]  # more than half a patch
 
 
 def test_errors_are_of_the_user(sample: Path) -> None:
