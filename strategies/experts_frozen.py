@@ -37,6 +37,8 @@ class ExpertsFrozen(StructureStrategy):
         are left out, the one rate of the others.
     decay_to_base
         Decay of what an addition trains towards the base, for experts outside the softmax; see Notes.
+    gate_steps
+        Share of an addition's steps in which its gates learn, 0 to 1. Then they are fixed, and a step costs less.
 
     Raises
     ------
@@ -63,11 +65,14 @@ class ExpertsFrozen(StructureStrategy):
         spec: AdditionSpec | None = None,
         group_rates: Mapping[str, float] | None = None,
         decay_to_base: float = 0.0,
+        gate_steps: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.spec = spec or AdditionSpec()
         self.group_rates = dict(group_rates or {})
         self.decay_to_base = decay_to_base
+        self.gate_steps = gate_steps
+        self._gates_fixed = False
         #: Value in the base of each parameter that decays, by its id; None where it is not computed yet.
         self._base_values: dict[int, Tensor] | None = None
         super().__init__(**kwargs)
@@ -96,6 +101,10 @@ class ExpertsFrozen(StructureStrategy):
         if not 0 <= self.decay_to_base < math.inf:
             raise ConfigError(
                 f"decay_to_base: found {self.decay_to_base!r}: a number of at least 0 is needed"
+            )
+        if not 0 <= self.gate_steps <= 1:
+            raise ConfigError(
+                f"gate_steps: found {self.gate_steps!r}: a share of the steps, 0 to 1, is needed"
             )
         if self.decay_to_base and self.spec.gate != "outside":
             raise ConfigError(
@@ -173,6 +182,24 @@ class ExpertsFrozen(StructureStrategy):
         """Make the optimiser of an experience, whose parameters have other values in the base."""
         super().make_optimizer(**kwargs)
         self._base_values = None
+        self._gates_fixed = False
+
+    def _train_step(self, parts: Sequence[Any], **kwargs: Any) -> None:
+        """Make one optimiser step; from the step on at which gates are fixed, without gradients of them."""
+        # Rounded, so that 0.3 of 10 steps are 3 and not 2, as 0.3 is a little less than that.
+        learning = self.gate_steps == 1 or self.progress.step < round(self.gate_steps * self.budget.steps)
+        if not learning and not self._gates_fixed and self._adds(self._experience_number):
+            self._fix_gates()
+        super()._train_step(parts, **kwargs)
+
+    def _fix_gates(self) -> None:
+        """Fix the gates: they have no gradient and no moments any more, so that no optimiser moves them."""
+        [name] = self.stream.experiences[self._experience_number]
+        for one in self.network.fix_gates(name):
+            parameter = self.optimized_param_id.pop(one, None)
+            if parameter is not None:
+                self.optimizer.state.pop(parameter, None)
+        self._gates_fixed = True
 
     def optimizer_step(self) -> None:
         """Decay to the base, and update weights and learning rate."""
@@ -193,7 +220,7 @@ class ExpertsFrozen(StructureStrategy):
             for group in self.optimizer.param_groups:
                 share = min(1.0, float(group["lr"]) * self.decay_to_base)
                 for parameter in group["params"]:
-                    if id(parameter) in self._base_values:
+                    if parameter.requires_grad and id(parameter) in self._base_values:
                         parameter.lerp_(self._base_values[id(parameter)], share)
 
 
@@ -207,6 +234,8 @@ def training_options(options: StrategyConfig) -> dict[str, Any]:
         arguments["group_rates"] = dict(options.learning_rate)
     if options.decay_to_base:
         arguments["decay_to_base"] = options.decay_to_base
+    if options.gate_steps != 1:
+        arguments["gate_steps"] = options.gate_steps
     return arguments
 
 

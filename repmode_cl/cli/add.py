@@ -156,6 +156,13 @@ def add(
             "default that of `experts_frozen` in the base's configuration, or 0."
         ),
     ] = None,
+    gate_steps: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the steps in which its gates learn, 0 to 1; then they are fixed, and steps cost less. By "
+            "default that of `experts_frozen` in the base's configuration, or 1."
+        ),
+    ] = None,
     batch_size: BatchSizeOption = None,
     patch: PatchOption = None,
     seed: SeedOption = 0,
@@ -230,6 +237,7 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
         "patience",
         "learning_rate",
         "decay_to_base",
+        "gate_steps",
         "batch_size",
         "seed",
         "device",

@@ -22,6 +22,7 @@ class Section(StrEnum):
     check = "check"
     training = "training"
     inference = "inference"
+    kernel3 = "kernel3"
     memory = "memory"
     loading = "loading"
     scaling = "scaling"

@@ -98,6 +98,7 @@ _OWNERS = {
     "scale": ("experts_frozen",),
     "blocks": ("experts_frozen",),
     "decay_to_base": ("experts_frozen",),
+    "gate_steps": ("experts_frozen",),
     "kernel": (
         "multi_net",
         "multi_head",
@@ -142,6 +143,7 @@ _LATER_OPTIONS = (
     "decay_to_base",
     "network",
     "setting",
+    "gate_steps",
 )
 
 #: Options of which each says how much a buffer holds.
@@ -202,6 +204,8 @@ class StrategyConfig(GrownModel):
     """experts_frozen: blocks with a fresh expert; the bottleneck is the encoder's, the last block the decoder's."""
     decay_to_base: Annotated[float, Field(ge=0)] = 0.0
     """experts_frozen with gate outside: decay of all that an addition trains towards the base, as AdamW decays to 0."""
+    gate_steps: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """experts_frozen: share of an addition's steps in which its gates learn; then they are fixed, and steps cheaper."""
     kernel: Literal[3, 5] = 3
     """multi_net, multi_head, warm_copy of it, all on a frozen plain network, avalanche: kernel size of it."""
     networks: Literal["all", "added"] = "all"
@@ -378,6 +382,8 @@ class StrategyConfig(GrownModel):
             parts.append(f"bottleneck{self.bottleneck}")
         if self.decay_to_base:
             parts.append(f"decay{self.decay_to_base:g}")
+        if self.gate_steps != 1:
+            parts.append(f"gates{self.gate_steps:g}")
         for key, word in _TITLE_WORDS.items():
             value = getattr(self, key)
             if value is not None:

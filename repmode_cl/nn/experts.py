@@ -67,7 +67,10 @@ class Expert(nn.Module):
     kernel_size: int
 
     def weights(self) -> tuple[nn.Parameter, ...]:
-        """Return the parameters, in the order in which the other methods take them."""
+        """Return the parameters, in the order in which the other methods take them.
+
+        Each kind names its own: looking through all modules for parameters takes longer than fusing small kernels.
+        """
         return tuple(self.parameters())
 
     def channel_weights(self, channels: slice) -> tuple[Tensor, ...]:
@@ -101,6 +104,10 @@ class ConvExpert(Expert):
         self.kernel_size = kernel_size
         self.weight = kaiming((c_out, c_in, *[kernel_size] * 3), c_in * kernel_size**3, generator)
 
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the kernel; see the class."""
+        return (self.weight,)
+
     def taps(self, *weights: Tensor) -> Tensor:
         """Return the weight itself, (C_out, C_in, K, K, K)."""
         return weights[0]
@@ -117,6 +124,10 @@ class AvgExpert(Expert):
         super().__init__()
         self.kernel_size = kernel_size
         self.weight = kaiming((c_out, c_in, 1, 1, 1), c_in, generator)
+
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the 1 x 1 x 1 kernel; see the class."""
+        return (self.weight,)
 
     def taps(self, *weights: Tensor) -> Tensor:
         """Return the serially merged kernel: the weight spread over K^3 taps, (C_out, C_in, 1, 1, 1)."""
@@ -135,6 +146,10 @@ class LowRankExpert(Expert):
         self.kernel_size = 3
         self.spatial = kaiming((rank, c_in, 3, 3, 3), c_in * 27, generator)
         self.mix = kaiming((c_out, rank), rank, generator)
+
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """Return both factors; see the class."""
+        return self.spatial, self.mix
 
     def zero_weights(self) -> tuple[str, ...]:
         """Return the mixing matrix; were both factors zero, neither would ever take a gradient."""

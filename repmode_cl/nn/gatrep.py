@@ -7,9 +7,11 @@ once for all experts of one size.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +21,16 @@ from torch.nn import functional
 from repmode_cl.nn.convolution import centre_taps
 from repmode_cl.nn.experts import Expert
 
-__all__ = ["Gating", "fuse_kernels", "fuse_rows", "fuse_channels", "mixing_weights"]
+__all__ = [
+    "Gating",
+    "Outside",
+    "add_expert",
+    "fuse_kernels",
+    "fuse_rows",
+    "fuse_channels",
+    "mixing_weights",
+    "weigh_kernels",
+]
 
 #: Most elements of a product that is summed at once: the scratch memory of an inner product of large kernels.
 _SCRATCH = 1 << 22
@@ -29,11 +40,15 @@ V = TypeVar("V")
 #: Taps of a kernel, (z, y, x).
 Size = tuple[int, int, int]
 
+
 #: What makes weights of a gate row: the softmax over its experts, or the sigmoid of each.
 Gating = Literal["softmax", "sigmoid"]
 
+#: Weight (C_out,) of an expert outside the softmax, or 1 where it has no factor.
+Outside = Tensor | float
 
-def mixing_weights(logits: Tensor, outside: Tensor | None = None, gating: Gating = "softmax") -> Tensor:
+
+def mixing_weights(logits: Tensor, outside: Outside | None = None, gating: Gating = "softmax") -> Tensor:
     """Return the weight of each expert in the fused kernel, (T, C_out).
 
     Parameters
@@ -41,19 +56,22 @@ def mixing_weights(logits: Tensor, outside: Tensor | None = None, gating: Gating
     logits
         The gate row, (T, C_out), or (T - 1, C_out) where the last expert stands outside the softmax.
     outside
-        Weight (C_out,) of an expert outside the softmax; None where there is none.
+        Weight (C_out,) of an expert outside the softmax, or 1; None where there is none.
     gating
         ``softmax`` (paper, eq. 2) or ``sigmoid`` (Table 2).
     """
     shares = torch.softmax(logits, 0) if gating == "softmax" else torch.sigmoid(logits)
-    return shares if outside is None else torch.cat([shares, outside[None]])
+    if outside is None:
+        return shares
+    last = outside if isinstance(outside, Tensor) else logits.new_full(logits.shape[1:], outside)
+    return torch.cat([shares, last[None]])
 
 
 def fuse_kernels(
     experts: Sequence[Expert],
     logits: Tensor,
     dtype: torch.dtype | None = None,
-    outside: Tensor | None = None,
+    outside: Outside | None = None,
     gating: Gating = "softmax",
 ) -> Tensor:
     """Merge `experts` into one kernel with the softmax of `logits` (paper, eq. 2 and 6).
@@ -67,7 +85,7 @@ def fuse_kernels(
     dtype
         Precision to compute in, ``None`` for the parameters' own.
     outside
-        Weight (C_out,) of the last expert, if it stands outside the softmax: `logits` then has no entry for it.
+        Weight (C_out,) of the last expert, or 1, if it stands outside the softmax: `logits` then has no entry for it.
     gating
         As of `mixing_weights`.
 
@@ -84,7 +102,7 @@ def fuse_rows(
     rows: Sequence[Tensor],
     dtype: torch.dtype | None = None,
     max_taps: Sequence[int] | None = None,
-    outside: Tensor | None = None,
+    outside: Outside | None = None,
     gating: Gating = "softmax",
 ) -> tuple[Tensor, ...]:
     """Merge the same experts into one kernel for each of several gate rows, as a mixed batch needs.
@@ -125,18 +143,101 @@ def fuse_rows(
         if row.shape[0] != gated:
             within = "" if outside is None else " within the softmax"
             raise ValueError(f"the gate row has {row.shape[0]} entries for {gated} experts{within}")
-    weights = [weight.to(dtype) for expert in experts for weight in expert.weights()]
-    logits = [row.to(dtype) for row in rows]
-    factors = [] if outside is None else [outside.to(dtype)]
+    groups = [expert.weights() for expert in experts]
+    weights: list[Tensor] = [weight for group in groups for weight in group]
+    logits: Sequence[Tensor] = rows
+    factors = [outside] if isinstance(outside, Tensor) else []
+    if dtype is not None:
+        weights, logits, factors = ([one.to(dtype) for one in part] for part in (weights, logits, factors))
     sizes = _kernel_sizes(experts, max_taps)
     if torch.compiler.is_compiling():
         # The compiler decides itself what is stored for the backward pass, and that of torch 2.11 loses the gradients
         # of a function which it cannot trace to its end.
         with torch.autocast(logits[0].device.type, enabled=False):
-            taps = _crop_taps(_expert_taps(experts, weights), sizes)
-            return tuple([_merge_traceable(sizes, taps, _shares(row, factors, gating)) for row in logits])
+            taps = _crop_taps(_expert_taps(experts, _grouped(weights, tuple(map(len, groups)))), sizes)
+            weight = factors[0] if factors else outside
+            return tuple(
+                [_merge_traceable(sizes, taps, mixing_weights(row, weight, gating)) for row in logits]
+            )
+    layout = _Layout(
+        tuple(experts),
+        sizes,
+        tuple(map(len, groups)),
+        len(logits),
+        len(factors),
+        outside is not None and not factors,
+        gating,
+    )
     apply = cast(Callable[..., tuple[Tensor, ...]], _FuseKernels.apply)
-    return apply(tuple(experts), sizes, (len(logits), len(factors)), gating, *logits, *factors, *weights)
+    return apply(layout, *logits, *factors, *weights)
+
+
+def weigh_kernels(experts: Sequence[Expert], weights: Tensor, size: int) -> Tensor:
+    """Return the weighted sum of experts, without gradient.
+
+    Parameters
+    ----------
+    experts
+        At least one.
+    weights
+        Weight of each, (T, C_out): no softmax is taken.
+    size
+        Edge K of the result, at least that of the largest expert; beyond that it is zero.
+
+    Returns
+    -------
+    Tensor
+        (C_out, C_in, K, K, K), channels-last.
+    """
+    with torch.no_grad():
+        sizes = _kernel_sizes(experts, None)
+        taps = _expert_taps(experts, [expert.weights() for expert in experts])
+        fused = _merge(sizes, taps, _per_channel(weights))
+        if fused.shape[2] == size:
+            return fused
+        padded = fused.new_zeros((*fused.shape[:2], size, size, size))
+        padded = padded.contiguous(memory_format=torch.channels_last_3d)
+        centre_taps(padded, fused.shape[2:]).copy_(fused)
+        return padded
+
+
+def add_expert(
+    mix: Tensor, expert: Expert | None, share: Tensor | None, max_taps: Sequence[int] | None = None
+) -> Tensor:
+    """Add one expert to a kernel that is fused already and takes no gradient.
+
+    Parameters
+    ----------
+    mix
+        Sum of all other experts, (C_out, C_in, K, K, K), K at least the expert's.
+    expert
+        The expert; None adds nothing.
+    share
+        Its weight, (C_out,), without gradient; None is 1.
+    max_taps
+        Most taps (z, y, x) of the result, odd numbers; the others are left out. ``None`` is all.
+
+    Returns
+    -------
+    Tensor
+        The kernel, of which only the expert's weights take a gradient: that of the kernel, without any inner product.
+    """
+    if max_taps is not None:
+        mix = centre_taps(mix, max_taps)
+    if expert is None:
+        return mix
+    with _without_autocast(mix.device.type):
+        tap = expert.taps(*expert.weights())
+        [size] = _kernel_sizes([expert], mix.shape[2:])
+        margins = [(whole - own) // 2 for whole, own in zip(mix.shape[2:], size, strict=True)]
+        if tap.shape[2] == expert.kernel_size:
+            tap = centre_taps(tap, size)
+        elif any(margins):  # one number for all taps; without margins it is broadcast
+            tap = tap.expand(*tap.shape[:2], *size)
+        if any(margins):
+            z, y, x = margins
+            tap = functional.pad(tap, (x, x, y, y, z, z))
+        return mix + tap if share is None else torch.addcmul(mix, tap, share[:, None, None, None, None])
 
 
 def fuse_channels(
@@ -144,7 +245,7 @@ def fuse_channels(
     logits: Tensor,
     channels: slice,
     dtype: torch.dtype,
-    outside: Tensor | None = None,
+    outside: Outside | None = None,
     gating: Gating = "softmax",
 ) -> Tensor:
     """Return `fuse_kernels` for only some output channels, without gradients: the rest is never computed.
@@ -166,130 +267,203 @@ def fuse_channels(
             expert.taps(*(weight.to(dtype) for weight in expert.channel_weights(channels)))
             for expert in experts
         ]
-        factors = [] if outside is None else [outside[channels].to(dtype)]
-        shares = _shares(logits[:, channels].to(dtype), factors, gating)
-        return _merge(_kernel_sizes(experts, None), taps, shares)
+        if isinstance(outside, Tensor):
+            outside = outside[channels].to(dtype)
+        shares = mixing_weights(logits[:, channels].to(dtype), outside, gating)
+        return _merge(_kernel_sizes(experts, None), taps, _per_channel(shares))
+
+
+class _Layout(NamedTuple):
+    """What `_FuseKernels` is given besides tensors, and where these stand.
+
+    Attributes
+    ----------
+    experts, sizes
+        The experts, and the taps used of each.
+    counts
+        Weights of each expert.
+    rows, factors
+        Gate rows; factors, 1 where the last expert has one and stands outside the softmax, else 0.
+    unscaled
+        Whether the last expert stands outside the softmax without a factor.
+    gating
+        As of `mixing_weights`.
+    """
+
+    experts: tuple[Expert, ...]
+    sizes: tuple[Size, ...]
+    counts: tuple[int, ...]
+    rows: int
+    factors: int
+    unscaled: bool
+    gating: Gating
+
+    def split(self, values: Sequence[V]) -> tuple[Sequence[V], Sequence[V], list[Sequence[V]]]:
+        """Return the values of the rows, of the factors, and of each expert's weights, which follow each other."""
+        first = self.rows + self.factors
+        return values[: self.rows], values[self.rows : first], _grouped(values[first:], self.counts)
+
+    def per_channel(self, shares: Tensor, factors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the weight (C_out, 1, 1, 1, 1) of each expert, None for 1; `shares` are those of the softmax."""
+        if factors:
+            shares = torch.cat([shares, factors[0][None]])
+        found: list[Tensor | None] = list(_per_channel(shares))
+        return [*found, None] if self.unscaled else found
 
 
 class _FuseKernels(torch.autograd.Function):
-    """``apply(experts, sizes, (S, F), gating, *rows, *factors, *weights)`` -> S kernels.
-
-    `sizes` are the taps used of each expert; there are S rows, and F is 1 where the last expert has a factor and stands
-    outside the softmax, else 0.
-    """
+    """``apply(layout, *rows, *factors, *weights)`` -> one kernel for each row."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        experts: tuple[Expert, ...],
-        sizes: tuple[Size, ...],
-        counts: tuple[int, int],
-        gating: Gating,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, layout: _Layout, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return one kernel for each of the first tensors, the gate rows."""
-        ctx.experts, ctx.sizes, ctx.counts, ctx.gating = experts, sizes, counts, gating
-        rows, factors, weights = _split(tensors, counts)
+        ctx.layout = layout
+        rows, factors, weights = layout.split(tensors)
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            taps = _crop_taps(_expert_taps(experts, weights), sizes)
-            return tuple(_merge(sizes, taps, _shares(row, factors, gating)) for row in rows)
+        with _without_autocast(tensors[0].device.type):
+            taps = _crop_taps(_expert_taps(layout.experts, weights), layout.sizes)
+            return tuple(
+                [
+                    _merge(
+                        layout.sizes,
+                        taps,
+                        layout.per_channel(mixing_weights(row, None, layout.gating), factors),
+                    )
+                    for row in rows
+                ]
+            )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         """Turn the kernels' gradients into those of rows and weights; frozen weights cost nothing."""
-        experts: tuple[Expert, ...] = ctx.experts
+        layout: _Layout = ctx.layout
         saved = ctx.saved_tensors  # read only once: activation checkpointing allows no second time
-        rows, factors, weights = _split(saved, ctx.counts)
-        rows_needed, factors_needed, needed = _split(ctx.needs_input_grad[4:], ctx.counts)
+        rows, factors, weights = layout.split(saved)
+        rows_needed, factors_needed, needed = layout.split(ctx.needs_input_grad[1:])
         row_grads: list[Tensor | None] = [None] * len(rows)
         factor_grads: list[Tensor | None] = [None] * len(factors)
-        tap_grads: list[Tensor | None] = [None] * len(experts)
-        learning = _need_gradients(experts, needed)
-        with torch.autocast(rows[0].device.type, enabled=False):
-            full_taps = _expert_taps(experts, weights)
-            taps = _crop_taps(full_taps, ctx.sizes)
+        tap_grads: list[Tensor | None] = [None] * len(weights)
+        learning = [any(own) for own in needed]
+        with _without_autocast(rows[0].device.type):
+            full_taps = _expert_taps(layout.experts, weights)
+            taps = _crop_taps(full_taps, layout.sizes)
+            _, uniform = _passes(layout.sizes, _single(taps))
             for s, (row, grad) in enumerate(zip(rows, grads, strict=True)):
                 if grad is None:
                     continue
-                shares = _shares(row, factors, ctx.gating)
+                shares = mixing_weights(row, None, layout.gating)
+                gated = len(shares)
+                scaled = layout.per_channel(shares, factors) if any(learning) else []
                 crops = _GradientCrops(grad)
                 products = []
-                for t, (size, tap) in enumerate(zip(ctx.sizes, taps, strict=True)):
-                    part = crops.of(size, summed=_is_uniform(tap, size))
-                    if rows_needed[s] or any(factors_needed):
+                for t, tap in enumerate(taps):
+                    wanted = rows_needed[s] if t < gated else any(factors_needed)
+                    if not wanted and not learning[t]:
+                        continue
+                    part = crops.of(layout.sizes[t], summed=uniform[t])
+                    if wanted:
                         products.append(_inner_products(tap, part))
                     if learning[t]:
-                        tap_grads[t] = _add_scaled(tap_grads[t], part, _per_channel(shares[t]))
+                        tap_grads[t] = _add_scaled(tap_grads[t], part, scaled[t])
                 if any(factors_needed):
-                    own = products[-1]
+                    own = products.pop()
                     factor_grads[0] = own if factor_grads[0] is None else factor_grads[0] + own
                 if rows_needed[s]:
-                    shares = shares[: len(row)]
-                    share_grads = torch.stack(products[: len(row)])
-                    if ctx.gating == "softmax":
+                    share_grads = torch.stack(products)
+                    if layout.gating == "softmax":
                         row_grads[s] = shares * (share_grads - (shares * share_grads).sum(0))
                     else:
                         row_grads[s] = shares * (1 - shares) * share_grads
-            tap_grads = [
-                g if g is None else _pad_gradient(g, tap) for g, tap in zip(tap_grads, full_taps, strict=True)
-            ]
-            weight_grads = _weight_gradients(experts, weights, tap_grads, needed)
-        return (None, None, None, None, *row_grads, *factor_grads, *weight_grads)
+            weight_grads: list[Tensor | None] = []
+            for expert, own_weights, own_needed, grad, tap in zip(
+                layout.experts, weights, needed, tap_grads, full_taps, strict=True
+            ):
+                if grad is None:
+                    weight_grads += [None] * len(own_weights)
+                    continue
+                computed = expert.weight_gradients(_pad_gradient(grad, tap), *own_weights)
+                weight_grads += [
+                    g if learns else None for g, learns in zip(computed, own_needed, strict=True)
+                ]
+        return (None, *row_grads, *factor_grads, *weight_grads)
 
 
-def _shares(row: Tensor, factors: Sequence[Tensor], gating: Gating) -> Tensor:
-    """Return `mixing_weights` of a row, where `factors` hold the weight of an expert outside the softmax or nothing."""
-    return mixing_weights(row, factors[0] if factors else None, gating)
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which nothing is computed in half precision; entering autocast's own takes a while."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _split(values: Sequence[V], counts: tuple[int, int]) -> tuple[Sequence[V], Sequence[V], Sequence[V]]:
-    """Return the values of the rows, of the factors and of the weights, which follow each other."""
-    rows, factors = counts
-    return values[:rows], values[rows : rows + factors], values[rows + factors :]
-
-
-def _group_by_expert(experts: Sequence[Expert], values: Sequence[V]) -> Iterator[tuple[Expert, Sequence[V]]]:
-    """Yield each expert with its part of `values`, which hold one entry for each weight of all experts."""
-    first = 0
-    for expert in experts:
-        count = len(expert.weights())
-        yield expert, values[first : first + count]
+def _grouped(values: Sequence[V], counts: Sequence[int]) -> list[Sequence[V]]:
+    """Return each expert's part of `values`, which hold one entry for each weight of all experts."""
+    groups, first = [], 0
+    for count in counts:
+        groups.append(values[first : first + count])
         first += count
+    return groups
 
 
-def _expert_taps(experts: Sequence[Expert], weights: Sequence[Tensor]) -> list[Tensor]:
+def _expert_taps(experts: Sequence[Expert], weights: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Return each expert's kernel, (C_out, C_in, K, K, K), or (C_out, C_in, 1, 1, 1) where all taps are the same."""
-    return [expert.taps(*own) for expert, own in _group_by_expert(experts, weights)]
-
-
-def _need_gradients(experts: Sequence[Expert], needed: Sequence[bool]) -> list[bool]:
-    """Return, for each expert, whether any of its weights takes a gradient."""
-    return [any(own) for _, own in _group_by_expert(experts, needed)]
+    return [expert.taps(*own) for expert, own in zip(experts, weights, strict=True)]
 
 
 def _kernel_sizes(experts: Sequence[Expert], max_taps: Sequence[int] | None) -> tuple[Size, ...]:
     """Return the taps (z, y, x) that are used of each expert."""
-    sizes = []
-    for expert in experts:
-        z, y, x = (min(expert.kernel_size, most) for most in max_taps or [expert.kernel_size] * 3)
-        sizes.append((z, y, x))
-    return tuple(sizes)
+    if max_taps is None:
+        return tuple([(expert.kernel_size,) * 3 for expert in experts])
+    z, y, x = max_taps
+    return tuple([(min(k, z), min(k, y), min(k, x)) for k in [expert.kernel_size for expert in experts]])
 
 
 def _crop_taps(taps: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
     """Return the central taps of each kernel; one number that stands for all taps stays as it is."""
     return [
-        tap if tap.shape[2:].numel() == 1 else centre_taps(tap, size)
+        tap if tap.shape[2] == 1 or tap.shape[2:] == size else centre_taps(tap, size)
         for tap, size in zip(taps, sizes, strict=True)
     ]
 
 
-def _is_uniform(tap: Tensor, size: Size) -> bool:
-    """Return whether `tap` is one number that stands for all of `size` taps."""
-    return tap.shape[2:].numel() < math.prod(size)
+def _single(taps: Sequence[Tensor]) -> tuple[bool, ...]:
+    """Return which of `taps` have one tap."""
+    return tuple([tap.shape[2:].numel() == 1 for tap in taps])
+
+
+class _Pass(NamedTuple):
+    """The experts that are added to the same taps of a kernel.
+
+    Attributes
+    ----------
+    size
+        Those taps.
+    uniform, varying
+        Numbers of the experts with one number for all taps, and of the others.
+    """
+
+    size: Size
+    uniform: tuple[int, ...]
+    varying: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def _passes(sizes: tuple[Size, ...], single: tuple[bool, ...]) -> tuple[tuple[_Pass, ...], tuple[bool, ...]]:
+    """Return the passes over a kernel, the largest first, and which experts have one number for all taps.
+
+    `single` says whose tensor has one tap. Kept, because finding the passes takes longer than adding small kernels.
+    """
+    uniform = tuple(one and math.prod(size) > 1 for size, one in zip(sizes, single, strict=True))
+    passes = []
+    for size in sorted(set(sizes), key=math.prod, reverse=True):
+        same = [number for number, own in enumerate(sizes) if own == size]
+        passes.append(
+            _Pass(
+                size,
+                tuple(number for number in same if uniform[number]),
+                tuple(number for number in same if not uniform[number]),
+            )
+        )
+    return tuple(passes), uniform
 
 
 def _pad_gradient(grad: Tensor, tap: Tensor) -> Tensor:
@@ -301,51 +475,78 @@ def _pad_gradient(grad: Tensor, tap: Tensor) -> Tensor:
     return padded
 
 
-def _merge(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Tensor) -> Tensor:
-    """Sum ``share * tap`` from the largest kernels to the smallest, each size in the centre of the one before."""
-    c_out, c_in = taps[0].shape[:2]
-    distinct = sorted(set(sizes), key=math.prod, reverse=True)
+def _merge(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Sequence[Tensor | None]) -> Tensor:
+    """Sum ``share * tap`` from the largest kernels to the smallest, each size in the centre of the one before.
+
+    Shares are (C_out, 1, 1, 1, 1), or None for 1.
+    """
+    first = taps[0]
+    passes, _ = _passes(sizes, _single(taps))
+    largest = passes[0].size
     fused = torch.empty(
-        (c_out, c_in, *distinct[0]),
-        dtype=taps[0].dtype,
-        device=taps[0].device,
+        (first.shape[0], first.shape[1], *largest),
+        dtype=first.dtype,
+        device=first.device,
         memory_format=torch.channels_last_3d,
     )
-    for size in distinct:
-        centre = centre_taps(fused, size)
-        same = [
-            (tap, _per_channel(share))
-            for own_size, tap, share in zip(sizes, taps, shares, strict=True)
-            if own_size == size
-        ]
-        varying = [pair for pair in same if not _is_uniform(pair[0], size)]
+    for size, uniform, varying in passes:
         # Experts with the same number in all taps are summed small, and enter with the first pass over the kernel.
-        uniform = [tap * share for tap, share in same if _is_uniform(tap, size)]
-        offset = sum(uniform[1:], uniform[0]) if uniform else None
-        if size == distinct[0]:
-            if not varying:
-                centre.copy_(cast(Tensor, offset).expand_as(centre))
-            elif offset is None:
-                torch.mul(*varying[0], out=centre)
-            else:
-                torch.addcmul(offset, *varying[0], out=centre)
+        offset: Tensor | None = None
+        for number in uniform:
+            tap = _scaled(taps[number], shares[number])
+            offset = tap if offset is None else offset + tap
+        centre = fused
+        if size is not largest:
+            centre = _centre(fused, size)
+            if offset is not None:
+                centre.add_(offset)
+        elif varying:
+            _set_scaled(centre, offset, taps[varying[0]], shares[varying[0]])
             varying = varying[1:]
-        elif offset is not None:
-            centre.add_(offset)
-        for tap, share in varying:
-            centre.addcmul_(tap, share)
+        else:
+            centre.copy_(cast(Tensor, offset).expand_as(centre))
+        for number in varying:
+            tap, share = taps[number], shares[number]
+            if share is None:
+                centre.add_(tap)
+            else:
+                centre.addcmul_(tap, share)
     return fused
+
+
+def _scaled(tap: Tensor, share: Tensor | None) -> Tensor:
+    return tap if share is None else tap * share
+
+
+def _centre(kernel: Tensor, size: Size) -> Tensor:
+    """Return `centre_taps`, whose slices take longer than a sum over a small kernel; autograd must not see it."""
+    place = kernel.storage_offset()
+    strides = kernel.stride()
+    for axis, most in enumerate(size, start=2):
+        place += (kernel.shape[axis] - most) // 2 * strides[axis]
+    return kernel.as_strided((*kernel.shape[:2], *size), strides, place)
+
+
+def _set_scaled(out: Tensor, offset: Tensor | None, tap: Tensor, share: Tensor | None) -> None:
+    """Set `out` to ``offset + tap * share``."""
+    if share is None:
+        if offset is None:
+            out.copy_(tap)
+        else:
+            torch.add(offset, tap, out=out)
+    elif offset is None:
+        torch.mul(tap, share, out=out)
+    else:
+        torch.addcmul(offset, tap, share, out=out)
 
 
 def _merge_traceable(sizes: Sequence[Size], taps: Sequence[Tensor], shares: Tensor) -> Tensor:
     """Return what `_merge` does by operations that autograd traces; summed in another order, so not the same bits."""
     largest = max(sizes, key=math.prod)
     parts: list[Tensor] = []
-    for size, tap, share in zip(sizes, taps, shares, strict=True):
+    for size, tap, share in zip(sizes, taps, _per_channel(shares), strict=True):
         z, y, x = ((whole - own) // 2 for whole, own in zip(largest, size, strict=True))
-        parts.append(
-            functional.pad(tap.expand(*tap.shape[:2], *size) * _per_channel(share), (x, x, y, y, z, z))
-        )
+        parts.append(functional.pad(tap.expand(*tap.shape[:2], *size) * share, (x, x, y, y, z, z)))
     return sum(parts[1:], parts[0]).contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -358,47 +559,44 @@ class _GradientCrops:
 
     def of(self, size: Size, *, summed: bool) -> Tensor:
         """Return the gradient of the central `size` taps, or with `summed` their sum, (C_out, C_in, 1, 1, 1)."""
-        if (size, summed) not in self._crops:
+        part = self._crops.get((size, summed))
+        if part is None:
             if summed:
                 part = self.of(size, summed=False).sum((2, 3, 4), keepdim=True)
             else:
-                part = centre_taps(self.grad, size).contiguous(memory_format=torch.channels_last_3d)
+                whole = self.grad.shape[2:] == size
+                part = self.grad if whole else _centre(self.grad, size)
+                part = part.contiguous(memory_format=torch.channels_last_3d)
             self._crops[size, summed] = part
-        return self._crops[size, summed]
+        return part
 
 
-def _per_channel(share: Tensor) -> Tensor:
-    """Reshape (C_out,) -> (C_out, 1, 1, 1, 1)."""
-    return share[:, None, None, None, None]
+def _per_channel(shares: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of (T, C_out), each as (C_out, 1, 1, 1, 1)."""
+    return shares.view(*shares.shape, 1, 1, 1, 1).unbind(0)
 
 
 def _inner_products(tap: Tensor, part: Tensor) -> Tensor:
     """Return the inner product of two kernels for each output channel, (C_out,), in bounded scratch memory."""
-    # In memory order, channels last: no copy is made.
-    first, second = (x.permute(0, 2, 3, 4, 1).flatten(1) for x in (tap, part))
+    first, second = _flat(tap), _flat(part)
     rows = max(1, _SCRATCH // first.shape[1])
+    if rows >= len(first):
+        found: Tensor = torch.linalg.vecdot(first, second)
+        return found
     pairs = zip(torch.split(first, rows), torch.split(second, rows), strict=True)
-    products: list[Tensor] = [torch.linalg.vecdot(a, b) for a, b in pairs]
-    return products[0] if len(products) == 1 else torch.cat(products)
+    return torch.cat([torch.linalg.vecdot(a, b) for a, b in pairs])
 
 
-def _add_scaled(total: Tensor | None, part: Tensor, share: Tensor) -> Tensor:
-    """Add ``part * share`` to `total` in place."""
+def _flat(kernel: Tensor) -> Tensor:
+    """Return a kernel as (C_out, taps * C_in), in memory order, channels last: no copy is made."""
+    if kernel.is_contiguous(memory_format=torch.channels_last_3d):
+        columns = kernel.shape[1:].numel()
+        return kernel.as_strided((len(kernel), columns), (columns, 1))
+    return kernel.permute(0, 2, 3, 4, 1).flatten(1)
+
+
+def _add_scaled(total: Tensor | None, part: Tensor, share: Tensor | None) -> Tensor:
+    """Return ``total + part * share``; a share of None is 1."""
+    if share is None:
+        return part if total is None else total + part
     return part * share if total is None else total.addcmul_(part, share)
-
-
-def _weight_gradients(
-    experts: Sequence[Expert],
-    weights: Sequence[Tensor],
-    tap_grads: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """Return the gradient of each weight of each expert, None where it takes none."""
-    grads: list[Tensor | None] = []
-    per_expert = zip(
-        _group_by_expert(experts, weights), _group_by_expert(experts, needed), tap_grads, strict=True
-    )
-    for (expert, own), (_, learning), grad in per_expert:
-        computed = [None] * len(own) if grad is None else expert.weight_gradients(grad, *own)
-        grads += [g if learns else None for g, learns in zip(computed, learning, strict=True)]
-    return grads

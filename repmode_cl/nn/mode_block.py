@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,7 +15,15 @@ from repmode_cl.nn.architecture import AdditionSpec, expert_labels
 from repmode_cl.nn.convolution import convolve, taps_within
 from repmode_cl.nn.experts import Expert, make_expert
 from repmode_cl.nn.gates import HIDDEN_UNITS, GateChoice, InputGate, TaskCodes, TaskGate
-from repmode_cl.nn.gatrep import Gating, fuse_kernels, fuse_rows, mixing_weights
+from repmode_cl.nn.gatrep import (
+    Gating,
+    Outside,
+    add_expert,
+    fuse_kernels,
+    fuse_rows,
+    mixing_weights,
+    weigh_kernels,
+)
 from repmode_cl.nn.per_structure_layers import StructureGroups, StructureNorm, apply_by_structure
 
 __all__ = ["UNSEEN_SHARE", "ModeAddition", "ModeBlock", "fuse_under_autocast", "logit_for_share"]
@@ -87,11 +96,33 @@ class ModeAddition(nn.Module):
         self.outside = outside
         self.scale = scale
 
-    def outside_weight(self) -> Tensor | None:
-        """Return the weight (C_out,) of the fresh expert if it stands outside the softmax; None otherwise."""
+    def outside_weight(self) -> Outside | None:
+        """Return the weight (C_out,) of the fresh expert, or 1, if it stands outside the softmax; None otherwise."""
         if not self.outside or self.expert is None:
             return None
-        return self.gate.new_ones(self.gate.shape[1]) if self.scale is None else self.scale
+        return 1.0 if self.scale is None else self.scale
+
+
+@dataclass(frozen=True)
+class FixedMix:
+    """What the kernel of an addition is made of in training while its gate is fixed.
+
+    Attributes
+    ----------
+    structure
+        The addition.
+    mix
+        Sum of the experts of others, weighed; (C_out, C_in, K, K, K), without gradient.
+    expert
+        Its own expert; None where it has none.
+    share
+        Weight (C_out,) of that; None is 1.
+    """
+
+    structure: str
+    mix: Tensor
+    expert: Expert | None = None
+    share: Tensor | None = None
 
 
 class ModeBlock(nn.Module):
@@ -152,6 +183,7 @@ class ModeBlock(nn.Module):
         #: Whether logits are computed in the precision of autocast, where that is on.
         self.fuses_under_autocast = False
         self.norm = StructureNorm(c_out) if activation else None
+        self._fixed: FixedMix | None = None
 
     def add_gate(self, name: str, generator: torch.Generator) -> None:
         """Add a free gate row over the shared experts for `name`, and nothing else."""
@@ -235,21 +267,30 @@ class ModeBlock(nn.Module):
         StructureError
             If the gate depends on the block's input.
         """
-        shared = [(label, cast(Expert, expert)) for label, expert in self.experts.items()]
+        experts, row = self._seen(name)
+        labels = list(self.experts)
+        if name in self.own:
+            others = (*self.addition(name).needs, name)
+            labels += [f"of {other}" for other in others if self.addition(other).expert is not None]
+        return list(zip(labels, experts, strict=True)), row
+
+    def _seen(self, name: str) -> tuple[list[Expert], Tensor]:
+        """Return what `visible` does, without labels."""
+        experts = cast(list[Expert], list(self.experts.values()))
         if not self.gated:
-            return shared, self._unit_row()
+            return experts, self._unit_row()
         if self.input_gate is not None:
             raise StructureError(
                 "a gate that depends on the input (network.gate: input) has no fused kernel: the weights of its "
                 "experts are others for each image"
             )
+        if name in self.own:
+            own = self.addition(name)
+            added = [self.addition(other).expert for other in own.needs]
+            return experts + [one for one in (*added, own.expert) if one is not None], own.gate
         if name in self._base:
-            return shared, self._row(name)
-        if name not in self.own:
-            raise UnknownStructureError(name, [*self._base, *self.own], "this block")
-        own = self.addition(name)
-        added = [(other, self.addition(other).expert) for other in (*own.needs, name)]
-        return shared + [(f"of {other}", e) for other, e in added if e is not None], own.gate
+            return experts, self._row(name)
+        raise UnknownStructureError(name, [*self._base, *self.own], "this block")
 
     def _unit_row(self) -> Tensor:
         """Return logits (1, C_out) that give the one expert of a plain convolution the weight 1."""
@@ -257,24 +298,45 @@ class ModeBlock(nn.Module):
         # The sigmoid of a large number is 1, to the bit.
         return weight.new_full((1, self.c_out), 0.0 if self.gating == "softmax" else 100.0)
 
-    def outside_weight(self, name: str) -> Tensor | None:
-        """Return the weight (C_out,) of the last expert that `name` sees, if it stands outside the softmax."""
+    def outside_weight(self, name: str) -> Outside | None:
+        """Return the weight (C_out,) of the last expert that `name` sees, or 1, if it stands outside the softmax."""
         return self.addition(name).outside_weight() if name in self.own else None
 
     def mixing_weights(self, name: str) -> Tensor:
         """Return the weight (T, C_out) of each expert that `name` sees in its kernel."""
         return mixing_weights(self.visible(name)[1], self.outside_weight(name), self.gating)
 
+    def fix_mix(self, name: str | None) -> None:
+        """Fuse what is frozen of the kernel of `name` once, for as long as its gate is fixed; None ends that.
+
+        All that others own must stay as it is meanwhile, and the gate of `name` too. It is fused in the parameters'
+        precision.
+        """
+        if name is None:
+            self._fixed = None
+            return
+        if name not in self.own:  # one plain convolution for all structures
+            self._fixed = FixedMix(name, self.kernel(name).detach())
+            return
+        others, row = self._seen(name)
+        own, share = self.addition(name), None
+        with torch.no_grad():
+            weights = mixing_weights(row, self.outside_weight(name), self.gating)
+            if own.expert is not None:
+                share = None if own.outside and own.scale is None else weights[-1].clone()
+                others, weights = others[:-1], weights[:-1]
+            mix = weigh_kernels(others, weights, self.kernel_shape(name)[2])
+        self._fixed = FixedMix(name, mix, own.expert, share)
+
     def kernel_shape(self, name: str) -> tuple[int, int, int, int, int]:
         """Return the shape of `kernel`, (C_out, C_in, K, K, K), without computing it."""
-        size = max(expert.kernel_size for _, expert in self.visible(name)[0])
+        size = max(expert.kernel_size for expert in self._seen(name)[0])
         return self.c_out, self.c_in, size, size, size
 
     def kernel(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return the fused kernel of `name`, (C_out, C_in, K, K, K) (paper, eq. 6)."""
-        experts, gate = self.visible(name)
-        visible, outside = [expert for _, expert in experts], self.outside_weight(name)
-        return fuse_kernels(visible, gate, dtype, outside, self.gating)
+        experts, gate = self._seen(name)
+        return fuse_kernels(experts, gate, dtype, self.outside_weight(name), self.gating)
 
     def kernels(
         self,
@@ -286,25 +348,26 @@ class ModeBlock(nn.Module):
 
         The structures of the base, which see the same experts, are fused together.
         """
+        fixed = self._fixed
+        if fixed is not None and self.training and torch.is_grad_enabled() and [*names] == [fixed.structure]:
+            return {fixed.structure: add_expert(fixed.mix, fixed.expert, fixed.share, max_taps)}
         experts = [cast(Expert, expert) for expert in self.experts.values()]
         if not self.gated:
             row = self._unit_row()
             [kernel] = fuse_rows(experts, [row], max_taps=max_taps, gating=self.gating)
             return dict.fromkeys(names, kernel)
-        base = [name for name in names if name in self._base]
-        rows = [self._row(name, logits_dtype) for name in base]
-        together = fuse_rows(experts, rows, max_taps=max_taps, gating=self.gating) if base else ()
-        fused = dict(zip(base, together, strict=True))
+        fused: dict[str, Tensor] = {}
+        if base := [name for name in names if name not in self.own and name in self._base]:
+            rows = [self._row(name, logits_dtype) for name in base]
+            together = fuse_rows(experts, rows, max_taps=max_taps, gating=self.gating)
+            fused = dict(zip(base, together, strict=True))
         for name in names:
             if name not in fused:
-                visible, row = self.visible(name)
-                [fused[name]] = fuse_rows(
-                    [expert for _, expert in visible],
-                    [row.to(logits_dtype).to(row.dtype)],
-                    max_taps=max_taps,
-                    outside=self.outside_weight(name),
-                    gating=self.gating,
-                )
+                seen, row = self._seen(name)
+                if logits_dtype is not None:
+                    row = row.to(logits_dtype).to(row.dtype)
+                outside = self.outside_weight(name)
+                [fused[name]] = fuse_rows(seen, [row], max_taps=max_taps, outside=outside, gating=self.gating)
         return fused
 
     def forward(self, x: Tensor, groups: StructureGroups) -> Tensor:

@@ -286,6 +286,32 @@ class RepModeUNet(StructureUNet):
         """Make exactly the parameters of `trainable_names` trainable, freeze the rest, and return those names."""
         return self.restrict_training(self.trainable_names(structures))
 
+    def restrict_training(self, names: frozenset[str]) -> frozenset[str]:
+        """Let exactly the parameters `names` take gradients; a gate that was fixed (`fix_gates`) no longer is."""
+        for _, block in self.named_mode_blocks():
+            block.fix_mix(None)
+        return super().restrict_training(names)
+
+    def fix_gates(self, structure: str) -> frozenset[str]:
+        """Fix the gate rows of the addition that is trained, and the factors of experts outside the softmax.
+
+        Then all but the fresh experts of its kernels is constant: it is fused once, here, and no gradient is computed
+        of it any more. `restrict_training` and `train_only` end that.
+
+        Returns
+        -------
+        frozenset of str
+            The parameters that are fixed.
+        """
+        fixed = frozenset(self.owned_groups(structure).get("gate", ()))
+        for name in fixed:
+            parameter = self.get_parameter(name)
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for _, block in self.named_mode_blocks():
+            block.fix_mix(structure)
+        return fixed
+
     def trainable_names(self, structures: Sequence[str]) -> frozenset[str]:
         """Return the names of the parameters that training `structures` together may change.
 

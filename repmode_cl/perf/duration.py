@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repmode_cl.perf.settings import PerfSettings
-from repmode_cl.perf.workloads import REFERENCE, Batch, Networks, Step, timed_variants, training_variants
+from repmode_cl.perf.workloads import (
+    REFERENCE,
+    Batch,
+    Networks,
+    Step,
+    kernel3_variants,
+    timed_variants,
+    training_variants,
+)
 from repmode_cl.training.precision import Precision
 from repmode_cl.training.timing import median_seconds
 
@@ -44,6 +52,7 @@ def expected_seconds(
     window = _FORWARD * one / settings.batch
     effort = sum(variant.effort for variant in variants)
     timed = sum(variant.effort for variant in timed_variants(settings))
+    narrow = sum(variant.effort for variant in kernel3_variants(settings))
     process = _PROCESS if settings.fresh_processes and networks.device.type == "cpu" else 0.0
     formats = len(precisions)
     seconds = {
@@ -51,6 +60,7 @@ def expected_seconds(
         "training": formats * (settings.repeats + 1) * timed * one,
         "inference": formats * (settings.repeats + 1) * effort * one * _FORWARD
         + 2 * (min(settings.repeats, 5) + 1) * _VOLUME_WINDOWS * window,
+        "kernel3": formats * (settings.repeats + 1) * narrow * one * (1 + _FORWARD),
         "memory": formats * (4 * effort * one + process * len(variants) / 2),
         "loading": len(settings.loader_workers) * (_PROCESS + min(settings.repeats, 5) * 0.3),
         "scaling": min(settings.repeats, 3) * _SCALING_WINDOWS * window,

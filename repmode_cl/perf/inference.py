@@ -11,15 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from repmode_cl.inference.sliding_window import sliding_window
-from repmode_cl.nn import PlainUNet
+from repmode_cl.nn import PlainUNet, RepModeUNet
 from repmode_cl.nn.norm_folding import fold_norms
 from repmode_cl.perf.settings import PerfSettings
 from repmode_cl.perf.timing_rounds import Lazily, alternate, rows_of
-from repmode_cl.perf.workloads import REFERENCE, Networks, Variant, forward_of, names_in, training_variants
+from repmode_cl.perf.workloads import (
+    REFERENCE,
+    Networks,
+    Variant,
+    forward_of,
+    kernel3_variants,
+    names_in,
+    training_variants,
+)
 from repmode_cl.training.precision import Precision
 from repmode_cl.utils.progress import task
 
-__all__ = ["measure_inference", "measure_volume"]
+__all__ = ["measure_inference", "measure_volume", "predict_kernel3"]
 
 _OURS = "sliding-window"
 
@@ -39,33 +47,84 @@ def measure_inference(
     list of dict
         A `TimingRow` for each variant, as JSON.
     """
-    device = networks.device
-    generator = torch.Generator().manual_seed(settings.seed)
-    windows = torch.randn((settings.batch, 1, *settings.patch), generator=generator).to(device)
-    labels: dict[str, str] = {}
-    work: dict[str, Callable[[], object]] = {}
-
-    def offer(name: str, label: str, make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
-        labels[name] = label
-        work[name] = Lazily(lambda: partial(_predict, make(), windows, precision))
-
+    timed = _Predictions(settings, networks, precision)
     for variant in training_variants(settings):
         if variant.kind == "addition":  # once fused it is what any structure is
             continue
         label = variant.label.replace("ours,", "ours, fused at each call,")
-        offer(variant.name, label, partial(_evaluating, networks, variant, settings.batch))
+        timed.offer(variant.name, label, partial(_evaluating, networks, variant, settings.batch))
         if variant.name == REFERENCE:
-            folded_label = f"{label}, norms folded"
-            offer("plain-k5-folded", folded_label, lambda: fold_norms(_plain(networks)))
+            timed.offer(
+                f"{variant.name}-folded",
+                f"{label}, norms folded",
+                partial(_folded, networks, variant),
+            )
         if variant.name == "plain-k3":  # next to what they are compared with
-            offer("ours-fused", "ours, fused once", lambda: _fused(networks))
-            offer("ours-folded", "ours, fused once, norms folded", lambda: fold_norms(_fused(networks)))
-    total = (settings.repeats + 1) * len(work)
-    with task(f"Prediction, {precision.format}", total) as bar:
-        timings = alternate(
-            work, rounds=settings.repeats, seed=settings.seed, device=device, seconds=seconds, bar=bar
-        )
-    return [row.to_json() for row in rows_of(timings, labels, REFERENCE)]
+            one = Variant("ours", "", "ours")
+            timed.offer("ours-fused", "ours, fused once", partial(_fused, networks, one))
+            timed.offer(
+                "ours-folded",
+                "ours, fused once, norms folded",
+                partial(_folded, networks, one),
+            )
+    return timed.rows(f"Prediction, {precision.format}", seconds)
+
+
+def predict_kernel3(
+    settings: PerfSettings, networks: Networks, precision: Precision, seconds: float | None = None
+) -> list[dict[str, Any]]:
+    """Time the prediction of one batch of windows by networks of kernel 3, as `measure_inference` does by others."""
+    timed = _Predictions(settings, networks, precision)
+    plain, *others = kernel3_variants(settings)
+    ours, added = (next(one for one in others if one.kind == kind) for kind in ("ours", "addition"))
+    timed.offer(plain.name, plain.label, partial(_evaluating, networks, plain, settings.batch))
+    timed.offer("ours-fused", "ours, fused once", partial(_fused, networks, ours))
+    timed.offer("addition-fused", "an added structure, fused once", partial(_fused, networks, added))
+    timed.offer(
+        f"{plain.name}-folded",
+        f"{plain.label}, norms folded",
+        partial(_folded, networks, plain),
+    )
+    for name, label, variant in (
+        ("ours", "ours, fused once, norms folded", ours),
+        ("addition", "an added structure, fused once, norms folded", added),
+    ):
+        timed.offer(f"{name}-folded", label, partial(_folded, networks, variant))
+    for variant in (ours, added):
+        label = variant.label.replace("ours,", "ours, fused at each call,")
+        timed.offer(variant.name, label, partial(_evaluating, networks, variant, settings.batch))
+    return timed.rows(f"Prediction, kernel 3, {precision.format}", seconds)
+
+
+class _Predictions:
+    """Predictions of one batch of windows by several networks, to be timed; the first is the reference."""
+
+    def __init__(self, settings: PerfSettings, networks: Networks, precision: Precision) -> None:
+        self.settings, self.precision, self.device = settings, precision, networks.device
+        generator = torch.Generator().manual_seed(settings.seed)
+        shape = (settings.batch, 1, *settings.patch)
+        self.windows = torch.randn(shape, generator=generator).to(self.device)
+        self.labels: dict[str, str] = {}
+        self.work: dict[str, Callable[[], object]] = {}
+
+    def offer(self, name: str, label: str, make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
+        """Add the network that `make` returns."""
+        self.labels[name] = label
+        self.work[name] = Lazily(lambda: partial(_predict, make(), self.windows, self.precision))
+
+    def rows(self, title: str, seconds: float | None) -> list[dict[str, Any]]:
+        """Time all of them, and return a `TimingRow` for each, as JSON."""
+        settings = self.settings
+        with task(title, (settings.repeats + 1) * len(self.work)) as bar:
+            timings = alternate(
+                self.work,
+                rounds=settings.repeats,
+                seed=settings.seed,
+                device=self.device,
+                seconds=seconds,
+                bar=bar,
+            )
+        return [row.to_json() for row in rows_of(timings, self.labels, next(iter(self.work)))]
 
 
 def measure_volume(
@@ -82,7 +141,7 @@ def measure_volume(
         What was left out, and why.
     """
     device = networks.device
-    folded = fold_norms(_fused(networks))
+    folded = fold_norms(_fused(networks, Variant("ours", "", "ours")))
     shape = tuple(2 * size for size in settings.patch)
     volume = np.random.default_rng(settings.seed).standard_normal(shape, np.float32)
     batch = settings.batch
@@ -108,17 +167,18 @@ def _evaluating(networks: Networks, variant: Variant, batch: int) -> Callable[[T
     return forward_of(networks.of(variant).eval(), variant, batch)
 
 
-def _plain(networks: Networks) -> PlainUNet:
-    found = networks.of(Variant(REFERENCE, "", "plain", option="5")).eval()
-    if not isinstance(found, PlainUNet):
-        raise TypeError(f"the reference is no PlainUNet but {type(found).__name__}")
-    return found
+def _fused(networks: Networks, variant: Variant) -> PlainUNet:
+    """Return the plain network of a variant: itself, or its structure's fused one."""
+    network = networks.of(variant).eval()
+    if isinstance(network, PlainUNet):
+        return network
+    if not isinstance(network, RepModeUNet):
+        raise TypeError(f"{variant.name} is a {type(network).__name__}, which has no plain network")
+    return network.fuse(names_in(variant, 1)[0])
 
 
-def _fused(networks: Networks) -> PlainUNet:
-    one = Variant("ours", "", "ours")
-    networks.joint().eval()
-    return networks.joint().fuse(names_in(one, 1)[0])
+def _folded(networks: Networks, variant: Variant) -> nn.Module:
+    return fold_norms(_fused(networks, variant))
 
 
 def _predict(forward: Callable[[Tensor], Tensor], windows: Tensor, precision: Precision) -> Tensor:

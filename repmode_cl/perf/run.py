@@ -15,7 +15,7 @@ import torch
 from repmode_cl.errors import RepmodeError
 from repmode_cl.perf.device_check import check_device
 from repmode_cl.perf.duration import expected_seconds
-from repmode_cl.perf.inference import measure_inference, measure_volume
+from repmode_cl.perf.inference import measure_inference, measure_volume, predict_kernel3
 from repmode_cl.perf.loader import measure_loading
 from repmode_cl.perf.machine import machine
 from repmode_cl.perf.memory import measure_memory
@@ -24,8 +24,8 @@ from repmode_cl.perf.scaling import measure_scaling
 from repmode_cl.perf.settings import SECTIONS, PerfSettings
 from repmode_cl.perf.startup import measure_startup
 from repmode_cl.perf.timing_rounds import out_of_memory
-from repmode_cl.perf.training import measure_training
-from repmode_cl.perf.workloads import Networks
+from repmode_cl.perf.training import measure_training, time_steps
+from repmode_cl.perf.workloads import Networks, kernel3_variants
 from repmode_cl.training.precision import Precision, resolve_precision
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.devices import resolve_device
@@ -42,6 +42,7 @@ _PARTS = {
     "check": 0.5,
     "training": 5.0,
     "inference": 2.0,
+    "kernel3": 2.0,
     "memory": 2.0,
     "loading": 1.0,
     "scaling": 2.0,
@@ -204,6 +205,21 @@ class _Measurement:
         volume, notes = measure_volume(self.settings, self._on_device(), rest)
         self._note(*notes)
         return {"windows": found, "volume": volume}
+
+    def _kernel3(self, seconds: float | None) -> Any:
+        part = None if seconds is None else seconds * 0.7
+        rest = None if seconds is None else seconds * 0.3
+        return {
+            "training": self._by_format(part, self._kernel3_steps),
+            "prediction": self._by_format(
+                rest, lambda one, part: predict_kernel3(self.settings, self._on_device(), one, part)
+            ),
+        }
+
+    def _kernel3_steps(self, precision: Precision, seconds: float | None) -> Any:
+        title = f"Training step, kernel 3, {precision.format}"
+        variants = kernel3_variants(self.settings)
+        return time_steps(self.settings, self._on_device(), precision, variants, title, seconds)
 
     def _memory(self, seconds: float | None) -> Any:
         self._release()

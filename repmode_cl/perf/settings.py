@@ -11,8 +11,8 @@ from repmode_cl.errors import ConfigError, did_you_mean
 __all__ = ["DEFAULT_SECTIONS", "PAPER", "PRECISIONS", "QUICK", "SECTIONS", "PerfSettings", "check_names"]
 
 #: In the order in which they are measured. The check runs by itself before anything is timed on a GPU.
-SECTIONS = ("check", "training", "inference", "memory", "loading", "scaling", "startup", "profile")
-DEFAULT_SECTIONS = ("training", "inference", "memory", "loading")
+SECTIONS = ("check", "training", "inference", "kernel3", "memory", "loading", "scaling", "startup", "profile")
+DEFAULT_SECTIONS = ("training", "inference", "kernel3", "memory", "loading")
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 
 #: A size that takes seconds: what shows that everything works, and that no ratio is grossly off.

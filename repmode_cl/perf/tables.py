@@ -45,6 +45,13 @@ def _inference(found: Mapping[str, Any]) -> Iterator[Table | str]:
     yield _times(f"Prediction of {_size(found['volume']['volume'])} voxels", found["volume"]["rows"])
 
 
+def _kernel3(found: Mapping[str, Any]) -> Iterator[Table | str]:
+    for precision, rows in found["training"].items():
+        yield _times(f"Training step of networks of kernel 3, {precision}", rows)
+    for precision, rows in found["prediction"].items():
+        yield _times(f"Prediction of a batch of windows by networks of kernel 3, {precision}", rows)
+
+
 def _times(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(title, "", "median", "ratio", "quartiles", "rounds")
     for row in rows:
@@ -140,6 +147,7 @@ _TABLES: dict[str, Callable[[Any], Iterator[Table | str]]] = {
     "check": _check,
     "training": _training,
     "inference": _inference,
+    "kernel3": _kernel3,
     "memory": _memory,
     "loading": _loading,
     "scaling": _scaling,

@@ -8,11 +8,11 @@ from typing import Any
 
 from repmode_cl.perf.settings import PerfSettings
 from repmode_cl.perf.timing_rounds import Lazily, alternate, rows_of
-from repmode_cl.perf.workloads import Batch, Networks, Step, timed_variants, training_variants
+from repmode_cl.perf.workloads import Batch, Networks, Step, Variant, timed_variants, training_variants
 from repmode_cl.training.precision import Precision
 from repmode_cl.utils.progress import task
 
-__all__ = ["measure_training"]
+__all__ = ["measure_training", "time_steps"]
 
 
 def measure_training(
@@ -46,11 +46,33 @@ def measure_training(
     variants = (
         [v for v in training_variants(settings) if v.name in only] if only else timed_variants(settings)
     )
+    return time_steps(settings, networks, precision, variants, f"Training step, {precision.format}", seconds)
+
+
+def time_steps(
+    settings: PerfSettings,
+    networks: Networks,
+    precision: Precision,
+    variants: Sequence[Variant],
+    title: str,
+    seconds: float | None = None,
+) -> list[dict[str, Any]]:
+    """Time one optimiser step of each of `variants`, the first being the reference.
+
+    Parameters
+    ----------
+    settings, networks, precision, seconds
+        As of `measure_training`.
+    variants
+        What is timed.
+    title
+        Text of the progress bar.
+    """
     device = networks.device
     batch = Batch(settings, device)
     steps = {variant.name: Lazily(partial(Step, networks, variant, batch, precision)) for variant in variants}
     total = (settings.repeats + 1) * len(steps)
-    with task(f"Training step, {precision.format}", total) as bar:
+    with task(title, total) as bar:
         timings = alternate(
             steps, rounds=settings.repeats, seed=settings.seed, device=device, seconds=seconds, bar=bar
         )

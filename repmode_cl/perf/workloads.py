@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet
+from repmode_cl.nn.architecture import PAPER_EXPERTS
 from repmode_cl.perf.reference_variants import per_sample, unfused
 from repmode_cl.perf.settings import PerfSettings, check_names
 from repmode_cl.structures import TWELVE_STRUCTURES
@@ -21,11 +22,13 @@ from repmode_cl.utils.memory import tensor_bytes
 
 __all__ = [
     "REFERENCE",
+    "REFERENCE_K3",
     "Batch",
     "Networks",
     "Step",
     "Variant",
     "forward_of",
+    "kernel3_variants",
     "names_in",
     "timed_variants",
     "training_variants",
@@ -34,9 +37,16 @@ __all__ = [
 #: The variant that all ratios are relative to.
 REFERENCE = "plain-k5"
 
+#: The one that those of networks of kernel 3 are relative to, and the experts of these networks.
+REFERENCE_K3 = "plain-k3"
+_EXPERTS_K3 = ("conv3", "conv1", "avg3")
+
 #: Structures of the joint base: enough for the largest mixed batch that is measured.
 _BASE = TWELVE_STRUCTURES[:8]
 _ADDED = "added"
+
+#: Where an addition has its expert: within the softmax, or outside it.
+_GATES: tuple[Literal["softmax", "outside"], ...] = ("softmax", "outside")
 
 Kind = Literal["plain", "ours", "addition", "unfused", "per-sample"]
 
@@ -57,6 +67,12 @@ class Variant:
         Kernel of the plain network, or expert of the addition.
     effort
         Rough time relative to the plain network's, to foretell how long a measurement takes; not a result.
+    experts
+        Shared experts of the network, where it is no plain one.
+    gate
+        Where the addition has its expert, as of `AdditionSpec`.
+    fixed
+        Whether its gates are fixed, as they are after ``gate_steps``.
     """
 
     name: str
@@ -65,6 +81,9 @@ class Variant:
     structures: int = 1
     option: str = ""
     effort: float = 1.0
+    experts: tuple[str, ...] = PAPER_EXPERTS
+    gate: Literal["softmax", "outside"] = "softmax"
+    fixed: bool = False
 
 
 def training_variants(settings: PerfSettings) -> list[Variant]:
@@ -87,6 +106,39 @@ def training_variants(settings: PerfSettings) -> list[Variant]:
             for n, text in counted
         ),
     ]
+
+
+def kernel3_variants(settings: PerfSettings) -> list[Variant]:
+    """Return what is compared of networks whose fused kernel is 3, the plain network of that kernel first."""
+    counted = [
+        (count, "1 structure" if count == 1 else f"{count} structures")
+        for count in settings.structure_counts
+        if count <= 2
+    ]
+    return [
+        Variant(REFERENCE_K3, "plain network, kernel 3", "plain", option="3", effort=0.5),
+        *(
+            Variant(f"ours-{n}", f"ours, {text}", "ours", n, effort=0.55, experts=_EXPERTS_K3)
+            for n, text in counted
+        ),
+        *(_added_to_kernel3(expert, gate) for expert in ("conv3", "lowrank:4") for gate in _GATES),
+        *(_added_to_kernel3(expert, "outside", fixed=True) for expert in ("conv3", "lowrank:4")),
+    ]
+
+
+def _added_to_kernel3(expert: str, gate: Literal["softmax", "outside"], *, fixed: bool = False) -> Variant:
+    text = f"{expert}, {gate}" + (", fixed gates" if fixed else "")
+    name = f"addition-{expert.replace(':', '')}-{gate}" + ("-fixed" if fixed else "")
+    return Variant(
+        name,
+        f"ours, adding ({text})",
+        "addition",
+        option=expert,
+        effort=0.55,
+        experts=_EXPERTS_K3,
+        gate=gate,
+        fixed=fixed,
+    )
 
 
 def timed_variants(settings: PerfSettings) -> list[Variant]:
@@ -129,14 +181,18 @@ class Networks:
 
     def __init__(self, settings: PerfSettings, device: torch.device, source: Networks | None = None) -> None:
         self.settings, self.device, self.source = settings, device, source
-        self._made: dict[tuple[Kind, str], nn.Module] = {}
+        self._made: dict[tuple[Any, ...], nn.Module] = {}
         self._optimizers: dict[tuple[int, ...], torch.optim.Optimizer] = {}
 
     def of(self, variant: Variant) -> nn.Module:
         """Return the variant's network, with exactly what it trains requiring gradients."""
-        key = (variant.kind, variant.option)
+        key = (variant.kind, variant.option, variant.experts, variant.gate, variant.fixed)
         if key not in self._made:
-            self._made[key] = self._make(variant)
+            made = self._made[key] = self._make(variant)
+            if variant.fixed and isinstance(made, RepModeUNet):
+                made.fix_gates(
+                    _ADDED
+                )  # on the device: what is fused is no parameter, and does not move with it
         return self._made[key]
 
     def optimizer_of(self, variant: Variant) -> torch.optim.Optimizer:
@@ -159,9 +215,10 @@ class Networks:
             return unfused(self.joint())
         if variant.kind == "per-sample":
             return per_sample(self.joint())
-        network = RepModeUNet(Architecture(s.width, s.depth), _BASE, seed=s.seed)
+        network = RepModeUNet(Architecture(s.width, s.depth, variant.experts), _BASE, seed=s.seed)
         if variant.kind == "addition":
-            network.add_structure(_ADDED, AdditionSpec(expert=variant.option), seed=s.seed)
+            spec = AdditionSpec(expert=variant.option, gate=variant.gate)
+            network.add_structure(_ADDED, spec, seed=s.seed)
             network.train_only([_ADDED])
         return network.to(self.device)
 
@@ -225,7 +282,8 @@ class Step:
 
     def __call__(self) -> None:
         """Make one step."""
-        self.network.train()
+        if not self.network.training:  # as in training: once, and not in each step
+            self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         if self.scaler is None:

@@ -67,6 +67,7 @@ def add_structure(
     stage: bool = False,
     learning_rate: float | Mapping[str, float] | None = None,
     decay_to_base: float | None = None,
+    gate_steps: float | None = None,
     batch_size: int | None = None,
     patch: Sequence[int] | None = None,
     seed: int = 0,
@@ -102,6 +103,9 @@ def add_structure(
     decay_to_base
         Decay of what is trained towards the base, for an expert outside the softmax: a step at the learning rate r
         goes the share r times this of the way. ``None``: what the base's configuration named, or 0.
+    gate_steps
+        Share of the steps in which the gates learn; then they are fixed, and steps cost less. ``None``: what the base's
+        configuration named, or 1.
     time_limit
         Seconds of training, validation excluded, after which it is validated and ends.
     patience
@@ -162,6 +166,7 @@ def add_structure(
             patience=patience,
             learning_rate=learning_rate,
             decay_to_base=decay_to_base,
+            gate_steps=gate_steps,
             batch_size=batch_size,
             patch=patch,
             seed=seed,

@@ -615,6 +615,8 @@ def _training_texts(strategy: StrategyConfig) -> Iterator[tuple[str, str]]:
         yield "its learning rates", ", ".join(listed)
     if strategy.decay_to_base:
         yield "its decay to the base", f"{strategy.decay_to_base:g}"
+    if strategy.gate_steps != 1:
+        yield "its gates learn for", f"{strategy.gate_steps:g} of the steps"
 
 
 def _held_out(samples: Sequence[Sample]) -> tuple[str, list[Sample]]:

@@ -28,6 +28,8 @@ class TrainingOverrides:
         additions, or else the base's own.
     decay_to_base
         Decay of an addition towards the base; ``None``: what the base's configuration names for additions.
+    gate_steps
+        Share of the steps in which its gates learn; ``None``: what the base's configuration names for additions.
     batch_size
         Patches of a step; ``None``: as the base.
     patch
@@ -52,6 +54,7 @@ class TrainingOverrides:
     patience: int | None = None
     learning_rate: float | Mapping[str, float] | None = None
     decay_to_base: float | None = None
+    gate_steps: float | None = None
     batch_size: int | None = None
     patch: Sequence[int] | None = None
     seed: int = 0

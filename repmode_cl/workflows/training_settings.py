@@ -210,6 +210,9 @@ def addition_strategy(
         values["decay_to_base"] = decay
     if setting is not None and "learning_rate" not in values and isinstance(rate, (int, float)):
         values["learning_rate"] = rate  # else the setting would fill in its own
+    learning = named.get("gate_steps") if overrides.gate_steps is None else overrides.gate_steps
+    if learning is not None and learning != 1:
+        values["gate_steps"] = learning
     values = {"name": "experts_frozen", **(choices if values else {}), **values}
     with _config_errors(values):
         return StrategyConfig(**values)

@@ -19,7 +19,7 @@ from repmode_cl.training import Precision
 __all__ = ["ADDITION_TRAINING", "create_model", "provenance_of", "training_facts"]
 
 #: Keys of a strategy's section, besides its learning rate, that say how additions are trained.
-ADDITION_TRAINING = ("decay_to_base", "setting")
+ADDITION_TRAINING = ("decay_to_base", "gate_steps", "setting")
 
 
 def provenance_of(

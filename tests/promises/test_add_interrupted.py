@@ -343,3 +343,23 @@ def test_additions_take_the_rates_that_the_base_named(manifest: Path, tmp_path: 
         recorded("nucleolus", replace=True, learning_rate={"gates": 0.1})
     with pytest.raises(ConfigError, match="needs gate: outside"):
         recorded("mitochondria", replace=True, decay_to_base=0.1)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "outside"])
+def test_gates_stay_fixed_after_an_interruption(
+    base: Path, manifest: Path, tmp_path: Path, gate: Any
+) -> None:
+    how: dict[str, Any] = {"spec": AdditionSpec(gate=gate), "gate_steps": 0.5, "steps": 8}
+    whole, broken = (Path(shutil.copytree(base, tmp_path / name)) for name in ("whole", "broken"))
+    added(whole, manifest, **how)
+    for step in (2, 4, 5, 7):
+        with pytest.MonkeyPatch.context() as patch:
+            cut_off(patch, step)
+            with pytest.raises(Interruption):
+                added(broken, manifest, **how)
+    with pytest.raises(ConfigError, match="other settings"):
+        added(broken, manifest, **{**how, "gate_steps": 0.25})
+    added(broken, manifest, **how)
+    entries = [Model.open(path).entries["nucleolus"] for path in (whole, broken)]
+    assert entries[0].digest == entries[1].digest
+    assert entries[0].provenance["addition"]["gate_steps"] == 0.5
