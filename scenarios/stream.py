@@ -183,6 +183,20 @@ class StructureStream:
             covered.update(names)
         return test_experiences
 
+    def known_before(self, number: int) -> list[CLExperience]:
+        """Return validation experiences that show the structures of all experiences before `number` once each.
+
+        Structures of experience `number` are left out where an experience holds no others; those without an image to
+        validate on are never in it.
+        """
+        covered: set[str] = set(self.experiences[number])
+        chosen = []
+        for place, names in enumerate(self.experiences[:number]):
+            if not covered.issuperset(names) and len(self.val[place].dataset):
+                chosen.append(self.val[place])
+            covered.update(names)
+        return chosen
+
     def names(self, labels: Sequence[int]) -> list[str]:
         """Return the structures that task labels stand for."""
         by_label = {label: name for name, label in self.labels.items()}

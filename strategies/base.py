@@ -409,6 +409,11 @@ class StructureStrategy(EvaluationMixin):
                 raise ConfigError(
                     f"training.patience and {', '.join(names)} both stop an experience early: give one of the two"
                 )
+            if self.training_config.select_by != "new":
+                raise ConfigError(
+                    f"training.select_by is {self.training_config.select_by}, and {', '.join(names)} selects the state "
+                    "that an experience ends with: give one of the two"
+                )
             _log.warning(
                 "%s selects the state that an experience ends with: the strategy's own selection by validation is off",
                 ", ".join(names),

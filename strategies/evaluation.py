@@ -14,7 +14,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from repmode_cl.config import InferenceConfig
+from repmode_cl.config import InferenceConfig, TrainingConfig
 from repmode_cl.errors import ConfigError, UnknownStructureError
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.metrics import image_metrics, mean_metrics
@@ -40,6 +40,7 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
     progress: TrainingProgress
     selection: BestState
     selects_state: bool
+    training_config: TrainingConfig
     ranks: Ranks
     plugins: list[Any]
     progress_bar: Task | None
@@ -64,7 +65,7 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
         # Only the first process predicts; all decide by its figures. Plugins see no evaluation: this is training.
         plugins, self.plugins = self.plugins, []
         try:
-            figures, error = self.ranks.from_first(lambda: self._validation_figures(number))
+            figures, error, earlier = self.ranks.from_first(lambda: self._validation_figures(number))
         finally:
             self.plugins = plugins
         for structure, metrics in figures.items():
@@ -80,22 +81,45 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
                 )
         if figures and self.selects_state:
             self.selection.offer(self.model, self.progress.step, error)
-        self._report_validation(figures)
+        self._report_validation(figures, earlier)
         for listener in self.on_validation:
             listener(self)
 
-    def _validation_figures(self, number: int) -> tuple[Evaluation, float]:
-        """Return the figures of the validation images, and the error by which the best state is selected."""
+    def _validation_figures(self, number: int) -> tuple[Evaluation, float, Evaluation]:
+        """Return figures of the new structures, the error that selects, and figures of earlier ones that do so too."""
+        # First, so that what this evaluation leaves, such as examples, is of the present structures.
+        earlier, errors = self._evaluate_earlier(number)
         figures = self.evaluate([self.stream.val[number]])
-        if self.training_config.selection == "images":
-            errors = [metrics["mse"] for images in self._figures.values() for metrics in images]
-        else:
-            errors = [metrics["mse"] for metrics in figures.values()]
-        return figures, sum(errors) / len(errors) if errors else math.nan
+        errors += self._selecting_errors(figures)
+        return figures, sum(errors) / len(errors) if errors else math.nan, earlier
 
-    def _report_validation(self, figures: Evaluation) -> None:
+    def _selecting_errors(self, figures: Evaluation) -> list[float]:
+        """Return the errors of the last evaluation that count the same: of each image, or of each structure."""
+        if self.training_config.selection == "images":
+            return [metrics["mse"] for name in figures for metrics in self._figures[name]]
+        return [metrics["mse"] for metrics in figures.values()]
+
+    def _evaluate_earlier(self, number: int) -> tuple[Evaluation, list[float]]:
+        """Return figures and selecting errors of structures of only earlier experiences, where they select too."""
+        by_known = self.training_config.select_by == "known" and self.selects_state
+        # Without an image of the new structures nothing is selected, as where only those select.
+        if not by_known or not len(self.stream.val[number].dataset):
+            return {}, []
+        new, structures = self.stream.experiences[number], self.network.structures
+        experiences = [
+            one
+            for one in self.stream.known_before(number)
+            if set(self.stream.names_of(one)) <= set(structures)
+        ]
+        figures = {name: metrics for name, metrics in self.evaluate(experiences).items() if name not in new}
+        return figures, self._selecting_errors(figures)
+
+    def _report_validation(self, figures: Evaluation, earlier: Evaluation) -> None:
         if self.progress_bar is not None:
             values = ", ".join(f"{name} R2 {metrics['r2']:.3f}" for name, metrics in figures.items())
+            if earlier:
+                mean = sum(metrics["r2"] for metrics in earlier.values()) / len(earlier)
+                values += f", earlier structures R2 {mean:.3f}"
             best = f" (best so far: step {self.selection.step})" if figures and self.selects_state else ""
             self.progress_bar.report(
                 f"after step {self.progress.step}: {values or 'no image validates'}{best}"

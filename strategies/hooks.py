@@ -67,6 +67,8 @@ class StrategyHooks:
     distributes: ClassVar[bool] = True
     checkpointed: ClassVar[bool] = True
     shares_base: ClassVar[bool] = False
+    #: Strength of a penalty or of distillation where the configuration gives none; None without such an option.
+    default_strength: ClassVar[float | None] = None
 
     # Attributes that `StructureStrategy` sets.
     network: Any
@@ -193,6 +195,11 @@ class StrategyHooks:
                         f"strategy has {steps} steps where its epochs have {expected}: make last_batch continuous"
                     )
             cls.cost_of_step(options, config.training, number)
+
+    @classmethod
+    def default_strength_of(cls, options: StrategyConfig) -> float | None:
+        """Return the `strength` that null stands for; None of a strategy that has no such option."""
+        return cls.default_strength
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.data.sample import digest_of
+from repmode_cl.errors import ConfigError
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.training import masked_mse
@@ -36,13 +37,29 @@ class LwF(FineTuning):
         Weight of the added loss; 0 is fine-tuning.
     distilled
         Earlier structures of a step, chosen at random by the seed; ``None`` stands for all.
+    warm_up
+        Share of the steps of an experience in which only its new structures' gate rows are trained, as in the
+        publication, before all parameters are. Nothing of earlier structures changes meanwhile, so that nothing is
+        distilled. An experience without a new structure, and the base, have none.
     """
 
     shares_base: ClassVar[bool] = True
     default_strength: ClassVar[float] = 1.0
 
-    def __init__(self, *, strength: float | None = None, distilled: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        strength: float | None = None,
+        distilled: int | None = None,
+        warm_up: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.warm_up = warm_up or 0.0
+        if not 0 <= self.warm_up < 1:
+            raise ConfigError(f"warm_up is {warm_up}: give a share of the steps, at least 0 and less than 1")
+        #: Whether only what is new is trainable now.
+        self._warming_up = False
         self.strength = self.default_strength if strength is None else strength
         self.distilled = distilled
         self._teacher: RepModeUNet | None = None
@@ -50,22 +67,46 @@ class LwF(FineTuning):
 
     @classmethod
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return strength and number of structures."""
-        keys = ("strength", "distilled")
+        """Return strength, number of structures and warm-up."""
+        keys = ("strength", "distilled", "warm_up")
         return {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     @classmethod
     def cost_of_step(cls, options: StrategyConfig, training: TrainingConfig, earlier: int) -> float:
         """Return one, and for each distilled structure one more and the cost of the old network's prediction."""
-        return 1 + min(options.distilled or earlier, earlier) * (1 + _PREDICTION_COST)
+        share = 1 - (options.warm_up or 0.0)  # of the steps, with distillation
+        return 1 + share * min(options.distilled or earlier, earlier) * (1 + _PREDICTION_COST)
 
     def choose_trained(self, structures: Sequence[str]) -> frozenset[str]:
         """Train all parameters, where earlier structures are distilled."""
+        self._warming_up = False
         return super().choose_trained(self.network.structures if self.strength else structures)
+
+    def warm_up_steps(self, number: int) -> int:
+        """Return the number of steps of experience `number` in which only what is new is trained."""
+        steps = self.budget_for(number).steps
+        return min(round(self.warm_up * steps), steps - 1) if self._new_structures(number) else 0
+
+    def _new_structures(self, number: int) -> tuple[str, ...]:
+        """Return the structures of an experience after the base that no earlier one had."""
+        earlier = {name for names in self.stream.experiences[:number] for name in names}
+        return tuple(name for name in self.stream.experiences[number] if number and name not in earlier)
+
+    def _train_step(self, parts: Sequence[Any], **kwargs: Any) -> None:
+        """Make a step, of only what is new while the experience warms up."""
+        # Here, and not when the experience begins: optimiser and selection hold all that is trained.
+        number = self._experience_number
+        warming_up = self.progress.step < self.warm_up_steps(number)
+        if warming_up != self._warming_up:
+            rows = tuple(f".gates.{name}" for name in self._new_structures(number))
+            new = frozenset(name for name in self.trained if name.endswith(rows))
+            self.network.restrict_training(new if warming_up else self.trained)
+            self._warming_up = warming_up
+        super()._train_step(parts, **kwargs)
 
     def distilled_structures(self) -> list[str]:
         """Return the earlier structures that are distilled in this step."""
-        if self._teacher is None or not self.strength:
+        if self._teacher is None or not self.strength or self._warming_up:
             return []
         new = self.stream.names_of(self.experience)
         earlier = [name for name in self._teacher.structures if name not in new]

@@ -380,6 +380,12 @@ class AvalancheStrategy(StructureStrategy):
                     f"strategies: {options.name}: training.{key} is {getattr(training, key)}, and the loop of "
                     "Avalanche has no such thing: leave it out, or leave this strategy out"
                 )
+        if training.select_by != "new":
+            raise ConfigError(
+                f"strategies: {options.name}: training.select_by is {training.select_by}, and a strategy of Avalanche "
+                "ends each experience with its last step, which nothing selects: leave it out, or leave this strategy "
+                "out"
+            )
         arguments = cls.own_options(options)
         cls.make_network(config, options, experiences[0], 0)
         device = torch.device("cuda" if training.device == "auto" and torch.cuda.is_available() else "cpu")

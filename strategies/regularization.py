@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +21,8 @@ class RegularizationStrategy(FineTuning):
 
     The importances of all experiences are summed, and the anchor is the state at the end of the last one. So do the
     publications of synaptic intelligence and memory aware synapses; of elastic weight consolidation this is the online
-    form without decay (Schwarz et al., 2018; Huszar, 2018). Gate rows have no penalty: each belongs to one structure.
+    form (Schwarz et al., 2018; Huszar, 2018), whose `decay` multiplies the sum of before. Gate rows have no penalty:
+    each belongs to one structure.
 
     Parameters
     ----------
@@ -35,6 +36,8 @@ class RegularizationStrategy(FineTuning):
     def __init__(self, *, strength: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.strength = self.default_strength if strength is None else strength
+        #: Factor of the importances of before when an experience's are added.
+        self.decay = 1.0
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 
@@ -71,7 +74,7 @@ class RegularizationStrategy(FineTuning):
         """Sum up the importances, and set the anchor to the present parameters."""
         for name, importance in self.importance_of(number).items():
             before = self.importance.get(name)
-            self.importance[name] = importance if before is None else before + importance
+            self.importance[name] = importance if before is None else self.decay * before + importance
         self.anchor = {name: p.detach().clone() for name, p in self.shared().items()}
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -115,11 +118,19 @@ class GradientImportance(RegularizationStrategy):
         self.model.to(self.device).eval()
         for item in range(len(images)):
             x, y = (tensor[None].to(self.device) for tensor in patches[item])
-            quantity = self._quantity(self.model(x, [patches.structure_of(item)]), y)
-            gradients = torch.autograd.grad(quantity, list(shared.values()), allow_unused=True)
-            for name, gradient in zip(shared, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += self._importance_of_gradient(gradient) / len(images)
+            output = self.model(x, [patches.structure_of(item)])
+            quantities = list(self._quantities(number, item, output, y))
+            for place, quantity in enumerate(quantities, start=1):
+                gradients = torch.autograd.grad(
+                    quantity,
+                    list(shared.values()),
+                    allow_unused=True,
+                    retain_graph=place < len(quantities),
+                )
+                for name, gradient in zip(shared, gradients, strict=True):
+                    if gradient is not None:
+                        part = self._importance_of_gradient(gradient) / (len(images) * len(quantities))
+                        total[name] += part
         self.model.train(training)
         return total
 
@@ -129,6 +140,10 @@ class GradientImportance(RegularizationStrategy):
         return PatchDataset(
             images, patch=trained.patch, seed=trained.seed, length=len(images), flips=trained.flips
         )
+
+    def _quantities(self, number: int, item: int, output: Tensor, target: Tensor) -> Iterator[Tensor]:
+        """Yield the scalars over whose gradients the importance of a patch is averaged; by default `_quantity`."""
+        yield self._quantity(output, target)
 
     def _quantity(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the scalar whose gradient gives the importance, from a patch's output and target."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from repmode_cl.config import StrategyConfig
 from repmode_cl.errors import ConfigError
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.regularization import RegularizationStrategy
@@ -22,6 +23,12 @@ class SynapticIntelligence(RegularizationStrategy):
     step delta that the optimiser made of it, and ``Omega_i += max(omega_i, 0) / (displacement_i^2 + damping)``. Both
     end at the validated state that the experience ends with.
 
+    Parameters
+    ----------
+    damping
+        Bounds the importance of a parameter that hardly moved (the publication's xi); by default 0.001, as there for
+        image data.
+
     Notes
     -----
     It needs the path of the base too, so it trains its own base.
@@ -30,16 +37,26 @@ class SynapticIntelligence(RegularizationStrategy):
     shares_base: ClassVar[bool] = False  # a base that another strategy trained has left no path
     default_strength: ClassVar[float] = 1.0
     #: Bounds the importance of a parameter that hardly moved (the publication's xi, for its image data).
-    damping: ClassVar[float] = 1e-3
+    damping: float = 1e-3
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, damping: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if damping is not None and damping <= 0:
+            raise ConfigError(f"damping is {damping}: it divides, and must be more than 0")
+        if damping is not None:
+            self.damping = damping
         self._start: dict[str, Tensor] = {}
         self._path: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}  # the path up to the best validated state
         self._gradient: dict[str, Tensor] = {}
         # The first listener: a checkpoint, which is a later one, holds what this one records.
         self.on_validation.append(self._record_best)
+
+    @classmethod
+    def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
+        """Return the strength of the penalty, and the damping."""
+        damping = {} if options.damping is None else {"damping": options.damping}
+        return super().own_options(options) | damping
 
     def check_adoption(self, number: int) -> None:
         """Refuse: the importances of an experience are those of the path of its training."""

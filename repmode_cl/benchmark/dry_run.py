@@ -123,7 +123,8 @@ def _estimate_trial(
         base = (key, names) if number == 0 and (key := base_key_of(config, options)) is not None else None
         if base is None or base not in bases:
             validations = -(-budget.steps // budget.validate_every)
-            validation_images = sum(images[name][1] for name in names)
+            selecting = {*names, *learned} if config.training.select_by == "known" else names
+            validation_images = sum(images[name][1] for name in selecting)
             seconds += budget.steps * step_time * kind.cost_of_step(section, config.training, len(learned))
             seconds += validations * validation_images * image_time
         if base is not None:

@@ -127,7 +127,7 @@ class PatchConfig(FrozenModel):
 class TrainingConfig(GrownModel):
     """One experience's training; a strategy may override `steps` and `learning_rate` for itself."""
 
-    later_keys: ClassVar[tuple[str, ...]] = ("gate", "selection", "last_batch", "fusing")
+    later_keys: ClassVar[tuple[str, ...]] = ("gate", "selection", "select_by", "last_batch", "fusing")
 
     batch_size: Positive = 8
     """Patches of an optimiser step, over all micro-batches and processes."""
@@ -148,6 +148,9 @@ class TrainingConfig(GrownModel):
     """Optimiser steps between validations; null takes ten validations an experience."""
     validate_every_epochs: Positive | None = None
     """The same in epochs, where `epochs` is used."""
+    select_by: Literal["new", "known"] = "new"
+    """Validation images whose mean error selects the state that an experience ends with: those of its structures, or
+    of all structures so far (which takes images of earlier structures, and so is a reference)."""
     patience: Positive | None = None
     """Stop after so many validations without an improvement; null trains all steps."""
     time_limit: Annotated[float, Field(gt=0)] | None = None

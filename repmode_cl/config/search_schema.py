@@ -32,7 +32,16 @@ _FIXED = {
 _CHOICES = ("kernel",)
 
 #: Keys whose values are whole numbers.
-_WHOLE = ("rank", "bottleneck", "buffer", "buffer_bytes", "buffer_bytes_each", "replay_batch", "distilled")
+_WHOLE = (
+    "rank",
+    "bottleneck",
+    "buffer",
+    "buffer_bytes",
+    "buffer_bytes_each",
+    "replay_batch",
+    "distilled",
+    "probes",
+)
 
 #: What precedes an argument of the constructor of a user's own strategy.
 _OPTION = "options."

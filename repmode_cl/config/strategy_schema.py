@@ -124,6 +124,11 @@ _OWNERS = {
     "beta": ("der_pp",),
     "strength": ("ewc", "synaptic_intelligence", "mas", "lwf"),
     "distilled": ("lwf",),
+    "fisher": ("ewc",),
+    "probes": ("ewc",),
+    "decay": ("ewc",),
+    "damping": ("synaptic_intelligence",),
+    "warm_up": ("lwf",),
     "options": (_CUSTOM, _AVALANCHE),
 }
 
@@ -144,6 +149,11 @@ _LATER_OPTIONS = (
     "network",
     "setting",
     "gate_steps",
+    "fisher",
+    "probes",
+    "decay",
+    "damping",
+    "warm_up",
 )
 
 #: Options of which each says how much a buffer holds.
@@ -240,6 +250,16 @@ class StrategyConfig(GrownModel):
     """lwf: earlier structures that are distilled in a step, chosen at random; null takes all."""
     network: NetworkOverride | None = None
     """Keys of `network` that are others for this strategy, such as {scope: encoder}; a label says what it is."""
+    warm_up: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """lwf: share of the steps in which only what is new for the structure is trained; null takes 0."""
+    fisher: Literal["empirical", "gauss_newton"] = "empirical"
+    """ewc: squared gradients of the loss, or of the output (by random signs): the Fisher information of regression."""
+    probes: Positive | None = None
+    """ewc with fisher gauss_newton: random sign vectors for each patch; null takes 1."""
+    decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    """ewc: factor of the importances of before at each experience; null takes 1, which sums them."""
+    damping: Annotated[float, Field(gt=0)] | None = None
+    """synaptic_intelligence: what is added to the square of the way (the publication's xi); null takes 0.001."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """A strategy of your own: keyword arguments of its constructor, and options of the strategy it derives from; one of
     Avalanche: its own arguments, and model."""
@@ -296,6 +316,8 @@ class StrategyConfig(GrownModel):
             )
         if isinstance(self.learning_rate, Mapping):
             self._check_rate_groups(kind, self.learning_rate)
+        if self.probes is not None and self.fisher != "gauss_newton":
+            raise ValueError("probes needs fisher: gauss_newton; the empirical one has no random numbers")
         sizes = [key for key in _BUFFER_SIZES if getattr(self, key) is not None]
         if len(sizes) > 1:
             raise ValueError(f"give either {' or '.join(sizes)}, not both")
@@ -371,7 +393,7 @@ class StrategyConfig(GrownModel):
         named = ADDITION_SETTINGS[self.setting] if self.setting else {}
         if self.setting:
             parts.append(self.setting)
-        for key in ("expert", "sees", "norm", "resampling", "networks", "gate", "blocks"):
+        for key in ("expert", "sees", "norm", "resampling", "networks", "gate", "blocks", "fisher"):
             if getattr(self, key) != named.get(key, type(self).model_fields[key].default):
                 parts.append(str(getattr(self, key)).replace(":", "").replace(",", "-"))
         if self.scale:
@@ -406,6 +428,10 @@ _TITLE_WORDS = {
     "prune": "prune",
     "strength": "strength",
     "distilled": "distilled",
+    "warm_up": "warmup",
+    "probes": "probes",
+    "decay": "decay",
+    "damping": "damping",
 }
 
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from repmode_cl.evaluation.learning_curve_area import area_under_curve, learning_areas
-from repmode_cl.evaluation.paired_differences import PairedDifferences, paired_differences, structure_values
+from repmode_cl.evaluation.paired_differences import (
+    PairedDifferences,
+    paired_differences,
+    paired_trials,
+    structure_values,
+    trial_values,
+)
 from repmode_cl.evaluation.performance_matrix import (
     PerformanceMatrix,
     Summary,
@@ -14,6 +20,14 @@ from repmode_cl.evaluation.performance_matrix import (
     performance_matrix,
     relative_improvement,
     summarise,
+)
+from repmode_cl.evaluation.seeds_and_orders import (
+    TwoWayMean,
+    bootstrap_interval_over_both,
+    bootstrap_test_over_both,
+    compare_trials,
+    summarise_trials,
+    two_way_mean,
 )
 from repmode_cl.evaluation.significance import (
     PairedComparison,
@@ -50,8 +64,16 @@ __all__ = [
     "PairedDifferences",
     "structure_values",
     "paired_differences",
+    "trial_values",
+    "paired_trials",
     "PairedComparison",
     "compare",
+    "compare_trials",
+    "summarise_trials",
+    "two_way_mean",
+    "TwoWayMean",
+    "bootstrap_interval_over_both",
+    "bootstrap_test_over_both",
     "bootstrap_interval",
     "sign_flip_test",
     "smallest_p",

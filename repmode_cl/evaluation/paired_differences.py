@@ -15,10 +15,21 @@ from repmode_cl.evaluation.transfer import learned_values
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.results.results_table import ResultsTable
 
-__all__ = ["PairedDifferences", "Values", "paired_differences", "structure_values"]
+__all__ = [
+    "PairedDifferences",
+    "TrialValues",
+    "Values",
+    "paired_differences",
+    "paired_trials",
+    "structure_values",
+    "trial_values",
+]
 
 #: Seed -> structure -> value.
 Values = Mapping[int, Mapping[str, float]]
+
+#: Order (name of a stream) -> seed -> structure -> value.
+TrialValues = Mapping[str, Values]
 
 
 @dataclass(frozen=True)
@@ -106,3 +117,55 @@ def paired_differences(first: Values, second: Values, metric: str) -> PairedDiff
         for column, name in enumerate(structures):
             values[row, column] = sign * (first[seed][name] - second[seed][name])
     return PairedDifferences(seeds, structures, values)
+
+
+def trial_values(
+    results: ResultsTable,
+    strategy: str,
+    metric: str,
+    streams: Mapping[str, Sequence[Sequence[str]]],
+    seeds: Iterable[int],
+    *,
+    when: Literal["final", "learned"] = "final",
+    structures: Literal["added", "all"] | Sequence[str] = "added",
+) -> dict[str, dict[int, dict[str, float]]]:
+    """Return the values of `structure_values` for each stream by itself, of the seeds that have them in all streams."""
+    chosen = list(seeds)
+    of_streams = {
+        name: structure_values(
+            results, strategy, metric, {name: experiences}, chosen, when=when, structures=structures
+        )
+        for name, experiences in streams.items()
+    }
+    shared = [seed for seed in chosen if all(seed in values for values in of_streams.values())]
+    return {name: {seed: values[seed] for seed in shared} for name, values in of_streams.items()}
+
+
+def paired_trials(
+    first: TrialValues, second: TrialValues, metric: str
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Subtract the second's values from the first's, by seed, order and structure.
+
+    Parameters
+    ----------
+    first, second
+        Results of `trial_values` with the same streams.
+    metric
+        As of `paired_differences`, whose rules hold for each order.
+
+    Returns
+    -------
+    tuple
+        (seeds, orders) float64: means over the structures of each order, without orders that have none. And for each
+        structure its differences, (seeds, orders in which it counts).
+    """
+    pairs = [paired_differences(first[name], second[name], metric) for name in first]
+    of_orders = [one for one in pairs if one.structures]
+    if not of_orders:
+        return np.empty((0, 0)), {}
+    by_structure: dict[str, list[NDArray[np.float64]]] = {}
+    for one in of_orders:
+        for column, name in enumerate(one.structures):
+            by_structure.setdefault(name, []).append(one.values[:, column])
+    means = np.stack([one.values.mean(axis=1) for one in of_orders], axis=1)
+    return means, {name: np.stack(columns, axis=1) for name, columns in by_structure.items()}

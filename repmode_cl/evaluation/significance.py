@@ -80,6 +80,8 @@ class PairedComparison:
         Number of seeds.
     needed
         How many the claim needs.
+    orders
+        Number of orders with each seed; above 1 interval and p are over seeds and orders (`compare_trials`).
     """
 
     difference: float
@@ -88,6 +90,7 @@ class PairedComparison:
     p: float
     seeds: int
     needed: SeedsNeeded
+    orders: int = 1
 
 
 def bootstrap_interval(

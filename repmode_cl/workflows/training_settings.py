@@ -127,7 +127,8 @@ def training_config(
         Of the base, from `base_provenance`.
     overrides
         Patience, time limit, device, precision and loader workers are never the base's: that may have been another
-        machine.
+        machine. Nor is what the state is selected by: an addition has only images of its own structure, and changes no
+        other.
     setting
         Named setting of the addition that is trained; see `addition_rate`.
 
@@ -146,6 +147,7 @@ def training_config(
     values |= {
         "base_steps": None,
         "gate": "rows",
+        "select_by": "new",
         "patience": overrides.patience,
         "time_limit": overrides.time_limit,
         "learning_rate": values["learning_rate"] if rate is None or isinstance(rate, Mapping) else rate,

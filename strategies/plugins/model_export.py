@@ -29,7 +29,8 @@ def provenance_of(
     return {
         "config": config.name,
         "seed": seed,
-        "training": config.training.model_dump(mode="json"),
+        # Of a base both selections are the same, and `add` has its own.
+        "training": config.training.model_dump(mode="json", exclude={"select_by"}),
         # The values that the settings, which may be "auto", were resolved to.
         "precision": precision.format,
         "device": precision.device,

@@ -104,6 +104,13 @@ def test_every_strategy_has_a_range_of_its_own_where_none_is_named() -> None:
     assert proposed.trials == 7
     [strength] = proposed.ranges["ewc"].values()
     assert (strength.low, strength.high, strength.log, strength.grid) == (100.0, 100000.0, True, ())
+    # Of the other Fisher information, whose importances have another unit.
+    other = plan_search(
+        parse_config(
+            f"{STUDY}search: {{}}\n", overrides=["strategies=[{name: ewc, fisher: gauss_newton, label: ewc}]"]
+        )
+    )
+    assert other.combinations("ewc") == [{"strength": value} for value in (0.1, 1.0, 10.0, 100.0)]
 
 
 @pytest.mark.parametrize(
@@ -201,10 +208,15 @@ def test_a_study_elsewhere_takes_the_values_and_keeps_the_rest(tmp_path: Path) -
         assert getattr(new, key) == value
         assert changed <= {key}
     text = path.read_text(encoding="utf-8")
-    assert "# joint: not searched" in text
-    assert "replay" in matches
-    # Replay of regions has other options than what is searched.
-    assert [one.title for one in before.strategies if one.name == "replay" and one.title not in matches]
+    assert "# experts_frozen: not searched" in text
+    assert "# joint: learning_rate" in text
+    # Joint training and replay of regions get the search that the others have.
+    assert {"joint", "cumulative", *(one.title for one in before.strategies if one.name == "replay")} <= set(
+        matches
+    )
+    # What sees earlier additions has other options than what is searched.
+    assert "experts_frozen_lowrank4" in matches
+    assert "experts_frozen_all" not in matches
     assert "# ewc_strength1000: strength 1000: 0.5000 (trial ewc-002)" in text
     assert "# Measured on other simulated images (data.simulate.seed 7), with other seeds." in text
     assert plan_search(load_config("tuning_all")).search.rule == "end_by_group"

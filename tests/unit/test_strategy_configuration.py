@@ -69,6 +69,12 @@ def test_every_name_is_a_strategy() -> None:
         ({"name": "a_gem", "buffer_bytes": 123456789}, "a_gem_bytes123456789"),
         ({"name": "ewc", "strength": 1000.0}, "ewc_strength1000"),
         ({"name": "lwf", "strength": 0.5, "distilled": 2}, "lwf_strength0.5_distilled2"),
+        ({"name": "lwf", "warm_up": 0.25}, "lwf_warmup0.25"),
+        (
+            {"name": "ewc", "fisher": "gauss_newton", "probes": 4, "decay": 0.9, "strength": 10},
+            "ewc_gauss_newton_strength10_probes4_decay0.9",
+        ),
+        ({"name": "synaptic_intelligence", "damping": 0.1}, "synaptic_intelligence_damping0.1"),
         ({"name": "/some/where/mine.py:Mine"}, "Mine"),
         ({"name": "ewc", "label": "EWC (ours)"}, "EWC (ours)"),
     ],
@@ -81,6 +87,7 @@ def test_what_is_written_names_later_options_only_where_they_are_chosen() -> Non
     """A run of before, which cannot name them, is continued as it is."""
     later = {"gate": "outside", "scale": True, "blocks": "decoder"}
     of_others = {"of", "rank", "bottleneck", "buffer_bytes_each", "region", "alpha", "beta", "prune"}
+    of_others |= {"fisher", "probes", "decay", "damping", "warm_up"}
     assert not StrategyConfig(name="experts_frozen").model_dump().keys() & (later.keys() | of_others)
     chosen = StrategyConfig(name="experts_frozen", **later)
     assert {key: chosen.model_dump(mode="json")[key] for key in later} == later
@@ -100,6 +107,12 @@ def test_what_is_written_names_later_options_only_where_they_are_chosen() -> Non
         ({"name": "replay", "buffer": 3, "buffer_bytes": 3}, "either buffer or buffer_bytes"),
         ({"name": "replay", "buffer_bytes_each": 3, "buffer_bytes": 3}, "buffer_bytes or buffer_bytes_each"),
         ({"name": "replay", "alpha": 1.0}, "alpha is an option of der_pp"),
+        ({"name": "mas", "decay": 0.5}, "decay is an option of ewc, not of mas"),
+        ({"name": "ewc", "probes": 4}, "probes needs fisher: gauss_newton"),
+        ({"name": "ewc", "fisher": "exact"}, "'empirical' or 'gauss_newton'"),
+        ({"name": "ewc", "decay": 1.5}, "less than or equal to 1"),
+        ({"name": "synaptic_intelligence", "damping": 0}, "greater than 0"),
+        ({"name": "lwf", "warm_up": 1}, "less than 1"),
         ({"name": "replai"}, "found 'replai' (did you mean 'replay'?)"),
         ({"name": "mine:Mine"}, "path/to/file.py:ClassName"),
         ({"name": "ewc", "label": "base"}, "every run has"),
@@ -237,6 +250,23 @@ def test_a_dry_run_knows_what_every_strategy_costs() -> None:
     assert "1 seed(s) x 2 streams x 12 to 16 steps of 2 patches" in seconds["joint"]
     assert "x 8 to 10 steps" in seconds["experts_frozen_2steps"]
     assert plan.seconds > 0
+
+
+def test_a_dry_run_counts_the_images_that_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(select_by: str) -> float:
+        config = Config(
+            name="tiny",
+            training=TRAINING.model_copy(update={"select_by": select_by}),
+            strategies=(StrategyConfig(name="fine_tuning"),),
+        )
+        return estimate_run(config, {"": StreamVariant(STREAM)}).seconds
+
+    # A step takes nothing, an image a second: 16 fields, of which 4 test and 1 validates.
+    monkeypatch.setattr("repmode_cl.benchmark.dry_run._time_network", lambda *_: (0.0, 1.0))
+    monkeypatch.setattr("repmode_cl.benchmark.dry_run.windows_of_image", lambda _: 1)
+    tests, validations = 4 * (2 + 3 + 4), 2
+    assert seconds("new") == tests + validations * (2 + 1 + 1)
+    assert seconds("known") == tests + validations * (2 + 3 + 4)
 
 
 def test_a_dry_run_counts_windows_on_the_grid_of_the_network(tmp_path: Path) -> None:

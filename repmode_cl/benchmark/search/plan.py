@@ -168,8 +168,8 @@ def _check_titles(plan: SearchPlan) -> None:
 
 def _default_range(config: Config, strategy: StrategyConfig, points: int | None) -> dict[str, SearchRange]:
     """Return the range of the key that decides most: strength where a strategy has one, else its learning rate."""
-    default: float | None = getattr(strategy_class(strategy), "default_strength", None)
-    if not strategy.is_custom and default is not None:
+    default = None if strategy.is_custom else strategy_class(strategy).default_strength_of(strategy)
+    if default is not None:
         middle = strategy.strength or default
         return {"strength": SearchRange(low=middle / 10, high=middle * 100, log=True, points=points)}
     rate = strategy.learning_rate or config.training.learning_rate

@@ -133,7 +133,7 @@ def _comparisons(run: Run, scope: Scope, metric: str) -> PageTable:
                 ),
                 TableCell(p_text(row["p"]), f"Holm {p_text(row['p_holm'])}", sortable(row["p"])),
                 TableCell(
-                    str(row["seeds"]),
+                    str(row["seeds"]) + (f" x {row['orders']} orders" if row["orders"] > 1 else ""),
                     DASH if row["seeds_needed"] is None else f"{row['seeds_needed']} needed",
                     row["seeds"],
                 ),
@@ -148,9 +148,13 @@ def _comparisons(run: Run, scope: Scope, metric: str) -> PageTable:
         for row in rows
     ]
     name, averages = METRIC_NAMES[metric], sum(not row.structure for row in page_rows)
+    orders = any(row["orders"] > 1 for row in rows)
+    units = "seed, order and structure" if orders else "seed and structure"
     caption = (
-        f"Differences of final {name}, turned so that above 0 the first is better, paired by seed and structure; "
-        "95% intervals from 10,000 bootstrap draws of whole seeds; two-sided p of the sign-flip test over seeds; "
+        f"Differences of final {name}, turned so that above 0 the first is better, paired by {units}; "
+        f"95% intervals from 10,000 bootstrap draws of whole seeds{' and of whole orders' if orders else ''}; "
+        "two-sided p of the sign-flip test over seeds"
+        f"{', or of that bootstrap where it is larger' if orders else ''}; "
         f"Holm: corrected over the {averages} averages, or for a structure chosen, over all "
         f"{len(page_rows) - averages} of them. Needed: seeds for the test to get below 0.05 at all, and to find a "
         "difference of this size and spread with a probability of 80%."

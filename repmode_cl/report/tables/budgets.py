@@ -8,13 +8,20 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from repmode_cl.evaluation.paired_differences import Values, paired_differences, structure_values
+from repmode_cl.evaluation.paired_differences import (
+    Values,
+    paired_differences,
+    paired_trials,
+    structure_values,
+    trial_values,
+)
 from repmode_cl.evaluation.performance_matrix import mean_or_nan
-from repmode_cl.evaluation.significance import compare
+from repmode_cl.evaluation.seeds_and_orders import compare_trials
+from repmode_cl.evaluation.significance import PairedComparison, compare
 from repmode_cl.evaluation.steps_to_target import TriedBudget, cost_per_structure, is_steady, smallest_budget
 from repmode_cl.report.tables.comparisons import ALL_ADDED
 from repmode_cl.report.tables.multi_net_reference import references
-from repmode_cl.report.tables.selection import chosen_streams, seeds_with_results
+from repmode_cl.report.tables.selection import are_orders, chosen_streams, seeds_with_results
 from repmode_cl.results.results_table import ResultsTable
 from repmode_cl.results.run_info import RunInfo
 
@@ -123,6 +130,21 @@ class _Budgets:
             )
         return self._values[title]
 
+    def compare(self, title: str, multi_net: str, names: Sequence[str]) -> PairedComparison:
+        """Compare two strategies by their values of the structures, over seeds and, if there are several, orders."""
+        if not are_orders(self.info, tuple(self.streams)):
+            ours, theirs = (_only(self.values(one), names) for one in (title, multi_net))
+            return compare(paired_differences(ours, theirs, self.metric).values)
+        trials = []
+        for one in (title, multi_net):
+            seeds = seeds_with_results(self.results, self.info, one, tuple(self.streams))
+            of_orders = trial_values(
+                self.results, one, self.metric, self.streams, seeds, when="learned", structures="added"
+            )
+            trials.append({stream: _only(values, names) for stream, values in of_orders.items()})
+        first, second = trials
+        return compare_trials(paired_trials(first, second, self.metric)[0])
+
     def cost(self, title: str, metric: str, names: Sequence[str]) -> float | None:
         """Return the mean over structures, streams and seeds; None where it was not measured."""
         costs: list[float] = []
@@ -139,14 +161,13 @@ class _Budgets:
 
     def row(self, multi_net: str, titles: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
         reference = _only(self.values(multi_net), names)
-        tried, differences = [], {}
+        tried = []
         for title in titles:
             values = _only(self.values(title), names)
             seeds = [seed for seed in values if seed in reference]
             steps = self.cost(title, "steps", names)
             if not seeds or steps is None:
                 continue
-            differences[title] = paired_differences(values, reference, self.metric).values
             tried.append(
                 TriedBudget(
                     title,
@@ -158,7 +179,7 @@ class _Budgets:
             )
         tried.sort(key=lambda budget: budget.steps)
         best = smallest_budget(tried, self.metric)
-        against = compare(differences[best.strategy]) if best is not None else None
+        against = self.compare(best.strategy, multi_net, names) if best is not None else None
         target_steps = self.cost(multi_net, "steps", names)
         target_seconds = self.cost(multi_net, self.clock, names)
         return {

@@ -8,9 +8,17 @@ from itertools import combinations
 from typing import Any, Literal
 
 from repmode_cl.errors import RepmodeError, did_you_mean
-from repmode_cl.evaluation.paired_differences import Values, paired_differences, structure_values
+from repmode_cl.evaluation.paired_differences import (
+    TrialValues,
+    Values,
+    paired_differences,
+    paired_trials,
+    structure_values,
+    trial_values,
+)
+from repmode_cl.evaluation.seeds_and_orders import compare_trials
 from repmode_cl.evaluation.significance import ALPHA, PairedComparison, compare, holm, smallest_p
-from repmode_cl.report.tables.selection import chosen_streams, seeds_with_results
+from repmode_cl.report.tables.selection import are_orders, chosen_streams, seeds_with_results
 from repmode_cl.results.results_table import ResultsTable
 from repmode_cl.results.run_info import RunInfo
 
@@ -78,7 +86,8 @@ def comparison_table(
         ``"ours"``: experts frozen against each other strategy that has all its steps (every pair, in a run
         without experts frozen). ``"all"``: every pair. Or the pairs themselves, named before results were seen.
     streams
-        As in `strategy_table`; several are averaged within each seed.
+        As in `strategy_table`. Several orders of one experiment are paired one by one; other streams are averaged
+        within each seed.
     structures
         Those that are averaged: ``"added"`` (all, where nothing was added), ``"all"``, or names.
     per_structure
@@ -92,8 +101,9 @@ def comparison_table(
         ``first``, ``second``, ``structure`` ("all added" or "all" for an average), ``metric``, ``difference``
         (above 0: the first is better, for metrics of either direction), ``low`` and ``high`` (95% interval, None
         with one seed), ``p``, ``p_holm`` (corrected over the rows of this table), ``pairs`` (their number), ``seeds``,
-        ``seeds_for_test``, ``seeds_for_power`` and ``seeds_needed`` (`seeds_needed`), ``verdict`` (of this
-        comparison by itself), and ``holds_corrected`` (whether ``p_holm`` is below the level too).
+        ``orders`` (above 1: interval and p are over both, see `compare_trials`), ``seeds_for_test``,
+        ``seeds_for_power`` and ``seeds_needed`` (`seeds_needed`), ``verdict`` (of this comparison by itself), and
+        ``holds_corrected`` (whether ``p_holm`` is below the level too).
 
     Raises
     ------
@@ -109,37 +119,64 @@ def comparison_table(
         listed = pairs_against(info, ours)
     else:
         listed = list(combinations(info.strategies, 2)) if isinstance(pairs, str) else list(pairs)
+    orders = are_orders(info, chosen)
     values: dict[str, Values] = {}
+    trials: dict[str, TrialValues] = {}
     for title in dict.fromkeys(title for pair in listed for title in pair):
         _known(info, title)
         seeds = seeds_with_results(results, info, title, chosen)
-        values[title] = structure_values(
-            results,
-            title,
-            metric,
-            {name: info.streams[name] for name in chosen},
-            seeds,
-            structures=structures,
-        )
+        experiences = {name: info.streams[name] for name in chosen}
+        if orders:
+            trials[title] = trial_values(results, title, metric, experiences, seeds, structures=structures)
+        else:
+            values[title] = structure_values(
+                results, title, metric, experiences, seeds, structures=structures
+            )
     average = {"added": ALL_ADDED, "all": ALL}.get(structures, ALL) if isinstance(structures, str) else None
     rows = []
     for first, second in listed:
-        paired = paired_differences(values[first], values[second], metric)
-        named = average or ", ".join(paired.structures)
-        parts = (
-            [(name, paired.values[:, [column]]) for column, name in enumerate(paired.structures)]
-            if per_structure
-            else [(named, paired.values)]
+        comparisons = (
+            _of_orders(trials[first], trials[second], metric, average, per_structure, alpha)
+            if orders
+            else _of_seeds(values[first], values[second], metric, average, per_structure, alpha)
         )
-        for structure, differences in parts:
-            comparison = compare(differences, alpha)
-            rows.append(_row(first, second, structure, metric, comparison, alpha))
+        rows += [
+            _row(first, second, structure, metric, comparison, alpha)
+            for structure, comparison in comparisons.items()
+        ]
     corrected = holm([row["p"] for row in rows])
     for row, p in zip(rows, corrected, strict=True):
         row["p_holm"] = p
         row["pairs"] = len(rows)
         row["holds_corrected"] = row["verdict"] in (AHEAD, BEHIND) and p <= alpha
     return rows
+
+
+def _of_seeds(
+    first: Values, second: Values, metric: str, average: str | None, per_structure: bool, alpha: float
+) -> dict[str, PairedComparison]:
+    """Return the comparison of each structure, or of their average, over seeds."""
+    paired = paired_differences(first, second, metric)
+    if per_structure:
+        return {
+            name: compare(paired.values[:, [column]], alpha) for column, name in enumerate(paired.structures)
+        }
+    return {average or ", ".join(paired.structures): compare(paired.values, alpha)}
+
+
+def _of_orders(
+    first: TrialValues,
+    second: TrialValues,
+    metric: str,
+    average: str | None,
+    per_structure: bool,
+    alpha: float,
+) -> dict[str, PairedComparison]:
+    """Return the comparison of each structure, or of their average, over seeds and orders."""
+    means, of_structures = paired_trials(first, second, metric)
+    if per_structure:
+        return {name: compare_trials(differences, alpha) for name, differences in of_structures.items()}
+    return {average or ", ".join(of_structures): compare_trials(means, alpha)}
 
 
 def _row(
@@ -157,6 +194,7 @@ def _row(
         "p_holm": math.nan,
         "pairs": 0,
         "seeds": comparison.seeds,
+        "orders": comparison.orders,
         "seeds_for_test": comparison.needed.test,
         "seeds_for_power": comparison.needed.power,
         "seeds_needed": comparison.needed.needed,

@@ -9,7 +9,7 @@ from repmode_cl.results.results_table import ResultsTable
 from repmode_cl.results.run_info import RunInfo
 from repmode_cl.results.trial_record import Trial
 
-__all__ = ["chosen_streams", "seeds_with_results"]
+__all__ = ["are_orders", "chosen_streams", "seeds_with_results"]
 
 
 def chosen_streams(info: RunInfo, streams: Collection[str] | None) -> tuple[str, ...]:
@@ -48,3 +48,11 @@ def seeds_with_results(
             for stream, seeds in zip(chosen, seeds_of, strict=True)
         )
     )
+
+
+def are_orders(info: RunInfo, streams: Collection[str]) -> bool:
+    """Return whether the streams are several orders of one experiment (`RunInfo.stream_groups`), over which it varies.
+
+    Others, such as of several numbers of images, are averaged within each seed only: they are no draws of one thing.
+    """
+    return len(streams) > 1 and any(set(streams) <= set(group) for group in info.stream_groups().values())

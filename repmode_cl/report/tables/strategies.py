@@ -20,11 +20,12 @@ from repmode_cl.evaluation.performance_matrix import (
     relative_improvement,
     summarise,
 )
+from repmode_cl.evaluation.seeds_and_orders import summarise_trials
 from repmode_cl.evaluation.transfer import forward_transfer, intransigence, learned_values
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.report.tables.csv_latex import to_csv
 from repmode_cl.report.tables.multi_net_reference import References, references
-from repmode_cl.report.tables.selection import chosen_streams, seeds_with_results
+from repmode_cl.report.tables.selection import are_orders, chosen_streams, seeds_with_results
 from repmode_cl.results.results_table import Result, ResultsTable
 from repmode_cl.results.run_info import RunInfo
 from repmode_cl.results.trial_record import Trial
@@ -105,11 +106,12 @@ def strategy_table(
     -------
     list of dict
         For each strategy ``strategy`` (title), ``name`` (kind), ``seeds`` (number of finished seeds),
-        ``bit_identical`` (True, False, or None where not checked), ``more_steps`` (those of each experience, where
-        they are more than the run's common ones; else None), and for each key of `QUANTITIES` the mean
-        over seeds, with half the width of its 95% interval as ``<key>_ci`` (None below two seeds). A quantity
-        that does not exist is None: forgetting where nothing was added, improvement and forward transfer
-        without Multi-Net, intransigence without joint training. These pair equal seeds and streams. In every row
+        ``orders`` (above 1: intervals are over seeds and orders, see `summarise_trials`), ``bit_identical`` (True,
+        False, or None where not checked), ``more_steps`` (those of each experience, where they are more than the run's
+        common ones; else None), and for each key of `QUANTITIES` the mean over seeds, with half the width of its 95%
+        interval as ``<key>_ci`` (None below two seeds). A quantity that does not exist is None: forgetting where
+        nothing was added, improvement and forward transfer without Multi-Net, intransigence without joint training.
+        These pair equal seeds and streams. In every row
         ``multi_net`` is the title that forward transfer refers to, and ``multi_net_all`` the one that improvement
         does, which has networks for all structures.
     """
@@ -117,39 +119,41 @@ def strategy_table(
     chosen = chosen_streams(info, streams)
     against = references(results, info, streams=chosen, named=multi_net)
     units = _Units(results, info, areas or {}, against)
+    orders = are_orders(info, chosen)
     rows = []
     for title in info.strategies:
         row: dict[str, Any] = {
             "strategy": title,
             "name": info.strategies[title],
             "seeds": 0,
+            "orders": len(chosen) if orders else 1,
             "bit_identical": info.bit_identical.get(title),
             "more_steps": info.more_steps(title),
             "multi_net": against.added,
             "multi_net_all": against.whole,
         }
-        by_seed = [
-            _mean_of([units.numbers(title, stream, seed) for stream in chosen])
+        by_trial = [
+            [units.numbers(title, stream, seed) for stream in chosen]
             for seed in seeds_with_results(results, info, title, chosen)
         ]
-        row["seeds"] = len(by_seed)
+        row["seeds"] = len(by_trial)
         for key in QUANTITIES:
-            values = [numbers[key] for numbers in by_seed if key in numbers]
-            summary = summarise(values)
+            # Of a seed what it has with all streams.
+            values = [
+                [numbers[key] for numbers in of_streams]
+                for of_streams in by_trial
+                if all(key in numbers for numbers in of_streams)
+            ]
+            summary = summarise_trials(values) if orders and values else summarise(map(_mean, values))
             row[key] = summary.mean if values else None
             row[f"{key}_ci"] = summary.half_width
         rows.append(row)
     return rows
 
 
-def _mean_of(several: list[dict[str, float]]) -> dict[str, float]:
-    """Average over streams what all of them have."""
-    first, *others = several
-    return {
-        key: mean_or_nan(numbers[key] for numbers in several) if others else first[key]
-        for key in first
-        if all(key in numbers for numbers in others)
-    }
+def _mean(values: list[float]) -> float:
+    """Average over streams."""
+    return mean_or_nan(values) if len(values) > 1 else values[0]
 
 
 class _Units:
@@ -276,7 +280,7 @@ def _put_costs(numbers: dict[str, float], rows: Iterable[Result], added: int) ->
 
 def csv_keys() -> list[str]:
     """Return the columns of rows of `strategy_table` as a file has them."""
-    keys = ["strategy", "name", "seeds", "bit_identical", "more_steps"]
+    keys = ["strategy", "name", "seeds", "orders", "bit_identical", "more_steps"]
     keys += [part for key in QUANTITIES for part in (key, f"{key}_ci")]
     return [*keys, "multi_net", "multi_net_all"]
 

@@ -35,7 +35,7 @@ def render_strategies(table: Sequence[Mapping[str, Any]], title: str | None = No
     output = _table(
         title,
         "added: per structure after the base"
-        + ("; ±: 95% interval over seeds" if any(row["seeds"] > 1 for row in table) else "")
+        + (f"; ±: 95% interval over {_units(table)}" if any(row["seeds"] > 1 for row in table) else "")
         + _seeds_line(table)
         + ("" if multi_net is None else f"\nMulti-Net: {multi_net}"),
     )
@@ -91,17 +91,22 @@ def render_comparisons(rows: Sequence[Mapping[str, Any]], title: str | None = No
     one_reference = len({row["first"] for row in rows}) == 1
     output = _table(
         title,
-        "difference: paired by seed, mean over structures; above 0\n"
+        f"difference: paired by {'seed and order' if _has_orders(rows) else 'seed'}, mean over structures; above 0\n"
         + (f"{rows[0]['first']} is better" if one_reference else "the first is better")
-        + "; [ ]: 95% bootstrap over seeds\n"
-        + f"p: sign-flip test over seeds; Holm: corrected for {of} comparisons\n"
+        + f"; [ ]: 95% bootstrap over {_units(rows)}\n"
+        + (
+            "p: sign-flip test over seeds"
+            + (", or that bootstrap if larger\n" if _has_orders(rows) else "; ")
+        )
+        + f"Holm: corrected for {of} comparisons\n"
         + "verdict: of each comparison by itself",
     )
     structures = {row["structure"] for row in rows}
     output.add_column("against" if one_reference else "pair", overflow="fold")
     if len(structures) > 1:
         output.add_column("structure", overflow="fold")
-    for heading in ("difference", "p", "Holm", "seeds\n(needed)"):
+    units = "seeds x\norders" if _has_orders(rows) else "seeds"
+    for heading in ("difference", "p", "Holm", f"{units}\n(needed)"):
         output.add_column(heading, justify="right")
     output.add_column("verdict", overflow="fold")
     for row in rows:
@@ -114,7 +119,7 @@ def render_comparisons(rows: Sequence[Mapping[str, Any]], title: str | None = No
             difference_text(row).replace(" [", "\n\\["),  # escaped: rich's markup has brackets too
             p_text(row["p"]),
             p_text(row["p_holm"]),
-            f"{row['seeds']} ({needed})",
+            (f"{row['seeds']}x{row['orders']}" if row["orders"] > 1 else f"{row['seeds']}") + f" ({needed})",
             row["verdict"],
         )
     return output
@@ -146,6 +151,15 @@ def render_budgets(rows: Sequence[Mapping[str, Any]], title: str | None = None) 
             row["tried"],
         )
     return output
+
+
+def _has_orders(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row["orders"] > 1 for row in rows)
+
+
+def _units(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what intervals are over."""
+    return "seeds and orders" if _has_orders(rows) else "seeds"
 
 
 def _seeds_line(table: Sequence[Mapping[str, Any]]) -> str:
