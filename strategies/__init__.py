@@ -7,8 +7,11 @@ import repmode_cl.scenarios  # noqa: F401 - first: it imports Avalanche quietly
 from repmode_cl.strategies.adapter import Adapter
 from repmode_cl.strategies.agem import AGEM
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.conditioned import ConditionedStrategy
+from repmode_cl.strategies.condnet import CondNetStrategy
 from repmode_cl.strategies.cumulative import Cumulative
 from repmode_cl.strategies.der_pp import DERPlusPlus
+from repmode_cl.strategies.dodnet import DoDNetStrategy
 from repmode_cl.strategies.ewc import EWC
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.fine_tuning import FineTuning, FrozenEncoder
@@ -23,10 +26,13 @@ from repmode_cl.strategies.multi_net import MultiNet, PlainNetworks
 from repmode_cl.strategies.norm_only import NormOnly
 from repmode_cl.strategies.packnet import PackNet
 from repmode_cl.strategies.piggyback import Piggyback
+from repmode_cl.strategies.pipo_fan import PIPOFANStrategy
 from repmode_cl.strategies.progressive import Progressive
 from repmode_cl.strategies.replay import Replay
 from repmode_cl.strategies.ssf import SSF
 from repmode_cl.strategies.synaptic_intelligence import SynapticIntelligence
+from repmode_cl.strategies.tgnet import TGNetStrategy
+from repmode_cl.strategies.tsns import TSNsStrategy
 from repmode_cl.strategies.warm_copy import WarmCopy
 
 __all__ = [
@@ -56,6 +62,12 @@ __all__ = [
     "Piggyback",
     "PackNet",
     "Progressive",
+    "ConditionedStrategy",
+    "DoDNetStrategy",
+    "TGNetStrategy",
+    "CondNetStrategy",
+    "TSNsStrategy",
+    "PIPOFANStrategy",
 ]
 
 #: Names that classes had before, which are deprecated.

@@ -224,6 +224,11 @@ class StrategyHooks:
     # -- experiences and their budgets --------------------------------------------------------------------------
 
     @classmethod
+    def learns_at_once(cls, options: StrategyConfig) -> bool:
+        """Return whether it learns all structures of a stream in one experience, as joint training does."""
+        return False
+
+    @classmethod
     def regroup(cls, experiences: Experiences, options: StrategyConfig) -> Regrouped:
         """Return the experiences as this strategy trains them, and the step of the stream that each completes."""
         return experiences, tuple(range(len(experiences)))

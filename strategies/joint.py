@@ -11,7 +11,7 @@ from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.hooks import Experiences, Regrouped
 from repmode_cl.training import budget_of
 
-__all__ = ["Joint"]
+__all__ = ["Joint", "refuse_increments"]
 
 
 class Joint(StructureStrategy):
@@ -19,6 +19,11 @@ class Joint(StructureStrategy):
 
     It has all images at once, which no incremental learner has; so it has figures only after the last step.
     """
+
+    @classmethod
+    def learns_at_once(cls, options: StrategyConfig) -> bool:
+        """Return True."""
+        return True
 
     @classmethod
     def regroup(cls, experiences: Experiences, options: StrategyConfig) -> Regrouped:
@@ -55,13 +60,24 @@ class Joint(StructureStrategy):
 
     def check_stream(self, stream: StructureStream) -> None:
         """Refuse a stream of several experiences: it learns all structures at once."""
-        if len(stream.experiences) > 1:
-            names = ", ".join(dict.fromkeys(name for names in stream.experiences for name in names))
-            raise ConfigError(
-                f"joint training learns all structures in one experience, and the stream has {len(stream.experiences)}"
-                f": make it with all of them as its base ({names}) and an empty order"
-            )
+        refuse_increments(stream)
 
     def learning_rate(self) -> float:
         """Return the strategy's peak learning rate where it has one, else the training's."""
         return self.addition_learning_rate or self.training_config.learning_rate
+
+
+def refuse_increments(stream: StructureStream) -> None:
+    """Refuse a stream of several experiences.
+
+    Raises
+    ------
+    ConfigError
+        Saying how to make one of all structures.
+    """
+    if len(stream.experiences) > 1:
+        names = ", ".join(dict.fromkeys(name for names in stream.experiences for name in names))
+        raise ConfigError(
+            f"joint training learns all structures in one experience, and the stream has {len(stream.experiences)}"
+            f": make it with all of them as its base ({names}) and an empty order"
+        )

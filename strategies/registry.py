@@ -12,9 +12,11 @@ from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.adapter import Adapter
 from repmode_cl.strategies.agem import AGEM
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.condnet import CondNetStrategy
 from repmode_cl.strategies.constructor_options import inherit_options
 from repmode_cl.strategies.cumulative import Cumulative
 from repmode_cl.strategies.der_pp import DERPlusPlus
+from repmode_cl.strategies.dodnet import DoDNetStrategy
 from repmode_cl.strategies.ewc import EWC
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.extensions import plugins_digest
@@ -31,10 +33,13 @@ from repmode_cl.strategies.off_the_shelf import avalanche_strategy
 from repmode_cl.strategies.own_files import file_of, import_file
 from repmode_cl.strategies.packnet import PackNet
 from repmode_cl.strategies.piggyback import Piggyback
+from repmode_cl.strategies.pipo_fan import PIPOFANStrategy
 from repmode_cl.strategies.progressive import Progressive
 from repmode_cl.strategies.replay import Replay
 from repmode_cl.strategies.ssf import SSF
 from repmode_cl.strategies.synaptic_intelligence import SynapticIntelligence
+from repmode_cl.strategies.tgnet import TGNetStrategy
+from repmode_cl.strategies.tsns import TSNsStrategy
 from repmode_cl.strategies.warm_copy import WarmCopy
 from repmode_cl.utils.atomic_files import sha256_file
 
@@ -74,6 +79,11 @@ STRATEGIES: dict[str, type[StructureStrategy]] = {
     "piggyback": Piggyback,
     "packnet": PackNet,
     "progressive": Progressive,
+    "dodnet": DoDNetStrategy,
+    "tgnet": TGNetStrategy,
+    "condnet": CondNetStrategy,
+    "tsns": TSNsStrategy,
+    "pipo_fan": PIPOFANStrategy,
 }
 
 

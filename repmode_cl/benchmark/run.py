@@ -43,8 +43,7 @@ from repmode_cl.results.trial_record import (
     write_outcome,
 )
 from repmode_cl.scenarios import StreamVariant, stream_variants, task_labels
-from repmode_cl.strategies.joint import Joint
-from repmode_cl.strategies.registry import base_key_of, code_digest, strategy_class
+from repmode_cl.strategies.registry import base_key_of, code_digest, strategy_class, strategy_section
 from repmode_cl.training import refuse_distributed
 from repmode_cl.utils.locks import exclusive
 from repmode_cl.utils.process_pool import workers_here
@@ -188,7 +187,11 @@ class _Run:
         self.images = structure_digests(samples)
         self.trials = trials_of(config, streams)
         # Determined once: a user's own file may change while the run goes on.
-        self.joint_titles = {one.title for one in config.strategies if issubclass(strategy_class(one), Joint)}
+        self.joint_titles = {
+            one.title
+            for one in config.strategies
+            if strategy_class(one).learns_at_once(strategy_section(one))
+        }
         self._page_seconds, self._page_at = 0.0, -float("inf")
 
     def remaining(self) -> list[Trial]:

@@ -35,6 +35,7 @@ _CHOICES = ("kernel",)
 _WHOLE = (
     "rank",
     "bottleneck",
+    "slots",
     "buffer",
     "buffer_bytes",
     "buffer_bytes_each",

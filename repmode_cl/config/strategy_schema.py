@@ -73,7 +73,15 @@ STRATEGY_NAMES = (
     "piggyback",
     "packnet",
     "progressive",
+    "dodnet",
+    "tgnet",
+    "condnet",
+    "tsns",
+    "pipo_fan",
 )
+
+#: The paper's rivals that are told their structure by a code or a vector.
+_CONDITIONED = ("dodnet", "tgnet", "condnet", "tsns", "pipo_fan")
 
 #: Strategies with a buffer of earlier patches.
 _REHEARSAL = ("replay", "a_gem", "der_pp")
@@ -107,6 +115,7 @@ _OWNERS = {
         "packnet",
         "progressive",
         *_FROZEN_BASE,
+        *_CONDITIONED,
         _AVALANCHE,
     ),
     "networks": ("multi_net",),
@@ -115,6 +124,8 @@ _OWNERS = {
     "rank": ("lora",),
     "bottleneck": ("adapter",),
     "prune": ("packnet",),
+    "mode": _CONDITIONED,
+    "slots": ("condnet", "tsns"),
     "buffer": _REHEARSAL,
     "buffer_bytes": _REHEARSAL,
     "buffer_bytes_each": _REHEARSAL,
@@ -154,6 +165,8 @@ _LATER_OPTIONS = (
     "decay",
     "damping",
     "warm_up",
+    "mode",
+    "slots",
 )
 
 #: Options of which each says how much a buffer holds.
@@ -190,7 +203,7 @@ class StrategyConfig(GrownModel):
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,63}$")] | None = None
     """How tables name it; null makes one from the name and what differs from the default."""
     learning_rate: LearningRate | None = None
-    """Of all after the base (multi_net: of every network; joint: of all); null takes training.learning_rate.
+    """Of all after the base (multi_net: of each network; joint, mode: joint: of all); null: training.learning_rate.
     experts_frozen: or one for each group of {expert, gate, norm, resampling}, that of training for those left out."""
     base_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Of a joint base; null takes training.learning_rate. Strategies of one network and rate share their base."""
@@ -230,6 +243,10 @@ class StrategyConfig(GrownModel):
     """adapter: channels of each bottleneck."""
     prune: Annotated[float, Field(gt=0, lt=1)] | None = None
     """packnet: share of the free weights of each layer that pruning frees; null takes 0.75."""
+    mode: Literal["joint", "frozen", "fine_tuning"] = "frozen"
+    """dodnet, tgnet, condnet, tsns, pipo_fan: all structures at once; only what each owns after the base; or all."""
+    slots: Positive | None = None
+    """condnet, tsns: the most structures that the network can have; null takes 12."""
     buffer: Annotated[int, Field(ge=0)] | None = None
     """replay, a_gem, der_pp: patches kept of earlier experiences, as many of each; null: 64, or by buffer_bytes."""
     buffer_bytes: Annotated[int, Field(ge=0)] | None = None
@@ -325,8 +342,9 @@ class StrategyConfig(GrownModel):
             raise ValueError(
                 "network: a strategy with a network of its own needs a label that says what it is"
             )
-        if self.base_learning_rate is not None and self.name in _WITHOUT_BASE:
-            raise ValueError(f"base_learning_rate: {self.name} has no joint base; learning_rate is its own")
+        if self.base_learning_rate is not None and (self.name in _WITHOUT_BASE or self.mode == "joint"):
+            name = f"{self.name} with mode: joint" if self.mode == "joint" else self.name
+            raise ValueError(f"base_learning_rate: {name} has no joint base; learning_rate is its own")
         if self.folder_key in _RESERVED_NAMES:
             raise ValueError(
                 f"label: {self.title!r} is, but for case, the name of a folder or file that every run has: choose "
@@ -393,7 +411,7 @@ class StrategyConfig(GrownModel):
         named = ADDITION_SETTINGS[self.setting] if self.setting else {}
         if self.setting:
             parts.append(self.setting)
-        for key in ("expert", "sees", "norm", "resampling", "networks", "gate", "blocks", "fisher"):
+        for key in ("expert", "sees", "norm", "resampling", "networks", "gate", "blocks", "fisher", "mode"):
             if getattr(self, key) != named.get(key, type(self).model_fields[key].default):
                 parts.append(str(getattr(self, key)).replace(":", "").replace(",", "-"))
         if self.scale:
@@ -426,6 +444,7 @@ _TITLE_WORDS = {
     "alpha": "alpha",
     "beta": "beta",
     "prune": "prune",
+    "slots": "slots",
     "strength": "strength",
     "distilled": "distilled",
     "warm_up": "warmup",

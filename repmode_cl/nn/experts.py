@@ -18,6 +18,8 @@ __all__ = [
     "LowRankExpert",
     "kaiming",
     "make_expert",
+    "standard_normal",
+    "uniform",
     "uninitialised_weights",
 ]
 
@@ -31,7 +33,11 @@ def kaiming(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> 
     memory channels-last, as their gradients do: with input channels next to each other, the centre of a kernel
     is a few long runs and not many of three numbers, and fusing is four times as fast.
     """
-    bound = 1 / math.sqrt(fan_in)
+    return uniform(shape, 1 / math.sqrt(fan_in), generator)
+
+
+def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> nn.Parameter:
+    """Return a parameter drawn uniformly within ``bound`` of zero; kernels lie channels-last (see `kaiming`)."""
     if _uninitialised_weights.get():
         values = torch.empty(shape)
     else:
@@ -39,6 +45,13 @@ def kaiming(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> 
     if len(shape) == 5:
         values = values.contiguous(memory_format=torch.channels_last_3d)
     return nn.Parameter(values)
+
+
+def standard_normal(shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:
+    """Return a parameter drawn from N(0, 1)."""
+    if _uninitialised_weights.get():
+        return nn.Parameter(torch.empty(shape))
+    return nn.Parameter(torch.randn(shape, generator=generator))
 
 
 @contextmanager

@@ -105,8 +105,9 @@ class UNet(nn.Module):
             x = self.down[level](x, context)
         for block in self.bottleneck:
             x = block(x, context)
+        context = self.decoder_context(x, context)
         for level in reversed(range(self.depth)):
-            x = torch.cat([skips.pop(), self.up[level](x, context)], dim=1)
+            x = self.join(level, skips.pop(), self.up[level](x, context), context)
             for block in cast(nn.ModuleList, self.decoder[level]):
                 x = block(x, context)
         result: Tensor = self.head(x, context)
@@ -115,28 +116,39 @@ class UNet(nn.Module):
     def _forward_checkpointed(self, x: Tensor, context: Any) -> Tensor:
         """Compute the same, storing only the input of each level for the backward pass."""
 
-        def run_checkpointed(modules: Iterable[nn.Module], *inputs: Tensor) -> Tensor:
+        def run_checkpointed(
+            modules: Iterable[nn.Module], context: Any, *inputs: Tensor, level: int = 0
+        ) -> Tensor:
             layers = list(modules)
 
             def stage(x: Tensor, skip: Tensor | None = None) -> Tensor:
                 for layer in layers:
                     x = layer(x, context)
                     if skip is not None:  # the first layer is an up layer: its output is joined to the skip
-                        x, skip = torch.cat([skip, x], dim=1), None
+                        x, skip = self.join(level, skip, x, context), None
                 return x
 
             return checkpointed(stage, layers, *inputs)
 
         skips = []
         for level in range(self.depth):
-            x = run_checkpointed(cast(nn.ModuleList, self.encoder[level]), x)
+            x = run_checkpointed(cast(nn.ModuleList, self.encoder[level]), context, x)
             skips.append(x)
-            x = run_checkpointed([self.down[level]], x)
-        x = run_checkpointed(self.bottleneck, x)
+            x = run_checkpointed([self.down[level]], context, x)
+        x = run_checkpointed(self.bottleneck, context, x)
+        context = self.decoder_context(x, context)
         for level in reversed(range(self.depth)):
             blocks = cast(nn.ModuleList, self.decoder[level])
-            x = run_checkpointed([self.up[level], *blocks], x, skips.pop())
-        return run_checkpointed([self.head], x)
+            x = run_checkpointed([self.up[level], *blocks], context, x, skips.pop(), level=level)
+        return run_checkpointed([self.head], context, x)
+
+    def decoder_context(self, deepest: Tensor, context: Any) -> Any:
+        """Return the context of the decoder's layers, which may depend on the bottleneck's output; here the same."""
+        return context
+
+    def join(self, level: int, skip: Tensor, up: Tensor, context: Any) -> Tensor:
+        """Return the input of the decoder's level: the encoder's features and those of the up layer, concatenated."""
+        return torch.cat([skip, up], dim=1)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[slice, ...] | None]:
         if x.ndim != 5 or x.shape[1] != 1:

@@ -52,6 +52,20 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "packnet": ("packnet", {"prune": 0.6}),
     "packnet-base": ("packnet", {"norm": "base"}),
     "progressive": ("progressive", {}),
+    "dodnet": ("dodnet", {}),
+    "tgnet": ("tgnet", {}),
+    "condnet": ("condnet", {}),
+    "tsns": ("tsns", {"slots": 5}),
+    "pipo_fan": ("pipo_fan", {"kernel": 5}),
+}
+#: Rival that is told its structure -> numbers of a structure, for width 4 and depth 1: generated weights; hidden units
+#: of residual blocks and attention besides; a value and a last layer; scales, shifts and a last layer; two maps.
+CONDITIONED = {
+    "dodnet": 153,
+    "tgnet": 153 + (1 + 2) + 2,
+    "condnet": 1 + 4 * 27,
+    "tsns": 2 * (4 + 8 + 4 + 4) + 4 * 27,
+    "pipo_fan": 2 * (4 + 1),
 }
 EACH = pytest.mark.parametrize("rival", RIVALS)
 AGAIN = (*STREAM, ("nucleolus",))
@@ -65,6 +79,11 @@ BASE_OF = {
     "norm_only-5": ("multi_head", {"head": "last", "kernel": 5}),
     "piggyback": ("multi_head", {"head": "last"}),
     "progressive": ("multi_head", {"head": "last"}),
+    "dodnet": ("dodnet", {"mode": "fine_tuning"}),
+    "tgnet": ("tgnet", {"mode": "fine_tuning"}),
+    "condnet": ("condnet", {"mode": "fine_tuning"}),
+    "tsns": ("tsns", {"mode": "fine_tuning", "slots": 5}),
+    "pipo_fan": ("pipo_fan", {"mode": "fine_tuning", "kernel": 5}),
 }
 
 
@@ -106,7 +125,9 @@ def test_nothing_old_changes_by_a_bit(rival: str, samples: list[Sample], tmp_pat
     assert changed_ones == set()
 
 
-@pytest.mark.parametrize("rival", ["frozen_trunk", "frozen_trunk-last", "lora-base", "ssf", "adapter-base"])
+@pytest.mark.parametrize(
+    "rival", ["frozen_trunk", "frozen_trunk-last", "lora-base", "ssf", "adapter-base", *CONDITIONED]
+)
 def test_norms_left_in_training_mode_would_be_found(
     rival: str, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +350,8 @@ def expected_numbers(rival: str) -> int:
     head = 4 * taps
     own_norms = norms if options.get("norm", "own") == "own" else 0
     whole = taps * sum(a * b for a, b in blocks) + 8 * (4 * 4 + 8 * 4) + norms + head
+    if name in CONDITIONED:
+        return CONDITIONED[name]
     if name == "lora":
         rank = options["rank"]
         low = sum(rank * (a * taps + b) for a, b in blocks) + sum(rank * (a * 8 + b) for a, b in (down, up))

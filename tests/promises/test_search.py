@@ -56,6 +56,11 @@ KEYS: dict[str, dict[str, Any]] = {
     "piggyback_k3": {"learning_rate": [0.01, 0.02]},
     "packnet_k3": {"prune": [0.4, 0.6]},
     "progressive_k3": {"learning_rate": [0.01, 0.02]},
+    "dodnet_k3": {"learning_rate": [0.01, 0.02]},
+    "tgnet_k3": {"learning_rate": [0.01, 0.02]},
+    "condnet_k3": {"learning_rate": [0.01, 0.02]},
+    "tsns_k3": {"learning_rate": [0.01, 0.02]},
+    "pipo_fan_k3": {"learning_rate": [0.01, 0.02]},
 }
 
 

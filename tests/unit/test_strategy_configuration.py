@@ -39,6 +39,11 @@ def test_every_name_is_a_strategy() -> None:
         "piggyback": "piggyback_k3",
         "packnet": "packnet_k3",
         "progressive": "progressive_k3",
+        "dodnet": "dodnet_k3",
+        "tgnet": "tgnet_k3",
+        "condnet": "condnet_k3",
+        "tsns": "tsns_k3",
+        "pipo_fan": "pipo_fan_k3",
     }
     assert titles == (set(STRATEGY_NAMES) - with_options.keys()) | set(with_options.values())
 
@@ -66,6 +71,9 @@ def test_every_name_is_a_strategy() -> None:
         ({"name": "warm_copy", "of": "multi_head", "head": "last"}, "warm_copy_multi_head_last_k3"),
         ({"name": "lora", "rank": 8, "norm": "base"}, "lora_k3_base_rank8"),
         ({"name": "replay", "buffer": 32}, "replay_buffer32"),
+        ({"name": "dodnet", "mode": "joint", "kernel": 5}, "dodnet_k5_joint"),
+        ({"name": "tsns", "slots": 30, "mode": "joint"}, "tsns_k3_joint_slots30"),
+        ({"name": "dodnet", "mode": "fine_tuning", "steps": 9}, "dodnet_k3_fine_tuning_9steps"),
         ({"name": "a_gem", "buffer_bytes": 123456789}, "a_gem_bytes123456789"),
         ({"name": "ewc", "strength": 1000.0}, "ewc_strength1000"),
         ({"name": "lwf", "strength": 0.5, "distilled": 2}, "lwf_strength0.5_distilled2"),
@@ -88,6 +96,7 @@ def test_what_is_written_names_later_options_only_where_they_are_chosen() -> Non
     later = {"gate": "outside", "scale": True, "blocks": "decoder"}
     of_others = {"of", "rank", "bottleneck", "buffer_bytes_each", "region", "alpha", "beta", "prune"}
     of_others |= {"fisher", "probes", "decay", "damping", "warm_up"}
+    of_others |= {"mode", "slots"}
     assert not StrategyConfig(name="experts_frozen").model_dump().keys() & (later.keys() | of_others)
     chosen = StrategyConfig(name="experts_frozen", **later)
     assert {key: chosen.model_dump(mode="json")[key] for key in later} == later
@@ -113,6 +122,12 @@ def test_what_is_written_names_later_options_only_where_they_are_chosen() -> Non
         ({"name": "ewc", "decay": 1.5}, "less than or equal to 1"),
         ({"name": "synaptic_intelligence", "damping": 0}, "greater than 0"),
         ({"name": "lwf", "warm_up": 1}, "less than 1"),
+        ({"name": "joint", "mode": "frozen"}, "mode is an option of dodnet"),
+        ({"name": "dodnet", "slots": 20}, "slots is an option of condnet, tsns, not of dodnet"),
+        (
+            {"name": "dodnet", "mode": "joint", "base_learning_rate": 0.1},
+            "dodnet with mode: joint has no joint base",
+        ),
         ({"name": "replai"}, "found 'replai' (did you mean 'replay'?)"),
         ({"name": "mine:Mine"}, "path/to/file.py:ClassName"),
         ({"name": "ewc", "label": "base"}, "every run has"),

@@ -1,0 +1,46 @@
+"""CondNet: a constant channel in the decoder tells the network its structure (Dmitriev and Kaufman, CVPR 2019)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.errors import ConfigError
+from repmode_cl.nn.conditioned_unet import SLOTS, ConditionedUNet
+from repmode_cl.nn.condnet import CondNet
+from repmode_cl.strategies.conditioned import ConditionedStrategy, check_slots
+from repmode_cl.strategies.hooks import Experiences
+
+__all__ = ["CondNetStrategy"]
+
+
+class CondNetStrategy(ConditionedStrategy):
+    """A U-Net whose decoder reads a constant channel; a structure owns its value and its last layer.
+
+    ``frozen``: a fresh last layer is trained, and the value, one number. ``fine_tuning``: the value is that of the
+    table, and all that is shared is trained but the decoder's norms, which would subtract the value where only one
+    structure is in a batch. ``slots`` is the most structures that the network can have, 12 by default.
+    """
+
+    shares_base: ClassVar[bool] = True
+    network_class: ClassVar[type[ConditionedUNet]] = CondNet
+
+    @classmethod
+    def network_options(cls, options: StrategyConfig) -> dict[str, Any]:
+        """Return the number of slots."""
+        return {"slots": options.slots or SLOTS}
+
+    @classmethod
+    def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
+        """Refuse more structures than slots, and batches in which the condition would vanish."""
+        super().check(config, options, experiences)
+        check_slots(options, options.slots or SLOTS, experiences)
+        training, [base, *_] = config.training, cls.regroup(experiences, options)[0]
+        patches = training.batch_size // training.accumulate
+        if len(base) > 1 and min(patches, training.structures_per_batch or patches) < 2:
+            raise ConfigError(
+                f"{options.title}: {len(base)} structures are trained jointly, and only one is in each batch that is "
+                f"computed at once (training.batch_size {training.batch_size}, accumulate {training.accumulate}, "
+                f"structures_per_batch {training.structures_per_batch}): batch norm would subtract the channel that "
+                "tells them apart; let at least two patches, of two structures, be in each"
+            )

@@ -1,0 +1,46 @@
+"""TSNs: an embedded code of the structure sets scale and shift of the decoder's layers (Sun et al., ICCV 2021)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.errors import ConfigError
+from repmode_cl.nn.conditioned_unet import SLOTS, ConditionedUNet
+from repmode_cl.nn.tsns import TSNs
+from repmode_cl.strategies.conditioned import ConditionedStrategy, check_slots
+from repmode_cl.strategies.hooks import Experiences
+
+__all__ = ["TSNsStrategy"]
+
+
+class TSNsStrategy(ConditionedStrategy):
+    """Task switching networks: a U-Net whose decoder is normalised by instance, and scaled and shifted by a code.
+
+    ``frozen``: the scales and shifts of a structure are trained, which begin as the means of the base's, and a fresh
+    last layer. ``fine_tuning``: the structure takes the next code, and all is trained that is shared. ``slots`` is the
+    most structures that the network can have, 12 by default; it decides the length of the codes. Instance norm depends
+    on the patch, so that windows of prediction have the patches' size.
+    """
+
+    shares_base: ClassVar[bool] = True
+    network_class: ClassVar[type[ConditionedUNet]] = TSNs
+
+    @classmethod
+    def network_options(cls, options: StrategyConfig) -> dict[str, Any]:
+        """Return the number of slots."""
+        return {"slots": options.slots or SLOTS}
+
+    @classmethod
+    def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
+        """Refuse more structures than slots, and patches of which the bottleneck has one voxel."""
+        super().check(config, options, experiences)
+        check_slots(options, options.slots or SLOTS, experiences)
+        sizes = [-(-size // 2**config.network.depth) for size in config.patch.size]
+        if math.prod(sizes) < 2:
+            raise ConfigError(
+                f"{options.title}: patches of {list(config.patch.size)} voxels leave one voxel at the bottleneck of a "
+                f"network of depth {config.network.depth}, and instance norm would make all its channels zero: take "
+                "larger patches or a shallower network"
+            )
