@@ -25,7 +25,7 @@ FIELD = (
     "lab-FINKBEINER,condition-KEVAN_0_8,acquisition_date,year-2015,month-10,day-5,minute-0,well-A4,"
     "tile_computation-STITCHED"
 )
-ROWS, COLUMNS = 48, 24
+ROWS, COLUMNS = 64, 24
 SIZE = (ROWS, COLUMNS)
 ALL = tuple(STAINS.values())
 
@@ -74,7 +74,7 @@ def test_planes_in_order_and_projections_repeated(sample: Path, tmp_path: Path) 
     assert code == 0, said
     stack = tmp_path / "out" / "isl.ome.tif"
     assert (
-        f"{stack}: 13 x 48 x 24 voxels (z, y, x), channels phase_contrast, nuclei, dendrites, axons" in said
+        f"{stack}: 13 x 64 x 24 voxels (z, y, x), channels phase_contrast, nuclei, dendrites, axons" in said
     )
     assert f"{out}: 9 rows (nuclei 3, dendrites 3, axons 3)" in said
     with open_image(stack) as image:
@@ -94,8 +94,8 @@ def test_parts_train_validate_and_test_a_gap_apart(sample: Path, tmp_path: Path)
     code, said = run("data", "import", "isl", sample, "--out", out, "--gap", 4, "--voxel-size", "1,0.5,0.5")
     assert code == 0, said
     found = read_manifest(out)
-    # 40 rows of pixels outside the gaps: 10 test, a tenth of the others validates.
-    spans = {"train": (0, 27), "val": (31, 34), "test": (38, 48)}
+    # 56 rows of pixels outside the gaps: 14 test, a tenth of the others validates.
+    spans = {"train": (0, 38), "val": (42, 46), "test": (50, 64)}
     for structure in STAINS.values():
         rows = found.for_structure(structure)
         assert {str(row.split): row.region for row in rows} == {
@@ -103,6 +103,10 @@ def test_parts_train_validate_and_test_a_gap_apart(sample: Path, tmp_path: Path)
         }
         assert {(row.signal_channel, row.target_channel) for row in rows} == {("phase_contrast", structure)}
         assert {row.voxel_size for row in rows} == {(1.0, 0.5, 0.5)}
+    # Without a voxel size, as the collection states none, nothing is resampled.
+    code, said = run("data", "import", "isl", sample, "--out", out, "--gap", 4, "--overwrite")
+    assert code == 0, said
+    assert {row.voxel_size for row in read_manifest(out).rows} == {None}
     code, said = run("data", "check", out, "--patch", "8,8,8")
     assert code == 0, said
 
@@ -151,8 +155,8 @@ def _cut_short(folder: Path) -> None:
         (_remove(plane_name(4)), "of the 13 planes of PHASE_CONTRAST (z_depth-0 to z_depth-12) z_depth 4 is missing"),
         (_remove(plane_name(0), plane_name(12)), "z_depth 0, 12 are missing"),
         (_write(plane_name(13), SIZE), "has 13 planes, numbered from 0 to 12"),
-        (_write(plane_name(4), (ROWS, COLUMNS - 1)), "is_mask-false.png: 48 x 23 pixels (y, x)"),
-        (_write(stain_name("NFH_CONFOCAL"), (ROWS - 1, COLUMNS)), "has 48 x 24: planes and stains of"),
+        (_write(plane_name(4), (ROWS, COLUMNS - 1)), "is_mask-false.png: 64 x 23 pixels (y, x)"),
+        (_write(stain_name("NFH_CONFOCAL"), (ROWS - 1, COLUMNS)), "has 64 x 24: planes and stains of"),
         (_write(plane_name(4), SIZE, np.uint8), "the mode is L; needed is greyscale with 16 bits"),
         (_write(plane_name(4), (ROWS, COLUMNS, 3), np.uint8), "the mode is RGB"),
         (_cut_short, "not readable as PNG"),
@@ -200,10 +204,10 @@ def test_what_can_be_left_out(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--bin", 5], "48 rows of pixels are no multiple of --bin 5"),
+        (["--bin", 5], "64 rows of pixels are no multiple of --bin 5"),
         (["--bin", 2, "--columns", 7], "7 columns of pixels are no multiple of --bin 2; --columns N uses the first N"),
         (["--columns", 25], "--columns 25, but there are 24"),
-        (["--gap", 24], "too few for three parts that are 24 apart"),
+        (["--gap", 32], "too few for three parts that are 32 apart"),
         (["--stack", "stack.npy"], "the stack is an OME-TIFF"),
     ],
 )  # fmt: skip
