@@ -236,6 +236,7 @@ with process_group("cpu") as (ranks, device):
 """
 
 
+@pytest.mark.slow
 def test_several_processes(manifest: Path, cache: Path, tmp_path: Path) -> None:
     stream(manifest, cache)  # one process prepares the images
     for world in (1, 2):

@@ -290,7 +290,9 @@ def script_of_the_guide() -> str:
     return str(script)
 
 
-@pytest.mark.parametrize(("kind", "patches"), [("ExpertsFrozen", 400), ("FineTuning", 80)])
+@pytest.mark.parametrize(
+    ("kind", "patches"), [pytest.param("ExpertsFrozen", 400, marks=pytest.mark.slow), ("FineTuning", 80)]
+)
 def test_the_script_of_the_guide(
     kind: str,
     patches: int,

@@ -65,11 +65,11 @@ path, volume, out, threads, wrong_row = sys.argv[1:]
 torch.set_num_threads(int(threads))
 if wrong_row:
     from repmode_cl.nn import ModeBlock, RepModeUNet
-    visible, (victim, other) = ModeBlock.visible, wrong_row.split(",")
+    seen, (victim, other) = ModeBlock._seen, wrong_row.split(",")
     def wrong(self, name):  # the experts are right, the gate row over them is another structure's
-        experts, gate = visible(self, name)
-        return experts, visible(self, other)[1] if name == victim else gate
-    ModeBlock.visible = wrong
+        experts, gate = seen(self, name)
+        return experts, seen(self, other)[1] if name == victim else gate
+    ModeBlock._seen = wrong
     whole, Model.network = Model.network, lambda self, structures=None: whole(self)  # so that both are there
     RepModeUNet.drop_structure = lambda self, name: None  # for `verify`, too
 model = Model.open(path)

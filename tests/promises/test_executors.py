@@ -144,6 +144,7 @@ def test_a_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE)
 
 
+@pytest.mark.slow
 @needs_signals
 @pytest.mark.usefixtures("victims")
 def test_local_processes_that_are_killed_are_started_again(tmp_path: Path) -> None:

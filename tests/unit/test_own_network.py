@@ -122,6 +122,7 @@ def test_what_is_wrong_with_it_is_found_by_a_dry_run(tmp_path: Path, fuse: str, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_rehearses_every_strategy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
