@@ -56,6 +56,7 @@ def run(*arguments: str | Path) -> tuple[int, str, str]:
 # -- the command ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_quick_command_measures_and_writes_everything(tmp_path: Path) -> None:
     out = tmp_path / "folder" / "perf.json"
     small = ["--width", 2, "--depth", 1, "--patch", "4,16,16", "--repeats", 2, "--threads", 1]
@@ -252,6 +253,7 @@ def test_volumes_grow_from_1_to_64_times() -> None:
     assert [one / voxels[0] for one in voxels] == [1, 4, 16, 64] == list(scaling.SIZES)
 
 
+@pytest.mark.slow
 def test_volumes_start_up_and_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "SIZES", {1: (1, 1, 1), 4: (1, 2, 2)})
     settings = PerfSettings(**{**_values(TINY), "repeats": 1, "sections": ("scaling", "startup", "profile")})

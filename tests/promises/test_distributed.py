@@ -84,6 +84,7 @@ with process_group("cpu") as (ranks, device):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_the_joint_batch(tmp_path: Path) -> None:
     for world in (1, 2):
         for done in start(world, "-W", "error", "-c", STEPS, str(tmp_path / str(world))):

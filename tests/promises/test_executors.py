@@ -105,6 +105,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("victims")
 def test_a_child_process_reports_how_it_ended_and_logs_its_output(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
