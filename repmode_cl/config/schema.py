@@ -298,7 +298,7 @@ class Config(FrozenModel):
                     )
         own = [one.title for one in self.strategies if one.steps is not None]
         if self.training.last_batch == "short" and own:
-            raise ValueError(f"training.last_batch: short counts epochs, and {own[0]} has steps of its own")
+            raise ValueError(f"training.last_batch: short counts epochs, and {own[0]} has its own steps")
         return self
 
     @model_validator(mode="after")

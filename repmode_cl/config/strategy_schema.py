@@ -339,9 +339,7 @@ class StrategyConfig(GrownModel):
         if len(sizes) > 1:
             raise ValueError(f"give either {' or '.join(sizes)}, not both")
         if self.network is not None and self.label is None:
-            raise ValueError(
-                "network: a strategy with a network of its own needs a label that says what it is"
-            )
+            raise ValueError("network: a strategy with its own network needs a label that says what it is")
         if self.base_learning_rate is not None and (self.name in _WITHOUT_BASE or self.mode == "joint"):
             name = f"{self.name} with mode: joint" if self.mode == "joint" else self.name
             raise ValueError(f"base_learning_rate: {name} has no joint base; learning_rate is its own")

@@ -1,4 +1,4 @@
-"""What an added structure has to itself in one layer of a frozen plain U-Net: norms, updates, adapters, masks.
+"""Adaptations of one layer of a frozen plain U-Net to an added structure: norms, updates, adapters, masks.
 
 Each adaptation says how the layer computes for its structure, and how it is merged into a plain layer.
 """
@@ -39,7 +39,7 @@ _THRESHOLD, _FIRST_SCORE = 5e-3, 1e-2
 
 @dataclass(frozen=True)
 class AdaptationSpec:
-    """What each added structure gets in every layer of the frozen network, besides its own last layer.
+    """Kind of the adaptations that each added structure gets in every layer of the frozen network.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ class BinaryMask(LayerAdaptation):
 
     @property
     def packed(self) -> bool:
-        """Whether the mask is stored as bits, and cannot be trained."""
+        """True if the mask is stored as bits, and cannot be trained."""
         return self.scores is None
 
     def mask(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a MoDE block takes the logits of its base's structures from, if not from free rows (paper, Table 2)."""
+"""Gates of a MoDE block that are not free rows: layers that compute the logits of its base's structures (Table 2)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TaskCodes(nn.Module):
 
 @dataclass(frozen=True)
 class GateChoice:
-    """How a block's experts are gated.
+    """Choice of a block's gate.
 
     Attributes
     ----------

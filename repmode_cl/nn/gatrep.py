@@ -274,7 +274,7 @@ def fuse_channels(
 
 
 class _Layout(NamedTuple):
-    """What `_FuseKernels` is given besides tensors, and where these stand.
+    """Arguments of `_FuseKernels` other than tensors, and the places of its tensors.
 
     Attributes
     ----------

@@ -105,7 +105,7 @@ class ModeAddition(nn.Module):
 
 @dataclass(frozen=True)
 class FixedMix:
-    """What the kernel of an addition is made of in training while its gate is fixed.
+    """Parts of an addition's kernel in training while its gate is fixed.
 
     Attributes
     ----------

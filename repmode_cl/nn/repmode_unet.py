@@ -144,12 +144,12 @@ class RepModeUNet(StructureUNet):
 
     @property
     def shares_gate_bias(self) -> bool:
-        """Whether the base's gates are trained with a bias that they have in common, and are no rows yet."""
+        """True if the base's gates are trained with a bias that they have in common, and are no rows yet."""
         return any(block.shares_gate_bias for _, block in self.named_mode_blocks())
 
     @property
     def fusible(self) -> bool:
-        """Whether a structure has one kernel for each block, whatever the image."""
+        """True if a structure has one kernel for each block, whatever the image."""
         return self.architecture.gate != "input"
 
     def check_fusible(self) -> None:

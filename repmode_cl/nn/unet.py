@@ -52,7 +52,7 @@ class UNet(nn.Module):
         super().__init__()
         self.width, self.depth = width, depth
         self.activation_checkpointing = False
-        """Whether training stores only each level's input and computes the rest again in the backward pass."""
+        """True if training stores only each level's input and computes the rest again in the backward pass."""
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Unit(NamedTuple):
-    """What a stream learns, forgets and averages over: a task of an experience of an evaluated stream."""
+    """Unit that is learned, forgotten and averaged over: a task of an experience of an evaluated stream."""
 
     stream: str
     """Name of the evaluated stream: training's and testing's figures are never mixed."""
@@ -30,11 +30,11 @@ class Unit(NamedTuple):
     label: int | None
     """Task label; None where the benchmark has none."""
     named: bool
-    """Whether the label stands for a structure, which may come again in another experience."""
+    """True if the label stands for a structure, which may come again in another experience."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What tells this unit from others: the same for a structure wherever it is evaluated."""
+        """Identity of this unit: the same for a structure wherever it is evaluated."""
         return (self.stream, self.label) if self.named else (self.stream, self.experience, self.label)
 
 

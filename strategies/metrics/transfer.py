@@ -35,7 +35,7 @@ DEFINITIONS = ("from_best", "from_learning")
 
 @dataclass
 class _History:
-    """What was trained, and what each unit's value was after each training.
+    """Record of what was trained, and of each unit's value after each training.
 
     Row 0 is before any training, row k after the k-th experience that was trained.
     """
@@ -44,7 +44,7 @@ class _History:
     rows: dict[int, dict[tuple[object, ...], float]] = field(default_factory=dict)
     training: bool = False
     knows_what_it_predicts: bool = False
-    """Whether what is evaluated is known: a model that was loaded, or given a trained base, was not seen training."""
+    """True if what is evaluated is known: a model that was loaded, or given a trained base, was not seen training."""
 
     def begin(self, experience: Any) -> None:
         labels = getattr(experience, "task_labels", None) or ()
@@ -154,7 +154,7 @@ class TransferMetric(RegressionMetric):
 
 
 class Forgetting(TransferMetric):
-    """What a task lost since it was (last) learned; above 0 is worse."""
+    """Loss of a task since it was (last) learned; above 0 is worse."""
 
     title = "Forgetting"
 
@@ -175,7 +175,7 @@ class Forgetting(TransferMetric):
 
 
 class BackwardTransfer(TransferMetric):
-    """What later learning gave to a task since it was (last) learned; above 0 is better."""
+    """Gain of a task by later learning, since it was (last) learned; above 0 is better."""
 
     title = "BWT"
 
@@ -188,7 +188,7 @@ class BackwardTransfer(TransferMetric):
 
 
 class ForwardTransfer(TransferMetric):
-    """What earlier learning gave to a task before it was learned; above 0 is better."""
+    """Gain of a task by earlier learning, before it was learned; above 0 is better."""
 
     title = "ForwardTransfer"
 

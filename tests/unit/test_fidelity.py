@@ -286,7 +286,7 @@ def test_a_short_last_batch_is_one_of_epochs() -> None:
             structures_per_batch=1,
         )
     epochs = training(last_batch="short", steps=None, base_steps=None, validate_every=None, epochs=1)
-    with pytest.raises(ValidationError, match="has steps of its own"):
+    with pytest.raises(ValidationError, match="has its own steps"):
         Config(name="x", training=epochs, strategies=(StrategyConfig(name="experts_frozen", steps=3),))
     section = StrategyConfig(name="experts_frozen")
     kind = strategy_class(section)

@@ -34,7 +34,7 @@ class TrialEnded(NamedTuple):
     message: str
     """Reason, for people, where the process recorded no outcome: ``its process was killed (signal 9)``."""
     retry: bool = True
-    """Whether it may be tried again."""
+    """True if it may be tried again."""
 
 
 class Executor(Protocol):

@@ -94,7 +94,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             sample.mask is not None or any(a < b for a, b in zip(sample.shape, self.patch, strict=True))
             for sample in self.samples
         )
-        """Whether targets have a second channel, the weight (0 or 1) of each voxel."""
+        """True if targets have a second channel, the weight (0 or 1) of each voxel."""
         self._order = make_order(self.samples, self.seed, batch, structures_per_batch)
 
     def __len__(self) -> int:
@@ -204,7 +204,7 @@ class VolumeDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = _not_empty(samples)
         self.weighted = any(sample.mask is not None for sample in self.samples)
-        """Whether targets have a second channel, the weight (0 or 1) of each voxel."""
+        """True if targets have a second channel, the weight (0 or 1) of each voxel."""
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -42,7 +42,7 @@ class VolumeJob:
     voxel_to: VoxelSize | None
     recipe: PreprocessingRecipe
     float32: bool = False
-    """Whether an image is stored in float32 in any case."""
+    """True if an image is stored in float32 in any case."""
 
 
 class VolumeResult(NamedTuple):

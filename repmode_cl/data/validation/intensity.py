@@ -74,7 +74,7 @@ class IntensityStatistics:
 
     @property
     def like_mask(self) -> bool:
-        """Whether most voxels have the smallest value, and many of the others the largest."""
+        """True if most voxels have the smallest value, and many of the others the largest."""
         return self.lowest >= _MASK_BACKGROUND and self.saturated >= _MASK_FOREGROUND * (1 - self.lowest) > 0
 
 

@@ -98,7 +98,7 @@ class PairFit:
 
     @property
     def related(self) -> bool:
-        """Whether the images fit better than by chance, as they are or slightly shifted."""
+        """True if the images fit better than by chance, as they are or slightly shifted."""
         return self.r2 > self.chance or self.best > _RELATED_NEARBY * self.limit
 
     @property
@@ -108,7 +108,7 @@ class PairFit:
 
     @property
     def shifted(self) -> bool:
-        """Whether the images fit clearly better shifted within the plane than as they are, and than far off.
+        """True if the images fit clearly better shifted within the plane than as they are, and than far off.
 
         Shifts along z only are not reported: blur differs above and below focus, so that registered images have a
         maximum in another plane as often as others do.
