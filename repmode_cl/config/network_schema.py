@@ -52,7 +52,7 @@ class NetworkConfig(GrownModel):
 
 
 class NetworkOverride(FrozenModel):
-    """Keys of `network` that one strategy has values of its own for; null takes those of the section."""
+    """Keys of `network` for which one strategy has its own values; null takes those of the section."""
 
     width: Positive | None = None
     depth: Depth | None = None

@@ -359,7 +359,7 @@ class StrategyConfig(GrownModel):
         for group in rates:
             if group not in self.rate_groups:
                 raise ValueError(
-                    f"learning_rate: {group}: this addition trains no {group} of its own (it has {group}: "
+                    f"learning_rate: {group}: this addition trains no {group} itself (it has {group}: "
                     f"{getattr(self, group)}): leave {group} out"
                 )
 

@@ -57,7 +57,7 @@ def two_way_mean(values: ArrayLike) -> TwoWayMean:
 
     With the mean squares A of seeds, B of orders and E of the rest, ``(A + B - E) / trials`` estimates the variance of
     the mean without bias (Searle, Casella and McCulloch, *Variance Components*, 1992; the same sum as of two-way
-    clusters in Cameron, Gelbach and Miller, 2011). Where one factor seems to have no variance of its own, that is where
+    clusters in Cameron, Gelbach and Miller, 2011). Where one factor seems to have no own variance, that is where
     this is less than A or B, the larger of those is taken: the interval is never narrower than over the seeds or over
     the orders only.
 
