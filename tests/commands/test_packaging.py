@@ -117,7 +117,7 @@ def test_installed_commands_work_outside_the_tree(installed: Path, tmp_path: Pat
 def test_an_installed_benchmark_runs_outside_the_tree(installed: Path, tmp_path: Path) -> None:
     overrides = [part for item in TINY for part in ("--set", item)]
     out = command(installed, tmp_path, "bench", "quickstart", *overrides)
-    assert "experts_frozen: R2" in out
+    assert "experts_frozen_small: R2" in out
     assert "forgetting 0.0 (bit-identical)" in out
     report = tmp_path / "runs" / "quickstart" / "report.html"
     assert out.rstrip().endswith(f"report: {report.relative_to(tmp_path)}")
