@@ -9,33 +9,17 @@ from torch import nn
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
 from repmode_cl.errors import ConfigError
-from repmode_cl.nn.conditioned_unet import ConditionedUNet
+from repmode_cl.nn.conditioned_unet import SLOTS, ConditionedUNet
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.hooks import Experiences, Regrouped
 from repmode_cl.strategies.joint import Joint, refuse_increments
 from repmode_cl.strategies.state import architecture_of
 
-__all__ = ["ConditionedStrategy", "Mode", "check_slots"]
+__all__ = ["ConditionedStrategy", "Mode"]
 
 #: How the network learns a stream.
 Mode = Literal["joint", "frozen", "fine_tuning"]
-
-
-def check_slots(options: StrategyConfig, slots: int, experiences: Experiences) -> None:
-    """Refuse a stream of more structures than the network has slots.
-
-    Raises
-    ------
-    ConfigError
-        Naming the key.
-    """
-    names = dict.fromkeys(name for group in experiences for name in group)
-    if len(names) > slots:
-        raise ConfigError(
-            f"{options.title}: the stream has {len(names)} structures, and the network {slots} slots: set slots: "
-            f"{len(names)}, or more"
-        )
 
 
 class ConditionedStrategy(StructureStrategy):
@@ -53,8 +37,11 @@ class ConditionedStrategy(StructureStrategy):
     ``frozen`` and ``fine_tuning`` share their base. A structure that returns is trained further.
     """
 
-    #: The network; a subclass that gives it more arguments overrides `network_options`.
+    #: The network.
     network_class: ClassVar[type[ConditionedUNet]]
+
+    #: Whether that has a largest number of structures, the option ``slots``.
+    has_slots: ClassVar[bool] = False
 
     def __init__(self, *, mode: Mode = "frozen", **kwargs: Any) -> None:
         if mode not in ("joint", "frozen", "fine_tuning"):
@@ -69,8 +56,8 @@ class ConditionedStrategy(StructureStrategy):
 
     @classmethod
     def network_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return further arguments of the network; by default none."""
-        return {}
+        """Return further arguments of the network: its slots, if it has any."""
+        return {"slots": options.slots or SLOTS} if cls.has_slots else {}
 
     @classmethod
     def make_network(
@@ -119,9 +106,16 @@ class ConditionedStrategy(StructureStrategy):
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
-        """Refuse windows of another size than the patches, where the network depends on it."""
+        """Refuse windows of another size than the patches, where the network depends on it, and a lack of slots."""
         super().check(config, options, experiences)
         cls._check_window(options.title, config.inference.window, config.patch.size)
+        structures = len({name for group in experiences for name in group})
+        slots = cls.network_options(options).get("slots", structures)
+        if structures > slots:
+            raise ConfigError(
+                f"{options.title}: the stream has {structures} structures, and the network {slots} slots: set slots: "
+                f"{structures}, or more"
+            )
 
     def check_stream(self, stream: StructureStream) -> None:
         """Refuse increments where it learns jointly, and windows of another size than the patches."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import ConfigError
-from repmode_cl.nn.conditioned_unet import SLOTS, ConditionedUNet
+from repmode_cl.nn.conditioned_unet import ConditionedUNet
 from repmode_cl.nn.condnet import CondNet
-from repmode_cl.strategies.conditioned import ConditionedStrategy, check_slots
+from repmode_cl.strategies.conditioned import ConditionedStrategy
 from repmode_cl.strategies.hooks import Experiences
 
 __all__ = ["CondNetStrategy"]
@@ -24,17 +24,12 @@ class CondNetStrategy(ConditionedStrategy):
 
     shares_base: ClassVar[bool] = True
     network_class: ClassVar[type[ConditionedUNet]] = CondNet
-
-    @classmethod
-    def network_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return the number of slots."""
-        return {"slots": options.slots or SLOTS}
+    has_slots: ClassVar[bool] = True
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
-        """Refuse more structures than slots, and batches in which the condition would vanish."""
+        """Refuse batches in which the condition would vanish."""
         super().check(config, options, experiences)
-        check_slots(options, options.slots or SLOTS, experiences)
         training, [base, *_] = config.training, cls.regroup(experiences, options)[0]
         patches = training.batch_size // training.accumulate
         if len(base) > 1 and min(patches, training.structures_per_batch or patches) < 2:

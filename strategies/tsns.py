@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import ConfigError
-from repmode_cl.nn.conditioned_unet import SLOTS, ConditionedUNet
+from repmode_cl.nn.conditioned_unet import ConditionedUNet
 from repmode_cl.nn.tsns import TSNs
-from repmode_cl.strategies.conditioned import ConditionedStrategy, check_slots
+from repmode_cl.strategies.conditioned import ConditionedStrategy
 from repmode_cl.strategies.hooks import Experiences
 
 __all__ = ["TSNsStrategy"]
@@ -26,17 +26,12 @@ class TSNsStrategy(ConditionedStrategy):
 
     shares_base: ClassVar[bool] = True
     network_class: ClassVar[type[ConditionedUNet]] = TSNs
-
-    @classmethod
-    def network_options(cls, options: StrategyConfig) -> dict[str, Any]:
-        """Return the number of slots."""
-        return {"slots": options.slots or SLOTS}
+    has_slots: ClassVar[bool] = True
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
-        """Refuse more structures than slots, and patches of which the bottleneck has one voxel."""
+        """Refuse patches of which the bottleneck has one voxel."""
         super().check(config, options, experiences)
-        check_slots(options, options.slots or SLOTS, experiences)
         sizes = [-(-size // 2**config.network.depth) for size in config.patch.size]
         if math.prod(sizes) < 2:
             raise ConfigError(

@@ -30,7 +30,6 @@ __all__ = [
     "OneStructure",
     "StructurePart",
     "StructureVectors",
-    "check_slot",
     "expand_rows",
 ]
 
@@ -139,21 +138,6 @@ class LastLayers(StructurePart):
         return apply_by_structure(x, groups, lambda part, name: cast(Tensor, self.own[name](part)))
 
 
-def check_slot(arrival: Arrival, slots: int) -> None:
-    """Refuse a structure for which no slot is left.
-
-    Raises
-    ------
-    StructureError
-        Saying how many there are.
-    """
-    if arrival.place >= slots:
-        raise StructureError(
-            f"{arrival.name} cannot be added: the network has {slots} slots, and all are taken; make one with more "
-            "(slots)"
-        )
-
-
 class OneStructure(nn.Module):
     """A copy of a conditioned network, in evaluation mode, that predicts one structure.
 
@@ -194,6 +178,9 @@ class ConditionedUNet(StructureUNet):
 
     #: Whether weights or norms are computed of the patch: the network must then see windows of the training's size.
     depends_on_window: ClassVar[bool] = False
+
+    #: The most structures that it can have; None is any number.
+    slots: int | None = None
 
     def __init__(self, architecture: Architecture, kernel: int, generator: torch.Generator) -> None:
         if kernel not in (3, 5):
@@ -264,9 +251,13 @@ class ConditionedUNet(StructureUNet):
             raise StructureError(
                 f"{name!r} is here already: this network knows {', '.join(self._structures)}"
             )
+        if self.slots is not None and len(self._structures) >= self.slots:
+            raise StructureError(
+                f"{name} cannot be added: the network has {self.slots} slots, and all are taken; make one with more "
+                "(slots)"
+            )
         generator = torch.Generator().manual_seed(structure_seed(seed, name))
         arrival = Arrival(name, len(self._structures), generator, self._base, frozen)
-        self.check_arrival(arrival)
         device = next(self.parameters()).device
         for module in list(self.modules()):
             if isinstance(module, StructurePart):
@@ -277,9 +268,6 @@ class ConditionedUNet(StructureUNet):
         if self._trainable is not None:
             self.restrict_training(self._trainable)
         self.train(self.training)
-
-    def check_arrival(self, arrival: Arrival) -> None:
-        """Refuse a structure that the network has no place for; by default it takes any."""
 
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
         """Make what `structures` may change trainable, freeze the rest, and return the parameters' names.

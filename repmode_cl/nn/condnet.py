@@ -35,7 +35,6 @@ from repmode_cl.nn.conditioned_unet import (
     ConditionedUNet,
     LastLayers,
     StructurePart,
-    check_slot,
     expand_rows,
 )
 from repmode_cl.nn.per_structure_layers import StructureGroups
@@ -132,10 +131,6 @@ class CondNet(ConditionedUNet):
         self.head = LastLayers(self.width, kernel)
         self.conditions = Conditions(slots)
         self.begin(structures, seed)
-
-    def check_arrival(self, arrival: Arrival) -> None:
-        """Refuse more structures than there are slots."""
-        check_slot(arrival, self.slots)
 
     def shares_training(self, parameter: str) -> bool:
         """Return False, after the base, for the norms that would subtract the condition of a batch of one structure."""

@@ -39,7 +39,6 @@ from repmode_cl.nn.conditioned_unet import (
     ConditionedUNet,
     LastLayers,
     StructurePart,
-    check_slot,
     expand_rows,
 )
 from repmode_cl.nn.convolution import convolve
@@ -189,7 +188,9 @@ class TSNs(ConditionedUNet):
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         super().__init__(architecture, kernel, generator)
-        self.slots, length = slots, CODE_ENTRIES * slots
+        self.slots = slots
+        #: Numbers in a code.
+        self.code_length = length = CODE_ENTRIES * slots
 
         def block(c_in: int, c_out: int, size: int, *, bias: bool) -> ConditionalNormBlock:
             return ConditionalNormBlock(c_in, c_out, size, length, bias=bias, generator=generator)
@@ -205,10 +206,6 @@ class TSNs(ConditionedUNet):
         self.head = LastLayers(self.width, kernel)
         self.begin(structures, seed)
 
-    def check_arrival(self, arrival: Arrival) -> None:
-        """Refuse more structures than there are slots."""
-        check_slot(arrival, self.slots)
-
     def add_structure(self, name: str, *, seed: int) -> None:
         """Add `name` to the frozen network, with the mean of the base's scales and shifts; see `ConditionedUNet`."""
         super().add_structure(name, seed=seed)
@@ -221,7 +218,7 @@ class TSNs(ConditionedUNet):
     def codes(self, names: Sequence[str]) -> Tensor:
         """Return the codes of structures, (N, d): 20 ones each, at the place in which it came."""
         weight = next(self.embedding.parameters())
-        codes = weight.new_zeros(len(names), CODE_ENTRIES * self.slots)
+        codes = weight.new_zeros(len(names), self.code_length)
         for row, name in enumerate(names):
             first = CODE_ENTRIES * self.structures.index(name)
             codes[row, first : first + CODE_ENTRIES] = 1
