@@ -236,6 +236,11 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
         """Mean metrics over the images of each structure, of the last evaluation."""
         return {name: mean_metrics(images) for name, images in self._figures.items()}
 
+    @property
+    def image_figures(self) -> dict[str, list[dict[str, float]]]:
+        """Metrics of each image of each structure, in the order of the samples, of the last evaluation."""
+        return {name: [dict(image) for image in images] for name, images in self._figures.items()}
+
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Load all volumes, one by one: Avalanche's loader would divide them among processes."""
         self.dataloader = DataLoader(self.adapted_dataset, batch_size=1)

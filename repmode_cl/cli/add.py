@@ -33,6 +33,7 @@ from repmode_cl.cli.options import (
     parse_size,
     report_start,
 )
+from repmode_cl.cli.verdicts import verdict_line
 from repmode_cl.errors import RepmodeError, counted
 from repmode_cl.structures import check_structure_name
 from repmode_cl.utils.command_text import command
@@ -271,7 +272,7 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
             fail(f"{values['data']}: {counted(len(report.problems), 'problem')} in the images of {structure}")
         return
     result = run_addition(*request)
-    _print_result(result, replace=replace)
+    _print_result(result, values["data"], replace=replace)
     if not result.reached:
         raise typer.Exit(EXIT_BELOW_MIN_R2)
 
@@ -293,7 +294,7 @@ def _parse_seconds(text: str | None, option: str) -> float | None:
     return seconds
 
 
-def _print_result(result: AddResult, *, replace: bool) -> None:
+def _print_result(result: AddResult, data: Path, *, replace: bool) -> None:
     """Print figures on held-out images, the cost, and the proof that nothing else changed."""
     for note in result.notes:
         typer.echo(f"note: {note}")
@@ -302,6 +303,9 @@ def _print_result(result: AddResult, *, replace: bool) -> None:
         typer.echo(f"{result.structure} on the {result.held_out} images: {_figures(result.metrics)}")
     else:
         typer.echo(f"{result.structure}: no image was held out, so how well it is predicted is not known")
+    # What was just added is replaced by a longer training; what is only staged is learned once more.
+    again = replace or not result.staged
+    typer.echo(verdict_line(result.entry, result.model.path, staged=result.staged, replace=again, data=data))
     done = "staged" if result.staged else "replaced" if replace else "added"
     typer.echo(
         f"{done} {result.structure}: {result.parameters:,} parameters, {result.bytes:,} bytes, "

@@ -202,11 +202,11 @@ def compare(
 
 def _print_comparison(comparison: Comparison) -> None:
     """Print the table, a sentence on each method, and the path of the page."""
-    from repmode_cl.report.comparison.text import findings, render_terminal
+    from repmode_cl.report.comparison.text import findings, render_terminal, verdict_lines
 
     for note in comparison.notes:
         typer.echo(f"note: {note}")
     console().print(render_terminal(comparison))
-    for line in findings(comparison):
+    for line in (*findings(comparison), *verdict_lines(comparison)):
         typer.echo(line)
     typer.echo(f"report: {comparison.report}")

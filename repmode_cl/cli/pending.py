@@ -11,6 +11,7 @@ import typer
 
 from repmode_cl.cli.options import ModelArgument
 from repmode_cl.cli.text import figure, printable
+from repmode_cl.cli.verdicts import verdict_line
 from repmode_cl.errors import counted
 from repmode_cl.utils.command_text import command
 
@@ -37,6 +38,11 @@ def pending(model: ModelArgument) -> None:
     structures = list_pending(opened)
     for structure in structures:
         typer.echo(f"{structure.name}: {_status(structure, model, opened.entries)}")
+        if structure.entry is not None:
+            staged = verdict_line(structure.entry, model, staged=True, replace=structure.replace)
+            typer.echo(f"  {staged}")
+            if structure.replace and (active := opened.entries.get(structure.name)) is not None:
+                typer.echo(f"  the version in the model: {active.verdict.text}")
     if not structures:
         typer.echo(f"{model}: nothing is pending")
 
@@ -56,6 +62,7 @@ def accept(model: ModelArgument, name: NameArgument) -> None:
     typer.echo(
         f"added {counted(entry.parameters, 'parameter')}, {entry.bytes:,} bytes, digest {entry.digest[:8]}"
     )
+    typer.echo(verdict_line(entry, model))
     typer.echo(f"model: {model}")
 
 

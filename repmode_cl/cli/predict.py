@@ -19,6 +19,7 @@ from repmode_cl.cli.options import (
     parse_voxel_size,
 )
 from repmode_cl.errors import RepmodeError, counted
+from repmode_cl.verdict import VerdictLevel
 
 # Imported in functions, as in every command, for a fast start: torch takes seconds to import.
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def predict(
             if outcome.error is not None:
                 typer.echo(f"error: {outcome.error}", err=True)
             for file in outcome.files:
-                for note in file.notes:
+                for note in (*file.notes, *_doubts(file)):
                     if note not in reported:
                         reported.add(note)
                         typer.echo(f"note: {note}", err=True)
@@ -231,6 +232,14 @@ def _task_title(names: Sequence[str], inputs: Sequence[object], every: bool) -> 
     return f"Predicting {subject}" + (f" of {counted(len(inputs), 'image')}" if len(inputs) > 1 else "")
 
 
+def _doubts(file: PredictedFile) -> list[str]:
+    """Return the verdict of the structure as a remark where its figures are not good enough; its line says unknown."""
+    verdict = file.verdict
+    if verdict is None or verdict.level in (VerdictLevel.USEFUL, VerdictLevel.UNKNOWN):
+        return []
+    return [f"{file.structure}: {verdict.text}"]
+
+
 def _result_line(file: PredictedFile) -> str:
     """Describe a file that was predicted, or was there already."""
     if file.existed:
@@ -239,6 +248,8 @@ def _result_line(file: PredictedFile) -> str:
     line = f"{file.path}: {file.structure}, {voxels} voxels (z, y, x), {file.values}, in {file.seconds:.1f} s"
     if file.metrics is not None:
         line += f"; R2 {file.metrics['r2']:.3f}, Pearson {file.metrics['pearson']:.3f}"
+    if file.verdict is not None and file.verdict.level is VerdictLevel.UNKNOWN:
+        line += f"; how good is {file.verdict.text}"
     return line
 
 

@@ -11,6 +11,7 @@ import typer
 
 from repmode_cl.cli.options import ModelArgument, console, fail
 from repmode_cl.cli.text import figure, printable, training_texts
+from repmode_cl.cli.verdicts import verdict_line
 from repmode_cl.errors import counted
 from repmode_cl.utils.command_text import command
 
@@ -34,7 +35,8 @@ class Level(StrEnum):
 def show(model: ModelArgument) -> None:
     """List a model's structures and how each was added.
 
-    R2 is of held-out images; that of an imported structure is its sender's figure.
+    R2 is of held-out images; that of an imported structure is its sender's figure. The verdict says what it is worth,
+    and the lines below the table why, and whether more steps may help.
 
     For example:
 
@@ -65,7 +67,7 @@ def show(model: ModelArgument) -> None:
     if prepared := PreprocessingRecipe.from_json(opened.preprocessing).summary:
         typer.echo(f"images are prepared with {prepared}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("structure", "kind", "how", "R2", "parameters", "bytes", "digest", "stored"):
+    for heading in ("structure", "kind", "how", "R2", "verdict", "parameters", "bytes", "digest", "stored"):
         table.add_column(
             heading,
             justify="right" if heading in ("R2", "parameters", "bytes") else "left",
@@ -78,6 +80,7 @@ def show(model: ModelArgument) -> None:
             entry.kind,
             "" if entry.spec is None else escape(printable(entry.spec.text)),
             _r2(entry, opened.history),
+            str(entry.verdict.level),
             # Base structures share one file: its size is listed once.
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.parameters),
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.bytes, "B"),
@@ -85,6 +88,8 @@ def show(model: ModelArgument) -> None:
             escape(printable(entry.created[:10])),
         )
     console().print(table)
+    for entry in opened.entries.values():
+        typer.echo(verdict_line(entry, model, base=len(opened.base_structures)))
     for entry in opened.entries.values():
         if not entry.proof.folded:
             typer.echo(f"{entry.name} is predicted with unfolded norms: folding would change it too much")

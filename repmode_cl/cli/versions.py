@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from repmode_cl.cli.options import ModelArgument
 from repmode_cl.cli.text import figure, printable, training_texts
 from repmode_cl.errors import counted
 from repmode_cl.utils.command_text import command
+from repmode_cl.verdict import Verdict, structure_verdict
 
 if TYPE_CHECKING:
     from repmode_cl.model import Model
@@ -41,7 +42,8 @@ def history(
 
     opened = Model.open(model)
     if as_json:
-        typer.echo(json.dumps([change.to_json() for change in opened.history], indent=2, sort_keys=True))
+        changes = [{**change.to_json(), "verdict": _verdicts(change)} for change in opened.history]
+        typer.echo(json.dumps(changes, indent=2, sort_keys=True))
         return
     width = len(str(len(opened.history)))
     for change in opened.history:
@@ -176,14 +178,34 @@ def _removed(change: Change) -> list[str]:
     return [f"{one['structure']} {_short(one['digest'])}" for one in removed]  # written only by gc
 
 
+def _verdicts(change: Change) -> dict[str, Any] | None:
+    """Return the verdict of the version that a change brought; for a base, of each of its structures."""
+    if change.action == "create":
+        return {
+            name: structure_verdict(name, figures, change.provenance).to_json()
+            for name, figures in change.metrics.items()
+            if isinstance(figures, Mapping)
+        }
+    verdict = _verdict(change)
+    return None if verdict is None else verdict.to_json()
+
+
+def _verdict(change: Change) -> Verdict | None:
+    """Return the verdict of the addition that a change brought; None if it brought none."""
+    if change.structure is None or change.digest is None:
+        return None
+    return structure_verdict(change.structure, change.metrics, change.provenance, recorded_images=True)
+
+
 def _figures(change: Change) -> str:
-    """Return R2 on held-out images as text; for a base, of each of its structures."""
+    """Return R2 on held-out images as text, with its verdict; for a base, of each of its structures."""
     if change.action != "create":
         r2 = figure(change.metrics.get("r2"))
-        return f"R2 {r2}" if r2 else ""
+        verdict = _verdict(change)
+        return f"R2 {r2} ({verdict.level})" if r2 and verdict is not None else ""
     listed = []
     for name, figures in change.metrics.items():
         r2 = figure(figures.get("r2")) if isinstance(figures, Mapping) else ""
         if r2:
-            listed.append(f"{name} {r2}")
+            listed.append(f"{name} {r2} ({structure_verdict(name, figures, change.provenance).level})")
     return f"R2 {', '.join(listed)}" if listed else ""

@@ -10,6 +10,7 @@ from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.window_batches import Network
 from repmode_cl.utils.memory import parse_memory
+from repmode_cl.verdict import Verdict
 
 __all__ = ["PredictionOptions", "PredictedFile"]
 
@@ -147,6 +148,8 @@ class PredictedFile:
         ``mse``, ``mae``, ``r2`` and ``pearson`` on the model's grid, where a channel with the truth was named.
     existed
         Whether the file was there already, and nothing was done.
+    verdict
+        What the model's held-out figures say of the structure; None where it was not asked for.
     """
 
     path: Path
@@ -159,3 +162,4 @@ class PredictedFile:
     values: str = "z-score units"
     metrics: Mapping[str, float] | None = None
     existed: bool = False
+    verdict: Verdict | None = None

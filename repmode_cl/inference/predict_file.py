@@ -443,6 +443,7 @@ class FilePrediction:
                 values="z-score units" if rescale is None else rescale.meaning,
                 metrics=metrics.get(name),
                 existed=existed,
+                verdict=self.model.entries[name].verdict,
             )
             for path, names in self._contents.items()
             for name in names

@@ -44,7 +44,11 @@ TABLE_COLUMNS = (
     "r2",
     "pearson",
     "message",
+    "verdict",
 )
+
+#: Columns of tables of the first version, with which those of all versions begin.
+_FIRST_COLUMNS = TABLE_COLUMNS[:10]
 
 _METRICS = ("mse", "mae", "r2", "pearson")
 
@@ -235,7 +239,8 @@ def check_prediction_table(table: Path) -> None:
         return
     with table.open("rb") as file:
         header = file.readline(1000).strip()
-    if header and header != ",".join(TABLE_COLUMNS).encode():
+    first = ",".join(_FIRST_COLUMNS).encode()
+    if header and header != first and not header.startswith(first + b","):
         raise RepmodeError(
             f"{table}: is no table of results, and is not replaced; give another name, or remove it"
         )
@@ -250,7 +255,7 @@ def read_prediction_table(table: Path) -> dict[tuple[str, str], dict[str, str]]:
     return {
         (row["input"], row["structure"]): row
         for row in rows
-        if set(TABLE_COLUMNS) <= set(row) and row["status"] in ("predicted", "already there") and row["mse"]
+        if set(_FIRST_COLUMNS) <= set(row) and row["status"] in ("predicted", "already there") and row["mse"]
     }
 
 
@@ -286,6 +291,7 @@ def write_prediction_table(
             else:
                 status = "already there" if file.existed else "predicted"
                 row |= {"output": str(file.path), "status": status, "message": "; ".join(file.notes)}
+                row["verdict"] = "" if file.verdict is None else str(file.verdict.level)
                 metrics: Mapping[str, object] = file.metrics or {}
                 if file.existed:
                     metrics = earlier.get((str(outcome.source), name), {})

@@ -96,7 +96,12 @@ def input_name(path: Path | str) -> str:
 
 def _channel(model: ModelSnapshot, name: str, rescale: Rescale | None) -> ChannelMetadata:
     entry = model.entries[name]
-    about = {"structure": name, "structure_digest": entry.digest, "structure_kind": entry.kind}
+    about = {
+        "structure": name,
+        "structure_digest": entry.digest,
+        "structure_kind": entry.kind,
+        "verdict": entry.verdict.text,
+    }
     if rescale is None:
         about["values"] = "z-scores (mean 0 and deviation 1 over the voxels of a fluorescence image)"
     else:

@@ -15,6 +15,7 @@ from typing import Any
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.utils.atomic_files import write_json, write_text
+from repmode_cl.verdict import EVIDENCE, Verdict, structure_verdict
 
 __all__ = [
     "Comparison",
@@ -36,7 +37,9 @@ METHODS = (ADDING, FINE_TUNING, OWN_NETWORK)
 
 #: File in a comparison's folder: everything that the page shows, except the images.
 COMPARISON = "compare.json"
-_FORMAT, _VERSION = "repmode-cl comparison", 1
+_FORMAT, _VERSION = "repmode-cl comparison", 2
+#: Version 1 had no `MethodResult.evidence`.
+_VERSIONS_READ = (1, 2)
 
 
 def similarity(r2: float | None, max_difference: float | None) -> float:
@@ -122,6 +125,8 @@ class MethodResult:
     began
         The structure of the model that it was initialised from; None where its weights were random (or, for
         fine-tuning, those of the whole model).
+    evidence
+        What its verdict needs besides `metrics` (`repmode_cl.verdict.EVIDENCE`).
     """
 
     key: str
@@ -136,6 +141,7 @@ class MethodResult:
     bytes: int
     curve: tuple[tuple[int, float], ...] = ()
     began: str | None = None
+    evidence: dict[str, float] = field(default_factory=dict)
 
     @property
     def identical(self) -> bool:
@@ -215,6 +221,12 @@ class Comparison:
                 return method
         raise KeyError(key)
 
+    def verdict(self, method: MethodResult) -> Verdict:
+        """Return what the held-out figures of a method say: learned nothing, weak or useful."""
+        evidence = {self.structure: {"images": self.images, **method.evidence}}
+        learned = {"held_out": self.held_out, "steps": method.steps, EVIDENCE: evidence}
+        return structure_verdict(self.structure, method.metrics, learned)
+
     @property
     def report(self) -> Path:
         """File of the page."""
@@ -231,6 +243,7 @@ def write_comparison(comparison: Comparison) -> None:
             for key, item in asdict(comparison).items()
             if key != "folder"
         },
+        "verdicts": {method.key: comparison.verdict(method).to_json() for method in comparison.methods},
     }
     write_json(comparison.folder / COMPARISON, value)
     text = io.StringIO(newline="")
@@ -238,6 +251,7 @@ def write_comparison(comparison: Comparison) -> None:
     writer.writerow(("way", "structure", "metric", "value"))
     for method in comparison.methods:
         writer.writerows((method.key, *row) for row in _rows(method, comparison.structure))
+        writer.writerow((method.key, comparison.structure, "verdict", str(comparison.verdict(method).level)))
     write_text(comparison.folder / "compare.csv", text.getvalue())
 
 
@@ -256,8 +270,9 @@ def _rows(method: MethodResult, structure: str) -> list[tuple[str, str, str]]:
 
 
 def _from_json(value: dict[str, Any], folder: Path) -> Comparison:
-    if (value.pop("format"), value.pop("version")) != (_FORMAT, _VERSION):
-        raise ValueError(f"this is no {_FORMAT} of version {_VERSION}")
+    if value.pop("format") != _FORMAT or value.pop("version") not in _VERSIONS_READ:
+        raise ValueError(f"this is no {_FORMAT} of version {' or '.join(map(str, _VERSIONS_READ))}")
+    value.pop("verdicts", None)  # they follow from the figures
     methods = tuple(MethodResult.from_json(method) for method in value.pop("ways"))
     return Comparison(
         **{

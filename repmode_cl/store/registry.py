@@ -18,6 +18,7 @@ from repmode_cl.store.history import Action, Change, State, state_after
 from repmode_cl.store.proof import Proof
 from repmode_cl.utils.atomic_files import json_text, write_json
 from repmode_cl.utils.tensor_digests import json_digest
+from repmode_cl.verdict import Verdict, structure_verdict
 
 __all__ = ["REGISTRY", "Entry", "Registry", "creation_change", "utc_now", "plain_json", "read_json_document"]
 
@@ -75,6 +76,13 @@ class Entry:
     provenance: dict[str, Any]
     metrics: dict[str, Any]
     created: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """What its figures say: learned nothing, weak, useful, or unknown (`repmode_cl.verdict`)."""
+        # The images of a base are recorded for all its structures together.
+        added = self.kind == "addition"
+        return structure_verdict(self.name, self.metrics, self.provenance, recorded_images=added)
 
     def portable_json(self) -> dict[str, Any]:
         """Return the values that do not depend on where the file lies: all but ``file``, ``bytes``, ``sha256``."""

@@ -23,6 +23,7 @@ from repmode_cl.training import has_checkpoint, refuse_distributed
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.command_text import command
 from repmode_cl.utils.devices import resolve_device
+from repmode_cl.verdict import EVIDENCE, Verdict
 from repmode_cl.workflows.addition_plan import (
     AdditionPlan,
     check_held_out,
@@ -46,6 +47,7 @@ from repmode_cl.workflows.train_one_experience import (
     make_stream,
     record_request,
     train_experience,
+    verdict_evidence,
 )
 from repmode_cl.workflows.training_settings import base_provenance, precision_note, refuse_voxel_sizes
 
@@ -250,6 +252,8 @@ class AddResult:
     unchanged
         Earlier structures, and whether each has the same tensors, and computes the same kernels and the same
         prediction, bit for bit as before, in this environment. Empty where nothing was written.
+    entry
+        What the model, or what is staged, records about it.
     staged
         Whether it waits for a person to accept it, and is no part of the model yet.
     reached
@@ -268,8 +272,14 @@ class AddResult:
     stopped: str
     init: Initialisation
     unchanged: dict[str, bool]
+    entry: Entry
     staged: bool = False
     reached: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the figures say: learned nothing, weak, useful, or unknown."""
+        return self.entry.verdict
 
 
 class AdditionRun:
@@ -319,6 +329,7 @@ class AdditionRun:
         strategy, init = self._prepare(stream)
         train_experience(strategy, self.work, f"adding {name}")
         metrics, split = evaluate_held_out(strategy, stream)
+        evidence = verdict_evidence(strategy, samples, split)
         notes = [*plan.notes, *notes, *warnings, *self._training_notes(strategy)]
         outcome = PendingOutcome(
             "", metrics.get(name, {}), split, strategy.progress.seconds, notes, strategy.stop_reason
@@ -328,7 +339,10 @@ class AdditionRun:
             name,
             strategy.network,
             self.work,
-            provenance=plan.provenance(strategy, samples, held_out=split, notes=notes, init=init.to_json()),
+            provenance={
+                **plan.provenance(strategy, samples, held_out=split, notes=notes, init=init.to_json()),
+                EVIDENCE: evidence,
+            },
             metrics=outcome.metrics,
         )
         if self.options.stage or not outcome.reaches(self.options.min_r2):
@@ -518,6 +532,7 @@ def _result(
         stopped=outcome.stopped,
         init=init,
         unchanged=unchanged,
+        entry=entry,
         staged=staged,
         reached=reached,
     )

@@ -43,6 +43,7 @@ from repmode_cl.structures import check_structure_name
 from repmode_cl.training import has_checkpoint, inherit_precision, refuse_distributed
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.devices import resolve_device
+from repmode_cl.verdict import EVIDENCE
 from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
 from repmode_cl.workflows.comparison_folder import exclusive_comparison
 from repmode_cl.workflows.comparison_methods import ComparisonMethods
@@ -55,6 +56,7 @@ from repmode_cl.workflows.train_one_experience import (
     make_stream,
     resume_config_text,
     train_experience,
+    verdict_evidence,
 )
 from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import (
@@ -527,8 +529,9 @@ class ComparisonRun:
         """Write the pictures and figures of a trained method; the figures last."""
         methods, folder = self.methods, self.folder / method
         structure = methods.structure
-        figures, _ = evaluate_held_out(strategy, strategy.stream)
+        figures, split = evaluate_held_out(strategy, strategy.stream)
         metrics = figures.get(structure, {})
+        evidence = verdict_evidence(strategy, self.samples, split).get(structure, {})
         changes: tuple[PredictionChange, ...] = ()
         worst = None
         if (after := methods.network_after(method, strategy)) is not None:
@@ -572,11 +575,13 @@ class ComparisonRun:
                     held_out=_held_out(self.samples)[0],
                     notes=[],
                     init={} if init is None else init.to_json(),
-                ),
+                )
+                | {EVIDENCE: {structure: evidence}},
                 metrics=metrics,
             ),
             curve=tuple(curve),
             began=None if init is None else init.structure,
+            evidence=evidence,
         )
         write_json(folder / _RESULT, result.to_json())
 

@@ -18,12 +18,14 @@ from repmode_cl.strategies.plugins.model_export import create_model, provenance_
 from repmode_cl.strategies.registry import build_strategy
 from repmode_cl.training import process_group, resolve_precision
 from repmode_cl.utils.locks import exclusive
+from repmode_cl.verdict import EVIDENCE
 from repmode_cl.workflows.train_one_experience import (
     evaluate_held_out,
     make_stream,
     record_request,
     resume_config_text,
     train_experience,
+    verdict_evidence,
 )
 
 __all__ = ["train_base", "training_folder"]
@@ -119,8 +121,9 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
 
         def write() -> None:
             metrics, split = evaluate_held_out(strategy, strategy.stream)
+            evidence = verdict_evidence(strategy, samples, split)
             provenance = provenance_of(config, options, seed, samples, strategy.precision)
-            provenance |= facts | {"held_out": split, "notes": notes}
+            provenance |= facts | {"held_out": split, EVIDENCE: evidence, "notes": notes}
             model = create_model(out, strategy.network, config, provenance, metrics)
             write_curve(work / CURVE, strategy.progress.curve)
             if model.verify().ok:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from repmode_cl.training import budget_of, has_checkpoint, patch_count
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.progress import report_line, task
 from repmode_cl.utils.stop_signals import deferred
+from repmode_cl.verdict import held_out_evidence, validation_rise
 
 __all__ = [
     "make_stream",
     "train_experience",
     "evaluate_held_out",
+    "verdict_evidence",
     "resume_config_text",
     "record_request",
     "check_same_request",
@@ -125,6 +127,43 @@ def evaluate_held_out(
             finite = {s: {k: v for k, v in f.items() if math.isfinite(v)} for s, f in figures.items()}
             return finite, split
     return {}, "none"
+
+
+def verdict_evidence(
+    strategy: StructureStrategy, samples: Sequence[Sample], split: str
+) -> dict[str, dict[str, float]]:
+    """Return what verdicts need besides the mean figures; call it just after `evaluate_held_out`.
+
+    Parameters
+    ----------
+    strategy
+        After its training, and after the evaluation on the images of `split`.
+    samples
+        All images of the training, in the order in which the stream was made of them.
+    split
+        As `evaluate_held_out` returned it.
+
+    Returns
+    -------
+    dict
+        For the key `repmode_cl.verdict.EVIDENCE` of a provenance: structure -> numbers; empty where no image is held
+        out.
+    """
+    if split == "none":
+        return {}
+    evidence = {}
+    for name, images in strategy.image_figures.items():
+        groups = [sample.group for sample in samples if (sample.structure, sample.split) == (name, split)]
+        evidence[name] = held_out_evidence([image["r2"] for image in images], groups)
+        curve = [
+            (int(row["train_step"]), float(row["value"]))
+            for row in strategy.progress.curve
+            if (row["structure"], row["metric"]) == (name, "r2")
+        ]
+        rise = validation_rise(curve, strategy.progress.step)
+        if rise is not None:
+            evidence[name]["r2_rise"] = rise
+    return evidence
 
 
 def resume_config_text(config: Config) -> str:

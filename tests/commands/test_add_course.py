@@ -59,6 +59,14 @@ def test_an_addition_ends_with_figures_costs_and_the_proof(model: Path, manifest
     assert (model / entry.file).stat().st_size == result.bytes
     assert entry.metrics == result.metrics
     assert entry.provenance["steps"] == 6
+    evidence = entry.provenance["evidence"]["nucleolus"]
+    listed = len(entry.provenance["splits"]["test"].split())
+    assert evidence["images"] == evidence["groups"] == listed == 2
+    assert evidence["r2_standard_error"] > 0
+    assert evidence["r2_rise"] >= 0
+    assert result.verdict == entry.verdict
+    assert entry.verdict.level == "learned nothing"  # six steps of a tiny network
+    assert opened.entries["mitochondria"].verdict.level == "unknown"
     assert [change.action for change in Model.open(model).history] == ["create", "add", "add"]
     assert not list((model / "pending").glob("*/"))
 

@@ -77,6 +77,9 @@ def test_a_model_records_how_its_base_was_trained(trained: Path) -> None:
         assert provenance["training"]["accumulate"] == 4
         assert provenance["held_out"] == "test"
         assert model.entries[name].metrics.keys() >= {"mse", "r2"}
+        evidence = provenance["evidence"][name]
+        assert evidence["images"] >= evidence["groups"] >= 1
+        assert model.entries[name].verdict.figures.images == evidence["images"]
     assert model.verify().bit_identical
 
 

@@ -17,6 +17,7 @@ from repmode_cl.report.comparison.text import (
     lost_text,
     metric_text,
     stored_text,
+    verdict_lines,
 )
 from repmode_cl.report.html import render
 from repmode_cl.report.page.chart_data import LOWEST_LEARNING, readable
@@ -70,7 +71,7 @@ def build_comparison(folder: str | Path) -> Path:
         title=readable(comparison.structure),
         known=[readable(name) for name in comparison.known],
         settings=[*_data(comparison), *comparison.settings],
-        findings=[_typeset(line) for line in findings(comparison)],
+        findings=[_typeset(line) for line in (*findings(comparison), *verdict_lines(comparison))],
         metrics=[(heading, meaning) for _, heading, _, meaning in _METRICS],
         rows=_rows(comparison),
         has_truth=any(

@@ -27,6 +27,7 @@ __all__ = [
     "metric_text",
     "render_terminal",
     "stored_text",
+    "verdict_lines",
 ]
 
 #: R2 of few images: a smaller difference between two methods says nothing, and a smaller R2 is as good as none.
@@ -88,6 +89,12 @@ def findings(comparison: Comparison) -> list[str]:
             "Give more steps or images before choosing one."
         )
     return lines
+
+
+def verdict_lines(comparison: Comparison) -> list[str]:
+    """Return the verdict of each method, and what its learning curve says about more steps."""
+    verdicts = [(method.title, comparison.verdict(method)) for method in comparison.methods]
+    return [f"{title}: {verdict.text}; {verdict.curve_text}." for title, verdict in verdicts]
 
 
 def _learned(method: MethodResult, adding: MethodResult) -> str:
