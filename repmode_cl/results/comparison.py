@@ -251,7 +251,14 @@ def write_comparison(comparison: Comparison) -> None:
     writer.writerow(("way", "structure", "metric", "value"))
     for method in comparison.methods:
         writer.writerows((method.key, *row) for row in _rows(method, comparison.structure))
-        writer.writerow((method.key, comparison.structure, "verdict", str(comparison.verdict(method).level)))
+        verdict = comparison.verdict(method)
+        # Numbers only, as everything in this table: the level is in compare.json.
+        judged = {"r2_low": verdict.low, "r2_high": verdict.high, "useful": float(verdict.useful)}
+        writer.writerows(
+            (method.key, comparison.structure, key, repr(value))
+            for key, value in judged.items()
+            if value is not None
+        )
     write_text(comparison.folder / "compare.csv", text.getvalue())
 
 

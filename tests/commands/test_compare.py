@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,12 @@ def test_files_hold_the_same_figures(compared: Comparison) -> None:
     assert rows["adding", "mitochondria", "max_difference"] == 0.0
     assert rows["fine_tuning", "dna", "r2_to_before"] == compared["fine_tuning"].changes[0].r2
     assert rows["own_network", NEW, "bytes"] == compared["own_network"].bytes
+    verdict = compared.verdict(compared["adding"])
+    assert (verdict.level, verdict.figures.images, verdict.figures.steps) == ("learned nothing", 2, 4)
+    assert rows["adding", NEW, "r2_low"] == verdict.low
+    assert rows["adding", NEW, "useful"] == 0.0
+    recorded = json.loads((compared.folder / "compare.json").read_text(encoding="utf-8"))
+    assert (recorded["version"], recorded["verdicts"]["adding"]["text"]) == (2, verdict.text)
     left = {path.relative_to(compared.folder).parts[0] for path in compared.folder.iterdir()}
     assert left == {
         "compare-request.json",

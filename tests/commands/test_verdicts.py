@@ -59,8 +59,8 @@ def test_show_tells_every_verdict(judged: Path) -> None:
         next(row for row in lines if row.strip().startswith("nucleolus ")).split()
     )
     assert rows["dna:"] == (
-        "verdict of dna: useful: R2 0.600 (95% interval 0.553 to 0.647) on 8 test images; validation R2 gained 0.001 in the "
-        "second half of its 200 steps: it is level"
+        "verdict of dna: useful: R2 0.600 (95% interval 0.553 to 0.647) on 8 test images; validation R2 "
+        "gained 0.001 in the second half of its 200 steps: it is level"
     )
     again = shlex.join(
         ["repmode-cl", "replace", str(judged), "--structure", "nucleolus", "--data", "new images.csv",
@@ -69,7 +69,7 @@ def test_show_tells_every_verdict(judged: Path) -> None:
     assert rows["nucleolus:"].endswith(f"train on: `{again}`")
     assert "not above 0 beyond the noise between images" in rows["nucleolus:"]
     assert rows["tight_junction:"].startswith(
-        "tight_junction: unknown: no held-out figures; `repmode-cl evaluate"
+        "verdict of tight_junction: unknown: no held-out figures; `repmode-cl evaluate"
     )
 
 
