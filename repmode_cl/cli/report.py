@@ -71,6 +71,7 @@ def report(
 def show_results(run: Path, *, against: str | None = None) -> None:
     """Print a run's tables, a line on the forgetting of each strategy, and the path of its page."""
     from repmode_cl.report.tables import run_tables
+    from repmode_cl.report.tables.paper_comparison import order_lines
     from repmode_cl.report.tables.terminal import (
         render_budgets,
         render_comparisons,
@@ -101,6 +102,8 @@ def show_results(run: Path, *, against: str | None = None) -> None:
         if any(";" in row["tried"] for row in tables.budgets):
             averages = [row for row in tables.budgets if row["structure"] == "all added"]
             console().print(render_budgets(averages, title="steps and seconds to Multi-Net's quality"))
+        for line in order_lines(tables.paper_orders):
+            typer.echo(line)
     for (title, stream, seed), message in info.failed.items():
         where = f" in the stream {stream}" if stream else ""
         typer.echo(f"failed: {title} with seed {seed}{where}: {message}")

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from repmode_cl.results import ResultsTable
 from repmode_cl.results.trial_record import Trial
 
-__all__ = ["FOUR", "KINDS", "make_run"]
+__all__ = ["FOUR", "KINDS", "make_run", "write_gates", "write_volumes"]
 
 EXPERTS = ["conv5", "conv3", "conv1", "avg3", "avg5"]
 BLOCKS = ["encoder.0.0", "encoder.0.1", "encoder.1.0", "bottleneck.0", "decoder.1.0", "decoder.0.1"]
@@ -46,10 +46,10 @@ def make_run(
         _results(results, rng, (title, stream, seed), kinds[title], steps, level)
         _curves(place / "learning.csv", rng, kinds[title], steps, level)
         if kinds[title] != "multi_net":
-            _gates(place / "gates.json", rng, kinds[title], structures, steps[0])
+            write_gates(place / "gates.json", rng, kinds[title], structures, steps[0])
         if seed == seeds[0]:
             for name in structures:
-                _volumes(place / "predictions" / f"{name}.npz", name, kinds[title], level[name], shape)
+                write_volumes(place / "predictions" / f"{name}.npz", name, kinds[title], level[name], shape)
     results.write(folder / "results.csv")
     done = [unit for unit in units if finished or unit[0] != "fine_tuning"]
     run = {
@@ -134,7 +134,8 @@ def _curves(path, rng, kind, experiences, level):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _gates(path, rng, kind, structures, base):
+def write_gates(path, rng, kind, structures, base):
+    """Write gates.json of random weights: fresh experts for what an addition learned."""
     gates = {}
     for name in structures:
         experts = EXPERTS + ([name] if kind == "experts_frozen" and name not in base else [])
@@ -145,7 +146,8 @@ def _gates(path, rng, kind, structures, base):
     path.write_text(json.dumps(gates), encoding="utf-8")
 
 
-def _volumes(path, name, kind, level, shape):
+def write_volumes(path, name, kind, level, shape):
+    """Write the volumes of one test image, with a prediction as good as `level`."""
     rng = np.random.default_rng(len(name))
     target = gaussian_filter(rng.normal(size=shape), 2.5) > 0.02
     target = gaussian_filter(target.astype(float), 0.8) + rng.normal(scale=0.03, size=shape)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, chromium
+from paper_run import paper_page
 from synthetic_run import FOUR, KINDS, make_run
 
 from repmode_cl.report import comparison_table, to_csv
@@ -150,6 +151,28 @@ def test_the_structure_chosen_is_the_only_one(opened: Browser) -> None:
     assert opened.run("document.getElementById('volume-structure').value") == "mitochondria"
     select(opened, "structure", "")
     assert len(texts(opened, "#learning-charts figure")) == 4
+
+
+def test_the_paper_is_shown_of_the_structure_and_strategies_chosen(browser: Browser, tmp_path: Path) -> None:
+    browser.open(paper_page(tmp_path), 400)
+    rows = "table[data-table=paper] tbody tr"
+    averaged = texts(browser, rows)
+    assert len(averaged) == 3
+    select(browser, "structure", "nucleolus")
+    browser.until("view.structure === 'nucleolus'")
+    assert (
+        browser.run(f"[...document.querySelectorAll({rows!r})].map((e) => e.dataset.structure)")
+        == ["nucleolus"] * 3
+    )
+    assert texts(browser, rows) != averaged
+    assert texts(browser, "#side-by-side figcaption") == ["nucleolus"]
+    assert texts(browser, ".gate-figures figcaption") == ["nucleolus"]
+    browser.run("document.querySelector('[data-chip=\"0\"]').click()")
+    assert len(texts(browser, rows)) == 2
+    assert texts(browser, ".gate-figures summary") == []
+    # Two pictures a row on a narrow window, and nothing wider than it.
+    assert browser.run("document.documentElement.scrollWidth") <= 400
+    assert browser.problems == []
 
 
 def test_metric_and_stream_change_tables_and_charts(opened: Browser) -> None:

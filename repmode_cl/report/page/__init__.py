@@ -30,10 +30,13 @@ from repmode_cl.report.page.charts import (
     heat_maps,
     learning_charts,
 )
+from repmode_cl.report.page.difference_boxes import side_by_side
+from repmode_cl.report.page.gate_figure import gate_figures
 from repmode_cl.report.page.gate_weights import gate_charts
 from repmode_cl.report.page.slices import first_slices
-from repmode_cl.report.page.tables import page_tables, read_curve_areas, scopes_of, strategy_rows
+from repmode_cl.report.page.tables import Scope, page_tables, read_curve_areas, scopes_of, strategy_rows
 from repmode_cl.report.page.volume_mosaics import BUDGET, volume_mosaics
+from repmode_cl.report.tables.paper_figures import systems_of_run
 from repmode_cl.results.run_folder import Run, read_run
 from repmode_cl.utils.atomic_files import write_text
 from repmode_cl.utils.number_format import forgetting_text, number
@@ -124,6 +127,9 @@ def _render(run: Run) -> str:
         "learning": [learning_charts(run, stream, metric) for stream in streams for metric in validated],
         "maps": [heat_maps(run, stream, metric) for stream in streams for metric in metrics],
         "gates": gate_charts(run),
+        "gate_figures": gate_figures(run),
+        "side_by_side": side_by_side(run),
+        "paper_number": _paper_number(run, scopes),
         "pictures": first_slices(run),
         "config_text": run.config_text,
         "facts": _facts(run.environment),
@@ -136,6 +142,12 @@ def _render(run: Run) -> str:
     stacks = volume_mosaics(run.predictions, run.notes, budget=budget)
     encoded = {name: _json(stack) for name, stack in stacks.items()}
     return render("page/templates/page.jinja", stacks=encoded, **values)
+
+
+def _paper_number(run: Run, scopes: Sequence[Scope]) -> int | None:
+    """Return the number of the paper's table that the run repeats."""
+    found = systems_of_run(run.info, scopes[0].streams) if scopes else None
+    return None if found is None else found.table.number
 
 
 def _json(value: Any) -> Markup:

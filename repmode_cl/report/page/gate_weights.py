@@ -11,9 +11,10 @@ from repmode_cl.report.page.chart_data import readable
 from repmode_cl.report.page.svg import stacked_bar
 from repmode_cl.results.run_folder import Run
 
-__all__ = ["GateBars", "GateBlock", "GateCharts", "gate_charts"]
+__all__ = ["FRESH", "GateBars", "GateBlock", "GateCharts", "gate_charts", "shared_experts"]
 
-_FRESH = ("efresh", "fresh expert of an addition")
+#: Class of the colour of fresh experts, and what the legend calls them.
+FRESH = ("efresh", "fresh expert of an addition")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def gate_charts(run: Run) -> GateCharts | None:
     )
     if not names:
         return None
-    styles = {expert: k for k, expert in enumerate(_shared_experts(run))}
+    styles = {expert: k for k, expert in enumerate(shared_experts(run))}
     blocks = {name: _block(run, name, styles) for name in names}
     first = []
     for part in ("enc", "dec"):
@@ -76,7 +77,7 @@ def gate_charts(run: Run) -> GateCharts | None:
     return GateCharts(
         tuple(blocks.values()),
         tuple(first or [blocks[names[0]]]),
-        tuple([*legend, _FRESH] if fresh else legend),
+        tuple([*legend, FRESH] if fresh else legend),
     )
 
 
@@ -93,7 +94,8 @@ def _block(run: Run, block: str, styles: Mapping[str, int]) -> GateBlock:
     return GateBlock(block, tuple(strategies))
 
 
-def _shared_experts(run: Run) -> list[str]:
+def shared_experts(run: Run) -> list[str]:
+    """Return the experts of the base, in the order of their colours."""
     configured = run.config.get("network")
     names = configured.get("experts") if isinstance(configured, Mapping) else None
     base = run.info.experiences[0] if run.info.experiences else ()

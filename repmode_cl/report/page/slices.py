@@ -24,6 +24,7 @@ __all__ = [
     "first_slices",
     "slices_of",
     "busiest",
+    "grey_levels",
     "jpeg_data_uri",
     "png_data_uri",
     "LONGEST",
@@ -139,10 +140,11 @@ def _panel(
     (z, y), (depth, height, _) = at, volume.shape
     xy = volume[min(z, depth - 1)]
     xz = volume[:, min(y, height - 1)]
-    return Panel(title, note, *(png_data_uri(_grey(image, *window)) for image in (xy, xz)))
+    return Panel(title, note, *(png_data_uri(grey_levels(image, *window)) for image in (xy, xz)))
 
 
-def _grey(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+def grey_levels(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    """Return a slice (Y, X) as 8-bit levels from black at `low` to white at `high`, reduced to `LONGEST`."""
     factor = -(-max(image.shape) // LONGEST)
     if factor > 1:
         rows, columns = (max(1, size // factor) for size in image.shape)

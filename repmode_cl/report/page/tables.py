@@ -11,6 +11,7 @@ from repmode_cl.errors import RepmodeError
 from repmode_cl.evaluation.learning_curve_area import Areas, read_areas
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.report.page.chart_data import METRIC_NAMES, evaluated_metrics, readable, stream_label
+from repmode_cl.report.page.paper_tables import improvements_table, orders_table
 from repmode_cl.report.page.strategy_columns import costs_table, quality_table
 from repmode_cl.report.page.table_cells import (
     DASH,
@@ -77,6 +78,8 @@ def page_tables(run: Run, scopes: Sequence[Scope], areas: Areas) -> dict[str, Pa
         rows = strategy_rows(run, scope, areas)
         tables[f"strategies|{k}|"] = quality_table(rows)
         tables[f"costs|{k}|"] = costs_table(rows)
+        tables[f"paper|{k}|"] = improvements_table(run, scope.streams)
+        tables[f"paper_orders|{k}|"] = orders_table(run, scope.streams)
         for metric in evaluated_metrics(run):
             tables[f"structures|{k}|{metric}"] = _structures(run, scope, metric)
             tables[f"comparisons|{k}|{metric}"] = _comparisons(run, scope, metric)

@@ -12,6 +12,7 @@ from repmode_cl.evaluation.learning_curve_area import read_areas
 from repmode_cl.report.tables.budgets import budget_table
 from repmode_cl.report.tables.comparisons import add_verdicts, comparison_table, our_strategy, pairs_against
 from repmode_cl.report.tables.csv_latex import Column, to_csv, to_latex
+from repmode_cl.report.tables.paper_comparison import ORDER_COLUMNS, PAPER_COLUMNS, order_table, paper_table
 from repmode_cl.report.tables.strategies import csv_keys, strategy_table
 from repmode_cl.report.tables.structures import structure_table, wide_structures
 from repmode_cl.results.results_table import ResultsTable
@@ -114,6 +115,8 @@ class RunTables:
         The same for each structure, then both for MSE and Pearson's r.
     budgets
         Rows of `budget_table`.
+    paper, paper_orders
+        Rows of `paper_table` and `order_table`; empty for a run that repeats none of the paper's tables.
     """
 
     strategies: list[dict[str, Any]]
@@ -122,6 +125,8 @@ class RunTables:
     comparisons: list[dict[str, Any]]
     more_comparisons: list[dict[str, Any]]
     budgets: list[dict[str, Any]]
+    paper: list[dict[str, Any]]
+    paper_orders: list[dict[str, Any]]
 
 
 def run_tables(
@@ -178,6 +183,8 @@ def run_tables(
             )
         ],
         budgets=budget_table(results, info, streams=streams, multi_net=multi_net),
+        paper=paper_table(results, info, streams=streams),
+        paper_orders=order_table(results, info, streams=streams),
     )
 
 
@@ -195,7 +202,8 @@ def _metrics_side_by_side(of_metric: Mapping[str, Sequence[Mapping[str, Any]]]) 
 def write_tables(run_dir: str | Path, folder: str | Path, *, against: str | None = None) -> list[Path]:
     """Write every table of a run as ``.csv`` and ``.tex``.
 
-    ``strategies``, ``structures``, ``comparisons`` and ``budgets``. Streams of other numbers of images are other
+    ``strategies``, ``structures``, ``comparisons`` and ``budgets``; of a run that repeats a table of the paper
+    ``paper`` and ``paper_orders`` too. Streams of other numbers of images are other
     experiments and have a folder each, named by that number.
 
     Parameters
@@ -232,6 +240,13 @@ def write_tables(run_dir: str | Path, folder: str | Path, *, against: str | None
             ("structures", tables.structures, to_csv(tables.structures), _structures_latex(tables.of_metric)),
             ("comparisons", comparisons, to_csv(comparisons), to_latex(r2_rows, COMPARISON_COLUMNS)),
             ("budgets", tables.budgets, to_csv(tables.budgets), to_latex(tables.budgets, BUDGET_COLUMNS)),
+            ("paper", tables.paper, to_csv(tables.paper), to_latex(tables.paper, PAPER_COLUMNS)),
+            (
+                "paper_orders",
+                tables.paper_orders,
+                to_csv(tables.paper_orders),
+                to_latex(tables.paper_orders, ORDER_COLUMNS),
+            ),
         ):
             if rows:
                 written += [place / f"{table}.csv", place / f"{table}.tex"]

@@ -27,6 +27,9 @@ function show() {
   showCharts("learning-charts", DATA.validated.includes(chosen.metric) ? chosen.metric : DATA.validated[0], "No validation figures of what is chosen.");
   showMaps();
   showGates();
+  for (const where of document.querySelectorAll("#gates, #side-by-side")) showChosen(where);
+  // The structure that was chosen may be among those that are folded away.
+  if (chosen.structure) document.querySelector("#side-by-side details")?.setAttribute("open", "");
 }
 
 function choose(change, structure) {

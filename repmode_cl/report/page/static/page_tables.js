@@ -2,11 +2,12 @@
 const sorting = new Map(); // kind -> [column, direction]
 
 const tableKey = (kind) => [`${kind}|${chosen.scope}|${chosen.metric}`, `${kind}|${chosen.scope}|`].find((key) => key in DATA.tables);
-const AVERAGED = ["comparisons", "budgets"]; // have rows of averages, and rows of each structure
+const AVERAGED = ["comparisons", "budgets", "paper", "paper_orders"]; // have rows of averages, and rows of each structure
 
-function isChosen(kind, row) {
+function isChosen(kind, row, rows) {
   if (!row.of.every((k) => chosen.strategies.has(k))) return false;
-  return AVERAGED.includes(kind) ? row.structure === chosen.structure : !row.structure || isStructureChosen(row.structure);
+  const averaged = AVERAGED.includes(kind) && rows.some((one) => !one.structure);
+  return averaged ? row.structure === chosen.structure : !row.structure || isStructureChosen(row.structure);
 }
 
 function compareCells(column, direction) {
@@ -41,7 +42,7 @@ function drawTables() {
     where.querySelector(".empty")?.remove();
     const { columns, rows } = DATA.tables[key] ?? { columns: [], rows: [] };
     const [column, direction] = sorting.get(kind) ?? [null, 1];
-    const shown = rows.filter((row) => isChosen(kind, row));
+    const shown = rows.filter((row) => isChosen(kind, row, rows));
     if (column !== null) shown.sort(compareCells(column, direction));
     table.hidden = !shown.length;
     if (!shown.length) where.append(nothing("Nothing to show of what is chosen."));

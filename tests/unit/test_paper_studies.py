@@ -1,0 +1,69 @@
+"""The studies of the paper's Table 1: equal budgets, equal searches, and images that the searches do not share."""
+
+from __future__ import annotations
+
+import pytest
+
+from repmode_cl.config import Config, load_config
+from repmode_cl.data.pipeline import available_structures
+from repmode_cl.scenarios import stream_variants
+from repmode_cl.strategies.registry import strategy_class, strategy_section
+from repmode_cl.structures import TWELVE_STRUCTURES
+
+
+def steps_of_all(config: Config) -> dict[str, int]:
+    """Return the steps of each strategy of a study, over all of its experiences."""
+    [variant] = stream_variants(config.stream, available_structures(config)).values()
+    steps = {}
+    for options in config.strategies:
+        kind, section = strategy_class(options), strategy_section(options)
+        groups, _ = kind.regroup(variant.experiences, section)
+        steps[options.title] = sum(
+            kind.steps_of(config.training, section, variant.experiences, names, 0) for names in groups
+        )
+    return steps
+
+
+@pytest.mark.parametrize(("name", "steps"), [("table1", 600), ("table1_incremental", 600 + 8 * 150)])
+def test_every_system_of_a_study_sees_as_many_patches(name: str, steps: int) -> None:
+    config = load_config(name)
+    assert set(steps_of_all(config).values()) == {steps}
+    assert {*config.stream.base, *(config.stream.order or ())} == set(TWELVE_STRUCTURES)
+
+
+def test_rivals_of_table1_have_both_kernels_and_are_trained_jointly() -> None:
+    strategies = load_config("table1").strategies
+    rivals = [one for one in strategies if one.name != "joint"]
+    of_kernel = [
+        [(one.name, one.head if one.name == "multi_head" else "") for one in rivals if one.kernel == k]
+        for k in (3, 5)
+    ]
+    assert of_kernel[0] == of_kernel[1]
+    assert len(of_kernel[0]) == 8
+    assert {one.mode for one in rivals if one.name not in ("multi_net", "multi_head")} == {"joint"}
+
+
+def test_rivals_of_the_incremental_study_keep_what_is_old() -> None:
+    strategies = load_config("table1_incremental").strategies
+    assert {one.mode for one in strategies} == {"frozen"}
+    assert [one.setting for one in strategies if one.name == "experts_frozen"] == ["small", "best"]
+    assert "multi_head" not in {one.name for one in strategies}  # it fine-tunes what is shared
+
+
+@pytest.mark.parametrize("name", ["table1", "table1_incremental"])
+def test_each_system_gets_the_same_search_on_other_cells(name: str) -> None:
+    study, tuning = load_config(name), load_config(f"tuning_{name}")
+    assert tuning.search is not None
+    assert tuning.search.studies == (name,)
+    values = [list(ranges.values()) for ranges in tuning.search.keys.values()]
+    assert len(values) == len(study.strategies)
+    assert all(one == values[0] for one in values)
+    # The key that sets the rate of its whole training: Multi-Head's joint training is that of a base.
+    for title, ranges in tuning.search.keys.items():
+        key = "base_learning_rate" if title.startswith("multi_head") else "learning_rate"
+        assert list(ranges) == [key], title
+    assert [one.title for one in tuning.strategies] == [one.title for one in study.strategies]
+    assert tuning.data.simulate.seed != study.data.simulate.seed
+    assert not set(tuning.seeds) & set(study.seeds)
+    for section in ("network", "patch", "training"):
+        assert getattr(tuning, section) == getattr(study, section)
