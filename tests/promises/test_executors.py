@@ -105,7 +105,6 @@ def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("victims")
 def test_a_child_process_reports_how_it_ended_and_logs_its_output(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
@@ -145,7 +144,6 @@ def test_a_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: not inner.is_running() or inner.status() == psutil.STATUS_ZOMBIE)
 
 
-@pytest.mark.slow
 @needs_signals
 @pytest.mark.usefixtures("victims")
 def test_local_processes_that_are_killed_are_started_again(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from tiny_addition import make_base
 from tiny_run import changed, tiny
+from typer.testing import CliRunner
 
+from repmode_cl.cli.app import app
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.config.load import dump_config
 from repmode_cl.model import Model
@@ -26,6 +28,20 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal
 
 #: Enough for a signal to come in the middle; validations and checkpoints are far apart.
 STEPS, EVERY = 400, 200
+#: Steps where they are SLOWED.
+FEW, FEW_EVERY = 40, 20
+#: The command, with steps that take a quarter of a second longer: fewer are enough for a signal to come between two.
+SLOWED = """
+import time
+from repmode_cl.cli.app import main
+from repmode_cl.strategies import StructureStrategy
+step = StructureStrategy._train_step
+def slow(self, *args, **kwargs):
+    step(self, *args, **kwargs)
+    time.sleep(0.25)
+StructureStrategy._train_step = slow
+main()
+"""
 #: Seconds until a command that shows nothing counts as stuck: a machine may be busy with others.
 PATIENCE = 300
 MEASURED = ("train_seconds", "cpu_seconds", "peak_memory_bytes")
@@ -39,11 +55,12 @@ def heed_ctrl_c() -> None:
 class Command:
     """A command in its own process group, whose standard error is read line by line."""
 
-    def __init__(self, log: Path, *arguments: str | Path) -> None:
-        self.log = log
+    def __init__(self, log: Path, *arguments: str | Path, slowed: bool = False) -> None:
+        self.log, self.steps = log, FEW if slowed else STEPS
+        program = ("-c", SLOWED) if slowed else ("-m", "repmode_cl")
         with log.open("wb") as handle:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "repmode_cl", *map(str, arguments)],
+                [sys.executable, *program, *map(str, arguments)],
                 stdout=subprocess.DEVNULL,
                 stderr=handle,
                 start_new_session=True,
@@ -62,9 +79,9 @@ class Command:
             assert time.monotonic() < deadline, self.errors
             time.sleep(0.01)
 
-    def wait_for_step(self, checkpoint: Path | None = None) -> None:
+    def wait_for_step(self) -> None:
         """Wait until some steps of a training are done, long before its first validation."""
-        self.wait_for(f"started, {STEPS} steps")
+        self.wait_for(f"started, {self.steps} steps")
         time.sleep(0.3)
 
     def signal(self, number: int) -> None:
@@ -75,10 +92,19 @@ class Command:
         return self.process.wait(timeout=PATIENCE)
 
 
-def configured(manifest: Path, folder: Path, **changes: object) -> Config:
+def completed(*arguments: str | Path) -> str:
+    """Run a command to its end in this process; return what it writes to standard error."""
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.stderr
+    return result.stderr
+
+
+def configured(manifest: Path, folder: Path, steps: int = STEPS, every: int = EVERY) -> Config:
     config = tiny(manifest, folder / "runs")
     training = config.training.model_copy(
-        update={"steps": STEPS, "base_steps": STEPS, "validate_every": EVERY, **changes}
+        update={"steps": steps, "base_steps": steps, "validate_every": every}
     )
     return changed(config, training=training)
 
@@ -98,22 +124,18 @@ def interrupt(command: Command, number: int) -> int:
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_add_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Path, number: int) -> None:
     """With workers that cut patches, which get the signal too."""
-    whole = make_base(tmp_path / "whole", validate_every=EVERY)
+    whole = make_base(tmp_path / "whole", validate_every=FEW_EVERY)
     model = Path(shutil.copytree(whole, tmp_path / "model"))
-    options = ("--structure", "nucleolus", "--data", manifest, "--steps", str(STEPS), "--loader-workers", "1")
-
-    def add(path: Path, log: str) -> Command:
-        return Command(tmp_path / log, "add", path, *options)
-
-    steps = [interrupt(add(model, "1.txt"), number)]
+    options = ("--structure", "nucleolus", "--data", manifest, "--steps", str(FEW), "--workers", "1")
+    command = Command(tmp_path / "1.txt", "add", model, *options, "--loader-workers", "1", slowed=True)
+    step = interrupt(command, number)
     work = model / "pending" / "nucleolus"
-    assert load_checkpoint(work / "checkpoint").state["progress"]["step"] == steps[0]
-    assert 0 < steps[0] < EVERY
-    last = add(model, "2.txt")
-    assert last.end() == 0, last.errors
-    assert f"adding nucleolus: continuing at step {steps[0]} of {STEPS}\n" in last.errors
-    assert f"adding nucleolus: after step {EVERY}: nucleolus R2 " in last.errors
-    assert add(whole, "whole.txt").end() == 0
+    assert load_checkpoint(work / "checkpoint").state["progress"]["step"] == step
+    assert 0 < step < FEW_EVERY
+    errors = completed("add", model, *options)
+    assert f"adding nucleolus: continuing at step {step} of {FEW}\n" in errors
+    assert f"adding nucleolus: after step {FEW_EVERY}: nucleolus R2 " in errors
+    completed("add", whole, *options)
     mine, other = (Model.open(path).entries["nucleolus"] for path in (model, whole))
     assert mine.digest == other.digest
     assert mine.metrics == other.metrics
@@ -121,16 +143,13 @@ def test_add_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Path,
 
 def test_train_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(dump_config(configured(manifest, tmp_path)))
-
-    def train(name: str) -> Command:
-        return Command(tmp_path / f"{name}.txt", "train", config, "--out", tmp_path / name)
-
-    step = interrupt(train("model"), signal.SIGTERM)
-    again = train("model")
-    assert again.end() == 0, again.errors
-    assert f"continuing at step {step} of {STEPS}\n" in again.errors
-    assert train("whole").end() == 0
+    config.write_text(dump_config(configured(manifest, tmp_path, FEW, FEW_EVERY)))
+    options = ("--out", tmp_path / "model", "--workers", "1")
+    command = Command(tmp_path / "log.txt", "train", config, *options, slowed=True)
+    step = interrupt(command, signal.SIGTERM)
+    errors = completed("train", config, "--out", tmp_path / "model")
+    assert f"continuing at step {step} of {FEW}\n" in errors
+    completed("train", config, "--out", tmp_path / "whole")
     mine, other = (Model.open(tmp_path / name) for name in ("model", "whole"))
     assert mine.base_digest == other.base_digest
     assert [entry.metrics for entry in mine.entries.values()] == [
@@ -213,10 +232,11 @@ def test_a_second_signal_ends_at_once(manifest: Path, tmp_path: Path) -> None:
         "StructureStrategy._train_step = step\n"
         "main()\n"
     )
+    arguments = ("add", model, "--structure", "nucleolus", "--data", manifest, "--workers", "1")
     log = tmp_path / "log.txt"
     with log.open("wb") as handle:
         process = subprocess.Popen(
-            [sys.executable, "-c", script, "add", model, "--structure", "nucleolus", "--data", manifest],
+            [sys.executable, "-c", script, *arguments],
             stderr=handle,
             preexec_fn=heed_ctrl_c,
         )
@@ -231,7 +251,8 @@ def test_a_second_signal_ends_at_once(manifest: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_outside_a_training_ends_the_command(tmp_path: Path) -> None:
-    command = Command(tmp_path / "log.txt", "data", "simulate", tmp_path / "cells", "--fields", "400")
+    size = ("--fields", "400", "--shape", "12,64,64")
+    command = Command(tmp_path / "log.txt", "data", "simulate", tmp_path / "cells", *size)
     deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.glob("cells/**/*.tif")):
         assert time.monotonic() < deadline, command.errors

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
-from repmode_cl.benchmark.executors.child_process import read_order, run_in_child
+import repmode_cl
+
+
+def _module_by_file() -> types.ModuleType:
+    """Return the module, read from its file: its package would import PyTorch and Avalanche, which takes seconds."""
+    file = Path(repmode_cl.__file__).parent / "benchmark" / "executors" / "child_process.py"
+    spec = importlib.util.spec_from_file_location("child_process", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+child_process = _module_by_file()
+read_order, run_in_child = child_process.read_order, child_process.run_in_child
 
 
 def main() -> None:
