@@ -29,6 +29,7 @@ from repmode_cl.benchmark.shared_base import SharedBase
 from repmode_cl.benchmark.trials import BaseTrial, base_stream, collect_results, trials_of
 from repmode_cl.benchmark.worker_context import WorkerContext
 from repmode_cl.config import Config
+from repmode_cl.config.comparison_schema import check_planned_streams
 from repmode_cl.data.pipeline import available_structures
 from repmode_cl.data.sample import Sample, structure_digests
 from repmode_cl.errors import ConfigError, RepmodeError, counted
@@ -132,6 +133,7 @@ def run_benchmark(
             f"{config.name}: the configuration has the group 'search': run_search runs it, or set search to None"
         )
     streams = stream_variants(config.stream, available_structures(config))
+    check_planned_streams(config.comparisons, streams)
     check_strategies(config, streams, rehearse_all=dry_run)
     if dry_run:
         return estimate_run(config, streams)

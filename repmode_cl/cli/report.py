@@ -72,9 +72,11 @@ def show_results(run: Path, *, against: str | None = None) -> None:
     """Print a run's tables, a line on the forgetting of each strategy, and the path of its page."""
     from repmode_cl.report.tables import run_tables
     from repmode_cl.report.tables.paper_comparison import order_lines
+    from repmode_cl.report.tables.planned import planned_table
     from repmode_cl.report.tables.terminal import (
         render_budgets,
         render_comparisons,
+        render_planned,
         render_strategies,
         summary_lines,
     )
@@ -104,6 +106,9 @@ def show_results(run: Path, *, against: str | None = None) -> None:
             console().print(render_budgets(averages, title="steps and seconds to Multi-Net's quality"))
         for line in order_lines(tables.paper_orders):
             typer.echo(line)
+    planned = planned_table(results, info)
+    if planned:
+        console().print(render_planned(planned))
     for (title, stream, seed), message in info.failed.items():
         where = f" in the stream {stream}" if stream else ""
         typer.echo(f"failed: {title} with seed {seed}{where}: {message}")

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from repmode_cl.config.comparison_schema import PlannedComparison, check_planned
 from repmode_cl.config.extension_schema import LoggerConfig, PluginConfig
 from repmode_cl.config.field_types import FrozenModel, GrownModel, Positive, Seed
 from repmode_cl.config.network_schema import NetworkConfig
@@ -223,8 +224,10 @@ class InferenceConfig(GrownModel):
     voxel n // 2 of n and without a least one."""
 
 
-class Config(FrozenModel):
+class Config(GrownModel):
     """A whole configuration file."""
+
+    later_keys = ("comparisons",)
 
     version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -246,6 +249,8 @@ class Config(FrozenModel):
     """Folder that runs are written below."""
     search: SearchConfig | None = None
     """Search for values of the strategies' keys, in place of a run with those that they have."""
+    comparisons: tuple[PlannedComparison, ...] = ()
+    """What the run is to show, written down before its results are seen; run.json holds the list and its digest."""
 
     @property
     def window(self) -> tuple[int, int, int]:
@@ -269,6 +274,7 @@ class Config(FrozenModel):
                 f"strategies: {' and '.join(alike)} would share a folder where file systems ignore case; give each its "
                 "own label"
             )
+        check_planned(self.comparisons, titles)
         return self
 
     def of_strategy(self, strategy: StrategyConfig) -> Config:

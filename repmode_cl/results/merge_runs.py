@@ -289,6 +289,7 @@ def _merged_info(sources: Sequence[_Source], finished: Collection[Trial]) -> Run
         images={structure: digest for info in infos for structure, digest in info.images.items()},
         task_labels=labels,
         merged=tuple(str(source.folder) for source in sources),
+        comparisons=infos[0].comparisons,
     )
 
 

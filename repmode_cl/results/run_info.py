@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.config.comparison_schema import PlannedComparison, planned_digest
 from repmode_cl.errors import RepmodeError
 from repmode_cl.results.trial_record import Trial, TrialOutcome
 from repmode_cl.utils.atomic_files import read_json, write_text
@@ -65,6 +66,8 @@ class RunInfo:
         Structure -> Avalanche's task label.
     merged
         Folders of the runs that it was merged from; empty for a run that `repmode-cl bench` made.
+    comparisons
+        Comparisons that were planned before the run; run.json holds their digest too.
     version
         Form of the file that it was read from.
     """
@@ -84,6 +87,7 @@ class RunInfo:
     images: Mapping[str, str] = field(default_factory=dict)
     task_labels: Mapping[str, int] = field(default_factory=dict)
     merged: tuple[str, ...] = ()
+    comparisons: tuple[PlannedComparison, ...] = ()
     version: int = VERSION
 
     @property
@@ -191,6 +195,7 @@ class RunInfo:
             file_digests=dict(file_digests),
             images=dict(images),
             task_labels=dict(task_labels),
+            comparisons=config.comparisons,
         )
 
     @classmethod
@@ -235,6 +240,7 @@ class RunInfo:
                 images=dict(value.get("images", {})),
                 task_labels=dict(value.get("task_labels", {})),
                 merged=tuple(value.get("merged", ())),
+                comparisons=_planned(value, source),
                 version=version,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -270,7 +276,26 @@ class RunInfo:
             "finished": [list(trial) for trial in self.trials if trial in self.finished],
             "failed": [[*trial, self.failed[trial]] for trial in self.trials if trial in self.failed],
             "task_labels": dict(self.task_labels),
+            **(
+                {
+                    "comparisons": [one.model_dump(mode="json") for one in self.comparisons],
+                    "comparisons_sha256": planned_digest(self.comparisons),
+                }
+                if self.comparisons
+                else {}
+            ),
         }
+
+
+def _planned(value: Mapping[str, Any], source: str) -> tuple[PlannedComparison, ...]:
+    """Return the planned comparisons, which must be those that the digest was made of."""
+    listed = value.get("comparisons", [])
+    if planned_digest(listed) != value.get("comparisons_sha256"):
+        raise RepmodeError(
+            f"{source}: the planned comparisons are not those that comparisons_sha256 was made of: the list was "
+            "changed after the run began. Restore it"
+        )
+    return tuple(PlannedComparison(**one) for one in listed)
 
 
 def _first_with_common_steps(config: Config, kind: str) -> str | None:

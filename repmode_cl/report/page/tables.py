@@ -22,10 +22,11 @@ from repmode_cl.report.page.table_cells import (
     signed_text,
     sortable,
 )
-from repmode_cl.report.tables import BUDGET_COLUMNS, COMPARISON_COLUMNS
+from repmode_cl.report.tables import BUDGET_COLUMNS, COMPARISON_COLUMNS, PLANNED_COLUMNS
 from repmode_cl.report.tables.budgets import budget_table
 from repmode_cl.report.tables.comparisons import AHEAD, ALL, ALL_ADDED, BEHIND, comparison_table
 from repmode_cl.report.tables.csv_latex import to_csv, to_latex
+from repmode_cl.report.tables.planned import HOLDS, HOLDS_NOT, planned_table
 from repmode_cl.report.tables.strategies import strategy_table
 from repmode_cl.report.tables.structures import structure_table, wide_structures
 from repmode_cl.results.run_folder import Run
@@ -80,6 +81,7 @@ def page_tables(run: Run, scopes: Sequence[Scope], areas: Areas) -> dict[str, Pa
         tables[f"costs|{k}|"] = costs_table(rows)
         tables[f"paper|{k}|"] = improvements_table(run, scope.streams)
         tables[f"paper_orders|{k}|"] = orders_table(run, scope.streams)
+        tables[f"planned|{k}|"] = _planned(run)
         for metric in evaluated_metrics(run):
             tables[f"structures|{k}|{metric}"] = _structures(run, scope, metric)
             tables[f"comparisons|{k}|{metric}"] = _comparisons(run, scope, metric)
@@ -188,6 +190,55 @@ def _corrected(row: Mapping[str, Any]) -> str:
 
 def _verdict_kind(verdict: str) -> str:
     return {AHEAD: "ahead", BEHIND: "behind"}.get(verdict, "unclear")
+
+
+def _planned(run: Run) -> PageTable:
+    """Return the table of planned comparisons, the same for every scope."""
+    rows = planned_table(run.results, run.info)
+    order = list(run.info.strategies)
+    kinds = {HOLDS: "ahead", HOLDS_NOT: "behind"}
+    page_rows = [
+        TableRow(
+            (
+                TableCell(row["claim"], "", row["claim"]),
+                TableCell(
+                    DASH if row["difference"] is None else signed_text(row["difference"]),
+                    "" if row["low"] is None else f"{signed_text(row['low'])} to {signed_text(row['high'])}",
+                    sortable(row["difference"]),
+                ),
+                TableCell(
+                    DASH if row["p_holm"] is None else p_text(row["p_holm"]),
+                    "" if row["p"] is None else f"by itself {p_text(row['p'])}",
+                    sortable(row["p_holm"]),
+                ),
+                *(
+                    TableCell(DASH if row[key] is None else f"{100 * row[key]:.0f} %", "", sortable(row[key]))
+                    for key in ("bytes_share", "seconds_share")
+                ),
+                TableCell(str(row["seeds"]), "", row["seeds"]),
+                TableCell(row["verdict"], "", row["verdict"], f"left {kinds.get(row['verdict'], 'unclear')}"),
+            ),
+            order.index(row["first"]),
+            (order.index(row["first"]), order.index(row["second"])),
+        )
+        for row in rows
+    ]
+    heads = ("claim", "difference", "p (Holm)", "bytes", "seconds", "seeds", "verdict")
+    meanings = (
+        "as the configuration has it",
+        "of R² of the structures after the base; below: 95% interval",
+        "corrected over the planned claims of being ahead",
+        "of an added structure, as a share of the second's",
+        "processor time of an added structure, as a share of the second's",
+        "that both finished",
+        "",
+    )
+    return PageTable(
+        tuple(zip(heads, meanings, (None,) * 7, strict=True)),
+        tuple(page_rows),
+        to_csv(rows),
+        to_latex(rows, PLANNED_COLUMNS),
+    )
 
 
 def _budgets(run: Run, scope: Scope, metric: str) -> PageTable:

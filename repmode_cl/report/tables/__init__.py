@@ -13,6 +13,7 @@ from repmode_cl.report.tables.budgets import budget_table
 from repmode_cl.report.tables.comparisons import add_verdicts, comparison_table, our_strategy, pairs_against
 from repmode_cl.report.tables.csv_latex import Column, to_csv, to_latex
 from repmode_cl.report.tables.paper_comparison import ORDER_COLUMNS, PAPER_COLUMNS, order_table, paper_table
+from repmode_cl.report.tables.planned import planned_table
 from repmode_cl.report.tables.strategies import csv_keys, strategy_table
 from repmode_cl.report.tables.structures import structure_table, wide_structures
 from repmode_cl.results.results_table import ResultsTable
@@ -30,6 +31,7 @@ from repmode_cl.utils.number_format import (
 __all__ = [
     "BUDGET_COLUMNS",
     "COMPARISON_COLUMNS",
+    "PLANNED_COLUMNS",
     "STRATEGY_COLUMNS",
     "RunTables",
     "run_tables",
@@ -77,6 +79,19 @@ COMPARISON_COLUMNS = (
 
 def _share(key: str) -> Any:
     return lambda row: "-" if row[key] is None else f"{100 * row[key]:.0f} %"
+
+
+PLANNED_COLUMNS = (
+    Column("claim", "claim"),
+    Column("first_r2", "R², first"),
+    Column("second_r2", "R², second"),
+    Column("difference", "difference [95%]", text=difference_text),
+    Column("p_holm", "p (Holm)", text=lambda row: p_text(row["p_holm"])),
+    Column("bytes_share", "bytes", text=_share("bytes_share")),
+    Column("seconds_share", "seconds", text=_share("seconds_share")),
+    Column("seeds", "seeds"),
+    Column("verdict", "verdict"),
+)
 
 
 def _steps(row: Mapping[str, Any]) -> str:
@@ -203,8 +218,8 @@ def write_tables(run_dir: str | Path, folder: str | Path, *, against: str | None
     """Write every table of a run as ``.csv`` and ``.tex``.
 
     ``strategies``, ``structures``, ``comparisons`` and ``budgets``; of a run that repeats a table of the paper
-    ``paper`` and ``paper_orders`` too. Streams of other numbers of images are other
-    experiments and have a folder each, named by that number.
+    ``paper`` and ``paper_orders`` too. Streams of other numbers of images are other experiments and have a folder
+    each, named by that number. ``planned`` is of the whole run.
 
     Parameters
     ----------
@@ -252,6 +267,11 @@ def write_tables(run_dir: str | Path, folder: str | Path, *, against: str | None
                 written += [place / f"{table}.csv", place / f"{table}.tex"]
                 write_text(written[-2], csv)
                 write_text(written[-1], tex)
+    planned = planned_table(results, info)
+    if planned:
+        written += [Path(folder) / "planned.csv", Path(folder) / "planned.tex"]
+        write_text(written[-2], to_csv(planned))
+        write_text(written[-1], to_latex(planned, PLANNED_COLUMNS))
     return written
 
 

@@ -18,7 +18,7 @@ from repmode_cl.utils.number_format import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["render_budgets", "render_comparisons", "render_strategies", "summary_lines"]
+__all__ = ["render_budgets", "render_comparisons", "render_planned", "render_strategies", "summary_lines"]
 
 
 def render_strategies(table: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
@@ -120,6 +120,31 @@ def render_comparisons(rows: Sequence[Mapping[str, Any]], title: str | None = No
             p_text(row["p"]),
             p_text(row["p_holm"]),
             (f"{row['seeds']}x{row['orders']}" if row["orders"] > 1 else f"{row['seeds']}") + f" ({needed})",
+            row["verdict"],
+        )
+    return output
+
+
+def render_planned(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the rows of `planned_table` for a terminal."""
+    tested = sum(row["kind"] == "ahead" for row in rows)
+    output = _table(
+        "planned comparisons",
+        "R2 of the structures after the base; [ ]: 95% bootstrap over seeds\n"
+        f"Holm: corrected for the {tested} planned claims of being ahead; not lower: by the interval",
+    )
+    output.add_column("claim", overflow="fold")
+    for heading in ("difference", "Holm", "bytes", "seconds", "seeds"):
+        output.add_column(heading, justify="right")
+    output.add_column("verdict", overflow="fold")
+    for row in rows:
+        shares = ("-" if row[key] is None else f"{row[key]:.0%}" for key in ("bytes_share", "seconds_share"))
+        output.add_row(
+            row["claim"],
+            difference_text(row).replace(" [", "\n\\["),
+            "-" if row["p_holm"] is None else p_text(row["p_holm"]),
+            *shares,
+            str(row["seeds"]),
             row["verdict"],
         )
     return output
