@@ -31,6 +31,7 @@ from repmode_cl.report.page.charts import (
     learning_charts,
 )
 from repmode_cl.report.page.difference_boxes import side_by_side
+from repmode_cl.report.page.frontier import frontier_charts
 from repmode_cl.report.page.gate_figure import gate_figures
 from repmode_cl.report.page.gate_weights import gate_charts
 from repmode_cl.report.page.slices import first_slices
@@ -84,6 +85,7 @@ def _render(run: Run) -> str:
     metrics, validated = evaluated_metrics(run), validated_metrics(run)
     tables = page_tables(run, scopes, areas)
     first = scopes[0].charts if scopes else ""
+    rows = strategy_rows(run, scopes[0], areas) if scopes else []
     # The view that the page shows first stands first.
     streams = sorted(info.streams, key=lambda stream: stream != first)
     structures = {name: readable(name) for stream in info.streams for name in info.structures_of(stream)}
@@ -114,7 +116,8 @@ def _render(run: Run) -> str:
         "strategies": list(info.strategies),
         "structures": structures,
         "scopes": scopes,
-        "findings": _findings(strategy_rows(run, scopes[0], areas), run) if scopes else [],
+        "findings": _findings(rows, run),
+        "frontiers": frontier_charts(rows),
         "tables": {
             key.split("|")[0]: table
             for key, table in reversed(tables.items())

@@ -26,6 +26,7 @@ function show() {
   showCharts("forgetting-charts", chosen.metric, "Nothing to show: what is learned in the last step cannot be forgotten.");
   showCharts("learning-charts", DATA.validated.includes(chosen.metric) ? chosen.metric : DATA.validated[0], "No validation figures of what is chosen.");
   showMaps();
+  document.querySelectorAll(".frontiers").forEach(showChosen);
   showGates();
   for (const where of document.querySelectorAll("#gates, #side-by-side")) showChosen(where);
   // The structure that was chosen may be among those that are folded away.
