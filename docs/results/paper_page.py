@@ -1,0 +1,155 @@
+"""Make the tables of paper.md from the configurations and the results here: ``python docs/results/paper_page.py``.
+
+A study that has been run has a folder here with its results.csv; the rows of one that has none say so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.config import load_config
+from repmode_cl.data.pipeline import available_structures
+from repmode_cl.report.tables.paper_comparison import improvement_text, order_lines, order_table, paper_table
+from repmode_cl.report.tables.paper_figures import PAPER_METRICS, paper_tables, systems_of_run
+from repmode_cl.results import ResultsTable
+from repmode_cl.results.run_info import RunInfo
+from repmode_cl.results.trial_record import Trial
+from repmode_cl.scenarios import stream_variants
+
+HERE = Path(__file__).parent
+PAGE = HERE / "paper.md"
+
+#: What stands in place of figures that are not there.
+NOT_RUN = "not run yet"
+
+#: Studies with a table each.
+STUDIES = ("table1", "table1_incremental", "table2", "table3")
+
+#: Figure of the paper, structure, and the run and section of its report that show it.
+FIGURES = (
+    *((6, name, "gates") for name in ("cell_membrane", "mitochondria", "nucleolus", "nuclear_envelope")),
+    *((7, name, "side-by-side") for name in ("microtubule", "actin_filament", "dna")),
+)
+
+
+def study(name: str) -> tuple[RunInfo, ResultsTable | None]:
+    """Return what a study is made of, and its results where they are here; what it has of them is finished."""
+    config = load_config(name)
+    info = RunInfo.of_run(
+        config,
+        {
+            stream: variant.experiences
+            for stream, variant in stream_variants(config.stream, available_structures(config)).items()
+        },
+        {},
+        images={},
+        file_digests={},
+        joint_titles=[one.title for one in config.strategies if "joint" in (one.name, one.mode)],
+        task_labels={},
+    )
+    path = HERE / name / "results.csv"
+    if not path.exists():
+        return info, None
+    results = ResultsTable.read(path)
+    trials = {Trial(row.strategy, row.stream, row.seed) for row in results}
+    return dataclasses.replace(info, finished=frozenset(trials & set(info.trials))), results
+
+
+def study_lines(name: str) -> list[str]:
+    """Return the table of a study: a row for each strategy, in Table 3 for each of them and its structures."""
+    info, results = study(name)
+    found = systems_of_run(info, [""])
+    if found is None:
+        raise ValueError(f"{name}: repeats none of the paper's tables")
+    table = found.table
+    rows = {} if results is None else {
+        (row["strategy"], row["structure"]): row for row in paper_table(results, info)
+    }  # fmt: skip
+    many = table.number == 3
+    structures = [name for _, name in table.figures] if many else ["all"]
+    heads = ["in the paper", *(["structure"] if many else []), "command, and strategy in its tables"]
+    heads += ["paper: MSE, MAE, R2", "here: MSE, MAE, R2", "ΔImp R2 (%): paper", "here [95%]"]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for structure in dict.fromkeys(structures):
+        for title, system in found.systems.items():
+            row = rows.get((title, structure))
+            lines.append(
+                _line(
+                    [
+                        system,
+                        *([structure.replace("_", " ")] if many else []),
+                        f"`repmode-cl bench {name}`, `{title}`",
+                        _printed(table.figures[system, structure]),
+                        NOT_RUN if row is None else _printed(row),
+                        _improvement(table.number, system, structure),
+                        _improvement_here(row),
+                    ]
+                )
+            )
+    orders = [] if results is None else order_lines(order_table(results, info))
+    return [*lines, *([""] if orders else []), *(f"- {line}" for line in orders)]
+
+
+def _improvement_here(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return "reference" if row["strategy"] == row["reference"] else improvement_text(row, "improvement_r2")
+
+
+def _improvement(number: int, system: str, structure: str) -> str:
+    """Return the paper's improvement of R2: printed, or of its figures."""
+    table = paper_tables()[number]
+    if system in table.improvement:
+        return f"{table.improvement[system]['r2']:+.2f}"
+    value, reference = (table.figures[name, structure]["r2"] for name in (system, table.reference))
+    return f"{100 * (value - reference) / reference:+.2f}"
+
+
+def figure_lines() -> list[str]:
+    """Return the table of both figures: a row for each structure that they show."""
+    lines = [_line(["figure", "structure", "here", "command", "result"]), _line(["---"] * 5)]
+    sections = {"gates": "Which experts a structure uses", "side-by-side": "The best rival and ours"}
+    for number, structure, section in FIGURES:
+        run = (HERE / "table1" / "results.csv").exists()
+        lines.append(
+            _line(
+                [
+                    str(number),
+                    structure.replace("_", " "),
+                    f"section “{sections[section]}” of the run's page",
+                    "`repmode-cl report runs/table1`",
+                    "see [Table 1](#table-1)" if run else NOT_RUN,
+                ]
+            )
+        )
+    return lines
+
+
+def _printed(figures: Mapping[str, Any]) -> str:
+    """Return the three metrics as the paper prints them, on one line."""
+    values = (figures[metric] for metric in PAPER_METRICS)
+    return "&nbsp;".join("-" if value is None else f"{value:.4f}".replace("0.", ".", 1) for value in values)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def updated(text: str) -> str:
+    """Return the page with its tables made again; they stand between two comments that name them."""
+    parts = {name: study_lines(name) for name in STUDIES} | {"figures": figure_lines()}
+    for name, lines in parts.items():
+        pattern = re.compile(rf"(<!-- {name}: made by paper_page.py -->\n).*?(<!-- end -->)", re.S)
+        body = "\n".join(lines)
+        text, count = pattern.subn(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)
+        if count != 1:
+            raise ValueError(f"{PAGE}: has {count} places for {name}, and should have one")
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
