@@ -12,14 +12,17 @@ import typer
 from repmode_cl.cli import data, import_checkpoint, pack
 from repmode_cl.cli.add import add, replace
 from repmode_cl.cli.bench import bench
+from repmode_cl.cli.card import card
 from repmode_cl.cli.compare import compare
 from repmode_cl.cli.config import config
+from repmode_cl.cli.export import export
 from repmode_cl.cli.options import CommandGroup
 from repmode_cl.cli.pending import accept, discard, pending
 from repmode_cl.cli.perf import perf
 from repmode_cl.cli.predict import predict
 from repmode_cl.cli.report import report
 from repmode_cl.cli.show_and_verify import show, verify
+from repmode_cl.cli.sign import sign
 from repmode_cl.cli.train import train
 from repmode_cl.cli.versions import gc, history, remove, rollback
 from repmode_cl.version import __version__
@@ -66,6 +69,9 @@ app.command("compare")(compare)
 app.command("show")(show)
 app.command("verify")(verify)
 app.command("predict")(predict)
+app.command("sign")(sign)
+app.command("card")(card)
+app.command("export")(export)
 app.command("history")(history)
 app.command("remove")(remove)
 app.command("rollback")(rollback)

@@ -30,6 +30,7 @@ __all__ = [
     "report_start",
     "console",
     "ModelArgument",
+    "ReadModelArgument",
     "ConfigArgument",
     "OverridesOption",
     "WorkersOption",
@@ -46,6 +47,7 @@ __all__ = [
     "Gate",
     "Sees",
     "LayerSource",
+    "number_or_name",
     "parse_size",
     "parse_voxel_size",
     "parse_structures",
@@ -88,6 +90,10 @@ OverridesOption = Annotated[
     ),
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder.")]
+#: Of commands that change nothing.
+ReadModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model's folder, or hf://owner/name@revision.")
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -246,6 +252,11 @@ def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
             f"--voxel-size {text!r}: give three positive numbers z,y,x in um such as 0.29,0.1,0.1"
         )
     return z, y, x
+
+
+def number_or_name(text: str | None) -> str | int | None:
+    """Read the value of --channel or --scene: a number from 0 on, or a name."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def parse_structures(text: str, option: str) -> tuple[str, ...]:

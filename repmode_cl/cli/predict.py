@@ -12,9 +12,10 @@ import typer
 from repmode_cl.cli.options import (
     DeviceOption,
     ForceOption,
-    ModelArgument,
+    ReadModelArgument,
     continue_with,
     fail,
+    number_or_name,
     parse_size,
     parse_voxel_size,
 )
@@ -31,7 +32,7 @@ __all__ = ["predict"]
 
 def predict(
     ctx: typer.Context,
-    model: ModelArgument,
+    model: ReadModelArgument,
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -151,11 +152,11 @@ def predict(
     names = list(opened.structures) if opened is not None else list(structure or [])
     several = every or len(names) > 1
     options = PredictionOptions(
-        channel=_number_or_name(channel),
+        channel=number_or_name(channel),
         window=window_size,
         overlap=overlap,
         device=device,
-        scene=_number_or_name(scene),
+        scene=number_or_name(scene),
         t=t,
         voxel_size=voxel_size_um,
         force=force,
@@ -251,10 +252,6 @@ def _result_line(file: PredictedFile) -> str:
     if file.verdict is not None and file.verdict.level is VerdictLevel.UNKNOWN:
         line += f"; how good is {file.verdict.text}"
     return line
-
-
-def _number_or_name(text: str | None) -> str | int | None:
-    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str | int]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repmode_cl.cli.options import ModelArgument, console, fail
+from repmode_cl.cli.options import ReadModelArgument, console, fail
 from repmode_cl.cli.text import figure, printable, training_texts
 from repmode_cl.cli.verdicts import verdict_line
-from repmode_cl.errors import counted
+from repmode_cl.errors import RepmodeError, counted
 from repmode_cl.utils.command_text import command
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Level(StrEnum):
     predictions = "predictions"
 
 
-def show(model: ModelArgument) -> None:
+def show(model: ReadModelArgument) -> None:
     """List a model's structures and how each was added.
 
     R2 is of held-out images; that of an imported structure is its sender's figure. The verdict says what it is worth,
@@ -117,7 +117,7 @@ def _r2(entry: Entry, history: Sequence[Change]) -> str:
 
 
 def verify(
-    model: ModelArgument,
+    model: ReadModelArgument,
     level: Annotated[
         Level, typer.Option(help="Depth: the files, their tensors, fused kernels, or predictions.")
     ] = Level.predictions,
@@ -125,7 +125,23 @@ def verify(
         Path | None,
         typer.Option(
             metavar="OLD",
-            help="A copy or an older backup: prove that both hold and predict what they share identically.",
+            help="A copy or an older backup: prove that both hold and predict what they share identically. Or an "
+            "exported .onnx file: prove that it holds and predicts what the model does.",
+        ),
+    ] = None,
+    signed_by: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--signed-by",
+            metavar="KEY",
+            help="Public key (a file) of a person you trust: every part must be signed by one; may be given again.",
+        ),
+    ] = None,
+    includes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STATEMENT",
+            help="With --signed-by: digest of a statement seen before, without which this is an older copy.",
         ),
     ] = None,
 ) -> None:
@@ -133,17 +149,27 @@ def verify(
 
     Where the computing environment is that of the stored proof, predictions are compared bit for bit;
     elsewhere with a stated tolerance, and reported as such. With --against, the structures of two models are
-    compared bit for bit, as computed here.
+    compared bit for bit, as computed here. With --signed-by, every part must have been signed by a person.
 
     For example:
 
       repmode-cl verify model
 
-      repmode-cl verify model --against backup/model
-    """
-    from repmode_cl.store import verify_model
+      repmode-cl verify model --signed-by ada.pem.pub
 
-    report = verify_model(model, level.value, against)
+      repmode-cl verify model --against backup/model
+
+      repmode-cl verify model --against nucleolus.onnx
+    """
+    if includes is not None and not signed_by:
+        raise RepmodeError("--includes names a signed statement: give --signed-by KEY, too")
+    from repmode_cl.store import verify_model
+    from repmode_cl.store.hub import local_model
+
+    model = local_model(model)
+    exported = against if against is not None and against.suffix.lower() == ".onnx" else None
+    other = None if against is None or exported is not None else local_model(against)
+    report = verify_model(model, level.value, other)
     results = (*report.results, *report.earlier)
     width = max(len(result.structure) for result in results)
     for result in results:
@@ -163,7 +189,39 @@ def verify(
         fail(f"{model}: {', '.join(failed)} failed; {advice}")
     if report.comparison is not None and not report.comparison.ok:
         fail(f"{model} and {against} differ in {', '.join(report.comparison.different)}")
+    if exported is not None:
+        _verify_exported(model, exported)
+    if signed_by:
+        _verify_signatures(model, signed_by, includes)
     typer.echo(f"{model}: {counted(len(report.results), 'structure')} verified ({report.level})")
+
+
+def _verify_signatures(model: Path, keys: Sequence[Path], includes: str | None) -> None:
+    from repmode_cl.store.keys import read_public_key
+    from repmode_cl.store.signatures import verify_signatures
+
+    report = verify_signatures(model, [read_public_key(key) for key in keys], includes=includes)
+    for name, one in report.signed.items():
+        time = one.statement.values["time"]
+        typer.echo(f"{name}: statement {one.statement.number} of {printable(time)}, signed by {one.signer}")
+    for problem in report.problems:
+        typer.echo(f"NOT SIGNED: {printable(problem)}", err=True)
+    if not report.ok:
+        fail(f"{model} is not what the given keys signed")
+    typer.echo(
+        f"newest statement: {report.newest} (an older copy of the model lacks it: --includes checks that)"
+    )
+
+
+def _verify_exported(model: Path, file: Path) -> None:
+    from repmode_cl.export.verify_onnx import verify_onnx
+    from repmode_cl.model import Model
+
+    comparison = verify_onnx(Model.open(model), file)
+    if not comparison.ok:
+        fail(f"{file}: {comparison.structure} differs from {model}: {printable(comparison.problem)}")
+    typer.echo(f"against {file}:")
+    typer.echo(f"{comparison.structure}  {comparison.detail}")
 
 
 def _print_model_comparison(comparison: ModelComparison, width: int) -> None:

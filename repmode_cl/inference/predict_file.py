@@ -41,7 +41,7 @@ from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import available_memory, format_bytes, resident_memory
 
-__all__ = ["predict_file", "FilePrediction", "FusedNetworks", "fused_network_on"]
+__all__ = ["predict_file", "FilePrediction", "FusedNetworks", "check_image_choice", "fused_network_on"]
 
 _VOXEL_SIZE_REMEDY = "State the right one with --voxel-size z,y,x"
 
@@ -237,7 +237,7 @@ class FilePrediction:
     def _plan(self, image: ImageReader) -> _ImagePlan:
         """Choose channels, voxel size and windows, and refuse an image that cannot be predicted."""
         options, model = self.options, self.model
-        self._refuse_image(image)
+        check_image_choice(image, options, model.architecture.smallest_size)
         voxel_size = image.voxel_size if options.voxel_size is None else options.voxel_size
         channel = image.channel_index(options.channel)
         target_channels = {name: image.channel_index(one) for name, one in (options.targets or {}).items()}
@@ -291,33 +291,6 @@ class FilePrediction:
             request=request,
             notes=notes,
         )
-
-    def _refuse_image(self, image: ImageReader) -> None:
-        """Refuse an image without depth, or whose channel, scene or time point has to be named first."""
-        options = self.options
-        if options.scene is None and len(image.scenes) > 1:
-            raise ImageError(
-                f"{self.in_path}: holds {len(image.scenes)} scenes; give one of {_choices('--scene', image.scenes)}"
-            )
-        if image.shape[0] == 1 and image.times > 1:
-            raise ImageError(
-                f"{self.in_path}: holds {image.times} time points of one plane each, and the model predicts Z-stacks; "
-                "if these are the planes of one stack, save it with its planes as Z"
-            )
-        if image.shape[0] == 1:
-            raise ImageError(
-                f"{self.in_path}: is a 2D image (one plane), and the model predicts Z-stacks of at least "
-                f"{self.model.architecture.smallest_size} planes"
-            )
-        if options.t is None and image.times > 1:
-            raise ImageError(
-                f"{self.in_path}: holds {image.times} time points; give one of --t 0 to --t {image.times - 1}"
-            )
-        if options.channel is None and image.n_channels > 1:
-            raise ImageError(
-                f"{self.in_path}: holds {image.n_channels} channels; give that of transmitted light, one of "
-                f"{_choices('--channel', image.channel_names)}"
-            )
 
     def _voxel_size_notes(self, voxel_size: Sequence[float] | None) -> tuple[str, ...]:
         """Compare the image's voxel size with those that each structure was trained on."""
@@ -448,6 +421,48 @@ class FilePrediction:
             for path, names in self._contents.items()
             for name in names
         ]
+
+
+def check_image_choice(image: ImageReader, options: PredictionOptions, smallest: int) -> None:
+    """Refuse an image without depth, or whose channel, scene or time point has to be named first.
+
+    Parameters
+    ----------
+    image
+        Open.
+    options
+        ``channel``, ``scene`` and ``t``.
+    smallest
+        Fewest planes that the network takes.
+
+    Raises
+    ------
+    ImageError
+        Naming the options that choose.
+    """
+    if options.scene is None and len(image.scenes) > 1:
+        raise ImageError(
+            f"{image.path}: holds {len(image.scenes)} scenes; give one of {_choices('--scene', image.scenes)}"
+        )
+    if image.shape[0] == 1 and image.times > 1:
+        raise ImageError(
+            f"{image.path}: holds {image.times} time points of one plane each, and the model predicts Z-stacks; "
+            "if these are the planes of one stack, save it with its planes as Z"
+        )
+    if image.shape[0] == 1:
+        raise ImageError(
+            f"{image.path}: is a 2D image (one plane), and the model predicts Z-stacks of at least "
+            f"{smallest} planes"
+        )
+    if options.t is None and image.times > 1:
+        raise ImageError(
+            f"{image.path}: holds {image.times} time points; give one of --t 0 to --t {image.times - 1}"
+        )
+    if options.channel is None and image.n_channels > 1:
+        raise ImageError(
+            f"{image.path}: holds {image.n_channels} channels; give that of transmitted light, one of "
+            f"{_choices('--channel', image.channel_names)}"
+        )
 
 
 def _choices(option: str, names: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ def file_metadata(
     about = {
         "software": software(),
         "torch": torch.__version__,
-        "model": Path(model.path).resolve().name,
+        "model": model.title,
         "model_digest": model.base_digest,
         "input": source,
         "input_channel": channel_name,

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repmode_cl.data.preprocessing.normalisation import normalise, z_score_of_volume
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resampling import resample_to
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.predict_file import fused_network_on
+from repmode_cl.inference.prepare_volume import prepare_volume
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.inference.streaming.memory_plan import activation_bytes
 from repmode_cl.inference.windows import WindowGrid, checked_window_grid
@@ -154,7 +154,7 @@ def predict_volume(
     batch = min(int(model.inference["batch"]), len(grid))
     _check_memory(model, shape, grid, batch, device)
     resampled = None not in (request.voxel_size, model.voxel_size)
-    prepared = _prepared(read(), recipe, grid_shape if resampled else None, request.name)
+    prepared = prepare_volume(read(), recipe, grid_shape if resampled else None, request.name)
     total = len(grid) * len(request.structures)
     for number, structure in enumerate(request.structures):
         network = fused_network_on(model, structure, device)
@@ -184,29 +184,6 @@ def predict_volume(
         values = resample_to(values, shape, 1, corners=recipe.before_resampling)
         extent = float(values.min()), float(values.max())
         yield PredictedVolume(structure, values, _limits(values), extent, model.entries[structure].digest)
-
-
-def _prepared(
-    volume: NDArray[Any], recipe: PreprocessingRecipe, shape: tuple[int, int, int] | None, name: str
-) -> NDArray[np.float32]:
-    """Return the network's input, resampled to `shape` and z-scored; None keeps the volume's grid."""
-    if volume.dtype.kind not in "uif":
-        raise ImageError(f"{name}: an image of real numbers is needed, not of {volume.dtype}")
-    try:
-        score = z_score_of_volume(volume, empty=recipe.empty) if recipe.before_resampling else None
-        if shape is not None:
-            volume = resample_to(
-                volume,
-                shape,
-                recipe.order,
-                anti_alias=recipe.anti_alias,
-                corners=recipe.before_resampling,
-            )
-        if score is not None:
-            return score(volume)
-        return normalise(volume, percentiles=recipe.percentiles, empty=recipe.empty)
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error
 
 
 def _check_memory(

@@ -13,7 +13,7 @@ from repmode_cl.errors import ImageError
 from repmode_cl.nn.activation_checkpointing import checkpointed, mark_for_compiler
 from repmode_cl.nn.architecture import smallest_size
 
-__all__ = ["UNet", "checkpoint_activations"]
+__all__ = ["UNet", "checkpoint_activations", "pad_to_multiple"]
 
 
 def checkpoint_activations(network: nn.Module, active: bool) -> None:
@@ -88,7 +88,7 @@ class UNet(nn.Module):
 
     def run(self, x: Tensor, context: Any) -> Tensor:
         """Compute (N, 1, Z, Y, X) -> (N, 1, Z, Y, X); sizes that are no multiple of 2^depth are padded and cropped."""
-        x, crop = self._pad(x)
+        x, crop = pad_to_multiple(x, self.depth)
         if self.activation_checkpointing and self.training and torch.is_grad_enabled():
             x = self._forward_checkpointed(x, context)
         else:
@@ -150,20 +150,42 @@ class UNet(nn.Module):
         """Return the input of the decoder's level: the encoder's features and those of the up layer, concatenated."""
         return torch.cat([skip, up], dim=1)
 
-    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[slice, ...] | None]:
-        if x.ndim != 5 or x.shape[1] != 1:
-            raise ImageError(f"the network takes batches (N, 1, Z, Y, X), not {tuple(x.shape)}")
-        multiple, sizes = 1 << self.depth, x.shape[2:]
-        smallest = smallest_size(self.depth)
-        if min(sizes) < smallest:
-            raise ImageError(
-                f"a volume of {' x '.join(map(str, sizes))} voxels (z, y, x) is too small: a network of depth "
-                f"{self.depth} needs at least {smallest} along each axis; use a larger volume or a shallower network"
-            )
-        before = [(-size % multiple) // 2 for size in sizes]
-        after = [-size % multiple - b for size, b in zip(sizes, before, strict=True)]
-        if not any(after):
-            return x, None
-        pads = [n for b, a in zip(reversed(before), reversed(after), strict=True) for n in (b, a)]
-        crop = (slice(None), slice(None), *(slice(b, b + n) for b, n in zip(before, sizes, strict=True)))
-        return F.pad(x, pads, mode="reflect"), crop
+
+def pad_to_multiple(x: Tensor, depth: int) -> tuple[Tensor, tuple[slice, ...] | None]:
+    """Pad a batch by reflection to sizes that are multiples of 2^depth, half on each side.
+
+    Parameters
+    ----------
+    x
+        (N, 1, Z, Y, X).
+    depth
+        Of the network.
+
+    Returns
+    -------
+    Tensor
+        The padded batch.
+    tuple or None
+        The index that cuts the original sizes out of the network's output; None where nothing was padded.
+
+    Raises
+    ------
+    ImageError
+        If `x` has other axes, or one is smaller than `smallest_size`.
+    """
+    if x.ndim != 5 or x.shape[1] != 1:
+        raise ImageError(f"the network takes batches (N, 1, Z, Y, X), not {tuple(x.shape)}")
+    multiple, sizes = 1 << depth, x.shape[2:]
+    smallest = smallest_size(depth)
+    if min(sizes) < smallest:
+        raise ImageError(
+            f"a volume of {' x '.join(map(str, sizes))} voxels (z, y, x) is too small: a network of depth "
+            f"{depth} needs at least {smallest} along each axis; use a larger volume or a shallower network"
+        )
+    before = [(-size % multiple) // 2 for size in sizes]
+    after = [-size % multiple - b for size, b in zip(sizes, before, strict=True)]
+    if not any(after):
+        return x, None
+    pads = [n for b, a in zip(reversed(before), reversed(after), strict=True) for n in (b, a)]
+    crop = (slice(None), slice(None), *(slice(b, b + n) for b, n in zip(before, sizes, strict=True)))
+    return F.pad(x, pads, mode="reflect"), crop

@@ -10,6 +10,8 @@ from repmode_cl.errors import UnknownStructureError
 from repmode_cl.nn import Architecture, FoldedUNet, PlainUNet, RepModeUNet, fold_structure
 from repmode_cl.store import record_files as records
 from repmode_cl.store.history import Change
+from repmode_cl.store.hub import local_model
+from repmode_cl.store.hub_copy import hub_title, refuse_hub_copy
 from repmode_cl.store.load_network import load_base, load_structure
 from repmode_cl.store.registry import Entry, Registry
 from repmode_cl.store.transaction import remove_leftovers_if_idle
@@ -32,16 +34,17 @@ class ModelSnapshot:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a model directory; its tensors are read, and checked, when they are needed.
+        """Open a model directory, or a copy of the one at ``hf://owner/name@revision`` (`repmode_cl.store.hub`).
 
-        A structure whose file is missing or damaged does not keep the others from being used, nor from being repaired.
+        Tensors are read, and checked, when they are needed. A structure whose file is missing or damaged does not keep
+        the others from being used, nor from being repaired.
 
         Raises
         ------
         ModelError
             If it is no model, of an unknown version, or ``registry.json`` or ``model.json`` is missing or damaged.
         """
-        path = Path(path)
+        path = local_model(path)
         registry = Registry.read(path)
         document = records.read_model_document(path, registry)
         remove_leftovers_if_idle(path)
@@ -83,6 +86,11 @@ class ModelSnapshot:
         return self._registry.state_after(number)
 
     @property
+    def title(self) -> str:
+        """Name of its folder; of a copy from the hub ``owner/name@commit``."""
+        return hub_title(self.path) or self.path.resolve().name
+
+    @property
     def architecture(self) -> Architecture:
         """Shape of the network."""
         return Architecture.from_json(self._document["architecture"])
@@ -110,6 +118,7 @@ class ModelSnapshot:
 
     def pending(self, name: str) -> Path:
         """Return the folder of an addition that is being trained or staged; it is not created."""
+        refuse_hub_copy(self.path)
         return self.path / "pending" / check_structure_name(name)
 
     # -- reading -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 from repmode_cl.errors import ModelError
 from repmode_cl.store import record_files as records
+from repmode_cl.store.hub_copy import refuse_hub_copy
 from repmode_cl.store.registry import REGISTRY, Registry, plain_json
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK
 from repmode_cl.utils.locks import exclusive
@@ -99,6 +100,7 @@ def transaction(path: Path) -> Iterator[tuple[Registry, dict[str, Any]]]:
     """
     # First, so that no lock file is made in a folder that is no model.
     Registry.read(path)
+    refuse_hub_copy(path)
     with write_lock(path):
         registry = Registry.read(path)
         yield registry, records.read_model_document(path, registry)
