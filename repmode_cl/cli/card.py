@@ -37,7 +37,7 @@ def card(
 
     For example:
 
-      repmode-cl card model --name lab/cells --author 'Ada Lovelace' --licence CC-BY-4.0
+      repmode-cl card model --name lab/cells --author Ada --licence MIT
     """
     if name is not None and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) is None:
         raise RepmodeError(f"--name {name!r}: give owner/name, as the hub does")

@@ -79,11 +79,12 @@ def export(
 
     For example:
 
-      repmode-cl export model nucleolus.onnx --structure nucleolus --image cells.ome.tif
+      repmode-cl export model dna.onnx --structure dna --image cells.ome.tif
 
       repmode-cl export model exported --all --format onnx
 
-      repmode-cl export model dna.zip --structure dna --image cells.ome.tif --author 'Ada Lovelace' --licence CC-BY-4.0
+      repmode-cl export model dna.zip --structure dna --image cells.ome.tif
+      --author Ada --licence MIT
     """
     if every == bool(structure):
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to export")

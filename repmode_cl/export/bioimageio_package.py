@@ -380,7 +380,9 @@ blocks meet.
 
 ## Validation
 
-Figures on held-out images: {listed}. To validate it on other images, predict stacks with known fluorescence, z-score
+Verdict: {entry.verdict.text}. Figures on held-out images: {listed}.
+
+To validate it on other images, predict stacks with known fluorescence, z-score
 that too, and compare voxel by voxel (R2 is 1 minus the mean squared error).
 
 Run by {parity.runtime}, this network differed from the model by at most {max(parity.probe, parity.image):.1e} of the

@@ -95,6 +95,7 @@ def model_card(model: ModelSnapshot, attribution: Attribution, name: str | None 
         _structures_table(model),
         "Figures are means over held-out images, as they were measured when a structure was stored; those of an "
         "imported structure are its sender's.",
+        "\n".join(f"- **{entry.name}**: {_plain(entry.verdict.text)}" for entry in model.entries.values()),
         "## Training images",
         "\n".join(
             f"- **{entry.name}**: {_plain(training_data_text(model, entry, attribution))}"
@@ -160,12 +161,13 @@ def _facts_table(facts: dict[str, str]) -> str:
 
 def _structures_table(model: ModelSnapshot) -> str:
     shown = [key for key in _FIGURES if any(key in figures_of(one.metrics) for one in model.entries.values())]
-    head = ["structure", "how", *(_FIGURES[key] for key in shown), "parameters", "digest"]
-    rows = [head, ["---", "---", *("---:" for _ in shown), "---:", "---"]]
+    head = ["structure", "how", "verdict", *(_FIGURES[key] for key in shown), "parameters", "digest"]
+    rows = [head, ["---", "---", "---", *("---:" for _ in shown), "---:", "---"]]
     rows += [
         [
             f"`{entry.name}`",
             _kind(entry),
+            _plain(entry.verdict.level),
             *(_figure(entry, key) for key in shown),
             f"{entry.parameters:,}",
             f"`{entry.digest[:16]}`",

@@ -114,9 +114,10 @@ def test_every_library_that_is_imported_is_declared() -> None:
     }
     used = {name.split(".")[0] for path in python_files() for name in imports(path)}
     # The last are used where they are installed: a codec, a cluster's client, what prediction is compared with, the
-    # viewer of the plugin, what reads further formats, a search's proposals, and a logger that Avalanche brings.
+    # viewer of the plugin, what reads further formats, a search's proposals, a logger that Avalanche brings, and what
+    # writes packages and signatures.
     optional = {"imagecodecs", "distributed", "monai", "napari", "qtpy", "zarr", "fsspec", "pylibCZIrw"}
-    optional |= {"optuna", "wandb"}
+    optional |= {"optuna", "wandb", "bioimageio", "cryptography"}
     foreign = used - set(sys.stdlib_module_names) - {"repmode_cl"} - optional
     assert {names.get(name, name) for name in foreign} <= declared
 

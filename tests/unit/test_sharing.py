@@ -189,6 +189,8 @@ def test_a_card_has_the_header_that_hubs_read_and_disturbs_nothing(model_path: P
         "repmode-cl predict hf://lab/cells@REVISION --structure dna",
         "Lovelace, Notes, https://doi.org/10.1000/182",
         "## Limits",
+        "| added: conv1 | weak |",
+        "- **desmosome**: weak: R2 0.250",
     ):
         assert part in text
     # Nothing else changed, and everything works as before.
@@ -231,7 +233,7 @@ def test_a_card_of_a_trained_model_tells_its_images(stored: Path, tmp_path: Path
     entries = tuple(replace(e, provenance=provenance) if e.name == "dna" else e for e in registry.entries)
     replace(registry, entries=entries).write(path)
     text = model_card(Model.open(path), Attribution())
-    [line] = [line for line in text.splitlines() if line.startswith("- **dna**")]
+    _, line = [line for line in text.splitlines() if line.startswith("- **dna**")]
     assert "Trained on 3 images, selected on 1, and tested on 2 held-out ones." in line
     assert "0.3 x 0.1 x 0.1" in line
     assert f"Digest of the images' contents: {'ab' * 32}." in line
