@@ -31,6 +31,7 @@ from repmode_cl.store.history import Action, Change
 from repmode_cl.store.pack_exchange import ImportResult, export_pack, import_pack
 from repmode_cl.store.proof import on_cpu
 from repmode_cl.store.registry import Entry, Registry, plain_json
+from repmode_cl.store.reliability import Reliability
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.store.staging import PendingStructure, accept, discard
 from repmode_cl.store.verify import verify_model
@@ -59,6 +60,7 @@ class Model(ModelSnapshot):
         inference: Mapping[str, Any],
         provenance: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Mapping[str, Any]] | None = None,
+        reliability: Mapping[str, Reliability] | None = None,
     ) -> Model:
         """Write a trained network as a new model directory; its additions are added one by one.
 
@@ -78,6 +80,8 @@ class Model(ModelSnapshot):
             Where it comes from (data, configuration, versions): JSON, kept with each structure.
         metrics
             For each structure, how well it predicts: JSON.
+        reliability
+            For each structure, what says how far its predictions can be trusted.
 
         Raises
         ------
@@ -100,10 +104,17 @@ class Model(ModelSnapshot):
             inference=inference,
             provenance=origin,
             metrics=figures,
+            reliability=dict(reliability or {}),
         )
         model = cls.open(path)
         for name in network.additions:
-            model.add(name, network, provenance=origin, metrics=figures.get(name, {}))
+            model.add(
+                name,
+                network,
+                provenance=origin,
+                metrics=figures.get(name, {}),
+                reliability=(reliability or {}).get(name),
+            )
         return model
 
     # -- predicting and checking ----------------------------------------------------------------------
@@ -152,6 +163,7 @@ class Model(ModelSnapshot):
         *,
         provenance: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
+        reliability: Reliability | None = None,
         replace: bool = False,
     ) -> Entry:
         """Store the addition `name` of a trained network; no stored file is written again.
@@ -165,6 +177,8 @@ class Model(ModelSnapshot):
             model must be the same bits. Stored additions that `name` does not need may be absent.
         provenance, metrics
             JSON, kept in the registry.
+        reliability
+            What says how far its predictions can be trusted; kept in the registry.
         replace
             Store another version of an addition that no other structure needs; the present one is kept until `gc`.
 
@@ -174,7 +188,13 @@ class Model(ModelSnapshot):
             If the model has it already, or it cannot be replaced, or the network differs from the model in one bit.
         """
         self._registry = store_network(
-            self, name, network, replace=replace, provenance=provenance, metrics=metrics
+            self,
+            name,
+            network,
+            replace=replace,
+            provenance=provenance,
+            metrics=metrics,
+            reliability=reliability,
         )
         return self.entries[name]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.rescale import Rescale
+from repmode_cl.inference.unlike import ImageScore
 from repmode_cl.inference.window_batches import Network
 from repmode_cl.utils.memory import parse_memory
 from repmode_cl.verdict import Verdict
@@ -41,6 +42,11 @@ class PredictionOptions:
         Write one file with the transmitted light and all structures as its channels.
     targets
         For each structure whose truth is in the input, the channel (name or number) to compare with.
+    confidence
+        Write a further channel for each structure: the half-width of its calibrated interval. Windows are predicted
+        once more for each flip, 8 times in all where training flipped every axis; the prediction has the same bits.
+    unlike_map
+        Write a further channel for each structure: how unlike its training images the windows about a voxel are.
     memory
         Most bytes that this process may hold; None is what it holds now and half of what the system has to give. A
         text such as ``"2GB"`` becomes bytes. Where the model's batch of windows does not fit, fewer are computed at
@@ -76,6 +82,8 @@ class PredictionOptions:
     rescale: Rescale | None = None
     stack: bool = False
     targets: Mapping[str, str | int] | None = None
+    confidence: bool = False
+    unlike_map: bool = False
     memory: int | None = None
     restart: bool = False
     keep: bool = False
@@ -150,6 +158,11 @@ class PredictedFile:
         Whether the file was there already, and nothing was done.
     verdict
         What the model's held-out figures say of the structure; None where it was not asked for.
+    unlike
+        How unlike the structure's training images the image is; None where the model has no statistics of them, or the
+        file was there already.
+    confidence
+        What the confidence channel says, and on how many images it was calibrated; empty without one.
     """
 
     path: Path
@@ -163,3 +176,23 @@ class PredictedFile:
     metrics: Mapping[str, float] | None = None
     existed: bool = False
     verdict: Verdict | None = None
+    unlike: ImageScore | None = None
+    confidence: str = ""
+
+    @property
+    def unlike_text(self) -> str:
+        """How unlike the structure's training images the image is, in words."""
+        return "like training images or not: unknown" if self.unlike is None else self.unlike.text
+
+    @property
+    def trust_notes(self) -> tuple[str, ...]:
+        """Remarks on how far to trust the prediction, for a reader of the result."""
+        notes = []
+        if self.unlike is not None and self.unlike.unlike:
+            notes.append(
+                f"{self.path} ({self.structure}) was predicted from an image further from the training images than any "
+                "of them is from the others: the prediction may be wrong in ways that it does not show"
+            )
+        if self.confidence:
+            notes.append(f"confidence of {self.structure}: {self.confidence}")
+        return tuple(notes)

@@ -33,7 +33,14 @@ from repmode_cl.inference.provenance import file_metadata
 from repmode_cl.inference.streaming.journal import PredictionJournal
 from repmode_cl.inference.streaming.memory_plan import MemoryNeeds, MemoryPlan, plan_memory, tile_bytes
 from repmode_cl.inference.streaming.outputs import Output
-from repmode_cl.inference.streaming.run import StreamingJob, run_streaming_job
+from repmode_cl.inference.streaming.run import StreamingJob, StreamingResult, run_streaming_job
+from repmode_cl.inference.trust_channels import (
+    check_extra_channels,
+    confidence_text,
+    extra_channels,
+    unlike_key,
+    window_networks,
+)
 from repmode_cl.inference.volume_source import FileSource
 from repmode_cl.inference.window_batches import Network
 from repmode_cl.inference.windows import WindowGrid, checked_window_grid
@@ -211,13 +218,14 @@ class FilePrediction:
         for name in options.targets or {}:
             if name not in self.structures:
                 raise UnknownStructureError(name, self.structures, "a target is named for it, and this call")
+        check_extra_channels(self.model, self.structures, self.paths, options)
 
     def run(self) -> list[PredictedFile]:
         """Predict the image and write its outputs; with `keep`, only where they are not there already."""
         with open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image:
             plan = self._plan(image)
             if self.options.keep and self._is_done(plan):
-                return self._files(plan, {}, existed=True)
+                return self._files(plan, StreamingResult(), existed=True)
             networks = self.options.networks
             if networks is None:
                 networks = FusedNetworks(self.model, self.device)
@@ -278,6 +286,8 @@ class FilePrediction:
         }
         if (weights := model.inference.get("weights", "floored")) != "floored":
             request["weights"] = weights
+        # Only where they are wanted: other predictions keep the identity that they had.
+        request |= {key: True for key in ("confidence", "unlike_map") if getattr(options, key)}
         return _ImagePlan(
             image=image,
             source=FileSource(image, channel, options.scene, options.t, dtype),
@@ -335,26 +345,30 @@ class FilePrediction:
                 f"model's {batch}: last bits may differ"
             )
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
+        windowed = window_networks(self.model, networks, self.device, confidence=self.options.confidence)
         job = StreamingJob(
             source=plan.source,
             grid=plan.grid,
             recipe=plan.recipe,
-            networks=networks,
+            networks=windowed.networks,
             outputs=self._outputs(plan),
             device=self.device,
             plan=memory_plan,
             tile_bytes=tile_bytes(memory, resident),
             targets=plan.targets,
             weights=self.model.inference.get("weights", "floored"),
+            scores=windowed.scores,
+            statistics=windowed.statistics,
+            unlike_maps={name: unlike_key(name) for name in self.structures if self.options.unlike_map},
         )
         try:
-            metrics = run_streaming_job(job, journal, self.options)
+            result = run_streaming_job(job, journal, self.options)
         except torch.OutOfMemoryError as error:
             raise RepmodeError(
                 f"the device {self.device} has too little memory for {memory_plan.batch} windows of "
                 f"{' x '.join(str(extent) for extent in plan.grid.size)} voxels; take a smaller window, or the CPU"
             ) from error
-        return self._files(plan, metrics)
+        return self._files(plan, result)
 
     def _memory_plan(
         self, plan: _ImagePlan, journal: PredictionJournal, memory: int, resident: int
@@ -364,7 +378,7 @@ class FilePrediction:
         needs = MemoryNeeds(
             width=architecture.width,
             depth=architecture.depth,
-            structures=len(self.structures),
+            structures=len(self.structures) * (2 if self.options.confidence else 1),
             itemsize=plan.image.dtype.itemsize,
             on_cpu=self.device.type == "cpu",
             resident=resident,
@@ -387,19 +401,20 @@ class FilePrediction:
         """Describe the files to write."""
         light = dataclasses.replace(plan.source, dtype=None) if self.options.stack else None
         rescale = self.options.rescale
-        return [
-            Output(
-                path,
-                file_metadata(path, names, self.model, plan.image, plan.request, rescale, plan.notes),
-                names,
-                rescale,
-                light,
+        outputs = []
+        for path, names in self._contents.items():
+            metadata = file_metadata(path, names, self.model, plan.image, plan.request, rescale, plan.notes)
+            extra = [one for name in names for one in extra_channels(self.model, name, self.options)]
+            metadata = dataclasses.replace(
+                metadata, channels=(*metadata.channels, *(one.metadata for one in extra))
             )
-            for path, names in self._contents.items()
-        ]
+            results = (*names, *(one.key for one in extra))
+            conversions = {one.key: one.convert for one in extra}
+            outputs.append(Output(path, metadata, results, rescale, light, conversions))
+        return outputs
 
     def _files(
-        self, plan: _ImagePlan, metrics: Mapping[str, Mapping[str, float]], *, existed: bool = False
+        self, plan: _ImagePlan, result: StreamingResult, *, existed: bool = False
     ) -> list[PredictedFile]:
         """Return the record of each structure's file."""
         rescale = self.options.rescale
@@ -414,9 +429,11 @@ class FilePrediction:
                 notes=plan.notes,
                 seconds=seconds,
                 values="z-score units" if rescale is None else rescale.meaning,
-                metrics=metrics.get(name),
+                metrics=result.metrics.get(name),
                 existed=existed,
                 verdict=self.model.entries[name].verdict,
+                unlike=result.unlike.get(name),
+                confidence=confidence_text(self.model, name) if self.options.confidence else "",
             )
             for path, names in self._contents.items()
             for name in names

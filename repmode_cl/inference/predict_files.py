@@ -45,12 +45,16 @@ TABLE_COLUMNS = (
     "pearson",
     "message",
     "verdict",
+    "unlike",
+    "unlike_score",
+    "unlike_limit",
 )
 
 #: Columns of tables of the first version, with which those of all versions begin.
 _FIRST_COLUMNS = TABLE_COLUMNS[:10]
 
 _METRICS = ("mse", "mae", "r2", "pearson")
+_UNLIKE = ("unlike", "unlike_score", "unlike_limit")
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,10 @@ def predict_files(
     outcomes: list[ImageOutcome] = []
     for source, output in zip(inputs, outputs, strict=True):
         started = time.perf_counter()
-        has_metrics = all((str(source), name) in earlier for name in options.targets or {})
+        has_metrics = all(
+            (str(source), name) in earlier and earlier[str(source), name]["mse"]
+            for name in options.targets or {}
+        )
         image_options = dataclasses.replace(options, networks=networks, keep=keep and has_metrics)
         try:
             files = FilePrediction(model, structure, source, output, image_options).run()
@@ -247,7 +254,7 @@ def check_prediction_table(table: Path) -> None:
 
 
 def read_prediction_table(table: Path) -> dict[tuple[str, str], dict[str, str]]:
-    """Return the rows of an earlier table that have metrics, by input and structure; none if it is no such table."""
+    """Return the predicted rows of an earlier table, by input and structure; none if it is no such table."""
     try:
         rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     except (OSError, ValueError, csv.Error):
@@ -255,7 +262,7 @@ def read_prediction_table(table: Path) -> dict[tuple[str, str], dict[str, str]]:
     return {
         (row["input"], row["structure"]): row
         for row in rows
-        if set(_FIRST_COLUMNS) <= set(row) and row["status"] in ("predicted", "already there") and row["mse"]
+        if set(_FIRST_COLUMNS) <= set(row) and row["status"] in ("predicted", "already there")
     }
 
 
@@ -276,7 +283,7 @@ def write_prediction_table(
     structures
         Their names.
     earlier
-        Rows of an earlier call: metrics of its predictions are copied from there.
+        Rows of an earlier call: figures of its predictions are copied from there.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, TABLE_COLUMNS, lineterminator="\n")
@@ -290,12 +297,23 @@ def write_prediction_table(
                 row |= {"output": "", "status": "failed", "message": outcome.error}
             else:
                 status = "already there" if file.existed else "predicted"
-                row |= {"output": str(file.path), "status": status, "message": "; ".join(file.notes)}
+                notes = "; ".join(file.notes + file.trust_notes)
+                row |= {"output": str(file.path), "status": status, "message": notes}
                 row["verdict"] = "" if file.verdict is None else str(file.verdict.level)
-                metrics: Mapping[str, object] = file.metrics or {}
+                figures: Mapping[str, object] = {**(file.metrics or {}), **_unlike_columns(file)}
                 if file.existed:
-                    metrics = earlier.get((str(outcome.source), name), {})
-                row |= {metric: metrics.get(metric, "") for metric in _METRICS}
+                    figures = earlier.get((str(outcome.source), name), {})
+                row |= {column: figures.get(column, "") for column in (*_METRICS, *_UNLIKE)}
             row["seconds"] = f"{outcome.seconds:.2f}"
             writer.writerow(row)
     write_text(table, text.getvalue())
+
+
+def _unlike_columns(file: PredictedFile) -> dict[str, object]:
+    """Return the columns on how unlike the training images an image is: yes, no, or unknown."""
+    score = file.unlike
+    if score is None:
+        return {"unlike": "unknown"}
+    answer = {None: "unknown", True: "yes", False: "no"}[score.unlike]
+    limit = "" if score.limit is None else f"{score.limit:.4g}"
+    return {"unlike": answer, "unlike_score": f"{score.score:.4g}", "unlike_limit": limit}

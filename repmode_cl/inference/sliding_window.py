@@ -17,7 +17,7 @@ from repmode_cl.errors import ImageError
 from repmode_cl.inference.window_batches import Network, predict_batches
 from repmode_cl.inference.windows import WindowGrid, WindowWeights, gaussian_weights
 
-__all__ = ["sliding_window"]
+__all__ = ["sliding_window", "sliding_windows"]
 
 
 def sliding_window(
@@ -68,6 +68,34 @@ def sliding_window(
     ValueError
         If a size or `overlap` is out of range, or the network's output has another shape than its input.
     """
+    [result] = sliding_windows(
+        [network],
+        volume,
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+        weights=weights,
+    )
+    return result
+
+
+def sliding_windows(
+    networks: Sequence[Network],
+    volume: Tensor | NDArray[np.generic],
+    *,
+    window: Sequence[int],
+    overlap: float = 0.5,
+    batch_size: int = 4,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+    weights: WindowWeights = "floored",
+) -> list[NDArray[np.float32]]:
+    """Predict `volume` by several networks in one pass; parameters, results and errors of `sliding_window`.
+
+    All networks are called with one batch, in their order, before the first is called with the next.
+    """
     if volume.ndim != 3:
         raise ImageError(f"a volume has three axes (Z, Y, X), got the shape {tuple(volume.shape)}")
     if batch_size < 1:
@@ -75,21 +103,23 @@ def sliding_window(
     shape = tuple(int(size) for size in volume.shape)
     grid = WindowGrid(shape, window, overlap)
     of_voxels = gaussian_weights(grid.size, kind=weights)
-    total = np.zeros(shape, np.float32)
+    totals = [np.zeros(shape, np.float32) for _ in networks]
     weight = np.zeros(shape, np.float32)
     weighted = np.empty(grid.size, np.float32)
     done = 0
-    for [predictions] in predict_batches([network], _batches(volume, grid, batch_size), device):
-        for prediction in predictions:
+    for outputs in predict_batches(networks, _batches(volume, grid, batch_size), device):
+        for index in range(len(outputs[0])):
             box = grid[done].slices
-            np.multiply(prediction, of_voxels, out=weighted)
-            total[box] += weighted
+            for total, predictions in zip(totals, outputs, strict=True):
+                np.multiply(predictions[index], of_voxels, out=weighted)
+                total[box] += weighted
             weight[box] += of_voxels
             done += 1
         if progress is not None:
             progress(done, len(grid))
-    total /= weight
-    return total
+    for total in totals:
+        total /= weight
+    return totals
 
 
 def _batches(volume: Tensor | NDArray[np.generic], grid: WindowGrid, batch_size: int) -> Iterator[Tensor]:

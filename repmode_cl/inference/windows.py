@@ -202,23 +202,44 @@ def gaussian_weights(
 
 
 def summed_weights(
-    grid: WindowGrid, weights: NDArray[np.float32], box: tuple[slice, slice, slice]
+    grid: WindowGrid,
+    weights: NDArray[np.float32],
+    box: tuple[slice, slice, slice],
+    values: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Return the sum of all windows' weights in a box of the volume, float32 (z, y, x).
 
     Windows are added in their order, so that a voxel's sum has the same bits in every box that holds it.
+
+    Parameters
+    ----------
+    grid
+        The windows.
+    weights
+        Of a window's voxels.
+    box
+        Voxels of the volume (slices with both ends).
+    values
+        A number for each window, by which its weights are multiplied; None multiplies them by nothing.
     """
     result = np.zeros([part.stop - part.start for part in box], np.float32)
     reaching = [
-        [start for start in starts if start < part.stop and start + size > part.start]
+        [
+            (place, start)
+            for place, start in enumerate(starts)
+            if start < part.stop and start + size > part.start
+        ]
         for starts, size, part in zip(grid.starts, grid.size, box, strict=True)
     ]
-    for corner in product(*reaching):
+    _, height, width = (len(starts) for starts in grid.starts)
+    for (i, z), (j, y), (k, x) in product(*reaching):
+        corner = (z, y, x)
         low = [max(start, part.start) for start, part in zip(corner, box, strict=True)]
         high = [
             min(start + size, part.stop) for start, size, part in zip(corner, grid.size, box, strict=True)
         ]
         in_box = tuple(slice(a - p.start, b - p.start) for a, b, p in zip(low, high, box, strict=True))
         in_window = tuple(slice(a - start, b - start) for a, b, start in zip(low, high, corner, strict=True))
-        result[in_box] += weights[in_window]
+        own = weights[in_window]
+        result[in_box] += own if values is None else own * values[(i * height + j) * width + k]
     return result

@@ -22,6 +22,7 @@ from repmode_cl.store.pack_format import read_pack
 from repmode_cl.store.preconditions import check_needs
 from repmode_cl.store.proof import Proof, on_cpu, prove
 from repmode_cl.store.registry import Entry, Registry, plain_json, utc_now
+from repmode_cl.store.reliability import Reliability
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.store.untrusted_json import find_metadata_problem, without_control_characters
 from repmode_cl.utils.atomic_files import replacing
@@ -95,6 +96,7 @@ def make_candidate(
     *,
     provenance: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    reliability: Reliability | None = None,
 ) -> Candidate:
     """Prove a trained addition and write its file into `folder`; the model is only read, without its lock.
 
@@ -111,6 +113,8 @@ def make_candidate(
         Folder for ``<name>-<first 8 digits of the digest>.safetensors``, which is written whole or not at all.
     provenance, metrics
         JSON: where it comes from, and how well it predicts on held-out images.
+    reliability
+        What says how far its predictions can be trusted.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def make_candidate(
     ModelError
         If the network differs from the model in one bit, predicts non-finite numbers, or needs a missing addition.
     """
-    prepared = prepare_addition(model, name, network, provenance, metrics)
+    prepared = prepare_addition(model, name, network, provenance, metrics, reliability)
     path = Path(folder) / Path(prepared.entry.file).name
     return Candidate(path, prepared.write(path))
 
@@ -130,6 +134,7 @@ def prepare_addition(
     network: RepModeUNet,
     provenance: Mapping[str, Any] | None,
     metrics: Mapping[str, Any] | None,
+    reliability: Reliability | None = None,
 ) -> PreparedAddition:
     """Prove a trained addition, after checking everything that it shares with the model; see `make_candidate`."""
     path = model.path
@@ -173,6 +178,7 @@ def prepare_addition(
         provenance=origin,
         metrics=figures,
         created=utc_now(),
+        reliability=reliability,
     )
     return PreparedAddition(entry, state, base)
 

@@ -19,6 +19,7 @@ from repmode_cl.store.candidate import Candidate, prepare_addition
 from repmode_cl.store.history import Action
 from repmode_cl.store.preconditions import check_addition, check_name
 from repmode_cl.store.registry import Entry, Registry
+from repmode_cl.store.reliability import Reliability
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.store.transaction import replace_registry, transaction
 from repmode_cl.utils.atomic_files import put_in_place
@@ -49,11 +50,12 @@ def store_network(
     replace: bool = False,
     provenance: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    reliability: Reliability | None = None,
 ) -> Registry:
     """Make a candidate and commit it at once; parameters and errors of `make_candidate` and `commit`."""
     # Checked again under the lock; here, so that a mistake is reported before the proof is computed.
     check_name(model.path, Registry.read(model.path), name, replace=replace)
-    prepared = prepare_addition(model, name, network, provenance, metrics)
+    prepared = prepare_addition(model, name, network, provenance, metrics, reliability)
     with transaction(model.path) as (registry, document):
         if document["base"]["digest"] != prepared.base:
             raise ModelError(f"{model.path} became another model meanwhile: nothing was stored")

@@ -10,6 +10,7 @@ from repmode_cl.nn import RepModeUNet
 from repmode_cl.store import record_files as records
 from repmode_cl.store.proof import on_cpu, prove
 from repmode_cl.store.registry import Entry, Registry, creation_change, plain_json, utc_now
+from repmode_cl.store.reliability import Reliability
 from repmode_cl.store.transaction import check_inference, check_new_folder, write_lock
 from repmode_cl.utils.atomic_files import sha256_file, write_json
 from repmode_cl.utils.tensor_digests import tensor_digest
@@ -26,6 +27,7 @@ def write_base_model(
     inference: Mapping[str, Any],
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Mapping[str, Any]],
+    reliability: Mapping[str, Reliability],
 ) -> None:
     """Write the base of a network, without its additions; parameters and errors of `Model.create`."""
     network.check_fusible()
@@ -62,6 +64,7 @@ def write_base_model(
                 provenance=dict(provenance),
                 metrics=dict(metrics.get(name, {})),
                 created=created,
+                reliability=reliability.get(name),
             )
             for name in network.base_structures
         )

@@ -92,7 +92,8 @@ def check_structure_tensors(path: Path, entry: Entry, base: str) -> None:
 def _facts(file: TensorFile, entry: Entry, base: str) -> dict[str, Any]:
     if entry.spec is None:
         raise ModelError(f"{entry.name} is part of the base and has no separate file")
-    records.check_version(file.path, file.header.metadata, records.structure_versions(entry.spec))
+    versions = records.structure_versions(entry.spec, reliability=entry.reliability is not None)
+    records.check_version(file.path, file.header.metadata, versions)
     return records.structure_facts(entry.name, entry.spec, base, entry.needs)
 
 

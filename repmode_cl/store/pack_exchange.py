@@ -236,6 +236,9 @@ def _network_with_structure(model: ModelSnapshot, pack: Pack) -> RepModeUNet:
             if slot is None or [str(slot.shape[0]), *slot.shape[1:]] != [rank, mode_block.c_in, 3, 3, 3]:
                 refuse_pack(pack.path, f"it holds no expert of rank {short(rank)} for the block {block}")
         network.add_structure(name, spec)
+        features = None if pack.entry.reliability is None else pack.entry.reliability.features
+        if features is not None:
+            features.check_network(network)
     except RepmodeError:
         raise
     except ValueError as error:

@@ -162,11 +162,12 @@ def read_pack(path: str | Path) -> Pack:
             path,
             "it is a structure's file of an earlier version: make a pack of it by `repmode-cl pack export`",
         )
-    packs = (records.PACK_VERSION, records.EXTENDED_VERSION)
+    packs = (records.PACK_VERSION, records.EXTENDED_VERSION, records.RELIABILITY_VERSION)
+    *others, last = packs
     if version not in packs:
         refuse_pack(
             path,
-            f"it has format version {short(version)}, this repmode-cl reads versions {' and '.join(packs)}: "
+            f"it has format version {short(version)}, this repmode-cl reads versions {', '.join(others)} and {last}: "
             "use a newer one",
         )
     if set(metadata) != _KEYS:
@@ -185,7 +186,7 @@ def read_pack(path: str | Path) -> Pack:
     if not isinstance(base, str) or not _HEX.fullmatch(base):
         refuse_pack(path, "it does not state the base that it is for")
     pack = Pack(path, entry, base, header)
-    expected = records.structure_versions(pack.spec)[-1]
+    expected = records.structure_versions(pack.spec, reliability=entry.reliability is not None)[-1]
     if version != expected:
         refuse_pack(
             path, f"it has format version {short(version)}, and what it holds is of version {expected}"

@@ -52,6 +52,8 @@ RECORD_FORMAT = "repmode-cl record"
 BASE_VERSION, BARE_VERSION, PACK_VERSION = "1", "1", "2"
 #: Of a structure's file with its entry, whose specification older programs cannot read (`AdditionSpec.extended`).
 EXTENDED_VERSION = "3"
+#: Of a structure's file whose entry has a `Reliability`, whatever its specification.
+RELIABILITY_VERSION = "4"
 PROOF = "proof."
 #: What a structure's file is named; any other is not ours.
 STRUCTURE_FILE = re.compile(r"[a-z][a-z0-9_]{0,63}-[0-9a-f]{8,64}\.safetensors")
@@ -76,8 +78,18 @@ def structure_facts(
     }
 
 
-def structure_versions(spec: AdditionSpec) -> tuple[str, ...]:
-    """Return the versions that the file of a structure added in this way can have; the last is the one written."""
+def structure_versions(spec: AdditionSpec, *, reliability: bool) -> tuple[str, ...]:
+    """Return the versions that the file of a structure added in this way can have; the last is the one written.
+
+    Parameters
+    ----------
+    spec
+        How it was added.
+    reliability
+        Whether its entry has a `Reliability`.
+    """
+    if reliability:
+        return (RELIABILITY_VERSION,)
     return (EXTENDED_VERSION,) if spec.extended else (BARE_VERSION, PACK_VERSION)
 
 
@@ -117,7 +129,7 @@ def structure_metadata(
     """Return the metadata of a structure's file; `entry` are the values of `Entry.portable_json`."""
     record = {"facts": structure_facts(name, spec, base, needs), "digest": entry["digest"]}
     texts = {
-        "version": structure_versions(spec)[-1],
+        "version": structure_versions(spec, reliability="reliability" in entry)[-1],
         "record": canonical_json(record),
         "entry": canonical_json(entry),
     }
@@ -163,7 +175,7 @@ def read_structure(path: Path, entry: Entry, base: str) -> dict[str, Tensor]:
     state, metadata = read_tensors(file, _is_state)
     if entry.spec is None:
         raise ModelError(f"{entry.name} is part of the base and has no separate file")
-    check_version(file, metadata, structure_versions(entry.spec))
+    check_version(file, metadata, structure_versions(entry.spec, reliability=entry.reliability is not None))
     if tensor_digest(state, structure_facts(entry.name, entry.spec, base, entry.needs)) != entry.digest:
         raise ModelError(
             f"{file} ({entry.name}) is damaged (its tensors are not those recorded): put it back from a copy"

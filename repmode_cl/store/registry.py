@@ -16,6 +16,7 @@ from repmode_cl.errors import ModelError
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store.history import Action, Change, State, state_after
 from repmode_cl.store.proof import Proof
+from repmode_cl.store.reliability import Reliability
 from repmode_cl.utils.atomic_files import json_text, write_json
 from repmode_cl.utils.tensor_digests import json_digest
 from repmode_cl.verdict import Verdict, structure_verdict
@@ -24,9 +25,9 @@ __all__ = ["REGISTRY", "Entry", "Registry", "creation_change", "utc_now", "plain
 
 REGISTRY = "registry.json"
 REGISTRY_FORMAT = "repmode-cl registry"
-#: Of registries that can be read. Version 3 is written where an addition has a choice that version 2 cannot state
-#: (`AdditionSpec.extended`), version 2 otherwise.
-REGISTRY_VERSIONS = (1, 2, 3)
+#: Of registries that can be read. Version 4 is written where a structure has a `Reliability`, version 3 where an
+#: addition has a choice that version 2 cannot state (`AdditionSpec.extended`), version 2 otherwise.
+REGISTRY_VERSIONS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Entry:
         How well it predicted when it was stored.
     created
         UTC time, ISO 8601.
+    reliability
+        What says how far its predictions can be trusted; None in models of before, and where there were no images.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Entry:
     provenance: dict[str, Any]
     metrics: dict[str, Any]
     created: str
+    reliability: Reliability | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -105,7 +109,8 @@ class Entry:
             "provenance": self.provenance,
             "metrics": self.metrics,
             "created": self.created,
-        }
+            # Left out where there is none: entries of before are read and written as they were.
+        } | ({} if self.reliability is None else {"reliability": self.reliability.to_json()})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Entry:
@@ -124,6 +129,7 @@ class Entry:
             provenance=values["provenance"],
             metrics=values["metrics"],
             created=values["created"],
+            reliability=Reliability.from_json(values["reliability"]) if "reliability" in values else None,
         )
 
 
@@ -199,16 +205,23 @@ class Registry:
 
     def write(self, folder: Path) -> None:
         """Write this registry in place of the one in `folder`: the last step of every change."""
-        specs = [entry.spec for entry in self.versions] + [change.spec for change in self.history]
         body = {
             "format": REGISTRY_FORMAT,
-            "version": 3 if any(spec is not None and spec.extended for spec in specs) else 2,
+            "version": self._version,
             "model_sha256": self.model_sha256,
             "entries": [entry.to_json() for entry in self.entries],
             "kept": [entry.to_json() for entry in self.kept],
             "history": [change.to_json() for change in self.history],
         }
         write_json(folder / REGISTRY, body | {"checksum": json_digest(body)})
+
+    @property
+    def _version(self) -> int:
+        """The oldest version whose programs know all that this registry states."""
+        if any(entry.reliability is not None for entry in self.versions):
+            return 4
+        specs = [entry.spec for entry in self.versions] + [change.spec for change in self.history]
+        return 3 if any(spec is not None and spec.extended for spec in specs) else 2
 
     @classmethod
     def read(cls, folder: Path) -> Registry:

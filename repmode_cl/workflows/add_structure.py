@@ -42,6 +42,7 @@ from repmode_cl.workflows.pending_training import (
     committed_outcome,
     record_images,
 )
+from repmode_cl.workflows.reliability import measure_reliability
 from repmode_cl.workflows.train_one_experience import (
     evaluate_held_out,
     make_stream,
@@ -334,6 +335,9 @@ class AdditionRun:
         outcome = PendingOutcome(
             "", metrics.get(name, {}), split, strategy.progress.seconds, notes, strategy.stop_reason
         )
+        reliability = measure_reliability(
+            strategy.network, name, samples, split, plan.model.inference, plan.config.patch.flips
+        )
         candidate = make_candidate(
             plan.model,
             name,
@@ -344,6 +348,7 @@ class AdditionRun:
                 EVIDENCE: evidence,
             },
             metrics=outcome.metrics,
+            reliability=reliability,
         )
         if self.options.stage or not outcome.reaches(self.options.min_r2):
             return self._stage(candidate, outcome, init)

@@ -14,11 +14,17 @@ from repmode_cl.model import Model
 from repmode_cl.results.learning_curves import CURVE, write_curve
 from repmode_cl.scenarios import base_structures
 from repmode_cl.store.staging import REQUEST
-from repmode_cl.strategies.plugins.model_export import create_model, provenance_of, training_facts
+from repmode_cl.strategies.plugins.model_export import (
+    create_model,
+    inference_settings,
+    provenance_of,
+    training_facts,
+)
 from repmode_cl.strategies.registry import build_strategy
 from repmode_cl.training import process_group, resolve_precision
 from repmode_cl.utils.locks import exclusive
 from repmode_cl.verdict import EVIDENCE
+from repmode_cl.workflows.reliability import measure_reliability
 from repmode_cl.workflows.train_one_experience import (
     evaluate_held_out,
     make_stream,
@@ -124,7 +130,13 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
             evidence = verdict_evidence(strategy, samples, split)
             provenance = provenance_of(config, options, seed, samples, strategy.precision)
             provenance |= facts | {"held_out": split, EVIDENCE: evidence, "notes": notes}
-            model = create_model(out, strategy.network, config, provenance, metrics)
+            reliability = {
+                name: measure_reliability(
+                    strategy.network, name, samples, split, inference_settings(config), config.patch.flips
+                )
+                for name in experiences[0]
+            }
+            model = create_model(out, strategy.network, config, provenance, metrics, reliability)
             write_curve(work / CURVE, strategy.progress.curve)
             if model.verify().ok:
                 _clear(work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from repmode_cl.data.split_record import split_record
 from repmode_cl.data.voxel_size_check import voxel_size_record
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
+from repmode_cl.store.reliability import Reliability
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.training import Precision
 
-__all__ = ["ADDITION_TRAINING", "create_model", "provenance_of", "training_facts"]
+__all__ = ["ADDITION_TRAINING", "create_model", "inference_settings", "provenance_of", "training_facts"]
 
 #: Keys of a strategy's section, besides its learning rate, that say how additions are trained.
 ADDITION_TRAINING = ("decay_to_base", "gate_steps", "setting")
@@ -53,8 +54,24 @@ def training_facts(strategy: StructureStrategy, number: int = 0) -> dict[str, An
     return {"steps": strategy.progress.step, "learning_rate": rate}
 
 
+def inference_settings(config: Config) -> dict[str, Any]:
+    """Return the ``inference`` of a model that was trained by `config`."""
+    weights = {} if config.inference.weights == "floored" else {"weights": config.inference.weights}
+    return {
+        "window": list(config.window),
+        "overlap": config.inference.overlap,
+        "batch": config.inference.batch_size,
+        **weights,
+    }
+
+
 def create_model(
-    path: Path, network: RepModeUNet, config: Config, provenance: dict[str, Any], metrics: dict[str, Any]
+    path: Path,
+    network: RepModeUNet,
+    config: Config,
+    provenance: dict[str, Any],
+    metrics: dict[str, Any],
+    reliability: Mapping[str, Reliability] | None = None,
 ) -> Model:
     """Write the model directory of a network that was trained by `config`."""
     preprocessing = config.data.preprocessing
@@ -63,12 +80,8 @@ def create_model(
         network,
         voxel_size=preprocessing.voxel_size,
         preprocessing=PreprocessingRecipe.of(preprocessing).to_json(),
-        inference={
-            "window": list(config.window),
-            "overlap": config.inference.overlap,
-            "batch": config.inference.batch_size,
-        }
-        | ({} if config.inference.weights == "floored" else {"weights": config.inference.weights}),
+        inference=inference_settings(config),
         provenance=provenance,
         metrics=metrics,
+        reliability=reliability,
     )

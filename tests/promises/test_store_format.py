@@ -181,13 +181,15 @@ def test_any_edit_of_the_registry_text_is_refused(tmp_path: Path, edit: Callable
         Model.open(path)
 
 
-@pytest.mark.parametrize("version", [0, 4, 2.0, True, "2", None])
+@pytest.mark.parametrize("version", [0, 5, 2.0, True, "2", None])
 def test_an_unknown_version_is_refused(tmp_path: Path, version: object) -> None:
     path = Path(shutil.copytree(FIXTURES / "model-v2", tmp_path / "model"))
     values = json.loads((path / "registry.json").read_text()) | {"version": version}
     del values["checksum"]
     write_json(path / "registry.json", values | {"checksum": json_digest(values)})
-    with pytest.raises(ModelError, match=r"registry\.json has format version .* reads versions 1, 2 and 3"):
+    with pytest.raises(
+        ModelError, match=r"registry\.json has format version .* reads versions 1, 2, 3 and 4"
+    ):
         Model.open(path)
 
 

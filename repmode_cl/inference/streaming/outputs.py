@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,13 @@ class Output:
     metadata
         Of the image; its channels are those of `structures`, after that of `light`.
     structures
-        The structures in it.
+        The structures in it, and names of other results (`conversions`).
     rescale
         The range of z-scores that is mapped onto integers; None leaves z-scores as float32.
     light
         The transmitted light, where it is the first channel.
+    conversions
+        For results that are no predictions: what makes a channel's values of them, in place of `rescale`.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Output:
     structures: tuple[str, ...]
     rescale: Rescale | None = None
     light: FileSource | None = None
+    conversions: Mapping[str, _Convert] = field(default_factory=dict)
 
 
 def result_path(folder: Path, structure: str) -> Path:
@@ -127,7 +130,8 @@ def write_output(
                     resampled = stack.enter_context(_TemporaryVolume(folder / f"{name}.back", image.shape))
                     copy_resampled(result, resampled, 1, tile_bytes, corners=corners)
                     result = resampled
-                channels.append(Pyramid(result, metadata.dtype, output.rescale, folder / name))
+                convert = output.conversions.get(name, output.rescale)
+                channels.append(Pyramid(result, metadata.dtype, convert, folder / name))
             for channel in channels:
                 stack.enter_context(closing(channel))
             write_image(part, check_suffix(output.path), metadata, channels)

@@ -8,6 +8,7 @@ in one piece; with resampling it differs by rounding (below 1e-5 of the largest 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,14 @@ from repmode_cl.inference.streaming.memory_plan import MemoryPlan
 from repmode_cl.inference.streaming.metrics import compare_volumes
 from repmode_cl.inference.streaming.outputs import Output, output_disk_bytes, result_path, write_output
 from repmode_cl.inference.streaming.partial_sums import PartialSums, partial_sums_nbytes
+from repmode_cl.inference.streaming.unlike import (
+    image_score,
+    open_scores,
+    with_unlike,
+    write_map,
+    write_scores,
+)
+from repmode_cl.inference.unlike import ImageScore, WindowScores
 from repmode_cl.inference.volume_source import (
     FileSource,
     VolumeSource,
@@ -40,9 +49,10 @@ from repmode_cl.inference.volume_source import (
 )
 from repmode_cl.inference.window_batches import Network, predict_batches
 from repmode_cl.inference.windows import WindowGrid, WindowWeights, gaussian_weights, summed_weights
+from repmode_cl.store.reliability import FeatureStatistics
 from repmode_cl.utils.memory import format_bytes
 
-__all__ = ["run_streaming_job", "StreamingJob", "PredictionStopped"]
+__all__ = ["run_streaming_job", "StreamingJob", "StreamingResult", "PredictionStopped"]
 
 
 class PredictionStopped(Exception):  # noqa: N818 - nothing went wrong
@@ -75,6 +85,12 @@ class StreamingJob:
         For structures whose truth is known: its channel, on the image's grid.
     weights
         Weights of a window's voxels.
+    scores
+        For structures whose training features are known: the network, within `networks`, that scores windows.
+    statistics
+        Of the same structures: what windows are scored against.
+    unlike_maps
+        Names of the results to make of the scores, by structure.
     """
 
     source: FileSource
@@ -87,6 +103,9 @@ class StreamingJob:
     tile_bytes: int
     targets: Mapping[str, FileSource] = field(default_factory=dict)
     weights: WindowWeights = "floored"
+    scores: Mapping[str, WindowScores] = field(default_factory=dict)
+    statistics: Mapping[str, FeatureStatistics] = field(default_factory=dict)
+    unlike_maps: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def resampled(self) -> bool:
@@ -94,9 +113,25 @@ class StreamingJob:
         return self.grid.shape != self.source.shape
 
 
+@dataclass(frozen=True)
+class StreamingResult:
+    """Findings of a prediction in addition to its files.
+
+    Attributes
+    ----------
+    metrics
+        Of each structure whose truth is known, as of `repmode_cl.metrics.image_metrics`.
+    unlike
+        Of each structure whose training features are known: how unlike them the image is.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unlike: Mapping[str, ImageScore] = field(default_factory=dict)
+
+
 def run_streaming_job(
     job: StreamingJob, journal: PredictionJournal, options: PredictionOptions
-) -> dict[str, dict[str, float]]:
+) -> StreamingResult:
     """Write the outputs, continuing from the journal, and remove its folder at the end.
 
     Parameters
@@ -110,8 +145,8 @@ def run_streaming_job(
 
     Returns
     -------
-    dict
-        Metrics of each structure whose truth is known, as of `repmode_cl.metrics.image_metrics`.
+    StreamingResult
+        Metrics, and how unlike the training images the image is.
 
     Raises
     ------
@@ -142,9 +177,18 @@ def run_streaming_job(
     if job.targets and "metrics" not in journal.state:
         status("Comparing")
         journal.save(metrics=_compare_with_targets(job, journal.folder))
+    unlike = {
+        name: image_score(journal.folder, name, len(job.grid), statistics)
+        for name, statistics in job.statistics.items()
+    }
+    if job.unlike_maps and not journal.state.get("maps"):
+        status("Mapping")
+        for name, result in job.unlike_maps.items():
+            write_map(journal.folder, name, result_path(journal.folder, result), blocks, job.weights)
+        journal.save(maps=True)
     for number, output in enumerate(job.outputs):
         write_output(
-            output,
+            dataclasses.replace(output, metadata=with_unlike(output.metadata, unlike)),
             number,
             journal,
             job.source,
@@ -155,13 +199,14 @@ def run_streaming_job(
         )
     metrics: dict[str, dict[str, float]] = journal.state.get("metrics", {})
     journal.discard()
-    return metrics
+    return StreamingResult(metrics, unlike)
 
 
 def _check_disk(job: StreamingJob, folder: Path) -> None:
     """Refuse a prediction whose temporary and output files do not fit on the disk."""
     volume, image_voxels = 4 * math.prod(job.grid.shape), math.prod(job.source.shape)
     need = (volume + partial_sums_nbytes(job.plan.blocks(job.grid))) * len(job.networks)
+    need += volume * len(job.unlike_maps)
     if job.resampled:
         need += volume
     elif not job.source.image.random_access:
@@ -224,6 +269,10 @@ def _predict_blocks(
             name: stack.enter_context(PartialSums(journal.folder, name, blocks, new=done == 0))
             for name in job.networks
         }
+        scores = {
+            name: stack.enter_context(open_scores(journal.folder, name, len(grid), new=done == 0))
+            for name in job.scores
+        }
         if done == 0:
             journal.save(blocks=0)
         if options.progress is not None:
@@ -232,6 +281,8 @@ def _predict_blocks(
         batches = _batches(grid, blocks, first, job.plan.batch, lambda box: read_z_scored(source, score, box))
         number = first - first % job.plan.batch
         for outputs in predict_batches(list(job.networks.values()), batches, job.device):
+            for name, network in job.scores.items():
+                write_scores(scores[name], number, network.take())
             for index in range(len(outputs[0])):
                 if number >= first:
                     box = _box_in_block(grid, number, block)
@@ -241,6 +292,8 @@ def _predict_blocks(
                 number += 1
                 if number == block.windows.stop:
                     _finish_block(grid, weights, block, sums, partial_sums, results)
+                    for file in scores.values():
+                        file.sync()
                     journal.save(blocks=block.number + 1)
                     if number < len(grid):
                         block = blocks[block.number + 1]

@@ -1,0 +1,271 @@
+"""How unlike an image is to the training images, by the features of the network that predicts it.
+
+At training, mean and spread of every channel of every block are taken in windows of the training images. A window of
+an image is scored by how many of their deviations its own features are away from them: the root of the mean square over
+the channels of a block, and then over the blocks. An image's score is the mean over its windows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repmode_cl.errors import ModelError
+from repmode_cl.inference.block_features import BlockFeatures
+from repmode_cl.inference.windows import WindowGrid
+from repmode_cl.nn.unet import UNet
+from repmode_cl.store.reliability import BlockStatistics, FeatureStatistics
+
+__all__ = [
+    "ImageScore",
+    "WindowScores",
+    "measure_features",
+    "score_volume",
+    "training_statistics",
+]
+
+#: Windows of training images that statistics are taken over at most.
+_MAX_WINDOWS = 256
+#: Windows computed at once while features are measured.
+_BATCH = 4
+#: Least spread of a feature over windows, as a part of the root mean square of its block's: a channel that is silent in
+#: every training image has none.
+_LEAST_SPREAD = 0.1
+#: Significant digits that are stored.
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """How unlike an image is to the training images.
+
+    Attributes
+    ----------
+    score
+        Mean over its windows.
+    largest
+        Of its windows.
+    typical, limit
+        Median and largest score of the training images, each scored against the others; None where there was one.
+    """
+
+    score: float
+    largest: float
+    typical: float | None
+    limit: float | None
+
+    @property
+    def unlike(self) -> bool | None:
+        """True if it is further away than every training image; None where that is unknown."""
+        return None if self.limit is None else self.score > self.limit
+
+    @property
+    def text(self) -> str:
+        """In words, with the numbers."""
+        if self.limit is None:
+            return f"distance from the one training image {self.score:.2f}"
+        like = "unlike the training images" if self.unlike else "like the training images"
+        return f"{like} (distance {self.score:.2f}, theirs {self.typical:.2f}, at most {self.limit:.2f})"
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return JSON values: the fields."""
+        return {"score": self.score, "largest": self.largest, "typical": self.typical, "limit": self.limit}
+
+    @classmethod
+    def of(cls, scores: NDArray[np.floating], statistics: FeatureStatistics) -> ImageScore:
+        """Return the score of an image from those of its windows."""
+        return cls(
+            float(np.mean(scores, dtype=np.float64)),
+            float(scores.max()),
+            statistics.typical,
+            statistics.limit,
+        )
+
+
+class WindowScores:
+    """A network that also scores each window against the training images; called like the network itself.
+
+    Parameters
+    ----------
+    network
+        A fused network.
+    statistics
+        Of the training images of its structure.
+    device
+        Of the network.
+
+    Raises
+    ------
+    ModelError
+        If the statistics are of another network.
+    """
+
+    def __init__(
+        self, network: UNet, statistics: FeatureStatistics, device: str | torch.device = "cpu"
+    ) -> None:
+        self._features = BlockFeatures(network)
+        blocks = tuple((block.name, len(block.mean)) for block in statistics.blocks)
+        if blocks != self._features.blocks:
+            raise ModelError(
+                "the statistics of training features are of another network: put the model back from a copy"
+            )
+        self._score = _scorer(statistics.blocks, torch.device(device))
+        self._pending: deque[Tensor] = deque()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, 1, Z, Y, X) -> (N, 1, Z, Y, X), the network's output; the scores wait for `take`."""
+        output = self._features(x)
+        self._pending.append(self._score(self._features.features))
+        return output
+
+    def take(self) -> NDArray[np.float32]:
+        """Return the scores of the windows of the earliest batch that was not taken yet: float32 (N,)."""
+        scores: NDArray[np.float32] = self._pending.popleft().cpu().numpy()
+        return scores
+
+
+def _scorer(blocks: Sequence[BlockStatistics], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a function from features (N, 2, C) to scores (N,)."""
+    centre = torch.tensor([[v for b in blocks for v in b.mean], [v for b in blocks for v in b.spread]])
+    scale = torch.tensor(
+        [[v for b in blocks for v in b.mean_spread], [v for b in blocks for v in b.spread_spread]]
+    )
+    sizes = [len(block.mean) for block in blocks]
+    centre, scale = centre.to(device), scale.to(device)
+
+    def score(features: Tensor) -> Tensor:
+        squares = ((features - centre) / scale).square().mean(dim=1)
+        return (
+            torch.stack([part.mean(dim=1) for part in torch.split(squares, sizes, dim=1)], dim=1)
+            .mean(dim=1)
+            .sqrt()
+        )
+
+    return score
+
+
+def measure_features(
+    network: UNet,
+    volume: NDArray[np.floating],
+    *,
+    window: Sequence[int],
+    overlap: float,
+    most: int = _MAX_WINDOWS,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Return the features of the windows of an image: float32 (windows, 2, channels), on the CPU.
+
+    Parameters
+    ----------
+    network
+        A fused network on `device`.
+    volume
+        (Z, Y, X), prepared as for training.
+    window, overlap
+        As of `WindowGrid`.
+    most
+        Windows that are measured at most, evenly chosen.
+    device
+        Of the network.
+    """
+    features = BlockFeatures(network)
+    grid = WindowGrid(volume.shape, window, overlap)
+    numbers = np.unique(np.linspace(0, len(grid) - 1, min(most, len(grid))).round().astype(int))
+    found = []
+    for first in range(0, len(numbers), _BATCH):
+        windows = [volume[grid[int(number)].slices] for number in numbers[first : first + _BATCH]]
+        batch = torch.from_numpy(np.stack(windows)[:, None].astype(np.float32))
+        with torch.no_grad():
+            features(batch.to(device))
+        found.append(features.features.cpu())
+    return torch.cat(found)
+
+
+def training_statistics(
+    network: UNet,
+    images: Mapping[Any, Sequence[NDArray[np.floating]]],
+    *,
+    window: Sequence[int],
+    overlap: float,
+    device: str | torch.device = "cpu",
+) -> FeatureStatistics:
+    """Return the statistics of a structure's training images.
+
+    Parameters
+    ----------
+    network
+        Its fused network, on `device`.
+    images
+        Prepared volumes (Z, Y, X) by group: those of a group are parts of one field, and are left out together.
+    window, overlap, device
+        As of `measure_features`.
+    """
+    count = sum(len(volumes) for volumes in images.values())
+    most = max(1, _MAX_WINDOWS // count)
+    features = [
+        [
+            measure_features(network, volume, window=window, overlap=overlap, most=most, device=device)
+            for volume in volumes
+        ]
+        for volumes in images.values()
+    ]
+    blocks = BlockFeatures(network).blocks
+    scores = []
+    if len(features) > 1:
+        for number, own in enumerate(features):
+            others = [one for place, group in enumerate(features) if place != number for one in group]
+            score = _scorer(_statistics(blocks, torch.cat(others)), torch.device("cpu"))
+            scores += [float(score(one).double().mean()) for one in own]
+    together = torch.cat([one for group in features for one in group])
+    z, y, x = (int(size) for size in window)
+    return FeatureStatistics(
+        (z, y, x),
+        count,
+        len(together),
+        _rounded(float(np.median(scores))) if scores else None,
+        _rounded(max(scores)) if scores else None,
+        _statistics(blocks, together),
+    )
+
+
+def score_volume(
+    network: UNet,
+    volume: NDArray[np.floating],
+    statistics: FeatureStatistics,
+    *,
+    window: Sequence[int],
+    overlap: float,
+    device: str | torch.device = "cpu",
+) -> ImageScore:
+    """Return how unlike a prepared volume (Z, Y, X) is to the training images; parameters as of `measure_features`."""
+    features = measure_features(network, volume, window=window, overlap=overlap, most=1 << 62, device=device)
+    scores = _scorer(statistics.blocks, torch.device("cpu"))(features)
+    return ImageScore.of(scores.numpy(), statistics)
+
+
+def _statistics(blocks: Sequence[tuple[str, int]], features: Tensor) -> tuple[BlockStatistics, ...]:
+    """Return the statistics of features (windows, 2, C), rounded as they are stored."""
+    centre, scale = features.double().mean(dim=0), features.double().std(dim=0, unbiased=False)
+    result, first = [], 0
+    for name, channels in blocks:
+        part = slice(first, first + channels)
+        own = scale[:, part]
+        least = _LEAST_SPREAD * own.square().mean(dim=1, keepdim=True).sqrt()
+        own = own.maximum(least).clamp(min=1e-6)
+        columns = [centre[0, part], own[0], centre[1, part], own[1]]
+        result.append(
+            BlockStatistics(name, *(tuple(_rounded(v) for v in column.tolist()) for column in columns))
+        )
+        first += channels
+    return tuple(result)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
