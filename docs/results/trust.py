@@ -83,6 +83,7 @@ def kinds(random: np.random.Generator) -> Mapping[str, Callable[[Mapping[str, Vo
         return ndimage.zoom(field["light"], 2, order=1)[z, y, x]
 
     return {
+        "control: the same images, half as bright": lambda field: field["light"] / 2,
         "a: Poisson noise of the image's mean": poisson,
         "b: fluorescence of DNA": lambda field: field["dna"],
         "b: fluorescence of the membrane": lambda field: field["cell_membrane"],

@@ -1,4 +1,4 @@
-"""Features of a fused network while it predicts: mean and spread of each block's output channels, window by window.
+"""Features of a fused network while it predicts: mean and spread of each block's outputs, window by window.
 
 The numbers are read by forward hooks, so that predictions have the same bits with and without them.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from repmode_cl.inference.window_batches import Network
 from repmode_cl.nn.unet import UNet
+from repmode_cl.store.reliability import feature_groups
 
 __all__ = ["BlockFeatures"]
 
@@ -28,13 +29,15 @@ class BlockFeatures:
     Attributes
     ----------
     blocks
-        Name and channels of each block, from input to output.
+        Name of each block, from input to output, and the number of groups that its channels are averaged in.
     """
 
     def __init__(self, network: UNet) -> None:
         self._network: Network = network
         self._modules = dict(network.named_blocks())
-        self.blocks = tuple((name, _channels(module)) for name, module in self._modules.items())
+        channels = {name: _channels(module) for name, module in self._modules.items()}
+        self.blocks = tuple((name, feature_groups(count)) for name, count in channels.items())
+        self._averages = {name: _averages(count) for name, count in channels.items()}
         self._found: dict[str, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -48,13 +51,17 @@ class BlockFeatures:
 
     @property
     def features(self) -> Tensor:
-        """float32 (N, 2, C) of the last batch: mean and spread (standard deviation) of all blocks' channels."""
+        """float32 (N, 2, G) of the last batch: mean and spread (standard deviation) of all blocks' groups."""
         return torch.cat([self._found[name] for name, _ in self.blocks], dim=2)
 
     def _hook(self, name: str) -> Any:
         def measure(module: nn.Module, inputs: Sequence[Any], output: Tensor) -> None:
             # Here, because a later layer may change the output in place.
-            self._found[name] = _mean_and_spread(output.detach())
+            values = _mean_and_spread(output.detach())
+            if (averages := self._averages[name]) is not None:
+                averages = self._averages[name] = averages.to(values.device)
+                values = values @ averages
+            self._found[name] = values
 
         return measure
 
@@ -66,6 +73,15 @@ def _channels(block: nn.Module) -> int:
         else block.get_parameter("weight")
     )
     return int(weight.shape[0])
+
+
+def _averages(channels: int) -> Tensor | None:
+    """Return a matrix (channels, groups) that averages the channels of each group; None where each is its own."""
+    groups = feature_groups(channels)
+    if groups == channels:
+        return None
+    members = torch.arange(channels) % groups == torch.arange(groups)[:, None]
+    return (members / members.sum(dim=1, keepdim=True)).T.contiguous()
 
 
 def _mean_and_spread(output: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """How unlike an image is to the training images, by the features of the network that predicts it.
 
-At training, mean and spread of every channel of every block are taken in windows of the training images. A window of
-an image is scored by how many of their deviations its own features are away from them: the root of the mean square over
-the channels of a block, and then over the blocks. An image's score is the mean over its windows.
+At training, mean and spread of the channels of every block, averaged in groups, are taken in windows of the training
+images. A window of an image is scored by how many of their deviations its own features are away from them: the root of
+the mean square over the groups of a block, and then over the blocks. An image's score is the mean over its windows.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class WindowScores:
 
 
 def _scorer(blocks: Sequence[BlockStatistics], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function from features (N, 2, C) to scores (N,)."""
+    """Return a function from features (N, 2, G) to scores (N,)."""
     centre = torch.tensor([[v for b in blocks for v in b.mean], [v for b in blocks for v in b.spread]])
     scale = torch.tensor(
         [[v for b in blocks for v in b.mean_spread], [v for b in blocks for v in b.spread_spread]]
@@ -160,7 +160,7 @@ def measure_features(
     most: int = _MAX_WINDOWS,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Return the features of the windows of an image: float32 (windows, 2, channels), on the CPU.
+    """Return the features of the windows of an image: float32 (windows, 2, groups), on the CPU.
 
     Parameters
     ----------
@@ -251,7 +251,7 @@ def score_volume(
 
 
 def _statistics(blocks: Sequence[tuple[str, int]], features: Tensor) -> tuple[BlockStatistics, ...]:
-    """Return the statistics of features (windows, 2, C), rounded as they are stored."""
+    """Return the statistics of features (windows, 2, G), rounded as they are stored."""
     centre, scale = features.double().mean(dim=0), features.double().std(dim=0, unbiased=False)
     result, first = [], 0
     for name, channels in blocks:

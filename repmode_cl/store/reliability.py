@@ -13,13 +13,27 @@ from typing import Any
 
 from repmode_cl.nn import RepModeUNet
 
-__all__ = ["BlockStatistics", "Calibration", "FeatureStatistics", "Reliability", "CLAIMED_FROM"]
+__all__ = [
+    "BlockStatistics",
+    "Calibration",
+    "FeatureStatistics",
+    "Reliability",
+    "CLAIMED_FROM",
+    "feature_groups",
+]
 
 #: Fewest calibration images with which a coverage is claimed by image.
 CLAIMED_FROM = 19
 
 #: Limits on what a pack's file may state.
-_MAX_BLOCKS, _MAX_CHANNELS, _MAX_LEVELS = 256, 1 << 14, 32
+_MAX_BLOCKS, _MAX_LEVELS = 256, 32
+#: Groups that the channels of a block are averaged in at most: with more, statistics are larger and no better.
+_GROUPS = 8
+
+
+def feature_groups(channels: int) -> int:
+    """Return the number of groups that the channels of a block are averaged in."""
+    return min(channels, _GROUPS)
 
 
 @dataclass(frozen=True)
@@ -31,9 +45,10 @@ class BlockStatistics:
     name
         The block.
     mean, mean_spread
-        Of each feature: mean over windows of the channel's mean in a window, and its standard deviation.
+        Of each group of channels: mean over windows of the channels' mean in a window, and its standard deviation. Of
+        G groups, channel c belongs to group c modulo G.
     spread, spread_spread
-        Likewise of the channel's standard deviation in a window.
+        Likewise of the channels' standard deviation in a window.
     """
 
     name: str
@@ -44,8 +59,8 @@ class BlockStatistics:
 
     def __post_init__(self) -> None:
         columns = (self.mean, self.mean_spread, self.spread, self.spread_spread)
-        if len({len(column) for column in columns}) != 1 or not 1 <= len(self.mean) <= _MAX_CHANNELS:
-            raise ValueError(f"statistics of the block {self.name!r} are not four numbers for each channel")
+        if len({len(column) for column in columns}) != 1 or not 1 <= len(self.mean) <= _GROUPS:
+            raise ValueError(f"statistics of the block {self.name!r} are not four numbers for each group")
         if min(*self.mean_spread, *self.spread_spread) <= 0:
             raise ValueError(f"a spread over windows of the block {self.name!r} is not above 0")
 
@@ -85,8 +100,8 @@ class FeatureStatistics:
             raise ValueError(f"the typical score {self.typical} and its limit {self.limit} are not in order")
 
     def check_network(self, network: RepModeUNet) -> None:
-        """Refuse statistics of other blocks or channels than a network has (ValueError)."""
-        blocks = [(name, block.c_out) for name, block in network.named_mode_blocks()]
+        """Refuse statistics of other blocks or groups than a network has (ValueError)."""
+        blocks = [(name, feature_groups(block.c_out)) for name, block in network.named_mode_blocks()]
         if [(block.name, len(block.mean)) for block in self.blocks] != blocks:
             raise ValueError("its statistics of training features are of a network with other blocks")
 

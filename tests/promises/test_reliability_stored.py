@@ -16,7 +16,13 @@ from stored_model import PARTS, base_network, liven
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
-from repmode_cl.store.reliability import BlockStatistics, Calibration, FeatureStatistics, Reliability
+from repmode_cl.store.reliability import (
+    BlockStatistics,
+    Calibration,
+    FeatureStatistics,
+    Reliability,
+    feature_groups,
+)
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CALIBRATION = Calibration(20, "test", ("z", "y"), 0.1, ((0.5, 1.0), (0.9, 2.5)))
@@ -33,7 +39,7 @@ def file_version(file: Path) -> str:
 
 def reliability_of(network: RepModeUNet) -> Reliability:
     blocks = tuple(
-        BlockStatistics(name, *((0.5,) * block.c_out for _ in range(4)))
+        BlockStatistics(name, *((0.5,) * feature_groups(block.c_out) for _ in range(4)))
         for name, block in network.named_mode_blocks()
     )
     return Reliability(FeatureStatistics((8, 8, 8), 3, 12, 1.0, 1.5, blocks), CALIBRATION)
@@ -130,7 +136,7 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     ("change", "why"),
     [
         (_set("features", "blocks", 0, 2, to=[-1.0, 0.5]), "is not above 0"),
-        (_set("features", "blocks", 0, 1, to=[0.5]), "are not four numbers for each channel"),
+        (_set("features", "blocks", 0, 1, to=[0.5]), "are not four numbers for each group"),
         (_set("features", "blocks", 0, 0, to="decoder.9"), "of a network with other blocks"),
         (_set("features", "blocks", 0, 1, to=[True, 0.5]), "True is no finite number"),
         (_set("features", "limit", to=0.5), "are not in order"),

@@ -27,7 +27,8 @@ from repmode_cl.inference.streaming.run import PredictionStopped
 from repmode_cl.inference.unlike import WindowScores, measure_features, score_volume, training_statistics
 from repmode_cl.inference.windows import gaussian_weights, plan_windows
 from repmode_cl.model import Model
-from repmode_cl.nn import fold_structure
+from repmode_cl.nn import fold_norms, fold_structure
+from repmode_cl.nn.plain_unet import PlainUNet
 from repmode_cl.store.reliability import Calibration, Reliability
 
 WINDOW = (8, 8, 8)
@@ -85,24 +86,28 @@ def fact(text: str, key: str) -> str:
 
 
 def test_features_are_those_of_the_blocks_and_change_no_bit() -> None:
-    network = fold_structure(base_network(), "dna")
-    x = torch.randn((3, 1, 8, 6, 10), generator=torch.Generator().manual_seed(0))
-    outputs = {}
+    network = fold_norms(PlainUNet(3, 2, 3, seed=1).eval())
+    x = torch.randn((3, 1, 8, 8, 12), generator=torch.Generator().manual_seed(0))
+    outputs: dict[str, np.ndarray] = {}
     probe = BlockFeatures(network)
     with torch.no_grad():
         expected = network(x)
         for name, block in network.named_blocks():
             block.register_forward_hook(
-                lambda _, __, out, name=name: outputs.__setitem__(name, out.double().clone())
+                lambda _, __, out, name=name: outputs.__setitem__(name, out.double().numpy().copy())
             )
         assert torch.equal(probe(x), expected)
     assert [name for name, _ in probe.blocks] == list(outputs)
-    mean = torch.cat([out.mean(dim=(2, 3, 4)) for out in outputs.values()], dim=1)
-    spread = torch.cat([out.std(dim=(2, 3, 4), unbiased=False) for out in outputs.values()], dim=1)
-    torch.testing.assert_close(
-        probe.features.double(), torch.stack([mean, spread], dim=1), rtol=1e-4, atol=1e-5
-    )
-    assert probe.features.shape == (3, 2, sum(size for _, size in probe.blocks))
+    columns = []
+    for (_, groups), out in zip(probe.blocks, outputs.values(), strict=True):
+        # 3, 6, 12 and 1 channels: above 8, those whose numbers differ by 8 share a group.
+        assert groups == min(8, out.shape[1])
+        for group in range(groups):
+            mean, spread = out.mean(axis=(2, 3, 4)), out.std(axis=(2, 3, 4))
+            columns.append(
+                np.stack([mean[:, group::groups].mean(1), spread[:, group::groups].mean(1)], axis=1)
+            )
+    np.testing.assert_allclose(probe.features.numpy(), np.stack(columns, axis=2), rtol=1e-4, atol=1e-5)
 
 
 def test_the_score_is_the_root_mean_square_of_deviations(model: Model) -> None:
