@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import BASE, changed, tiny
@@ -18,6 +19,7 @@ from repmode_cl.cli.app import app
 from repmode_cl.config import Config, StreamConfig
 from repmode_cl.config.load import dump_config
 from repmode_cl.errors import ConfigError, ModelError
+from repmode_cl.inference.unlike import score_volume
 from repmode_cl.model import Model
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.utils.locks import exclusive
@@ -68,6 +70,20 @@ def cut_off(patch: pytest.MonkeyPatch, at: int) -> None:
     patch.setattr(StructureStrategy, "_train_step", interrupted)
 
 
+def check_reliability(model: Model, name: str) -> None:
+    """Statistics and a calibration are of the structure's own images, and of the network that predicts it."""
+    records, splits = model.entries[name].reliability, model.entries[name].provenance["splits"]
+    assert records is not None
+    assert records.features is not None
+    assert records.calibration is not None
+    assert records.features.images == len(splits["train"].split())
+    assert records.calibration.images == len(splits["test"].split())
+    assert (records.calibration.split, records.calibration.flips) == ("test", ("z", "y", "x"))
+    volume = np.random.default_rng(0).normal(size=(16, 32, 32)).astype(np.float32)
+    how = {key: model.inference[key] for key in ("window", "overlap")}
+    assert score_volume(model.fused(name), volume, records.features, **how).score > 0
+
+
 def test_a_model_records_how_its_base_was_trained(trained: Path) -> None:
     model = Model.open(trained)
     for name in BASE:
@@ -80,6 +96,7 @@ def test_a_model_records_how_its_base_was_trained(trained: Path) -> None:
         evidence = provenance["evidence"][name]
         assert evidence["images"] >= evidence["groups"] >= 1
         assert model.entries[name].verdict.figures.images == evidence["images"]
+        check_reliability(model, name)
     assert model.verify().bit_identical
 
 
@@ -96,6 +113,7 @@ def test_an_addition_is_trained_as_the_base_was(
     training = provenance["training"]
     assert (training["batch_size"], training["accumulate"]) == (6, 2)  # four micro-batches do not divide six
     assert training["activation_checkpointing"] is True
+    check_reliability(Model.open(model), "nucleolus")
 
 
 def test_a_note_tells_where_the_bases_precision_is_not_available(
