@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.errors import ConfigError
@@ -19,12 +19,19 @@ class CondNetStrategy(ConditionedStrategy):
 
     ``frozen``: a fresh last layer is trained, and the value, one number. ``fine_tuning``: the value is that of the
     table, and all that is shared is trained but the decoder's norms, which would subtract the value where only one
-    structure is in a batch. ``slots`` is the most structures that the network can have, 12 by default.
+    structure is in a batch. ``slots`` is the most structures that the network can have, 12 by default. With
+    ``last_layer="shared"`` in its network there is one last layer, which is frozen with the rest.
     """
 
     shares_base: ClassVar[bool] = True
     network_class: ClassVar[type[ConditionedUNet]] = CondNet
     has_slots: ClassVar[bool] = True
+
+    @classmethod
+    def network_options(cls, options: StrategyConfig) -> dict[str, Any]:
+        """Return the slots, and whose the last layer is where it is not each structure's."""
+        own = super().network_options(options)
+        return own if options.last_layer == "own" else {**own, "last_layer": options.last_layer}
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:

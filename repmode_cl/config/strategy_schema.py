@@ -126,6 +126,9 @@ _OWNERS = {
     "prune": ("packnet",),
     "mode": _CONDITIONED,
     "slots": ("condnet", "tsns"),
+    "last_layer": ("condnet",),
+    "condition": ("tsns",),
+    "deep_supervision": ("pipo_fan",),
     "buffer": _REHEARSAL,
     "buffer_bytes": _REHEARSAL,
     "buffer_bytes_each": _REHEARSAL,
@@ -167,6 +170,9 @@ _LATER_OPTIONS = (
     "warm_up",
     "mode",
     "slots",
+    "last_layer",
+    "condition",
+    "deep_supervision",
 )
 
 #: Options of which each says how much a buffer holds.
@@ -247,6 +253,12 @@ class StrategyConfig(GrownModel):
     """dodnet, tgnet, condnet, tsns, pipo_fan: all structures at once; only what each owns after the base; or all."""
     slots: Positive | None = None
     """condnet, tsns: the most structures that the network can have; null takes 12."""
+    last_layer: Literal["own", "shared"] = "own"
+    """condnet: a last layer for each structure, or one for all, as in its publication."""
+    condition: Literal["scales", "code"] = "scales"
+    """tsns with mode frozen: a structure trains scales and shifts of all conditioned layers, or only its code."""
+    deep_supervision: bool = False
+    """pipo_fan: the mean error of the maps of all levels is added to that of the fused map."""
     buffer: Annotated[int, Field(ge=0)] | None = None
     """replay, a_gem, der_pp: patches kept of earlier experiences, as many of each; null: 64, or by buffer_bytes."""
     buffer_bytes: Annotated[int, Field(ge=0)] | None = None
@@ -333,6 +345,11 @@ class StrategyConfig(GrownModel):
             )
         if isinstance(self.learning_rate, Mapping):
             self._check_rate_groups(kind, self.learning_rate)
+        if self.condition != "scales" and self.mode != "frozen":
+            raise ValueError(
+                f"condition: {self.condition} is of mode frozen; with mode: {self.mode} codes are fixed and what is "
+                "shared is trained: leave it out"
+            )
         if self.probes is not None and self.fisher != "gauss_newton":
             raise ValueError("probes needs fisher: gauss_newton; the empirical one has no random numbers")
         sizes = [key for key in _BUFFER_SIZES if getattr(self, key) is not None]
@@ -409,11 +426,13 @@ class StrategyConfig(GrownModel):
         named = ADDITION_SETTINGS[self.setting] if self.setting else {}
         if self.setting:
             parts.append(self.setting)
-        for key in ("expert", "sees", "norm", "resampling", "networks", "gate", "blocks", "fisher", "mode"):
+        for key in _TITLE_OPTIONS:
             if getattr(self, key) != named.get(key, type(self).model_fields[key].default):
                 parts.append(str(getattr(self, key)).replace(":", "").replace(",", "-"))
         if self.scale:
             parts.append("scale")
+        if self.deep_supervision:
+            parts.append("deep")
         if self.name == "lora":
             parts.append(f"rank{self.rank}")
         if self.name == "adapter":
@@ -432,6 +451,21 @@ class StrategyConfig(GrownModel):
             parts.append(f"{self.steps}steps")
         return "_".join(parts)
 
+
+#: Options that a title names by their value, where it is not the default.
+_TITLE_OPTIONS = (
+    "expert",
+    "sees",
+    "norm",
+    "resampling",
+    "networks",
+    "gate",
+    "blocks",
+    "fisher",
+    "mode",
+    "last_layer",
+    "condition",
+)
 
 #: Options that a title names by a word and their number.
 _TITLE_WORDS = {

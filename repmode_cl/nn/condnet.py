@@ -9,9 +9,9 @@ pads it with zeros like the others, so that it is a bias: h_k times the sum of t
 
 From the publication: the constant channel, its value from a fixed look-up table that is not learned ("a hash
 function", as RepMode has it), and the decoder as the best place for it. Known of RepMode's adaptation: a head for each
-structure, where the original has one for all. Chosen here: the values of the table, with spare slots; the backbone's
-layers in place of densely connected blocks; and where a structure is added to the frozen network, its h_k, which
-begins at the next slot, is trained (one number for all layers).
+structure, where the original has one for all (`last_layer`). Chosen here: the values of the table, with spare slots;
+the backbone's layers in place of densely connected blocks; and where a structure is added to the frozen network, its
+h_k, which begins at the next slot, is trained (one number for all layers).
 
 Batch norm follows these convolutions, and in training mode it subtracts a constant: in a batch of one structure the
 condition vanishes but at the borders, while in evaluation mode it acts. So the base is trained in mixed batches; and
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class ConditionalBlock(PlainBlock):
 
 
 class CondNet(ConditionedUNet):
-    """The plain U-Net with a constant channel in each convolution of the decoder, and a last layer for each structure.
+    """The plain U-Net with a constant channel in each convolution of the decoder, and last layers.
 
     Parameters
     ----------
@@ -106,6 +106,9 @@ class CondNet(ConditionedUNet):
         Structures of the base.
     slots
         The most structures that it can have.
+    last_layer
+        ``"own"``: one for each structure, as RepMode's authors adapted it. ``"shared"``: one for all, as it was
+        published; a structure that is added to the frozen network then owns one number, its value.
     seed
         Seed of the initial weights.
     """
@@ -117,6 +120,7 @@ class CondNet(ConditionedUNet):
         structures: Sequence[str] = (),
         *,
         slots: int = SLOTS,
+        last_layer: Literal["own", "shared"] = "own",
         seed: int = 0,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -128,7 +132,8 @@ class CondNet(ConditionedUNet):
                 ConditionalBlock(c_in, channels, kernel, activation=True, generator=generator)
                 for c_in in (2 * channels, channels)
             )
-        self.head = LastLayers(self.width, kernel)
+        if last_layer == "own":  # else the backbone's, of all structures
+            self.head = LastLayers(self.width, kernel)
         self.conditions = Conditions(slots)
         self.begin(structures, seed)
 

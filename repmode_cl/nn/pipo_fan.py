@@ -17,7 +17,8 @@ have the same number of convolutions, the output branches, and the fusion net wi
 RepMode's adaptation: a Multi-Head network plus the pyramid. Chosen here, in 3D: the first level of the backbone's
 encoder, with its batch norm, is the stem; the backbone's own blocks, resampling and skips otherwise; that a structure's
 maps are of one channel, and those of other structures are not computed (in place of the target adaptive loss); one
-loss, of the fused map, in one stage (theirs: the five maps first, with deep supervision, then the fusion on top).
+loss, of the fused map, in one stage (theirs: the five maps first, with deep supervision, then the fusion on top). The
+strategy's option `deep_supervision` adds the mean loss of the maps (`PIPOFAN.predict_maps`).
 
 A structure owns its 1 x 1 x 1 convolutions: 165 numbers at the paper's width and depth.
 """
@@ -152,6 +153,7 @@ class PIPOFAN(ConditionedUNet):
     """
 
     depends_on_window: ClassVar[bool] = True  # fusion pools over the window
+    _with_maps = False
 
     def __init__(
         self, architecture: Architecture, kernel: int, structures: Sequence[str] = (), *, seed: int = 0
@@ -176,6 +178,22 @@ class PIPOFAN(ConditionedUNet):
         self.fusion = FusionNet(kernel, generator)
         self.head = nn.Identity()  # in its place: the fused maps
         self.begin(structures, seed)
+
+    def predict_maps(self, x: Tensor, structures: str | Sequence[str]) -> Tensor:
+        """Predict the fused map, and the maps that it is made of, from the deepest level to the first.
+
+        Arguments are those of `forward`.
+
+        Returns
+        -------
+        Tensor
+            (N, 2 + depth, Z, Y, X): the first channel is what `forward` returns.
+        """
+        self._with_maps = True
+        try:
+            return self(x, structures)  # type: ignore[no-any-return]
+        finally:
+            self._with_maps = False
 
     def _level(self, level: int) -> nn.ModuleList:
         """Return the blocks of a level of the encoder; the last is the bottleneck."""
@@ -215,7 +233,9 @@ class PIPOFAN(ConditionedUNet):
             maps.append(self._map(level, x, size, through, context))
         scores = torch.cat([run(self.fusion, [self.fusion], one) for one in maps], dim=1)
         shares = torch.softmax(scores, dim=1)[:, :, None, None, None]
-        return (shares * torch.cat(maps, dim=1)).sum(1, keepdim=True)
+        together = torch.cat(maps, dim=1)
+        fused = (shares * together).sum(1, keepdim=True)
+        return torch.cat([fused, together], dim=1) if self._with_maps else fused
 
     def _map(
         self,

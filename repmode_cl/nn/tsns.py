@@ -16,9 +16,10 @@ adaptation: a last layer for each structure, where the original has one of 21 ch
 backbone's encoder, up layers and K x K x K kernels (theirs is a ResNet-18 in 2D with bilinear upsampling), mixed
 batches and one rate (they train task after task, the encoder at a lower rate), and what a structure owns that is added
 to the frozen network: gamma and beta of every conditional block in place of a code, which begin as the means of the
-base's (1,952 channels at the paper's width, so 3,904 numbers), and its last layer. Its own code would do nothing
-while the embedding is frozen. The bias of the 1 x 1 x 1 blocks has no effect, because the norm after it subtracts it;
-it is kept as the original has it.
+base's (1,952 channels at the paper's width, so 3,904 numbers), and its last layer. The next code would do nothing
+while the embedding is frozen. With ``condition="code"`` a code is trained in place of scales and shifts (d numbers),
+from the mean of the base's codes: only the embedding is between it and the layers. The bias of the 1 x 1 x 1 blocks has
+no effect, because the norm after it subtracts it; it is kept as the original has it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ from repmode_cl.nn.convolution import convolve
 from repmode_cl.nn.experts import kaiming, standard_normal, uniform
 from repmode_cl.nn.per_structure_layers import StructureGroups
 
-__all__ = ["CODE_ENTRIES", "ConditionalNormBlock", "EqualisedLinear", "TaskEmbedding", "TSNs"]
+__all__ = ["CODE_ENTRIES", "ConditionalNormBlock", "EqualisedLinear", "TaskEmbedding", "TrainedCodes", "TSNs"]
 
 #: Entries of a code that are one, of each structure.
 CODE_ENTRIES = 20
@@ -106,7 +107,7 @@ class _Embedded(StructureGroups):
     embedding: Tensor
 
 
-class _ScaleAndShift(nn.Module):
+class _OwnValues(nn.Module):
     def __init__(self, values: Tensor) -> None:
         super().__init__()
         self.values = nn.Parameter(values)
@@ -123,14 +124,25 @@ class ConditionalNormBlock(StructurePart):
         Entries of the embedding.
     bias
         Whether the convolution has a bias.
+    own_scales
+        Whether a structure that is added to the frozen network has its own scale and shift.
     generator
         Draws the weights.
     """
 
     def __init__(
-        self, c_in: int, c_out: int, kernel: int, length: int, *, bias: bool, generator: torch.Generator
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        length: int,
+        *,
+        bias: bool,
+        own_scales: bool = True,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self.own_scales = own_scales
         fan_in = c_in * kernel**3
         self.weight = kaiming((c_out, c_in, kernel, kernel, kernel), fan_in, generator)
         self.bias = uniform((c_out,), 1 / math.sqrt(fan_in), generator) if bias else None
@@ -140,24 +152,49 @@ class ConditionalNormBlock(StructurePart):
 
     def add(self, arrival: Arrival) -> None:
         """Give a structure on the frozen network its own scale and shift; the others have theirs of their code."""
-        if arrival.frozen:
-            self.own[arrival.name] = _ScaleAndShift(torch.zeros_like(self.affine.bias))
+        if arrival.frozen and self.own_scales:
+            self.own[arrival.name] = _OwnValues(torch.zeros_like(self.affine.bias))
 
     def begin_as(self, name: str, embedding: Tensor) -> None:
         """Set the own scale and shift of `name` to the mean of what the affine layer makes of `embedding`, (N, d)."""
         with torch.no_grad():
-            cast(_ScaleAndShift, self.own[name]).values.copy_(self.affine(embedding).mean(0))
+            cast(_OwnValues, self.own[name]).values.copy_(self.affine(embedding).mean(0))
 
     def forward(self, x: Tensor, context: _Embedded) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X)."""
         x = F.instance_norm(convolve(x, self.weight, self.bias), eps=1e-5)
         shared = self.affine(context.embedding)
         rows = [
-            cast(_ScaleAndShift, self.own[name]).values if name in self.own else row
+            cast(_OwnValues, self.own[name]).values if name in self.own else row
             for name, row in zip(context.names, shared, strict=True)
         ]
         gamma, beta = expand_rows(rows, context)[:, :, None, None, None].chunk(2, dim=1)
         return F.leaky_relu(gamma * x + beta, 0.01)
+
+
+class TrainedCodes(StructurePart):
+    """The codes of structures that were added to the frozen network and train them.
+
+    Parameters
+    ----------
+    slots
+        The most structures that the network can have.
+    """
+
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def add(self, arrival: Arrival) -> None:
+        """Give a structure on the frozen network the mean of the base's codes; the others have theirs of the table."""
+        if arrival.frozen:
+            values = torch.zeros(CODE_ENTRIES * self.slots)
+            values[: CODE_ENTRIES * len(arrival.base)] = 1 / max(1, len(arrival.base))
+            self.own[arrival.name] = _OwnValues(values)
+
+    def code_of(self, name: str, fixed: Tensor) -> Tensor:
+        """Return the code that `name` trains, or else `fixed`."""
+        return cast(_OwnValues, self.own[name]).values if name in self.own else fixed
 
 
 class TSNs(ConditionedUNet):
@@ -171,6 +208,9 @@ class TSNs(ConditionedUNet):
         Structures of the base.
     slots
         The most structures that it can have, which decide the length of the codes.
+    condition
+        What a structure that is added to the frozen network trains besides its last layer: ``"scales"``, the scales
+        and shifts of every conditioned block, or ``"code"``, its code.
     seed
         Seed of the initial weights.
     """
@@ -184,6 +224,7 @@ class TSNs(ConditionedUNet):
         structures: Sequence[str] = (),
         *,
         slots: int = SLOTS,
+        condition: Literal["scales", "code"] = "scales",
         seed: int = 0,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -193,9 +234,12 @@ class TSNs(ConditionedUNet):
         self.code_length = length = CODE_ENTRIES * slots
 
         def block(c_in: int, c_out: int, size: int, *, bias: bool) -> ConditionalNormBlock:
-            return ConditionalNormBlock(c_in, c_out, size, length, bias=bias, generator=generator)
+            return ConditionalNormBlock(
+                c_in, c_out, size, length, bias=bias, own_scales=condition == "scales", generator=generator
+            )
 
         self.embedding = TaskEmbedding(length, generator)
+        self.own_codes = TrainedCodes(slots) if condition == "code" else None
         widths = [self.width << level for level in range(self.depth + 1)]
         self.laterals = nn.ModuleList(block(channels, channels, 1, bias=True) for channels in widths[:-1])
         self.bottleneck.append(block(widths[-1], widths[-1], 1, bias=True))
@@ -207,8 +251,13 @@ class TSNs(ConditionedUNet):
         self.begin(structures, seed)
 
     def add_structure(self, name: str, *, seed: int) -> None:
-        """Add `name` to the frozen network, with the mean of the base's scales and shifts; see `ConditionedUNet`."""
+        """Add `name` to the frozen network, with the mean of the base's scales and shifts, or of its codes.
+
+        See `ConditionedUNet`.
+        """
         super().add_structure(name, seed=seed)
+        if self.own_codes is not None:
+            return
         with torch.no_grad():
             embedding = self.embedding(self.codes(self.base_structures))
         for module in self.modules():
@@ -216,13 +265,16 @@ class TSNs(ConditionedUNet):
                 module.begin_as(name, embedding)
 
     def codes(self, names: Sequence[str]) -> Tensor:
-        """Return the codes of structures, (N, d): 20 ones each, at the place in which it came."""
+        """Return the codes of structures, (N, d): 20 ones each, at the place in which it came, or what it trained."""
         weight = next(self.embedding.parameters())
         codes = weight.new_zeros(len(names), self.code_length)
         for row, name in enumerate(names):
             first = CODE_ENTRIES * self.structures.index(name)
             codes[row, first : first + CODE_ENTRIES] = 1
-        return codes
+        if self.own_codes is None or not any(name in self.own_codes.own for name in names):
+            return codes
+        rows = [self.own_codes.code_of(name, row) for name, row in zip(names, codes, strict=True)]
+        return torch.stack(rows)
 
     def run(self, x: Tensor, context: StructureGroups) -> Tensor:
         """Compute a batch that is sorted by structure, with the embedding of each structure's code."""

@@ -87,6 +87,31 @@ def test_joint_training_has_one_rate_and_refuses_increments(name: str, samples: 
         STRATEGIES[name](model=network(ARCHITECTURE, 3, BASE), mode="both", stream=stream, training=TRAINING)
 
 
+def test_deep_supervision_adds_the_mean_error_of_the_maps(samples: list[Sample]) -> None:
+    strategy = configured("pipo_fan", samples, mode="joint", deep_supervision=True)
+    checked: list[bool] = []
+
+    def check(trained: Any) -> None:
+        names = trained.stream.names(trained.mb_task_id.tolist())
+        with torch.no_grad():
+            trained.mb_output = trained.forward()
+            maps = trained.network.predict_maps(trained.mb_x, names)
+            found = float(trained.criterion())
+        # In training mode norms compute with the batch, so that both calls see the same.
+        errors = [float(((one - trained.mb_y[:, :1]) ** 2).mean()) for one in maps.split(1, dim=1)]
+        assert len(errors) == 1 + 2
+        assert tuple(trained.mb_output.shape) == tuple(trained.mb_x.shape)
+        checked.append(found == pytest.approx(errors[0] + sum(errors[1:]) / 2, rel=1e-5))
+
+    strategy.listeners.append(check)
+    learn(strategy)
+    assert checked == [True] * strategy.budget.steps
+    plain = configured("pipo_fan", samples, mode="joint")
+    assert plain.deep_supervision is False
+    # Outside training it predicts the fused map only.
+    assert set(strategy.evaluate(strategy.stream.known_after(0))) == set(STRUCTURES)
+
+
 # -- fine-tuning ------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "condnet": ("condnet", {}),
     "tsns": ("tsns", {"slots": 5}),
     "pipo_fan": ("pipo_fan", {"kernel": 5}),
+    "condnet-shared": ("condnet", {"last_layer": "shared"}),
+    "tsns-code": ("tsns", {"slots": 5, "condition": "code"}),
+    "pipo_fan-deep": ("pipo_fan", {"deep_supervision": True}),
 }
 #: Rival that is told its structure -> numbers of a structure, for width 4 and depth 1: generated weights; hidden units
 #: of residual blocks and attention besides; a value and a last layer; scales, shifts and a last layer; two maps.
@@ -66,8 +69,19 @@ CONDITIONED = {
     "condnet": 1 + 4 * 27,
     "tsns": 2 * (4 + 8 + 4 + 4) + 4 * 27,
     "pipo_fan": 2 * (4 + 1),
+    "condnet-shared": 1,
+    "tsns-code": 20 * 5 + 4 * 27,
+    "pipo_fan-deep": 2 * (4 + 1),
 }
-EACH = pytest.mark.parametrize("rival", RIVALS)
+#: Options of rivals that are examined elsewhere: what they have in common with these takes long.
+VARIANTS = ("condnet-shared", "tsns-code", "pipo_fan-deep")
+
+
+def slow_variants(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in names]
+
+
+EACH = pytest.mark.parametrize("rival", slow_variants(RIVALS))
 AGAIN = (*STREAM, ("nucleolus",))
 
 #: Rival -> strategy with whose base it begins, and that one's options.
@@ -84,6 +98,9 @@ BASE_OF = {
     "condnet": ("condnet", {"mode": "fine_tuning"}),
     "tsns": ("tsns", {"mode": "fine_tuning", "slots": 5}),
     "pipo_fan": ("pipo_fan", {"mode": "fine_tuning", "kernel": 5}),
+    "condnet-shared": ("condnet", {"mode": "fine_tuning", "last_layer": "shared"}),
+    "tsns-code": ("tsns", {"mode": "fine_tuning", "slots": 5}),
+    "pipo_fan-deep": ("pipo_fan", {"mode": "fine_tuning", "deep_supervision": True}),
 }
 
 
@@ -118,7 +135,7 @@ def changes_of_old(make: Callable[[], StructureStrategy], folder: Path) -> tuple
     return strategy, changed_ones | {name for name in kept if not torch.equal(kept[name], now[name])}
 
 
-@EACH
+@pytest.mark.parametrize("rival", RIVALS)
 def test_nothing_old_changes_by_a_bit(rival: str, samples: list[Sample], tmp_path: Path) -> None:
     strategy, changed_ones = changes_of_old(lambda: made(rival, samples), tmp_path)
     assert strategy.network.structures == STRUCTURES
@@ -126,7 +143,8 @@ def test_nothing_old_changes_by_a_bit(rival: str, samples: list[Sample], tmp_pat
 
 
 @pytest.mark.parametrize(
-    "rival", ["frozen_trunk", "frozen_trunk-last", "lora-base", "ssf", "adapter-base", *CONDITIONED]
+    "rival",
+    slow_variants(["frozen_trunk", "frozen_trunk-last", "lora-base", "ssf", "adapter-base", *CONDITIONED]),
 )
 def test_norms_left_in_training_mode_would_be_found(
     rival: str, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,7 +156,8 @@ def test_norms_left_in_training_mode_would_be_found(
 
 
 @pytest.mark.parametrize(
-    "rival", [name for name in RIVALS if not name.startswith(("piggyback", "packnet", "progressive"))]
+    "rival",
+    slow_variants(name for name in RIVALS if not name.startswith(("piggyback", "packnet", "progressive"))),
 )
 def test_each_trains_and_changes_what_is_its_own(rival: str, samples: list[Sample]) -> None:
     strategy = learn(made(rival, samples), 0)
@@ -160,7 +179,7 @@ def test_each_trains_and_changes_what_is_its_own(rival: str, samples: list[Sampl
 # -- the base ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rival", BASE_OF)
+@pytest.mark.parametrize("rival", slow_variants(BASE_OF))
 def test_a_shared_base_is_the_same_to_the_bit(rival: str, samples: list[Sample]) -> None:
     name, options = BASE_OF[rival]
     strategy = learn(made(rival, samples), 0)
@@ -350,8 +369,8 @@ def expected_numbers(rival: str) -> int:
     head = 4 * taps
     own_norms = norms if options.get("norm", "own") == "own" else 0
     whole = taps * sum(a * b for a, b in blocks) + 8 * (4 * 4 + 8 * 4) + norms + head
-    if name in CONDITIONED:
-        return CONDITIONED[name]
+    if rival in CONDITIONED:
+        return CONDITIONED[rival]
     if name == "lora":
         rank = options["rank"]
         low = sum(rank * (a * taps + b) for a, b in blocks) + sum(rank * (a * 8 + b) for a, b in (down, up))
@@ -387,7 +406,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str]
     return {(row.strategy, row.structure, row.metric): row.value for row in rows if row.structure in ADDED}
 
 
-@EACH
+@pytest.mark.parametrize("rival", RIVALS)
 def test_what_a_structure_adds_is_counted(rival: str, costs: dict[tuple[str, str, str], float]) -> None:
     name, options = RIVALS[rival]
     title = StrategyConfig(name=name, **options).title

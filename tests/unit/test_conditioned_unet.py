@@ -55,6 +55,16 @@ def test_it_has_as_many_parameters_as_counted_from_its_definition(name: str, ker
     assert (sum(sizes.values()), *set(own)) == SIZES[name][kernel]
 
 
+@pytest.mark.parametrize(("kernel", "expected"), [(3, 23_302_784), (5, 100_272_768)])
+def test_condnet_with_one_last_layer_owns_nothing_of_a_structure_of_its_base(
+    kernel: int, expected: int
+) -> None:
+    with torch.device("meta"), uninitialised_weights():
+        network = CondNet(Architecture(), kernel, TWELVE_STRUCTURES, last_layer="shared")
+    assert sum(p.numel() for p in network.parameters()) == expected
+    assert not any(".own." in name for name, _ in network.named_parameters())
+
+
 @EACH
 def test_mixed_equals_separate(name: str) -> None:
     network = network_of(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,9 @@ from repmode_cl.nn.condnet import CondNet
 STRUCTURES = ("dna", "cell_membrane", "nucleolus")
 
 
-def network_of(kernel: int = 3, slots: int = 6) -> CondNet:
-    return CondNet(Architecture(4, 2, ("conv3",)), kernel, STRUCTURES, slots=slots, seed=1)
+def network_of(kernel: int = 3, slots: int = 6, last_layer: Literal["own", "shared"] = "own") -> CondNet:
+    architecture = Architecture(4, 2, ("conv3",))
+    return CondNet(architecture, kernel, STRUCTURES, slots=slots, last_layer=last_layer, seed=1)
 
 
 def one_sample(state: dict[str, Tensor], x: Tensor, name: str) -> Tensor:
@@ -31,13 +34,13 @@ def one_sample(state: dict[str, Tensor], x: Tensor, name: str) -> Tensor:
         return norm(state, f"{place}.norm", out).clamp(min=0)
 
     _, features = reference_features(state, x, 2, decode=decode)
-    head = state[f"head.own.{name}.weight"]
+    head = state["head.weight"] if "head.weight" in state else state[f"head.own.{name}.weight"]
     return F.conv3d(features, head, padding=head.shape[-1] // 2)
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_the_condition_is_a_bias(kernel: int) -> None:
-    network = scrambled(network_of(kernel))
+@pytest.mark.parametrize(("kernel", "last_layer"), [(3, "own"), (5, "own"), (3, "shared")])
+def test_the_condition_is_a_bias(kernel: int, last_layer: Literal["own", "shared"]) -> None:
+    network = scrambled(network_of(kernel, last_layer=last_layer))
     x, names, state = volume(), ["nucleolus", "dna", "nucleolus"], network.state_dict()
     with torch.no_grad():
         found = network(x, names)
@@ -61,6 +64,20 @@ def test_conditions_are_those_of_a_table_in_the_order_of_arrival() -> None:
     network.add_structure("desmosomes", seed=0)
     with pytest.raises(StructureError, match="the network has 6 slots, and all are taken"):
         network.add_structure("sialyltransferase", seed=0)
+
+
+def test_one_last_layer_is_trained_with_the_base_and_frozen_with_it() -> None:
+    network = network_of(last_layer="shared")
+    assert network.train_only(STRUCTURES) == {name for name, _ in network.named_parameters()}
+    network.add_structure("golgi", seed=0)
+    assert network.train_only(["golgi"]) == {"conditions.own.golgi.value"}
+    # The value is all that tells two structures apart.
+    scrambled(network)
+    x = volume(1)
+    with torch.no_grad():
+        assert not torch.equal(network(x, "golgi"), network(x, "dna"))
+        network.conditions.own["golgi"].value.copy_(network.conditions.own["dna"].value)
+        assert torch.equal(network(x, "golgi"), network(x, "dna"))
 
 
 def features_of(network: CondNet, x: Tensor, names: list[str]) -> Tensor:

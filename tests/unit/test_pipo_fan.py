@@ -55,8 +55,8 @@ def pair(state: dict[str, Tensor], place: str, x: Tensor) -> Tensor:
     return block(state, f"{place}.1", block(state, f"{place}.0", x))
 
 
-def one_sample(state: dict[str, Tensor], x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Return the prediction of one sample, and the share of each map."""
+def one_sample(state: dict[str, Tensor], x: Tensor, name: str) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the prediction of one sample, the share of each map, and the maps."""
     images = [x, pooled(x), pooled(pooled(x))]
     levels = [pair(state, "encoder.0", x)]
     for level in (1, 2):
@@ -79,7 +79,8 @@ def one_sample(state: dict[str, Tensor], x: Tensor, name: str) -> tuple[Tensor, 
         scores.append(told.mean() + told.max())
     exponentials = torch.exp(torch.stack(scores))
     shares = exponentials / exponentials.sum()
-    return sum(share * one for share, one in zip(shares, maps, strict=True)), shares  # type: ignore[return-value]
+    fused: Tensor = sum(share * one for share, one in zip(shares, maps, strict=True))  # type: ignore[assignment]
+    return fused, shares, maps
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -95,11 +96,17 @@ def test_maps_of_pooled_images_are_fused_sample_by_sample(kernel: int) -> None:
     with torch.no_grad():
         found = network(x, names)
         expected = [one_sample(state, x[i : i + 1], name) for i, name in enumerate(names)]
-    torch.testing.assert_close(found, torch.cat([one for one, _ in expected]), rtol=1e-9, atol=1e-9)
-    shares = torch.stack([share for _, share in expected])
+    torch.testing.assert_close(found, torch.cat([one for one, _, _ in expected]), rtol=1e-9, atol=1e-9)
+    shares = torch.stack([share for _, share, _ in expected])
     assert shares.max() < 0.999  # no map is the only one that counts
     assert (shares[0] - shares[2]).abs().max() > 1e-3  # each sample has its own shares
     assert not any("head" in key for key in state)
+    # With the maps that it is made of, from the deepest level to the first.
+    with torch.no_grad():
+        together = network.predict_maps(x, names)
+    assert torch.equal(together[:, :1], network(x, names))
+    maps = torch.cat([torch.cat(one[::-1], dim=1) for _, _, one in expected])
+    torch.testing.assert_close(together[:, 1:], maps, rtol=1e-9, atol=1e-9)
 
 
 def test_the_first_convolution_of_a_level_reads_what_comes_down_and_the_pooled_image() -> None:

@@ -73,6 +73,9 @@ def test_every_name_is_a_strategy() -> None:
         ({"name": "replay", "buffer": 32}, "replay_buffer32"),
         ({"name": "dodnet", "mode": "joint", "kernel": 5}, "dodnet_k5_joint"),
         ({"name": "tsns", "slots": 30, "mode": "joint"}, "tsns_k3_joint_slots30"),
+        ({"name": "condnet", "last_layer": "shared"}, "condnet_k3_shared"),
+        ({"name": "tsns", "condition": "code", "kernel": 5}, "tsns_k5_code"),
+        ({"name": "pipo_fan", "deep_supervision": True, "mode": "joint"}, "pipo_fan_k3_joint_deep"),
         ({"name": "dodnet", "mode": "fine_tuning", "steps": 9}, "dodnet_k3_fine_tuning_9steps"),
         ({"name": "a_gem", "buffer_bytes": 123456789}, "a_gem_bytes123456789"),
         ({"name": "ewc", "strength": 1000.0}, "ewc_strength1000"),
@@ -96,7 +99,7 @@ def test_what_is_written_names_later_options_only_where_they_are_chosen() -> Non
     later = {"gate": "outside", "scale": True, "blocks": "decoder"}
     of_others = {"of", "rank", "bottleneck", "buffer_bytes_each", "region", "alpha", "beta", "prune"}
     of_others |= {"fisher", "probes", "decay", "damping", "warm_up"}
-    of_others |= {"mode", "slots"}
+    of_others |= {"mode", "slots", "last_layer", "condition", "deep_supervision"}
     assert not StrategyConfig(name="experts_frozen").model_dump().keys() & (later.keys() | of_others)
     chosen = StrategyConfig(name="experts_frozen", **later)
     assert {key: chosen.model_dump(mode="json")[key] for key in later} == later
@@ -123,6 +126,10 @@ def test_what_is_written_names_later_options_only_where_they_are_chosen() -> Non
         ({"name": "synaptic_intelligence", "damping": 0}, "greater than 0"),
         ({"name": "lwf", "warm_up": 1}, "less than 1"),
         ({"name": "joint", "mode": "frozen"}, "mode is an option of dodnet"),
+        ({"name": "tsns", "last_layer": "shared"}, "last_layer is an option of condnet, not of tsns"),
+        ({"name": "condnet", "condition": "code"}, "condition is an option of tsns, not of condnet"),
+        ({"name": "tsns", "condition": "code", "mode": "joint"}, "condition: code is of mode frozen"),
+        ({"name": "dodnet", "deep_supervision": True}, "deep_supervision is an option of pipo_fan"),
         ({"name": "dodnet", "slots": 20}, "slots is an option of condnet, tsns, not of dodnet"),
         (
             {"name": "dodnet", "mode": "joint", "base_learning_rate": 0.1},

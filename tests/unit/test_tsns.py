@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ STRUCTURES = ("dna", "cell_membrane", "nucleolus")
 SLOTS = 5
 
 
-def network_of(kernel: int = 3) -> TSNs:
-    return TSNs(Architecture(4, 2, ("conv3",)), kernel, STRUCTURES, slots=SLOTS, seed=1)
+def network_of(kernel: int = 3, condition: Literal["scales", "code"] = "scales") -> TSNs:
+    architecture = Architecture(4, 2, ("conv3",))
+    return TSNs(architecture, kernel, STRUCTURES, slots=SLOTS, condition=condition, seed=1)
 
 
 def equalised(state: dict[str, Tensor], place: str, x: Tensor) -> Tensor:
@@ -31,8 +33,9 @@ def leaky(x: Tensor, slope: float) -> Tensor:
     return torch.where(x > 0, x, slope * x)
 
 
-def embedded(state: dict[str, Tensor], number: int) -> Tensor:
+def embedded(state: dict[str, Tensor], number: int, code: Tensor | None = None) -> Tensor:
     z = torch.tensor([float(entry // 20 == number) for entry in range(20 * SLOTS)], dtype=torch.float64)
+    z = z if code is None else code
     w = z / (z.square().sum() / len(z) + 1e-8).sqrt()
     for layer in range(8):
         w = leaky(equalised(state, f"embedding.layers.{layer}", w), 0.2)
@@ -40,7 +43,7 @@ def embedded(state: dict[str, Tensor], number: int) -> Tensor:
 
 
 def one_sample(state: dict[str, Tensor], x: Tensor, name: str, number: int) -> Tensor:
-    w = embedded(state, number)
+    w = embedded(state, number, state.get(f"own_codes.own.{name}.values"))
 
     def conditioned(state: dict[str, Tensor], place: str, x: Tensor) -> Tensor:
         weight, channels = state[f"{place}.weight"], []
@@ -66,9 +69,11 @@ def one_sample(state: dict[str, Tensor], x: Tensor, name: str, number: int) -> T
     return F.conv3d(features, head, padding=head.shape[-1] // 2)
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_each_sample_is_normalised_by_itself_and_conditioned_by_its_code(kernel: int) -> None:
-    network = network_of(kernel)
+@pytest.mark.parametrize(("kernel", "condition"), [(3, "scales"), (5, "scales"), (3, "code")])
+def test_each_sample_is_normalised_by_itself_and_conditioned_by_its_code(
+    kernel: int, condition: Literal["scales", "code"]
+) -> None:
+    network = network_of(kernel, condition)
     network.add_structure("golgi", seed=1)
     scrambled(network)
     x, names, state = volume(4), ["nucleolus", "dna", "nucleolus", "golgi"], network.state_dict()
@@ -111,6 +116,26 @@ def test_an_addition_begins_with_the_mean_of_the_bases_scales_and_shifts() -> No
     channels = sum(len(state[f"{place}.own.golgi.values"]) for place in places)
     assert channels == 2 * (4 + 8 + 16 + 2 * (4 + 8))
     assert 2 * (32 + 64 + 128 + 256 + 512 + 2 * (32 + 64 + 128 + 256)) == 3_904
+
+
+def test_a_trained_code_is_all_that_an_addition_owns_besides_its_last_layer() -> None:
+    network = network_of(condition="code")
+    assert list(network.state_dict()) == list(network_of().state_dict())  # the base is the same
+    network.add_structure("golgi", seed=1)
+    state = network.state_dict()
+    own = {key for key in state if ".own.golgi." in key}
+    assert own == {"own_codes.own.golgi.values", "head.own.golgi.weight"}
+    assert network.train_only(["golgi"]) == own
+    # The mean of three codes of 20 ones each.
+    expected = [1 / 3] * 60 + [0.0] * 40
+    assert state["own_codes.own.golgi.values"].tolist() == pytest.approx(expected)
+    torch.testing.assert_close(network.codes(["golgi"]), network.codes(STRUCTURES).mean(0, keepdim=True))
+    # Its gradient passes the frozen embedding.
+    network(volume(1).float(), "golgi").sum().backward()
+    [code] = [p for name, p in network.named_parameters() if name.startswith("own_codes.")]
+    assert code.grad is not None
+    assert float(code.grad.abs().max()) > 0
+    assert all(p.grad is None for name, p in network.named_parameters() if name not in own)
 
 
 def test_a_structure_that_is_trained_with_all_takes_the_next_code() -> None:
