@@ -74,8 +74,8 @@ def test_the_page_is_whole_html_and_asks_for_nothing_outside(page):
 def test_the_page_has_every_section_and_the_table_first(page):
     sections = re.findall(r'<section id="(\w+)"', page)
     assert sections == [
-        "table", "comparisons", "costs", "frontier", "structures", "forgetting", "learning", "matrices", "pictures", "gates",
-        "settings",
+        "table", "comparisons", "costs", "frontier", "structures", "forgetting", "learning", "matrices", "pictures",
+        "gates", "settings",
     ]  # fmt: skip
     assert "(bit-identical)" in page
     assert "stayed the same bit for bit" in page
