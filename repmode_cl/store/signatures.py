@@ -105,6 +105,7 @@ def sign_model(
         If a file is damaged, the chain of statements is broken, or something besides `structures` is not signed.
     """
     path = Path(path)
+    before = Registry.read(path)
     report = verify_model(path, "tensors")
     if failed := [result.structure for result in report.results if not result.ok]:
         raise ModelError(
@@ -112,6 +113,8 @@ def sign_model(
         )
     public = raw_bytes(key.public_key())
     with transaction(path) as (registry, document):
+        if registry != before:
+            raise ModelError(f"{path} changed while it was checked: look at what changed, and sign again")
         chain = _read_chain(path)
         statements = [one.statement for one in chain]
         missing = missing_statements(path, registry, document, statements)

@@ -19,9 +19,12 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, RepmodeError, UnknownStructureError
 from repmode_cl.model import Model
+from repmode_cl.store import signatures
 from repmode_cl.store.keys import fingerprint, make_key, raw_bytes, read_private_key, read_public_key
 from repmode_cl.store.registry import Registry
 from repmode_cl.store.signatures import sign_model, verify_signatures
+from repmode_cl.store.verify import verify_model
+from repmode_cl.store.verify_report import Level, VerifyReport
 
 ADA, BEN = (Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in (1, 2))
 
@@ -223,6 +226,18 @@ def test_one_signs_only_what_one_names(model_path: Path) -> None:
     assert "is not signed" in problems(model_path)
     with pytest.raises(UnknownStructureError, match="did you mean 'nucleolus'"):
         sign_model(model_path, ADA, ["nucleolis"])
+
+
+def test_a_change_during_the_check_is_not_signed(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(path: Path, level: Level) -> VerifyReport:
+        report = verify_model(path, level)
+        Model.open(path).remove("mitochondria")
+        return report
+
+    monkeypatch.setattr(signatures, "verify_model", slow)
+    with pytest.raises(ModelError, match="changed while it was checked"):
+        sign_model(model_path, ADA)
+    assert not (model_path / "signatures").exists()
 
 
 def test_keys_are_read_in_both_formats_and_others_refused(tmp_path: Path) -> None:
