@@ -57,12 +57,18 @@ class UnknownStructureError(StructureError):
         The existing names: the message lists them and suggests the nearest one.
     where
         The place that was searched, for the message ("this network", "the model model/").
+    hint
+        What else to say, after the list.
     """
 
-    def __init__(self, name: str, known: Iterable[str], where: str = "this network") -> None:
+    def __init__(
+        self, name: str, known: Iterable[str], where: str = "this network", *, hint: str = ""
+    ) -> None:
         known = list(known)
         listed = ", ".join(known) if known else "none"
-        super().__init__(f"unknown structure {name!r}: {where} knows {listed}{did_you_mean(name, known)}")
+        super().__init__(
+            f"unknown structure {name!r}: {where} knows {listed}{hint or did_you_mean(name, known)}"
+        )
         self.name = name
         self.known = tuple(known)
 

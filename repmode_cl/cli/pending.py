@@ -43,6 +43,8 @@ def pending(model: ModelArgument) -> None:
             typer.echo(f"  {staged}")
             if structure.replace and (active := opened.entries.get(structure.name)) is not None:
                 typer.echo(f"  the version in the model: {active.verdict.text}")
+        for line in _figures(structure, opened.entries.get(structure.name)):
+            typer.echo(f"  {line}")
     if not structures:
         typer.echo(f"{model}: nothing is pending")
 
@@ -129,6 +131,27 @@ def _status(structure: PendingStructure, model: Path, entries: Mapping[str, Entr
             f"or {discard_it}"
         )
     return text
+
+
+def _figures(structure: PendingStructure, active: Entry | None) -> list[str]:
+    """Return the figures of a staged structure, beside those of the version that it is to replace."""
+    entry = structure.entry
+    if entry is None or structure.problem:
+        return []
+    before = active if structure.replace and active is not None and active.digest != entry.digest else None
+    texts = []
+    for key, title in (("r2", "R2"), ("pearson", "Pearson"), ("mse", "MSE")):
+        now, then = figure(entry.metrics.get(key)), figure(before.metrics.get(key)) if before else ""
+        if now or then:
+            beside = f" (now in the model {then or 'none'})" if before else ""
+            texts.append(f"{title} {now or 'none'}{beside}")
+    beside = f" (now in the model {before.bytes:,})" if before else ""
+    lines = [", ".join([*texts, f"{entry.bytes:,} bytes{beside}"])]
+    if before is not None and texts:
+        images = [one.provenance.get("images") for one in (entry, before)]
+        if None in images or images[0] != images[1]:
+            lines.append("measured on images that are not known to be the same: compare with care")
+    return lines
 
 
 def _read_json(structure: PendingStructure, file: str) -> dict[str, Any]:

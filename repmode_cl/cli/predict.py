@@ -26,6 +26,8 @@ from repmode_cl.verdict import VerdictLevel
 if TYPE_CHECKING:
     from repmode_cl.inference.options import PredictedFile
     from repmode_cl.inference.predict_files import ImageOutcome
+    from repmode_cl.inference.preview import PreviewVolumes
+    from repmode_cl.store.snapshot import ModelSnapshot
 
 __all__ = ["predict"]
 
@@ -54,10 +56,28 @@ def predict(
         list[str] | None,
         typer.Option(metavar="NAME", help="Structure to predict; may be given again."),
     ] = None,
+    pending: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Staged structure to predict before it is accepted; may be given again."
+        ),
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Predict all structures of the model.")] = False,
     stack: Annotated[
         bool, typer.Option("--stack", help="Write one file with transmitted light and all structures.")
     ] = False,
+    imagej: Annotated[
+        bool,
+        typer.Option("--imagej", help="Write ImageJ hyperstacks (.tif) of at most 4 GB instead of OME-TIFF."),
+    ] = False,
+    preview: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Page (.html) or picture (.png) with slices and projections, written before the predictions; {input} "
+            "in its name makes one for each image.",
+        ),
+    ] = None,
     rescale: Annotated[
         str | None,
         typer.Option(
@@ -135,6 +155,8 @@ def predict(
       repmode-cl predict model --all --stack in.czi stack.ome.zarr --memory 2GB
 
       repmode-cl predict model --all 'fields/*.tif' --out predictions --csv results.csv --keep-going
+
+      repmode-cl predict model --pending golgi --preview look.html cells.ome.tif golgi.ome.tif
     """
     if out is None and len(paths) != 2:
         raise typer.BadParameter(
@@ -144,7 +166,7 @@ def predict(
             ctx=ctx,
             param_hint="'IN... [OUT]'",
         )
-    if every == bool(structure):
+    if (every and structure) or not (every or structure or pending):
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
     window_size = parse_size(window, "--window")
     voxel_size_um = parse_voxel_size(voxel_size)
@@ -157,13 +179,24 @@ def predict(
         output_names,
         predict_files,
     )
+    from repmode_cl.inference.provenance import input_name
     from repmode_cl.inference.rescale import Rescale
     from repmode_cl.model import Model
+    from repmode_cl.store.staging import open_with_staged
     from repmode_cl.utils.memory import parse_memory
     from repmode_cl.utils.progress import task
+    from repmode_cl.workflows.preview_page import PreviewWriter, preview_paths
 
-    opened = Model.open(model) if every else None
+    opened: ModelSnapshot | None = Model.open(model) if every else None
     names = list(opened.structures) if opened is not None else list(structure or [])
+    if pending:
+        both = sorted(set(pending) & set(structure or ()))
+        if both:
+            raise RepmodeError(
+                f"{', '.join(both)}: named by --structure (what the model has) and by --pending (what waits to be "
+                "accepted); predict one of them in a second call"
+            )
+        names += [name for name in pending if name not in names]
     several = every or len(names) > 1
     options = PredictionOptions(
         channel=number_or_name(channel),
@@ -176,6 +209,7 @@ def predict(
         force=force,
         rescale=None if rescale is None else Rescale.parse(rescale),
         stack=stack,
+        imagej=imagej,
         targets=_targets(target, names),
         confidence=confidence,
         unlike_map=unlike_map,
@@ -192,26 +226,40 @@ def predict(
             )
     else:
         inputs = expand_inputs(paths)
-        outputs = output_names(inputs, out, names, stack=stack)
+        outputs = output_names(inputs, out, names, stack=stack, imagej=imagej)
     # Before the model is opened, and before the first of many is predicted; the inputs first, because an input that
     # would be replaced is no earlier prediction either.
     if out is not None:
         refuse_inputs(
             (Path(output.replace("{structure}", name)) for output in outputs for name in names), inputs
         )
+    written: list[Path] = []
     for source, output in zip(inputs, outputs, strict=True):
-        output_paths(output, names, source, several=several, stack=stack)
+        written += output_paths(output, names, source, several=several, stack=stack, imagej=imagej)
     if csv is not None:
         check_prediction_table(csv)
+    previews = None if preview is None else preview_paths(preview, inputs, written)
     continue_with(ctx, without=["--restart"])
     opened = Model.open(model) if opened is None else opened
+    if pending:
+        opened = open_with_staged(opened, pending)
+    writer = None
+    if previews is not None:
+        sources = [input_name(source) for source in inputs]
+        writer = PreviewWriter(opened, dict(zip(sources, previews, strict=True)))
     reported: set[str] = set()
+    shown: list[Path] = []
     with task(_task_title(names, inputs, every)) as bar:
         finished = 0
 
         def show_stage(stage: str) -> None:
             position = f" ({finished + 1} of {len(inputs)})" if len(inputs) > 1 else ""
             bar.update(description=f"{stage} {Path(str(inputs[finished])).name}{position}")
+
+        def show_preview(volumes: PreviewVolumes) -> None:
+            if writer is not None and (path := writer(volumes)) not in shown:
+                shown.append(path)
+                typer.echo(f"{path}: preview")
 
         def report(outcome: ImageOutcome) -> None:
             nonlocal finished
@@ -232,6 +280,7 @@ def predict(
             outputs,
             dataclasses.replace(
                 options,
+                preview=None if writer is None else show_preview,
                 progress=lambda count, total: bar.update(completed=count, total=total),
                 status=show_stage,
             ),

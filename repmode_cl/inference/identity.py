@@ -110,7 +110,9 @@ def stored_uuid(path: Path) -> str | None:
         import tifffile
 
         with tifffile.TiffFile(path) as tiff:
-            match = re.search(r'<OME\b[^>]*\bUUID="([^"]+)"', tiff.ome_metadata or "")
+            match = re.search(r'<OME\b[^>]*\bUUID="([^"]+)"', tiff.ome_metadata or "") or re.search(
+                r"^UUID: (.+)$", str((tiff.imagej_metadata or {}).get("Info", "")), re.MULTILINE
+            )
     except Exception:  # whatever the file is, it is not the prediction
         return None
     return None if match is None else match[1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repmode_cl.errors import RepmodeError
+from repmode_cl.inference.preview import PreviewVolumes
 from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.unlike import ImageScore
 from repmode_cl.inference.window_batches import Network
@@ -40,6 +41,8 @@ class PredictionOptions:
         ``"-2:8:uint8"`` becomes a `Rescale`.
     stack
         Write one file with the transmitted light and all structures as its channels.
+    imagej
+        Write TIFFs as ImageJ hyperstacks (untiled, without lower resolutions) instead of OME-TIFF.
     targets
         For each structure whose truth is in the input, the channel (name or number) to compare with.
     confidence
@@ -55,6 +58,10 @@ class PredictionOptions:
         Discard an unfinished prediction of this output, also one with other settings.
     keep
         Do not predict again what was predicted already, by the same model from the same image with the same settings.
+    preview
+        Called with a part of the image and its predictions, before the files are written: a large image's middle
+        before the rest is predicted, a small image as a whole. `repmode_cl.workflows.preview_page.PreviewWriter`
+        makes a page of them.
     networks
         The structures' networks on `device`, if they are at hand (`repmode_cl.inference.predict_file.FusedNetworks`).
     progress
@@ -81,12 +88,14 @@ class PredictionOptions:
     force: bool = False
     rescale: Rescale | None = None
     stack: bool = False
+    imagej: bool = False
     targets: Mapping[str, str | int] | None = None
     confidence: bool = False
     unlike_map: bool = False
     memory: int | None = None
     restart: bool = False
     keep: bool = False
+    preview: Callable[[PreviewVolumes], object] | None = None
     networks: Mapping[str, Network] | None = None
     progress: Callable[[int, int], None] | None = None
     status: Callable[[str], None] | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.writers import SUFFIXES, check_output, check_suffix
+from repmode_cl.inference.writers.imagej import check_imagej
 
 __all__ = ["output_paths", "refuse_inputs"]
 
@@ -15,7 +16,13 @@ _PLACEHOLDER = "{structure}"
 
 
 def output_paths(
-    out: str | Path, structures: Sequence[str], in_path: Path | str, *, several: bool, stack: bool = False
+    out: str | Path,
+    structures: Sequence[str],
+    in_path: Path | str,
+    *,
+    several: bool,
+    stack: bool = False,
+    imagej: bool = False,
 ) -> tuple[Path, ...]:
     """Return the file to write for each structure, or the one for all in a stack.
 
@@ -32,6 +39,8 @@ def output_paths(
         Whether several were requested, even if the list has one.
     stack
         Whether one file holds all of them.
+    imagej
+        Whether TIFFs are ImageJ hyperstacks; the files in a folder are then ``<structure>.tif``.
 
     Raises
     ------
@@ -65,8 +74,10 @@ def output_paths(
             f"{Path(out).with_name(_PLACEHOLDER + '.ome.tif')}"
         )
     else:
-        paths = tuple(Path(out) / f"{name}.ome.tif" for name in structures)
+        paths = tuple(Path(out) / f"{name}{'.tif' if imagej else '.ome.tif'}" for name in structures)
     for path in paths:
+        if imagej:
+            check_imagej(path, 0)
         if isinstance(in_path, Path) and path.exists() and in_path.exists() and path.samefile(in_path):
             raise ImageError(f"{path}: is the input; give the prediction another name")
         check_output(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from repmode_cl.data.geometry import Box
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.data.readers.location import as_location
@@ -29,21 +32,29 @@ from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.identity import input_fingerprint, is_predicted, prediction_uuid
 from repmode_cl.inference.options import PredictedFile, PredictionOptions
 from repmode_cl.inference.output_paths import output_paths
-from repmode_cl.inference.provenance import file_metadata
+from repmode_cl.inference.preview import PreviewVolumes, preview_box, voxel_size_on_grid
+from repmode_cl.inference.provenance import file_metadata, input_name
 from repmode_cl.inference.streaming.journal import PredictionJournal
 from repmode_cl.inference.streaming.memory_plan import MemoryNeeds, MemoryPlan, plan_memory, tile_bytes
 from repmode_cl.inference.streaming.outputs import Output
-from repmode_cl.inference.streaming.run import StreamingJob, StreamingResult, run_streaming_job
+from repmode_cl.inference.streaming.run import (
+    PreviewCall,
+    StreamingJob,
+    StreamingResult,
+    run_streaming_job,
+)
 from repmode_cl.inference.trust_channels import (
     check_extra_channels,
     confidence_text,
     extra_channels,
+    spread_key,
     unlike_key,
     window_networks,
 )
 from repmode_cl.inference.volume_source import FileSource
 from repmode_cl.inference.window_batches import Network
 from repmode_cl.inference.windows import WindowGrid, checked_window_grid
+from repmode_cl.inference.writers.imagej import check_imagej
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import available_memory, format_bytes, resident_memory
@@ -205,7 +216,12 @@ class FilePrediction:
         self.in_path = as_location(in_path)
         self.options = options
         self.paths = output_paths(
-            out_path, self.structures, self.in_path, several=several, stack=options.stack
+            out_path,
+            self.structures,
+            self.in_path,
+            several=several,
+            stack=options.stack,
+            imagej=options.imagej,
         )
         # The structures in each file.
         groups = [self.structures] if options.stack else [(name,) for name in self.structures]
@@ -214,7 +230,7 @@ class FilePrediction:
         self.model = model if isinstance(model, ModelSnapshot) else ModelSnapshot.open(model)
         for name in self.structures:
             if name not in self.model.structures:
-                raise UnknownStructureError(name, self.model.structures, f"the model {self.model.path}")
+                raise self.model.unknown_structure(name)
         for name in options.targets or {}:
             if name not in self.structures:
                 raise UnknownStructureError(name, self.structures, "a target is named for it, and this call")
@@ -225,6 +241,7 @@ class FilePrediction:
         with open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image:
             plan = self._plan(image)
             if self.options.keep and self._is_done(plan):
+                self._preview_existing(plan)
                 return self._files(plan, StreamingResult(), existed=True)
             networks = self.options.networks
             if networks is None:
@@ -288,6 +305,15 @@ class FilePrediction:
             request["weights"] = weights
         # Only where they are wanted: other predictions keep the identity that they had.
         request |= {key: True for key in ("confidence", "unlike_map") if getattr(options, key)}
+        if pending := sorted(model.staged & set(self.structures)):
+            request["pending"] = pending
+        if options.imagej:
+            request["imagej"] = True
+            itemsize = np.dtype("float32" if options.rescale is None else options.rescale.dtype).itemsize
+            for path, names in self._contents.items():
+                further = sum(len(extra_channels(model, name, options)) for name in names)
+                channels = len(names) + options.stack + further
+                check_imagej(path, math.prod(image.shape) * channels * itemsize)
         return _ImagePlan(
             image=image,
             source=FileSource(image, channel, options.scene, options.t, dtype),
@@ -327,6 +353,73 @@ class FilePrediction:
             for path, structures in self._contents.items()
         )
 
+    def _preview_existing(self, plan: _ImagePlan) -> None:
+        """Hand to the preview what the files that are there already hold, on the image's grid."""
+        if self.options.preview is None:
+            return
+        rescale = self.options.rescale
+        box = preview_box(plan.image.shape)
+        region = Region(*((part.start, part.stop) for part in box))
+        predictions, confidence = {}, {}
+        for path, names in self._contents.items():
+            with open_image(path) as image:
+                for number, name in enumerate(names, 1 if self.options.stack else 0):
+                    values = image.read(number, region).astype(np.float32)
+                    if rescale is not None:
+                        values = values * ((rescale.high - rescale.low) / rescale.top) + rescale.low
+                    predictions[name] = values.astype(np.float32, copy=False)
+                    if self.options.confidence:
+                        confidence[name] = image.read(f"{name} confidence", region).astype(np.float32)
+        light = plan.source.read(box).astype(np.float32)
+        self._preview(plan, box, light, predictions, confidence, existed=True)
+
+    def _preview_call(self, plan: _ImagePlan) -> PreviewCall | None:
+        """Return what takes a part on the network's grid to the caller's preview."""
+        if self.options.preview is None:
+            return None
+
+        def show(box: Box, light: NDArray[np.float32], results: Mapping[str, NDArray[np.float32]]) -> None:
+            half_widths = {
+                name: one.convert(results[one.key]).astype(np.float32, copy=False)
+                for name in self.structures
+                for one in extra_channels(self.model, name, self.options)
+                if one.key == spread_key(name)
+            }
+            predictions = {name: results[name] for name in self.structures}
+            self._preview(plan, box, light, predictions, half_widths)
+
+        return show
+
+    def _preview(
+        self,
+        plan: _ImagePlan,
+        box: Box,
+        light: NDArray[np.float32],
+        predictions: Mapping[str, NDArray[np.float32]],
+        confidence: Mapping[str, NDArray[np.float32]],
+        *,
+        existed: bool = False,
+    ) -> None:
+        """Hand a box, the light in it and its predictions to the caller's preview."""
+        if self.options.preview is None:
+            return
+        grid = plan.image.shape if existed else plan.grid.shape
+        self.options.preview(
+            PreviewVolumes(
+                source=input_name(self.in_path),
+                light=light,
+                predictions=predictions,
+                confidence=confidence,
+                voxel_size=voxel_size_on_grid(plan.voxel_size, plan.image.shape, grid),
+                box=box,
+                grid=grid,
+                scene=self.options.scene,
+                t=self.options.t,
+                notes=plan.notes,
+                existed=existed,
+            )
+        )
+
     # -- running --------------------------------------------------------------------------------------------
 
     def _predict(
@@ -345,7 +438,11 @@ class FilePrediction:
                 f"model's {batch}: last bits may differ"
             )
             plan = dataclasses.replace(plan, notes=(*plan.notes, note))
-        windowed = window_networks(self.model, networks, self.device, confidence=self.options.confidence)
+        confidence = self.options.confidence
+        windowed = window_networks(self.model, networks, self.device, confidence=confidence)
+        apart: Mapping[str, Network] = {}
+        if self.options.preview is not None:
+            apart = window_networks(self.model, networks, self.device, confidence=confidence).networks
         job = StreamingJob(
             source=plan.source,
             grid=plan.grid,
@@ -360,6 +457,8 @@ class FilePrediction:
             scores=windowed.scores,
             statistics=windowed.statistics,
             unlike_maps={name: unlike_key(name) for name in self.structures if self.options.unlike_map},
+            preview=self._preview_call(plan),
+            preview_networks=apart,
         )
         try:
             result = run_streaming_job(job, journal, self.options)
@@ -410,7 +509,7 @@ class FilePrediction:
             )
             results = (*names, *(one.key for one in extra))
             conversions = {one.key: one.convert for one in extra}
-            outputs.append(Output(path, metadata, results, rescale, light, conversions))
+            outputs.append(Output(path, metadata, results, rescale, light, conversions, self.options.imagej))
         return outputs
 
     def _files(

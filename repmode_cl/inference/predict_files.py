@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repmode_cl.data.readers.location import as_location, is_url
-from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
+from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.options import PredictedFile, PredictionOptions
 from repmode_cl.inference.predict_file import FilePrediction, FusedNetworks
 from repmode_cl.inference.provenance import input_name
@@ -103,7 +103,12 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Path | str]:
 
 
 def output_names(
-    inputs: Sequence[Path | str], out: str | Path, structures: Sequence[str], *, stack: bool
+    inputs: Sequence[Path | str],
+    out: str | Path,
+    structures: Sequence[str],
+    *,
+    stack: bool,
+    imagej: bool = False,
 ) -> list[str]:
     """Return for each image the name of its outputs, in which ``{structure}`` may stand for each structure.
 
@@ -118,6 +123,8 @@ def output_names(
         Names.
     stack
         Whether one file holds all of them.
+    imagej
+        Whether files are ImageJ hyperstacks, whose names end in ``.tif``.
 
     Raises
     ------
@@ -131,7 +138,8 @@ def output_names(
                 f"{text}: several images need a file each; give a folder, or a name with {{input}} in it such as "
                 f"{Path(text).with_name('{input}_' + Path(text).name)}"
             )
-        text = str(Path(text) / ("{input}_predicted.ome.tif" if stack else "{input}_{structure}.ome.tif"))
+        suffix = ".tif" if imagej else ".ome.tif"
+        text = str(Path(text) / (("{input}_predicted" if stack else "{input}_{structure}") + suffix))
     if len(structures) > 1 and not stack and "{structure}" not in text:
         raise RepmodeError(f"{text}: several structures need a file each; put {{structure}} into the name")
     names = [text.replace("{input}", title_of(Path(input_name(image)))) for image in inputs]
@@ -194,7 +202,7 @@ def predict_files(
     names = [structure] if isinstance(structure, str) else list(structure)
     for name in names:
         if name not in model.structures:
-            raise UnknownStructureError(name, model.structures, f"the model {model.path}")
+            raise model.unknown_structure(name)
     networks = FusedNetworks(model, resolve_device(options.device))
     keep = options.keep and not options.restart
     earlier: Mapping[tuple[str, str], Mapping[str, str]] = {}

@@ -102,6 +102,8 @@ def _channel(model: ModelSnapshot, name: str, rescale: Rescale | None) -> Channe
         "structure_kind": entry.kind,
         "verdict": entry.verdict.text,
     }
+    if name in model.staged:
+        about["structure_state"] = "pending: it was not part of the model when this was predicted"
     if rescale is None:
         about["values"] = "z-scores (mean 0 and deviation 1 over the voxels of a fluorescence image)"
     else:

@@ -74,6 +74,8 @@ class WindowGrid:
     ----------
     size
         Voxels (z, y, x) that all windows have.
+    overlap
+        As given.
     starts
         First voxels of the windows on each axis, increasing; the last window of an axis is shifted back to end
         with the volume.
@@ -96,6 +98,7 @@ class WindowGrid:
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         z, y, x = (min(int(a), int(b)) for a, b in zip(shape, window, strict=True))
         self.size = (z, y, x)
+        self.overlap = overlap
         z_starts, y_starts, x_starts = (
             _starts(total, part, overlap) for total, part in zip(self.shape, self.size, strict=True)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ class ModelSnapshot:
         self.path = path
         self._document = dict(document)
         self._registry = registry
+        self._staged: frozenset[str] = frozenset()
         self._fused: tuple[tuple[str, str], FoldedUNet | PlainUNet] | None = None
 
     @classmethod
@@ -121,6 +123,34 @@ class ModelSnapshot:
         refuse_hub_copy(self.path)
         return self.path / "pending" / check_structure_name(name)
 
+    @property
+    def staged(self) -> frozenset[str]:
+        """Names that stand for a staged structure here (`repmode_cl.store.staging.open_with_staged`)."""
+        return self._staged
+
+    def with_entry(self, entry: Entry) -> ModelSnapshot:
+        """Return this model with a staged structure, in place of one of its name; it is only to be read."""
+        registry = self._registry
+        names = registry.names
+        entries = tuple(entry if one.name == entry.name else one for one in registry.entries)
+        if entry.name not in names:
+            entries = (*entries, entry)
+        model = ModelSnapshot(self.path, self._document, replace(registry, entries=entries))
+        model._staged = self._staged | {entry.name}
+        return model
+
+    def unknown_structure(self, name: str) -> UnknownStructureError:
+        """Return the error for a structure that is not part of the model; it says where one is pending."""
+        folder = self.path / "pending"
+        pending = [one.name for one in folder.iterdir() if one.is_dir()] if folder.is_dir() else []
+        hint = (
+            f"; {name!r} is pending and not part of the model: `repmode-cl pending` says what it waits for, "
+            f"`repmode-cl predict --pending {name}` predicts what is staged, `repmode-cl accept` takes it"
+            if name in pending
+            else ""
+        )
+        return UnknownStructureError(name, self.structures, f"the model {self.path}", hint=hint)
+
     # -- reading -------------------------------------------------------------------------------------
 
     def network(self, structures: Sequence[str] | None = None) -> RepModeUNet:
@@ -170,4 +200,4 @@ class ModelSnapshot:
 
     def _check(self, name: str) -> None:
         if name not in self.structures:
-            raise UnknownStructureError(name, self.structures, f"the model {self.path}")
+            raise self.unknown_structure(name)

@@ -5,9 +5,10 @@ A staged structure is complete and proved, but not part of the model: ``staged.j
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "clear_pending",
     "discard",
     "list_pending",
+    "open_with_staged",
     "stage",
     "list_staged",
     "training_lock",
@@ -169,6 +171,47 @@ def list_pending(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
 def list_staged(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
     """Return the staged structures of a model, by name."""
     return tuple(one for one in list_pending(model) if one.entry is not None)
+
+
+def open_with_staged(model: ModelSnapshot, names: Sequence[str]) -> ModelSnapshot:
+    """Return a model in which staged structures can be predicted, before anyone accepts them; it is never written.
+
+    Parameters
+    ----------
+    model
+        The model; its directory is only read.
+    names
+        Staged structures. One that is to replace a structure of the model stands in its place.
+
+    Raises
+    ------
+    ModelError
+        If nothing of a name is staged, or its file is damaged.
+    """
+    for name in names:
+        structure = _require_pending(model, name)
+        if structure.problem:
+            raise ModelError(structure.problem)
+        if structure.entry is None:
+            raise ModelError(
+                f"{name!r} is pending in {model.path} but not staged: its training is not finished, so that there is "
+                "nothing to predict with"
+            )
+        pack = read_pack(structure.folder / structure.file)
+        if pack.entry.portable_json() != structure.entry.portable_json():
+            raise ModelError(
+                f"{pack.path} is not what {structure.folder / STAGED} says: discard {name!r} and add it again"
+            )
+        for need, digest in structure.entry.needs:
+            active = model.entries.get(need)
+            if active is None or active.digest != digest:
+                raise ModelError(
+                    f"{name!r} was trained with the version {digest[:8]} of {need!r}, which is not in {model.path} now"
+                )
+        file = pack.path.relative_to(model.path).as_posix()
+        size = pack.path.stat().st_size
+        model = model.with_entry(dataclasses.replace(structure.entry, file=file, bytes=size))
+    return model
 
 
 def accept(model: ModelSnapshot, name: str) -> ImportResult:

@@ -29,16 +29,13 @@ from repmode_cl.report.data_check.page import (
     write_page,
 )
 from repmode_cl.report.page.chart_data import readable
+from repmode_cl.report.page.overlay import overlay
 from repmode_cl.report.page.slices import jpeg_data_uri
 
 __all__ = ["write_check_page"]
 
 #: Messages that the page lists in all, and quality of its pictures.
 _MOST_LISTED, _QUALITY = 400, 85
-#: Brightness of the signal in the overlay, so that colour is seen on it.
-_SIGNAL_SHARE = 0.6
-#: Percentile of the target up to which it has no colour in the overlay.
-_BACKGROUND = 25
 
 
 def write_check_page(path: str | Path, inspection: Inspection) -> None:
@@ -232,13 +229,7 @@ def _overlay(
         return None
     if signal.grey.shape != target.grey.shape or signal.plane != target.plane:
         return ScaledPicture("overlay", missing="the images differ in size")
-    grey = _SIGNAL_SHARE * signal.grey[..., None].astype(np.float64) / 255
-    # Background would tint the whole picture.
-    bright = target.grey.astype(np.float64)
-    background = float(np.percentile(bright, _BACKGROUND))
-    bright = np.clip((bright - background) / max(255 - background, 1.0), 0, 1)
-    coloured = bright[..., None] * np.asarray(colour_of(one.row.structure), np.float64) / 255
-    mixed: NDArray[np.uint8] = (255 * (1 - (1 - grey) * (1 - coloured)) + 0.5).astype(np.uint8)
+    mixed = overlay(signal.grey, target.grey, colour_of(one.row.structure))
     first = pictures[0]
     return ScaledPicture(
         "overlay",

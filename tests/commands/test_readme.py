@@ -27,6 +27,7 @@ COURSES = {
     "readme": ["README.md"],
     "adding, then a benchmark": ["docs/adding.md", "docs/benchmark.md"],
     "microscopist": ["docs/guides/microscopist.md"],
+    "first model": ["docs/first-model.md"],
     "researcher": ["docs/guides/researcher.md"],
     "deployer": ["docs/guides/deployer.md"],
     "avalanche": ["docs/avalanche.md"],
@@ -47,6 +48,10 @@ LEAVES = {
     "microscopist": (
         {"data check", "train", "add", "predict"},
         {"look.html", "predicted_dna.ome.tif", "stack.ome.tif"},
+    ),
+    "first model": (
+        {"config", "train", "show", "predict"},
+        {"check.html", "look.html", "predictions/dna.ome.tif"},
     ),
     "researcher": ({"config", "bench", "report"}, {"runs/first/report.html", "tables"}),
     "deployer": ({"verify", "accept", "history", "rollback", "pack import"}, {"nucleolus.safetensors"}),

@@ -46,6 +46,8 @@ class Output:
         The transmitted light, where it is the first channel.
     conversions
         For results that are no predictions: what makes a channel's values of them, in place of `rescale`.
+    imagej
+        Write an ImageJ hyperstack instead of an OME-TIFF.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Output:
     rescale: Rescale | None = None
     light: FileSource | None = None
     conversions: Mapping[str, _Convert] = field(default_factory=dict)
+    imagej: bool = False
 
 
 def result_path(folder: Path, structure: str) -> Path:
@@ -134,7 +137,7 @@ def write_output(
                 channels.append(Pyramid(result, metadata.dtype, convert, folder / name))
             for channel in channels:
                 stack.enter_context(closing(channel))
-            write_image(part, check_suffix(output.path), metadata, channels)
+            write_image(part, check_suffix(output.path), metadata, channels, imagej=output.imagej)
         # Saved before it is put in place: should the process die in between, the name of the part tells.
         journal.save(written=[*written, number])
     if not part.exists() and not output.path.exists():

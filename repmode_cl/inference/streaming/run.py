@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repmode_cl.data.geometry import Box
 from repmode_cl.data.preprocessing.normalisation import ZScore
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.errors import RepmodeError
@@ -32,6 +33,7 @@ from repmode_cl.inference.streaming.memory_plan import MemoryPlan
 from repmode_cl.inference.streaming.metrics import compare_volumes
 from repmode_cl.inference.streaming.outputs import Output, output_disk_bytes, result_path, write_output
 from repmode_cl.inference.streaming.partial_sums import PartialSums, partial_sums_nbytes
+from repmode_cl.inference.streaming.previews import part_to_predict, predict_part, read_results
 from repmode_cl.inference.streaming.unlike import (
     image_score,
     open_scores,
@@ -52,11 +54,15 @@ from repmode_cl.inference.windows import WindowGrid, WindowWeights, gaussian_wei
 from repmode_cl.store.reliability import FeatureStatistics
 from repmode_cl.utils.memory import format_bytes
 
-__all__ = ["run_streaming_job", "StreamingJob", "StreamingResult", "PredictionStopped"]
+__all__ = ["run_streaming_job", "PreviewCall", "StreamingJob", "StreamingResult", "PredictionStopped"]
 
 
 class PredictionStopped(Exception):  # noqa: N818 - nothing went wrong
     """A prediction ended after the requested number of windows; the same call continues it."""
+
+
+#: Takes a box on the network's grid, the z-scored light in it, and the results of all networks there, by name.
+PreviewCall = Callable[[Box, NDArray[np.float32], Mapping[str, NDArray[np.float32]]], None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,12 @@ class StreamingJob:
         Of the same structures: what windows are scored against.
     unlike_maps
         Names of the results to make of the scores, by structure.
+    preview
+        Called with a box on the network's grid, the z-scored light in it and the results there, before the outputs are
+        written; None makes no preview.
+    preview_networks
+        Networks for a part that is predicted before the whole, with the names of `networks`, but other objects: those
+        keep the scores of the whole's windows.
     """
 
     source: FileSource
@@ -106,6 +118,8 @@ class StreamingJob:
     scores: Mapping[str, WindowScores] = field(default_factory=dict)
     statistics: Mapping[str, FeatureStatistics] = field(default_factory=dict)
     unlike_maps: Mapping[str, str] = field(default_factory=dict)
+    preview: PreviewCall | None = None
+    preview_networks: Mapping[str, Network] = field(default_factory=dict)
 
     @property
     def resampled(self) -> bool:
@@ -161,7 +175,8 @@ def run_streaming_job(
     if "blocks" not in journal.state and not journal.has_progress:
         _check_disk(job, journal.folder)
     blocks = job.plan.blocks(job.grid)
-    if journal.state.get("blocks", 0) < len(blocks):
+    remaining = journal.state.get("blocks", 0) < len(blocks)
+    if remaining or job.preview is not None:
         with ExitStack() as stack:
             source: VolumeSource = job.source
             if job.resampled or not job.source.image.random_access:
@@ -172,8 +187,15 @@ def run_streaming_job(
                 score = z_score_of(measured, percentiles=job.recipe.percentiles, empty=job.recipe.empty)
                 journal.save(z_score=[score.mean, score.deviation])
             score = ZScore(*journal.state["z_score"])
-            status("Predicting")
-            _predict_blocks(job, journal, blocks, source, score, options)
+            early = job.preview is not None and remaining and part_to_predict(job.grid) is not None
+            if early:
+                status("Previewing")
+                _preview(job, journal, source, score, finished=False)
+            if remaining:
+                status("Predicting")
+                _predict_blocks(job, journal, blocks, source, score, options)
+            if not early:
+                _preview(job, journal, source, score, finished=True)
     if job.targets and "metrics" not in journal.state:
         status("Comparing")
         journal.save(metrics=_compare_with_targets(job, journal.folder))
@@ -200,6 +222,29 @@ def run_streaming_job(
     metrics: dict[str, dict[str, float]] = journal.state.get("metrics", {})
     journal.discard()
     return StreamingResult(metrics, unlike)
+
+
+def _preview(
+    job: StreamingJob, journal: PredictionJournal, source: VolumeSource, score: ZScore, *, finished: bool
+) -> None:
+    """Hand a part of the image to the preview: predicted now, or of results where all blocks are done."""
+    if job.preview is None:
+        return
+    grid, part = job.grid, part_to_predict(job.grid)
+    if part is None or finished:
+        job.preview(*read_results(source, score, grid, journal.folder, job.networks))
+        return
+    light, predictions = predict_part(
+        source,
+        score,
+        part,
+        grid,
+        job.preview_networks,
+        batch=job.plan.batch,
+        device=job.device,
+        weights=job.weights,
+    )
+    job.preview(part, light, predictions)
 
 
 def _check_disk(job: StreamingJob, folder: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.writers.image_metadata import NAMESPACE, ChannelMetadata, ImageMetadata
+from repmode_cl.inference.writers.imagej import write_imagej
 from repmode_cl.inference.writers.npy import write_npy
 from repmode_cl.inference.writers.ome_tiff import write_tiff
 from repmode_cl.inference.writers.ome_zarr import write_zarr
@@ -95,7 +96,7 @@ def _is_predicted_tiff(path: Path) -> bool:
 
     try:
         with tifffile.TiffFile(path) as tiff:
-            return NAMESPACE in (tiff.ome_metadata or "")
+            return NAMESPACE in (tiff.ome_metadata or "") + str((tiff.imagej_metadata or {}).get("Info", ""))
     except (OSError, ValueError, tifffile.TiffFileError):
         return False
 
@@ -115,11 +116,16 @@ def title_of(path: Path) -> str:
     return name or path.name
 
 
-def write_image(path: Path, suffix: str, metadata: ImageMetadata, channels: Sequence[Pyramid]) -> None:
-    """Write an image in the format of `suffix` to `path`, replacing anything there; `path` may have another suffix."""
+def write_image(
+    path: Path, suffix: str, metadata: ImageMetadata, channels: Sequence[Pyramid], *, imagej: bool = False
+) -> None:
+    """Write an image in the format of `suffix` to `path`, replacing anything there; `path` may have another suffix.
+
+    With `imagej` a TIFF is an ImageJ hyperstack instead of an OME-TIFF.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_path(path)
-    _WRITERS[suffix](path, metadata, channels)
+    (write_imagej if imagej else _WRITERS[suffix])(path, metadata, channels)
 
 
 def remove_path(path: Path) -> None:

@@ -27,6 +27,8 @@ TILE = 256
 
 #: Planes of the lowest level from which the range for viewers is computed.
 _RANGE_PLANES = 32
+#: The same where there are no lower levels.
+_SAMPLED_PLANES = 8
 
 
 def level_shapes(shape: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -128,6 +130,20 @@ class Pyramid:
         """Yield only the full resolution, in strips of whole rows."""
         for box in strips(self.shapes[0]):
             yield box, self._read(0, box)
+
+    def rows(self, plane: int, start: int, stop: int) -> NDArray[Any]:
+        """Return only rows of a plane of the full resolution, (rows, X)."""
+        values = self._read(0, (slice(plane, plane + 1), slice(start, stop), slice(0, self.shapes[0][2])))
+        return values.reshape(values.shape[1:])
+
+    def sampled_range(self) -> tuple[float, float]:
+        """Return the range for a viewer's contrast, of the middle rows of some planes of the full resolution."""
+        z, y, _ = self.shapes[0]
+        start = max(0, y // 2 - TILE // 2)
+        planes = sorted({round(plane) for plane in np.linspace(0, z - 1, min(z, _SAMPLED_PLANES))})
+        values = np.concatenate([self.rows(plane, start, min(start + TILE, y)).ravel() for plane in planes])
+        low, high = (float(value) for value in np.percentile(values, (0.5, 99.8)))
+        return (low, high) if low < high else (low, low + 1)
 
     def _read(self, level: int, box: Box) -> NDArray[Any]:
         if level:

@@ -1,0 +1,1 @@
+"""Page of a prediction's preview."""
