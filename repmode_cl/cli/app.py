@@ -11,6 +11,7 @@ import typer
 
 from repmode_cl.cli import data, import_checkpoint, pack
 from repmode_cl.cli.add import add, replace
+from repmode_cl.cli.advise import advise
 from repmode_cl.cli.bench import bench
 from repmode_cl.cli.card import card
 from repmode_cl.cli.compare import compare
@@ -65,6 +66,7 @@ app.command("bench")(bench)
 app.command("train")(train)
 app.command("add")(add)
 app.command("replace")(replace)
+app.command("advise")(advise)
 app.command("compare")(compare)
 app.command("show")(show)
 app.command("verify")(verify)

@@ -69,7 +69,14 @@ from repmode_cl.workflows.training_settings import (
     training_config,
 )
 
-__all__ = ["compare_structure", "run_comparison", "ComparisonRun"]
+__all__ = [
+    "compare_structure",
+    "run_comparison",
+    "ComparisonRun",
+    "held_out_images",
+    "known_structures",
+    "refuse_folder_in_model",
+]
 
 #: File of a method's folder with its figures; written last.
 _RESULT = "result.json"
@@ -228,14 +235,14 @@ def run_comparison(
     check_structure_name(structure)
     if options.kernel not in (3, 5):
         raise ConfigError(f"kernel {options.kernel}: the separate network has kernels of 3 or 5")
-    known = _known_structures(model, structure)
+    known = known_structures(model, structure)
     if addition.init_from not in (*INIT_CHOICES, *known):
         raise UnknownStructureError(
             addition.init_from, (*INIT_CHOICES, *known), f"what an addition to {model.path} starts from"
         )
     manifest = open_manifest(data, structure)
     folder = Path(options.out) if options.out is not None else Path("runs") / f"compare-{structure}"
-    _refuse_folder_in_model(model, folder)
+    refuse_folder_in_model(model, folder)
     spec, setting = resolve_addition(addition.spec, addition.setting, model.architecture.depth)
     training, rates = _training(model, overrides, setting)
     config = run_config(
@@ -273,7 +280,7 @@ def run_comparison(
         return read_comparison(folder)
 
 
-def _known_structures(model: Model, structure: str) -> tuple[str, ...]:
+def known_structures(model: Model, structure: str) -> tuple[str, ...]:
     """Return the structures that the model is compared with: all but the one to learn."""
     if structure in model.base_structures:
         raise ModelError(
@@ -289,12 +296,11 @@ def _known_structures(model: Model, structure: str) -> tuple[str, ...]:
     return tuple(name for name in model.structures if name != structure)
 
 
-def _refuse_folder_in_model(model: Model, folder: Path) -> None:
+def refuse_folder_in_model(model: Model, folder: Path) -> None:
+    """Refuse to write into the model's own folder, which is not changed."""
     resolved = folder.resolve()
     if model.path.resolve() in (resolved, *resolved.parents):
-        raise ConfigError(
-            f"{folder} lies in the model, which a comparison does not change: give another folder"
-        )
+        raise ConfigError(f"{folder} lies in the model, which is not to be changed: give another folder")
 
 
 def _training(
@@ -396,7 +402,7 @@ class ComparisonRun:
             held_out=HeldOutCheck(self.config.patch.size, plan.records()),
             workers=self.workers,
         )
-        split, images = _held_out(self.samples)
+        split, images = held_out_images(self.samples)
         if not images:
             raise ManifestError(
                 f"{self.manifest.path}: no image of {structure!r} is held out, so it is not possible to measure how "
@@ -572,7 +578,7 @@ class ComparisonRun:
                 provenance=plan.provenance(
                     strategy,
                     self.samples,
-                    held_out=_held_out(self.samples)[0],
+                    held_out=held_out_images(self.samples)[0],
                     notes=[],
                     init={} if init is None else init.to_json(),
                 )
@@ -624,7 +630,7 @@ def _training_texts(strategy: StrategyConfig) -> Iterator[tuple[str, str]]:
         yield "its gates learn for", f"{strategy.gate_steps:g} of the steps"
 
 
-def _held_out(samples: Sequence[Sample]) -> tuple[str, list[Sample]]:
+def held_out_images(samples: Sequence[Sample]) -> tuple[str, list[Sample]]:
     """Return the split and the images that the figures are of, as `evaluate_held_out` chooses them."""
     for split in ("test", "val"):
         if images := [sample for sample in samples if sample.split == split]:

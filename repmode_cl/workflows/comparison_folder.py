@@ -1,4 +1,4 @@
-"""Folder of a comparison: it holds only that comparison, and one process at a time works in it."""
+"""Folder of a comparison, or of an advice: it holds nothing else, and one process at a time works in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from repmode_cl.errors import ConfigError
 from repmode_cl.utils.atomic_files import write_json
@@ -16,14 +16,23 @@ from repmode_cl.workflows.train_one_experience import changed_settings, with_pre
 
 __all__ = ["exclusive_comparison"]
 
-#: File with what decides the figures; it marks a folder as a comparison's.
-_REQUEST = "compare-request.json"
-_LOCK = "compare.lock"
-_HOLDER = "compare.lock.holder"
+#: Kind of a folder -> beginning of the names of its files. The request decides the figures, and marks the folder.
+_PREFIXES = {"comparison": "compare", "advice": "advise"}
+Kind = Literal["comparison", "advice"]
+
+
+def _request_file(kind: Kind) -> str:
+    return f"{_PREFIXES[kind]}-request.json"
+
+
+def _lock_files(kind: Kind) -> tuple[str, str]:
+    return f"{_PREFIXES[kind]}.lock", f"{_PREFIXES[kind]}.lock.holder"
 
 
 @contextmanager
-def exclusive_comparison(folder: Path, request: Mapping[str, Any], *, restart: bool) -> Iterator[None]:
+def exclusive_comparison(
+    folder: Path, request: Mapping[str, Any], *, restart: bool, kind: Kind = "comparison"
+) -> Iterator[None]:
     """Lock `folder` for one comparison, and write the request to it.
 
     Parameters
@@ -34,34 +43,41 @@ def exclusive_comparison(folder: Path, request: Mapping[str, Any], *, restart: b
         What decides the figures.
     restart
         Whether to remove a comparison that it holds first.
+    kind
+        What the folder is of: a comparison of methods, or an advice.
 
     Raises
     ------
     ConfigError
         If it holds anything else or a comparison with another request, or another process is at work there.
     """
-    _refuse_other_content(folder)
+    _refuse_other_content(folder, kind)
+    lock, holder = _lock_files(kind)
     busy = (
-        f"{folder}: another process is at work on a comparison there ({{holder}}): wait until it is done, or give "
+        f"{folder}: another process is at work on {_named(kind)} there ({{holder}}): wait until it is done, or give "
         "another folder with --out"
     )
-    with exclusive(folder / _LOCK, busy, error=ConfigError, holder=folder / _HOLDER):
-        _record_request(folder, request, restart=restart)
+    with exclusive(folder / lock, busy, error=ConfigError, holder=folder / holder):
+        _record_request(folder, request, restart=restart, kind=kind)
         yield
 
 
-def _refuse_other_content(folder: Path) -> None:
-    """Refuse a folder that holds files but no comparison."""
-    if (folder / _REQUEST).exists() or not folder.exists():
+def _named(kind: Kind) -> str:
+    return f"{'an' if kind == 'advice' else 'a'} {kind}"
+
+
+def _refuse_other_content(folder: Path, kind: Kind) -> None:
+    """Refuse a folder that holds files but nothing of this kind."""
+    if (folder / _request_file(kind)).exists() or not folder.exists():
         return
-    if not folder.is_dir() or any(item.name not in (_LOCK, _HOLDER) for item in folder.iterdir()):
-        raise ConfigError(f"{folder} holds something other than a comparison: give a new folder with --out")
+    if not folder.is_dir() or any(item.name not in _lock_files(kind) for item in folder.iterdir()):
+        raise ConfigError(f"{folder} holds something other than {_named(kind)}: give a new folder with --out")
 
 
-def _record_request(folder: Path, request: Mapping[str, Any], *, restart: bool) -> None:
+def _record_request(folder: Path, request: Mapping[str, Any], *, restart: bool, kind: Kind) -> None:
     """Write the request to `folder`, cleared on a restart; refuse a comparison with another request."""
-    _refuse_other_content(folder)
-    path = folder / _REQUEST
+    _refuse_other_content(folder, kind)
+    path = folder / _request_file(kind)
     if path.exists() and not restart:
         try:
             earlier = with_present_defaults(json.loads(path.read_text(encoding="utf-8")))
@@ -71,14 +87,14 @@ def _record_request(folder: Path, request: Mapping[str, Any], *, restart: bool) 
         if differing:
             [first, *_] = changed_settings(earlier, request)
             raise ConfigError(
-                f"{folder} holds a comparison with other settings ({differing}), first {first}: give another folder "
+                f"{folder} holds {_named(kind)} with other settings ({differing}), first {first}: give another folder "
                 "with --out, or start again with --restart"
             )
         return
-    # The request last: it marks a folder that is only half cleared as a comparison's.
-    for item in sorted(folder.iterdir(), key=lambda item: item.name == _REQUEST):
+    # The request last: it marks a folder that is only half cleared as one of this kind.
+    for item in sorted(folder.iterdir(), key=lambda item: item.name == _request_file(kind)):
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
-        elif item.name not in (_LOCK, _HOLDER):
+        elif item.name not in _lock_files(kind):
             item.unlink()
     write_json(path, dict(request))
