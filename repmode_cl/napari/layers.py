@@ -62,6 +62,7 @@ def prediction_layer(prediction: PredictedVolume, placement: LayerPlacement, req
     origin = {
         "structure": prediction.structure,
         "structure_digest": prediction.digest,
+        "verdict": request.model.entries[prediction.structure].verdict.text,
         "model": str(request.model.path.absolute()),
         "base_digest": request.model.base_digest,
         "version": __version__,

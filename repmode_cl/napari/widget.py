@@ -81,6 +81,7 @@ class PredictWidget(QWidget):
         self.browse = QPushButton("Browse…")
         self.about = _text()
         self.structures = QListWidget()
+        self.verdicts = _text()
         self.voxels = QLineEdit()
         self.voxels.setPlaceholderText("z, y, x")
         self.voxels.setToolTip(
@@ -108,6 +109,7 @@ class PredictWidget(QWidget):
         form.addRow("model", model_row)
         form.addRow(self.about)
         form.addRow("structures", self.structures)
+        form.addRow(self.verdicts)
         form.addRow("device", self.device)
         form.addRow(self.force)
         buttons = QHBoxLayout()
@@ -208,6 +210,7 @@ class PredictWidget(QWidget):
         ticked = self.ticked
         self.structures.clear()
         self.about.clear()
+        self.verdicts.clear()
         self.model = None
         if not self.path.text().strip():
             return
@@ -227,8 +230,11 @@ class PredictWidget(QWidget):
             else f"{' x '.join(f'{part:g}' for part in size)} µm (z, y, x)"
         )
         self.about.setText(f"predicts on {grid}")
+        entries = self.model.entries
+        self.verdicts.setText("\n".join(f"{name}: {entry.verdict.text}" for name, entry in entries.items()))
         for name in self.model.structures:
             item = QListWidgetItem(name)
+            item.setToolTip(entries[name].verdict.text)
             item.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
             item.setCheckState(Qt.CheckState.Checked if name in ticked else Qt.CheckState.Unchecked)
             self.structures.addItem(item)

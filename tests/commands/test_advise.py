@@ -164,6 +164,7 @@ def test_what_is_refused(
         advise(base, change.get("structure", "nucleolus"), data, overrides, out=out)
 
 
+@pytest.mark.slow
 def test_a_trial_continues_from_its_checkpoint_and_an_added_structure_is_as_if_it_were_not(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
