@@ -156,7 +156,7 @@ def predict(
 
       repmode-cl predict model --all 'fields/*.tif' --out predictions --csv results.csv --keep-going
 
-      repmode-cl predict model --pending golgi --preview look.html cells.ome.tif golgi.ome.tif
+      repmode-cl predict model --pending golgi --preview a.html in.tif out.tif
     """
     if out is None and len(paths) != 2:
         raise typer.BadParameter(

@@ -32,6 +32,7 @@ COMMANDS = (
     "train",
     "add",
     "replace",
+    "advise",
     "compare",
     "show",
     "verify",
