@@ -26,7 +26,7 @@ class PreviewVolumes:
     source
         The image's name, without folders.
     light
-        Transmitted light, in units of its own.
+        Transmitted light, in its own units.
     predictions
         For each structure its prediction in z-score units.
     voxel_size

@@ -1,4 +1,4 @@
-"""Widget in napari's window: learn a structure from two layers, in a process of its own, and stage it."""
+"""Widget in napari's window: learn a structure from two layers, in a separate process, and stage it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class AddStructureWidget(QWidget):
         return [*words, *(["--steps", str(self.steps.value())] if self.steps.value() else [])]
 
     def start(self) -> None:
-        """Write the two layers to files, and start the training in a process of its own."""
+        """Write the two layers to files, and start the training in a separate process."""
         if self.process is not None:
             return
         try:

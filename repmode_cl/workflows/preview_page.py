@@ -193,7 +193,7 @@ class PreviewWriter:
         caption = f"xy: plane {start[0] + z}; xz: row {start[1] + y}; below: all planes together"
         levels = f"black {number(low, 1)}, white {number(high, 1)} z-score units"
         panels = [
-            ("transmitted light", "contrast of its own", grey),
+            ("transmitted light", "its own contrast", grey),
             ("prediction", levels, shown),
             ("overlay", "light grey, prediction in colour", mixed),
         ]
