@@ -369,7 +369,9 @@ class FilePrediction:
                         values = values * ((rescale.high - rescale.low) / rescale.top) + rescale.low
                     predictions[name] = values.astype(np.float32, copy=False)
                     if self.options.confidence:
-                        confidence[name] = image.read(f"{name} confidence", region).astype(np.float32)
+                        confidence[name] = image.read(
+                            image.channel_index(f"{name} confidence"), region
+                        ).astype(np.float32)
         light = plan.source.read(box).astype(np.float32)
         self._preview(plan, box, light, predictions, confidence, existed=True)
 

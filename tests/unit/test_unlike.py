@@ -225,6 +225,36 @@ def test_map_and_confidence_are_further_channels(model: Model, tmp_path: Path) -
     assert channels(both[0].path)[0].shape == (3, *SHAPE)
 
 
+def test_a_preview_shows_the_confidence_and_leaves_the_scores_as_they_are(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from repmode_cl.inference.preview import PreviewVolumes
+    from repmode_cl.inference.streaming import previews
+    from repmode_cl.workflows.preview_page import PreviewWriter
+
+    image, seen = write(tmp_path / "in.tif", smooth(57)), list[PreviewVolumes]()
+    how = PredictionOptions(confidence=True, preview=seen.append, keep=True)
+    plain = predict_file(model, "dna", image, tmp_path / "plain.ome.tif", confidence=True)
+    for _ in range(2):  # of the results, then of the file that is there
+        made = predict_file(model, "dna", image, tmp_path / "out.ome.tif", how)
+        np.testing.assert_array_equal(seen[-1].confidence["dna"], channels(made.path)[0][1])
+    part = tuple(slice(0, size) for size in WINDOW)
+    monkeypatch.setattr("repmode_cl.inference.streaming.run.part_to_predict", lambda grid: part)
+    monkeypatch.setattr(previews, "part_to_predict", lambda grid: part)
+    early = predict_file(model, "dna", image, tmp_path / "early.ome.tif", how)
+    assert seen[-1].light.shape == WINDOW
+    assert early.unlike == plain.unlike
+    np.testing.assert_array_equal(channels(early.path)[0], channels(plain.path)[0])
+    network = with_spread(model.fused("dna"), ("y", "x"))
+    [_, spread] = sliding_windows(network, seen[-1].light, window=WINDOW, batch_size=3)
+    factor = np.float32(model.entries["dna"].reliability.calibration.factor(0.9))
+    np.testing.assert_allclose(seen[-1].confidence["dna"], factor * (spread + np.float32(0.1)), rtol=1e-5)
+    page = PreviewWriter(model, {"in.tif": tmp_path / "look.html"})(seen[-1])
+    text = page.read_text()
+    assert "confidence of dna, projection" in text
+    assert "90% of the voxels" in text
+
+
 def test_a_table_holds_it_and_copies_it_from_an_earlier_call(model: Model, tmp_path: Path) -> None:
     images = [write(tmp_path / "like.tif", smooth(55)), write(tmp_path / "step.tif", step())]
     table = tmp_path / "table.csv"

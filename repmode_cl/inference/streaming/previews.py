@@ -14,10 +14,11 @@ from repmode_cl.data.geometry import Box
 from repmode_cl.data.preprocessing.normalisation import ZScore
 from repmode_cl.inference.preview import PREVIEW_SIZE, preview_box
 from repmode_cl.inference.raw_volume import RawVolume
+from repmode_cl.inference.sliding_window import sliding_windows
 from repmode_cl.inference.streaming.outputs import result_path
 from repmode_cl.inference.volume_source import VolumeSource, read_z_scored
-from repmode_cl.inference.window_batches import Network, predict_batches
-from repmode_cl.inference.windows import WindowGrid, WindowWeights, gaussian_weights
+from repmode_cl.inference.window_batches import Network
+from repmode_cl.inference.windows import WindowGrid, WindowWeights
 
 __all__ = ["part_to_predict", "predict_part", "read_results"]
 
@@ -51,25 +52,16 @@ def predict_part(
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     """Return the z-scored light of a part, and what each network predicts of it by windows of the whole's size."""
     light = read_z_scored(source, score, box)
-    part = WindowGrid(light.shape, grid.size, grid.overlap)
-    of_voxels = gaussian_weights(part.size, kind=weights)
-    totals = {name: np.zeros(part.shape, np.float32) for name in networks}
-    weight = np.zeros(part.shape, np.float32)
-    batches = (
-        torch.from_numpy(
-            np.stack([light[part[k].slices] for k in range(start, min(start + batch, len(part)))])[:, None]
-        )
-        for start in range(0, len(part), batch)
+    predictions = sliding_windows(
+        list(networks.values()),
+        light,
+        window=grid.size,
+        overlap=grid.overlap,
+        batch_size=batch,
+        device=device,
+        weights=weights,
     )
-    number = 0
-    for outputs in predict_batches(list(networks.values()), batches, device):
-        for index in range(len(outputs[0])):
-            window = part[number].slices
-            for name, predictions in zip(networks, outputs, strict=True):
-                totals[name][window] += predictions[index] * of_voxels
-            weight[window] += of_voxels
-            number += 1
-    return light, {name: total / weight for name, total in totals.items()}
+    return light, dict(zip(networks, predictions, strict=True))
 
 
 def read_results(
