@@ -63,7 +63,8 @@ class SignatureReport:
     Attributes
     ----------
     signed
-        For the model, the base and each active addition: the statement that holds of it.
+        For the model, the base and each active addition: the statement that holds of it; without those that are not
+        as they were signed, or not by a trusted key.
     problems
         What is wrong, in words; empty where every part is signed by a trusted key.
     newest
@@ -204,12 +205,14 @@ def verify_signatures(
     problems += [_missing_text(facts, statements) for facts in missing]
     by_number = {one.statement.number: one for one in chain}
     holding = {name: by_number[one.number] for name, one in fold_statements(statements).items()}
-    parts = {one.statement.name: one for one in chain[:2]}
     for entry in registry.entries:
         problems += _file_problems(path, entry)
+    wrong = {facts.get("name") for facts in missing}
+    holding |= {one.statement.name: one for one in chain[:2]}
     signed = {
-        **parts,
-        **{entry.name: holding[entry.name] for entry in registry.entries if entry.name in holding},
+        name: holding[name]
+        for name in ("the model", "the base", *registry.names)
+        if name in holding and name not in wrong and holding[name].key in trusted
     }
     return SignatureReport(signed, tuple(dict.fromkeys(problems)), newest)
 

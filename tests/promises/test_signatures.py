@@ -155,6 +155,8 @@ def test_a_model_changed_together_with_its_digests_is_found(signed: Path, tmp_pa
     forged.add("nucleolus", another(forged, "nucleolus", 9), replace=True)
     assert forged.verify("tensors").ok
     assert f"and {own.digest[:8]} was signed (statement 3)" in problems(forged.path)
+    signed_still = verify_signatures(forged.path, [ADA.public_key()]).signed
+    assert list(signed_still) == ["the model", "the base", "tight_junction"]
     # Another base altogether, with the old signatures.
     other = make_model(tmp_path / "other")
     document = json.loads((other / "model.json").read_text())
