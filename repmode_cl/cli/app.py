@@ -22,6 +22,7 @@ from repmode_cl.cli.pending import accept, discard, pending
 from repmode_cl.cli.perf import perf
 from repmode_cl.cli.predict import predict
 from repmode_cl.cli.report import report
+from repmode_cl.cli.serve import serve
 from repmode_cl.cli.show_and_verify import show, verify
 from repmode_cl.cli.sign import sign
 from repmode_cl.cli.train import train
@@ -74,6 +75,7 @@ app.command("predict")(predict)
 app.command("sign")(sign)
 app.command("card")(card)
 app.command("export")(export)
+app.command("serve")(serve)
 app.command("history")(history)
 app.command("remove")(remove)
 app.command("rollback")(rollback)

@@ -257,6 +257,17 @@ class FilePrediction:
                         raise ImageError(f"{self.in_path}: {error}") from error
                     raise
 
+    def check(self) -> tuple[str, ...]:
+        """Refuse what can be refused before a network is loaded, and return the notes; nothing is written.
+
+        Raises
+        ------
+        RepmodeError
+            As of `run`, as far as the image's header, one voxel and the model's records tell.
+        """
+        with open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image:
+            return self._plan(image).notes
+
     # -- planning -------------------------------------------------------------------------------------------
 
     def _plan(self, image: ImageReader) -> _ImagePlan:

@@ -51,6 +51,7 @@ class Browser:
 
     def __init__(self, path: str, timeout: float = 60.0) -> None:
         self.problems: list[str] = []
+        self._served: tuple[str, ...] = ()
         self._timeout, self._numbers, self._buffer = timeout, itertools.count(1), b""
         self._events: list[dict[str, Any]] = []
         self._folder = tempfile.mkdtemp(prefix="browser-")
@@ -145,24 +146,32 @@ class Browser:
             self.problems.append(f"log: {parameters['entry']['text']}")
         elif method == "Network.requestWillBeSent":
             address = parameters["request"]["url"]
-            if not address.startswith(("file:", "data:", "blob:")):
+            if not address.startswith(("file:", "data:", "blob:", *self._served)):
                 self.problems.append(f"request: {address}")
 
     # -- what tests do ------------------------------------------------------------------------------------------
 
     def open(
-        self, page: Path, width: int = 1280, height: int = 900, dark: bool = False, script: bool = True
+        self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False, script: bool = True
     ) -> None:
-        """Load a page and wait until it has loaded; what an earlier page did wrong is forgotten."""
+        """Load a page and wait until it has loaded; what an earlier page did wrong is forgotten.
+
+        A page that is served, whose address is given, may ask its own server.
+        """
         self.resize(width, height)
         self.send("Emulation.setScriptExecutionDisabled", value=not script)
         self.send(
             "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+            features=[
+                {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+                # Else a click may be aimed at what is still moving.
+                {"name": "prefers-reduced-motion", "value": "reduce"},
+            ],
         )
         self.problems.clear()
         self._events.clear()
-        self.send("Page.navigate", url=page.as_uri())
+        self._served = (page.partition("?")[0],) if isinstance(page, str) else ()
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self.wait_for("Page.loadEventFired")
 
     def resize(self, width: int, height: int = 900) -> None:
@@ -222,6 +231,11 @@ class Browser:
                 "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
                 **({"text": text} if text and kind == "keyDown" else {}),
             )  # fmt: skip
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Give a file to a control that takes one, as its dialog does."""
+        found = self.send("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.send("DOM.setFileInputFiles", files=[str(path)], objectId=found["result"]["objectId"])
 
     def keep_downloads(self, folder: Path) -> None:
         """Let the page download files, which come to lie in `folder`."""

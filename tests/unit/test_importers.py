@@ -355,7 +355,8 @@ def test_files_that_cannot_be_imported(stacks: Path) -> None:
 
 def test_files_of_a_folder_that_are_not_read_are_named_and_counted(stacks: Path) -> None:
     """Files of formats that are not read count as errors; other files and folders are named in notes."""
-    (stacks / "plate.nd2").write_bytes(b"\xda\xce\xbe\x0a" + bytes(64))
+    (stacks / "plate.ims").write_bytes(b"\x89HDF" + bytes(64))
+    (stacks / "plate.nd2").write_bytes(b"\xda\xce\xbe\x0a" + bytes(64))  # cut off
     (stacks / "preview.PNG").write_bytes(b"\x89PNG\r\n")
     (stacks / "notes.txt").write_text("of Tuesday")
     (stacks / "week2").mkdir()
@@ -363,13 +364,14 @@ def test_files_of_a_folder_that_are_not_read_are_named_and_counted(stacks: Path)
     command = ["data", "import", "channels", stacks, "--signal", "Bright field", "--out", out]
     code, said = run(*command)
     assert code == 2
-    assert "2 things cannot be imported (--keep-going leaves them out)" in said
-    assert f"{stacks / 'plate.nd2'}: Nikon ND2 is not supported yet" in said
+    assert "3 things cannot be imported (--keep-going leaves them out)" in said
+    assert f"{stacks / 'plate.ims'}: HDF5 (Imaris) is not supported yet" in said
+    assert f"{stacks / 'plate.nd2'}: truncated" in said
     assert f"{stacks / 'preview.PNG'}: PNG is not supported yet" in said
     assert not out.exists()
     code, said = run(*command, "--keep-going")
     assert code == 0
-    assert "left out 2:" in said
+    assert "left out 3:" in said
     assert f"note: {stacks}: not taken as images: 1 file (notes.txt)" in said
     assert f"note: {stacks}: folders in it are not searched: 1 folder (week2)" in said
     assert len(read_manifest(out).rows) == 4

@@ -20,11 +20,11 @@ from repmode_cl.utils.progress import track
 __all__ = ["import_channels"]
 
 #: Suffixes of files and folders that hold an image.
-_SUFFIXES = (".tif", ".tiff", ".czi", ".zarr", ".npy")
+_SUFFIXES = (".tif", ".tiff", ".czi", ".lif", ".nd2", ".zarr", ".npy")
 #: Suffixes of further image files: some are TIFFs by another name, the others are reported as not readable.
 _OTHER_SUFFIXES = (
     ".btf", ".lsm", ".stk", ".tf2", ".tf8",
-    ".bmp", ".dv", ".gif", ".h5", ".hdf5", ".ims", ".jp2", ".jpeg", ".jpg", ".lif", ".mrc", ".nd2", ".nii", ".npz",
+    ".bmp", ".dv", ".gif", ".h5", ".hdf5", ".ims", ".jp2", ".jpeg", ".jpg", ".mrc", ".nii", ".npz",
     ".nrrd", ".oib", ".oif", ".oir", ".png", ".sld", ".svs", ".vsi", ".zvi",
 )  # fmt: skip
 

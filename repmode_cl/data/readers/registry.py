@@ -23,8 +23,8 @@ __all__ = ["open_image", "image_format", "refuse_folder", "ReaderFormat", "SUPPO
 
 #: Readable formats, for messages.
 SUPPORTED = (
-    "TIFF, OME-TIFF, ImageJ and Micro-Manager stacks (.tif, .tiff), CZI (.czi), OME-Zarr (.zarr folders and URLs) and "
-    "NumPy arrays (.npy)"
+    "TIFF, OME-TIFF, ImageJ and Micro-Manager stacks (.tif, .tiff), CZI (.czi), LIF (.lif), ND2 (.nd2), "
+    "OME-Zarr (.zarr folders and URLs) and NumPy arrays (.npy)"
 )
 
 #: Group of entry points that offer further formats.
@@ -57,17 +57,32 @@ def _open_czi(path: Path, **choice: Any) -> ImageReader:
     return CziReader(path, **choice)
 
 
+def _open_lif(path: Path, **choice: Any) -> ImageReader:
+    from repmode_cl.data.readers.lif.reader import LifReader
+
+    return LifReader(path, **choice)
+
+
+def _open_nd2(path: Path, **choice: Any) -> ImageReader:
+    from repmode_cl.data.readers.nd2.reader import Nd2Reader
+
+    return Nd2Reader(path, **choice)
+
+
 def _open_zarr(path: Path | str, **choice: Any) -> ImageReader:
     from repmode_cl.data.readers.ome_zarr import OmeZarrReader
 
     return OmeZarrReader(path, **choice)
 
 
-# First bytes, name and reader: classic and big TIFF in both byte orders, NumPy's arrays, Zeiss's files.
+# First bytes, name and reader: classic and big TIFF in both byte orders, NumPy's arrays, Zeiss's, Leica's and
+# Nikon's files.
 _FORMATS: tuple[tuple[tuple[bytes, ...], str, Callable[..., ImageReader]], ...] = (
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF", TiffReader),
     ((b"\x93NUMPY",), "NumPy", NpyReader),
     ((b"ZISRAWFILE",), "CZI", _open_czi),
+    ((b"\x70\x00\x00\x00",), "LIF", _open_lif),
+    ((b"\xda\xce\xbe\x0a",), "ND2", _open_nd2),
 )
 
 # One of these files makes a folder a Zarr group or array, of format 3 or 2.
@@ -75,9 +90,8 @@ _ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 
 # First bytes of common formats that are not supported, and their names.
 _REFUSED: tuple[tuple[bytes, str], ...] = (
-    (b"\xda\xce\xbe\x0a", "Nikon ND2"),
-    (b"\x70\x00\x00\x00", "Leica LIF"),
     (b"\x89HDF", "HDF5 (Imaris)"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000 (and ND2 of before 2010)"),
     (b"\x89PNG", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
 )
