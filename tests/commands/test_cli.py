@@ -40,6 +40,7 @@ COMMANDS = (
     "sign",
     "card",
     "export",
+    "serve",
     "history",
     "remove",
     "rollback",

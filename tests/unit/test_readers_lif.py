@@ -244,7 +244,7 @@ def sound_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return one(tmp_path_factory.mktemp("sound") / "a.lif", noise(2, 3, 4), "ZYX").read_bytes()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 2**20), junk=st.binary(min_size=1, max_size=12))
 def test_damaged_headers_give_an_image_error_or_an_image(
     tmp_path_factory: pytest.TempPathFactory, sound_file: bytes, place: int, junk: bytes

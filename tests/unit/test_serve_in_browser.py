@@ -114,7 +114,7 @@ def test_from_a_file_to_a_download(browser: Browser, address: str, cells: Path, 
     assert page.problems == []
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 400])
 def test_the_page_fits_its_window(browser: Browser, address: str, cells: Path, width: int) -> None:
     page = opened(browser, address, width)
     assert fits(page)
