@@ -341,11 +341,8 @@ def describe_image(reader: ImageReader) -> dict[str, Any]:
 
 def without_folder(text: str, image: StoredImage) -> str:
     """Return a message without the place of an image on the server."""
-    return (
-        text.replace(f"{image.path.parent}/", "")
-        .replace(str(image.path), image.name)
-        .replace(str(image.folder), "the result")
-    )
+    # Folders below it have no spaces, names of images may.
+    return re.sub(re.escape(str(image.folder)) + r"(?:[/\\][^/\\\s]+)*[/\\]", "", text)
 
 
 def _safe_name(name: str) -> str:

@@ -60,6 +60,8 @@ class Job:
         Channel, scene, time point, voxel size.
     notes
         Remarks for the visitor.
+    likeness
+        For each predicted structure, how unlike its training images the image is, in words.
     result_bytes
         Bytes that the result and what is computed on the way take, about.
     identifier
@@ -81,6 +83,7 @@ class Job:
     structures: tuple[str, ...]
     options: PredictionOptions
     notes: tuple[str, ...] = ()
+    likeness: dict[str, str] = field(default_factory=dict)
     result_bytes: int = 0
     identifier: str = field(default_factory=lambda: secrets.token_urlsafe(18))
     state: JobState = JobState.waiting
@@ -219,6 +222,7 @@ class JobQueue:
             "ahead": ahead,
             "error": job.error,
             "notes": list(job.notes),
+            "likeness": dict(job.likeness),
             "seconds": job.seconds,
             "structures": list(job.structures),
             "file": None if job.result is None else job.result.name,
@@ -278,8 +282,10 @@ class JobQueue:
                 job, "the prediction failed by a defect of this program; the server's log has the details"
             )
         else:
-            notes = (without_folder(note, job.image) for note in files[0].notes)
+            found = (*files[0].notes, *(note for file in files for note in file.trust_notes))
+            notes = (without_folder(note, job.image) for note in found)
             job.notes = tuple(dict.fromkeys((*job.notes, *notes)))
+            job.likeness = {file.structure: file.unlike_text for file in files}
             job.result = files[0].path
             job.seconds = time.monotonic() - began
             with self._changed:

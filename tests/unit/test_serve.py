@@ -25,7 +25,7 @@ from repmode_cl.data.readers import open_image
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.predict_file import FilePrediction, predict_file
 from repmode_cl.serve import images as images_module
-from repmode_cl.serve.images import ImageStore
+from repmode_cl.serve.images import ImageStore, StoredImage, without_folder
 from repmode_cl.serve.server import server_folder
 from repmode_cl.serve.settings import ServeSettings, is_loopback, new_token
 
@@ -80,6 +80,7 @@ def test_an_image_is_predicted_as_by_predict(site: TestClient, model: Path, tmp_
     job = wait_for(site, predict(site, image, structures=["dna", "cell_membrane"]).json())
     assert (job["state"], job["file"], job["notes"]) == ("finished", "cells-predicted.ome.tif", [])
     assert job["done"] == job["total"] > 0
+    assert job["likeness"] == dict.fromkeys(("dna", "cell_membrane"), "like training images or not: unknown")
     answer = site.get(f"/api/jobs/{job['id']}/result")
     assert answer.headers["content-disposition"] == 'attachment; filename="cells-predicted.ome.tif"'
     got, expected = tmp_path / "got.ome.tif", tmp_path / "expected.ome.tif"
@@ -241,6 +242,15 @@ def test_files_of_the_server_are_not_read(site: TestClient, tmp_path: Path) -> N
 )
 def test_names_stay_in_their_folder(tmp_path: Path, name: str, kept: str) -> None:
     assert images_module._safe_name(name) == kept
+
+
+def test_messages_do_not_tell_where_files_lie(tmp_path: Path) -> None:
+    image = StoredImage("a", "my cells.tif", tmp_path / "a")
+    text = (
+        f"{image.path}: wrong; {image.folder / 'job' / 'my cells-predicted.ome.tif'} (dna), {tmp_path / 'b'}"
+    )
+    said = without_folder(text, image)
+    assert said == f"my cells.tif: wrong; my cells-predicted.ome.tif (dna), {tmp_path / 'b'}"
 
 
 def test_requests_that_cannot_be_met(site: TestClient) -> None:

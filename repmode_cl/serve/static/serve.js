@@ -309,6 +309,13 @@ function showProgress(job) {
   else bar.removeAttribute("value");
 }
 
+function showLikeness(likeness) {
+  const names = new Map();
+  for (const [name, text] of Object.entries(likeness)) names.set(text, [...(names.get(text) || []), namePart(name)]);
+  const texts = [...names].map(([text, several]) => `${several.join(", ")}: ${text}`);
+  find("notes").append(make("p", { className: "caption", textContent: `${texts.join("; ")}.` }));
+}
+
 function showNotes(notes) {
   find("notes").replaceChildren(...notes.map((note) => make("p", { className: "note", textContent: note })));
 }
@@ -317,6 +324,7 @@ function showResult(job) {
   endJob("");
   const doubtful = state.model.structures.filter((one) => job.structures.includes(one.name) && !one.verdict.useful);
   showNotes([...job.notes, ...doubtful.map((one) => `${namePart(one.name)}: ${one.verdict.text}`)]);
+  showLikeness(job.likeness);
   const link = find("download");
   link.href = `/api/jobs/${job.id}/result`;
   link.download = job.file;
