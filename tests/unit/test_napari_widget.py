@@ -387,7 +387,12 @@ def test_the_manifest_is_right() -> None:
 
     manifest = PluginManifest.from_distribution("repmode-cl")
     manifest.validate_imports()
-    [contribution] = manifest.contributions.widgets
+    contribution, adding = manifest.contributions.widgets
     assert contribution.display_name == "Predict structures"
-    [command] = manifest.contributions.commands
+    assert adding.display_name == "Add a structure"
+    [sample] = manifest.contributions.sample_data
+    assert sample.display_name == "Simulated cells"
+    commands = {command.id: command for command in manifest.contributions.commands}
+    assert set(commands) == {contribution.command, adding.command, sample.command}
+    command = commands[contribution.command]
     assert command.python_name == f"{PredictWidget.__module__}:{PredictWidget.__qualname__}"
