@@ -71,7 +71,7 @@ class HeldOutFigures:
     standard_error
         Standard error of `r2` over the groups.
     split
-        ``test``, or ``val`` where no image tests; empty if unknown.
+        ``test``, or ``val`` where no image tests; ``new`` for images that came later; empty if unknown.
     rise
         Gain of the best validation R2 in the second half of the training steps.
     steps
@@ -312,7 +312,7 @@ def _missing_interval(figures: HeldOutFigures) -> str:
 
 
 def _images_text(figures: HeldOutFigures) -> str:
-    kind = {"test": "test ", "val": "validation "}.get(figures.split, "held-out ")
+    kind = {"test": "test ", "val": "validation ", "new": "new "}.get(figures.split, "held-out ")
     if figures.images is None:
         return f"the {kind}images"
     text = f"{figures.images:,} {kind}image{'s' * (figures.images != 1)}"

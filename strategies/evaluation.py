@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from repmode_cl.config import InferenceConfig, TrainingConfig
 from repmode_cl.errors import ConfigError, UnknownStructureError
+from repmode_cl.evaluation.image_quality import ImagePair, figure_names, measure_image
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.metrics import image_metrics, mean_metrics
 from repmode_cl.nn import PlainUNet, fold_norms
@@ -49,6 +50,9 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
     """Entered for work in the middle of training that is not training: validating, writing a checkpoint."""
     examples: dict[str, Example]
     """Structure -> the slice with the most contrast in its first image, of the last evaluation."""
+    measures: tuple[str, ...] = ()
+    """Measures of images besides the voxel metrics (`repmode_cl.evaluation.image_quality`), in `measuring`."""
+    _measured_voxel_size: tuple[float, float, float] | None = None
     _figures: dict[str, list[dict[str, float]]]
 
     @property
@@ -236,6 +240,25 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
         """Mean metrics over the images of each structure, of the last evaluation."""
         return {name: mean_metrics(images) for name, images in self._figures.items()}
 
+    @contextmanager
+    def measuring(
+        self, measures: Sequence[str], voxel_size: tuple[float, float, float] | None
+    ) -> Iterator[None]:
+        """Add further measures to the figures of evaluations within.
+
+        Parameters
+        ----------
+        measures
+            Of `repmode_cl.evaluation.image_quality.check_measures`.
+        voxel_size
+            um (z, y, x) of the images as they are prepared; None if it is unknown.
+        """
+        self.measures, self._measured_voxel_size = tuple(measures), voxel_size
+        try:
+            yield
+        finally:
+            self.measures, self._measured_voxel_size = (), None
+
     @property
     def image_figures(self) -> dict[str, list[dict[str, float]]]:
         """Metrics of each image of each structure, in the order of the samples, of the last evaluation."""
@@ -255,6 +278,11 @@ class EvaluationMixin(StrategyHooks, SupervisedTemplate):
         target = self.mb_y[0].cpu().numpy()
         mask = target[1] > 0 if len(target) > 1 else None
         metrics = image_metrics(self.mb_output[0, 0].numpy(), target[0], mask)
+        if self.measures:
+            pair = ImagePair(self.mb_output[0, 0].numpy(), target[0], mask, self._measured_voxel_size)
+            # Every image has every figure, so that an undefined one makes the mean undefined.
+            undefined = dict.fromkeys(figure_names(self.measures), math.nan)
+            metrics = {**metrics, **undefined, **measure_image(pair, self.measures).figures}
         [name] = self.stream.names(self.mb_task_id.tolist())
         if name not in self.examples:
             z = int(target[0].std(axis=(1, 2)).argmax())

@@ -33,6 +33,7 @@ from repmode_cl.config.comparison_schema import check_planned_streams
 from repmode_cl.data.pipeline import available_structures
 from repmode_cl.data.sample import Sample, structure_digests
 from repmode_cl.errors import ConfigError, RepmodeError, counted
+from repmode_cl.evaluation.image_quality import check_measures
 from repmode_cl.report.page import build_report
 from repmode_cl.results.run_info import RunInfo, write_run_info
 from repmode_cl.results.trial_record import (
@@ -122,6 +123,8 @@ def run_benchmark(
 
     Raises
     ------
+    RepmodeError
+        If a measure of ``evaluation.measures`` needs a package that is not installed.
     ConfigError
         If the folder holds a run already and `resume` is not given, or a run of another configuration, or another
         process is at work at it; or if the configuration is that of a search.
@@ -132,6 +135,7 @@ def run_benchmark(
         raise ConfigError(
             f"{config.name}: the configuration has the group 'search': run_search runs it, or set search to None"
         )
+    check_measures(config.evaluation.measures)
     streams = stream_variants(config.stream, available_structures(config))
     check_planned_streams(config.comparisons, streams)
     check_strategies(config, streams, rehearse_all=dry_run)

@@ -177,7 +177,8 @@ class TrialRun:
             self._train(number)
         self._add_costs(number, [name for name in strategy.network.state_dict() if name not in before])
         if number + 1 == len(self.stream.experiences) or self.done_after[number + 1] > step:
-            with task(f"{self.trial}: evaluating after step {step}"):
+            measures, grid = self.config.evaluation.measures, self.config.data.preprocessing.voxel_size
+            with task(f"{self.trial}: evaluating after step {step}"), strategy.measuring(measures, grid):
                 figures = strategy.evaluate(self.stream.known_after(number))
             logger.after_experience(strategy, figures)
             for structure, metrics in figures.items():

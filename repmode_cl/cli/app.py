@@ -16,6 +16,7 @@ from repmode_cl.cli.bench import bench
 from repmode_cl.cli.card import card
 from repmode_cl.cli.compare import compare
 from repmode_cl.cli.config import config
+from repmode_cl.cli.evaluate import evaluate
 from repmode_cl.cli.export import export
 from repmode_cl.cli.options import CommandGroup
 from repmode_cl.cli.pending import accept, discard, pending
@@ -72,6 +73,7 @@ app.command("compare")(compare)
 app.command("show")(show)
 app.command("verify")(verify)
 app.command("predict")(predict)
+app.command("evaluate")(evaluate)
 app.command("sign")(sign)
 app.command("card")(card)
 app.command("export")(export)

@@ -110,7 +110,7 @@ def check(
     unlikely voxel size, a signal and a target that do not belong together, the same image in two files.
 
     Columns: structure, signal, signal_channel, target, target_channel, and optionally split, group, region,
-    mask, mask_channel, scene, t, voxel_size_zyx.
+    mask, mask_channel, scene, t, voxel_size_zyx, labels, labels_channel.
 
     What images must suit (patch, depth, preprocessing) is taken from --config, from --model, or from the configuration
     that `repmode-cl config quickstart` prints; a line says which.

@@ -224,10 +224,17 @@ class InferenceConfig(GrownModel):
     voxel n // 2 of n and without a least one."""
 
 
+class EvaluationConfig(FrozenModel):
+    """What is measured of each test image besides the voxel metrics."""
+
+    measures: tuple[Literal["psnr", "ssim", "microssim", "spectral_pcc", "fsc", "segmentation"], ...] = ()
+    """Measures as of `repmode-cl evaluate`, on the test images after each step; ``results.csv`` holds their means."""
+
+
 class Config(GrownModel):
     """A whole configuration file."""
 
-    later_keys = ("comparisons",)
+    later_keys = ("comparisons", "evaluation")
 
     version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -241,6 +248,7 @@ class Config(GrownModel):
     training: TrainingConfig
     strategies: tuple[StrategyConfig, ...] = (StrategyConfig(name="experts_frozen"),)
     inference: InferenceConfig = InferenceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     plugins: tuple[PluginConfig, ...] = ()
     """Plugins of Avalanche in every trial. Their state is in no checkpoint: an interrupted trial starts again."""
     loggers: tuple[LoggerConfig, ...] = ()

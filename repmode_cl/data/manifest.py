@@ -11,7 +11,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ REQUIRED = ("structure", "signal", "target")
 #: Every known column, in the order they are written.
 COLUMNS = (
     "structure", "signal", "signal_channel", "target", "target_channel",
-    "split", "group", "region", "mask", "mask_channel", "scene", "t", "voxel_size_zyx",
+    "split", "group", "region", "mask", "mask_channel", "scene", "t", "voxel_size_zyx", "labels", "labels_channel",
 )  # fmt: skip
 
 
@@ -73,6 +73,8 @@ class Row:
         Scene (number from 0, or name) and time point (from 0) of the files that hold several.
     voxel_size
         (z, y, x) in um, in place of what the files say.
+    labels, labels_channel
+        Image with the number of the cell that each voxel belongs to (0 for none); `repmode-cl evaluate` compares cells.
     """
 
     number: int
@@ -89,6 +91,9 @@ class Row:
     t: int | None = None
     voxel_size: tuple[float, float, float] | None = None
     mask_channel: str | int | None = None
+    # Not in the text of a row, by which trainings are recognised when they are resumed: they learn nothing from labels.
+    labels: Path | None = field(default=None, repr=False)
+    labels_channel: str | int | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -311,9 +316,13 @@ def _parse_row(fields: dict[str, str], line: int, path: Path) -> tuple[Row | Non
         t=parse_field("t", _parse_number),
         voxel_size=parse_field("voxel_size_zyx", _parse_voxel_size),
         mask_channel=parse_field("mask_channel", _parse_channel),
+        labels=parse_field("labels", to_path),
+        labels_channel=parse_field("labels_channel", _parse_channel),
     )
     if row.mask_channel is not None and not fields.get("mask"):
         problems.append(Problem(line, "mask_channel", "names a channel, but there is no mask"))
+    if row.labels_channel is not None and not fields.get("labels"):
+        problems.append(Problem(line, "labels_channel", "names a channel, but there are no labels"))
     # A row whose images are known can still be checked; without its region it would be another image.
     harmless = {"structure", "split", "voxel_size_zyx"}
     usable = all(problem.column in harmless for problem in problems)
@@ -392,4 +401,6 @@ def _format_row(row: Row, folder: Path) -> dict[str, str]:
         "scene": text(row.scene),
         "t": text(row.t),
         "voxel_size_zyx": " ".join(repr(float(size)) for size in row.voxel_size or ()),
+        "labels": path_text(row.labels),
+        "labels_channel": text(row.labels_channel),
     }

@@ -1,4 +1,4 @@
-"""Folder of a comparison, or of an advice: it holds nothing else, and one process at a time works in it."""
+"""Folder of a comparison, an advice or an evaluation: it holds nothing else, and one process at a time works in it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from repmode_cl.workflows.train_one_experience import changed_settings, with_pre
 __all__ = ["exclusive_comparison"]
 
 #: Kind of a folder -> beginning of the names of its files. The request decides the figures, and marks the folder.
-_PREFIXES = {"comparison": "compare", "advice": "advise"}
-Kind = Literal["comparison", "advice"]
+_PREFIXES = {"comparison": "compare", "advice": "advise", "evaluation": "evaluate"}
+Kind = Literal["comparison", "advice", "evaluation"]
 
 
 def _request_file(kind: Kind) -> str:
@@ -44,7 +44,7 @@ def exclusive_comparison(
     restart
         Whether to remove a comparison that it holds first.
     kind
-        What the folder is of: a comparison of methods, or an advice.
+        What the folder is of: a comparison of methods, an advice, or an evaluation.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def exclusive_comparison(
 
 
 def _named(kind: Kind) -> str:
-    return f"{'an' if kind == 'advice' else 'a'} {kind}"
+    return f"{'a' if kind == 'comparison' else 'an'} {kind}"
 
 
 def _refuse_other_content(folder: Path, kind: Kind) -> None:

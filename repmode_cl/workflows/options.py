@@ -8,7 +8,7 @@ from pathlib import Path
 
 from repmode_cl.nn import AdditionSpec
 
-__all__ = ["TrainingOverrides", "AdditionOptions", "ComparisonOptions"]
+__all__ = ["TrainingOverrides", "AdditionOptions", "ComparisonOptions", "EvaluationOptions"]
 
 
 @dataclass(frozen=True)
@@ -118,3 +118,47 @@ class ComparisonOptions:
     kernel: int = 3
     fine_tuning_rate: float | None = None
     network_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Options of an evaluation.
+
+    Attributes
+    ----------
+    structures
+        Structures to evaluate; empty for all that model and manifest share.
+    measures
+        Measures besides the voxel metrics (`repmode_cl.evaluation.image_quality.MEASURES`); ``None``: all whose
+        packages are installed.
+    labels
+        Folder of label images, each named as its image of transmitted light; ``None``: those that the manifest names.
+    threshold
+        z-score above which a voxel is foreground, in truth and prediction; ``None``: Otsu's, of each.
+    min_size
+        Voxels of the smallest object that is counted.
+    out
+        Folder; ``None``: ``runs/evaluate-<model>``.
+    restart
+        Whether to begin again in a folder that holds an evaluation.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    cache
+        Folder of prepared images; ``None`` keeps them in the folder until the evaluation is done.
+    workers
+        Processes that prepare images.
+    force
+        Whether to use images whose voxel size is missing or far from what the base was trained on.
+    """
+
+    structures: Sequence[str] = ()
+    measures: Sequence[str] | None = None
+    labels: Path | None = None
+    threshold: float | None = None
+    min_size: int = 27
+    out: Path | None = None
+    restart: bool = False
+    device: str = "auto"
+    cache: Path | None = None
+    workers: int = 1
+    force: bool = False

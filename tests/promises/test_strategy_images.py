@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tiny_strategies import BASE, BUILD, STRUCTURES, build, learn
 from torch import Tensor
 
 from repmode_cl.data.sample import Sample
+from repmode_cl.evaluation.image_quality import figure_names
 
 EACH = pytest.mark.parametrize("name", BUILD)
 
@@ -73,3 +75,24 @@ def test_evaluation_agrees_with_predicting_by_hand(samples: list[Sample]) -> Non
             predicted = strategy.predict(torch.from_numpy(np.load(sample.signal)), sample.structure)
             mse = ((predicted - np.load(sample.target)).astype(np.float64) ** 2).mean()
             assert figures[sample.structure]["mse"] == pytest.approx(mse, rel=1e-5)
+
+
+def test_further_measures_are_added_to_the_figures_where_they_are_asked_for(samples: list[Sample]) -> None:
+    strategy = build("experts_frozen", samples)
+    learn(strategy, 0)
+    test = [strategy.stream.test[0]]
+    plain = strategy.evaluate(test)
+    with strategy.measuring(("psnr", "segmentation"), None):
+        measured = strategy.evaluate(test)
+        images = strategy.image_figures
+    for name, figures in measured.items():
+        assert {key: figures[key] for key in plain[name]} == plain[name]
+        assert figures.keys() - plain[name].keys() == set(figure_names(("psnr", "segmentation")))
+        tested = [sample for sample in samples if (sample.structure, sample.split) == (name, "test")]
+        ranges = [float(np.ptp(np.load(sample.target).astype(np.float32))) for sample in tested]
+        expected = [
+            10 * math.log10(size**2 / image["mse"]) for size, image in zip(ranges, images[name], strict=True)
+        ]
+        assert [image["psnr"] for image in images[name]] == pytest.approx(expected)
+        assert figures["psnr"] == pytest.approx(np.mean(expected))
+    assert strategy.evaluate(test) == plain
