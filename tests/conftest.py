@@ -6,10 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.main import get_command
 
 if TYPE_CHECKING:
     from tiny_run import Done
@@ -32,6 +35,32 @@ ALLOWED_SKIPS = (
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Imported where they are used: most test files need neither Avalanche nor these.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_worker() -> Iterator[None]:
+    """Let whatever is given no number of workers read and write images in this process.
+
+    For a few tiny images, starting a process for each processor takes a hundred times as long as the work, and the
+    suite runs in two processes already. Tests of workers name their number.
+    """
+    modules = (
+        import_module("repmode_cl.utils.process_pool"),
+        import_module("repmode_cl.data.phantom.simulate"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "workers_here", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser() -> Iterator[None]:
+    """Let `CliRunner` make the parser of all commands once: making it takes longer than most commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Where typer has another name for it, tests take a minute longer.
+        patch.setattr("typer.testing._get_command", cache(get_command), raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import typer
@@ -100,9 +101,15 @@ def arguments_of(line: str) -> tuple[list[str], str | None]:
     return words, None
 
 
+@cache
+def program() -> Any:
+    """Return the parser of all commands, which takes longer to make than to use."""
+    return typer.main.get_command(app)
+
+
 def check_command(words: list[str]) -> None:
     """Parse a command line as the program would, without running it: unknown options and missing ones raise."""
-    command, words = typer.main.get_command(app), list(words)
+    command, words = program(), list(words)
     if words == ["--help"] or words == ["--version"]:
         return
     name = "repmode-cl"
@@ -232,7 +239,7 @@ def prose_of(page: Path) -> str:
 def anchors_of(page: Path) -> set[str]:
     """Return what a link to a heading of a page may name; those of the commands are made with the site."""
     if page.name == "commands.md":
-        return {"repmode-cl-" + name for name in typer.main.get_command(app).commands}
+        return {"repmode-cl-" + name for name in program().commands}
     return {
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)

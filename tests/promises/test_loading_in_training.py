@@ -16,12 +16,14 @@ from repmode_cl.cli.app import app
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.scenarios import PatchSampling, stream_of_samples
+from repmode_cl.utils import process_pool
 from repmode_cl.utils.process_pool import workers_here
 from repmode_cl.workflows.options import TrainingOverrides
 
 STREAM = (("dna", "cell_membrane", "nucleolus"), ("mitochondria",))
 
 
+@pytest.mark.slow
 def test_workers_train_the_same_network(samples: list[Sample]) -> None:
     stream = stream_of_samples(samples, STREAM, PatchSampling(PATCH), count=lambda _, __: 8, seed=0)
     alone = learn(experts_frozen(stream), 0)
@@ -92,6 +94,7 @@ def test_commands_take_a_number_of_processes(
         raise Called
 
     monkeypatch.setattr(function, spy)
+    monkeypatch.setattr(process_pool, "workers_here", workers_here)  # as outside of tests: one per processor
     words = command.format(folder=tmp_path).split()
     for more, workers in (([], workers_here()), (["--workers", "3"], 3)):
         result = CliRunner().invoke(app, [*words, *more])
