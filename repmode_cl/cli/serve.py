@@ -71,8 +71,8 @@ def serve(
     from repmode_cl.serve.settings import ServeSettings, is_loopback, new_token
     from repmode_cl.utils.memory import parse_memory
 
-    if token is None and not is_loopback(host):
-        token = new_token()
+    made = new_token() if token is None and not is_loopback(host) else None
+    token = token or made
     settings = ServeSettings(
         host=host,
         port=port,
@@ -85,7 +85,9 @@ def serve(
     )
 
     def ready(address: str) -> None:
-        typer.echo(f"serving {', '.join(str(model) for model in models)} at {address} (Ctrl-C ends it)")
+        # A token that the user chose is known already, and logs are read by others.
+        with_token = address if made is None else f"{address}?token={made}"
+        typer.echo(f"serving {', '.join(str(model) for model in models)} at {with_token} (Ctrl-C ends it)")
         if not is_loopback(host):
             typer.echo(
                 "note: whoever can listen to this network can read the token and the images; docs/serve.md says how to "

@@ -56,8 +56,7 @@ def run_server(paths: Sequence[Path], settings: ServeSettings, ready: Callable[[
         )
         port = listening.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        token = "" if settings.token is None else f"?token={settings.token}"
-        ready(f"http://{host}:{port}/{token}")
+        ready(f"http://{host}:{port}/")
         # Raised again by uvicorn once all is closed; stopping is how a server ends.
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from serving import image_bytes, make_served_model
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
+from repmode_cl.serve.settings import ServeSettings
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -45,6 +47,29 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     )
     code, said = run(model)
     assert (code, "uvicorn" in said, "[serve]" in said) == (2, True, True)
+
+
+def test_a_token_that_was_chosen_is_not_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[ServeSettings] = []
+
+    def run_server(paths: object, settings: ServeSettings, ready: Callable[[str], None]) -> None:
+        served.append(settings)
+        ready("http://0.0.0.0:1/")
+
+    monkeypatch.setattr("repmode_cl.serve.server.run_server", run_server)
+    token = tmp_path / "token"
+    token.write_text("a-token-of-this-test\n")
+    code, said = run(tmp_path, "--host", "0.0.0.0", "--token-file", token)
+    assert (code, "a-token-of-this-test" in said, served[0].token) == (0, False, "a-token-of-this-test")
+    monkeypatch.setenv("REPMODE_CL_TOKEN", "another-token-of-this-test")
+    assert "another-token" not in run(tmp_path, "--max-upload", "1MB", "--keep", "5")[1]
+    assert served[1] == ServeSettings(token="another-token-of-this-test", max_upload=10**6, keep_seconds=300)
+    monkeypatch.delenv("REPMODE_CL_TOKEN")
+    _, said = run(tmp_path, "--host", "0.0.0.0")
+    assert f"?token={served[2].token} " in said
+    assert served[2].token not in (None, "")
+    run(tmp_path)
+    assert served[3] == ServeSettings()
 
 
 @pytest.mark.slow
