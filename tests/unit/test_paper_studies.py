@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from repmode_cl.benchmark.search.plan import plan_search
+from repmode_cl.benchmark.search.study_files import matching_strategies
 from repmode_cl.config import Config, load_config
 from repmode_cl.data.pipeline import available_structures
 from repmode_cl.scenarios import stream_variants
@@ -67,3 +69,10 @@ def test_each_system_gets_the_same_search_on_other_cells(name: str) -> None:
     assert not set(tuning.seeds) & set(study.seeds)
     for section in ("network", "patch", "training"):
         assert getattr(tuning, section) == getattr(study, section)
+
+
+@pytest.mark.parametrize("name", ["table1", "table1_incremental"])
+def test_every_system_of_a_study_takes_what_the_search_chooses_for_it(name: str) -> None:
+    found = matching_strategies(plan_search(load_config(f"tuning_{name}")))
+    titles = [one.title for one in load_config(name).strategies]
+    assert found == {f"study-{name}.yaml": {title: title for title in titles}}
