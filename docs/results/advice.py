@@ -1,6 +1,6 @@
 """Agreement of `repmode-cl advise` with full runs, on simulated structures.
 
-``python docs/results/advice.py MODEL MANIFEST.csv FOLDER [STEPS]``
+``python docs/results/advice.py MODEL MANIFEST.csv FOLDER [STEPS [BATCH]]``
 
 For each structure of the manifest that the model lacks: the advice of short trainings, written to FOLDER/advice.csv,
 and the rank correlation of its R2 with that of the full runs of the study `twelve_structures` (of the last step, mean
@@ -52,14 +52,14 @@ def full_runs() -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def main(model: Path, manifest: Path, folder: Path, steps: int) -> None:
+def main(model: Path, manifest: Path, folder: Path, steps: int = 60, batch: int | None = None) -> None:
     """Advise on each structure, and print the table and the rank correlation."""
     full, known = full_runs(), Model.open(model).structures
     table = []
     for name in read_manifest(manifest).structures:
         if name in known or name not in full:
             continue
-        overrides = TrainingOverrides(steps=steps, cache=folder / "cache")
+        overrides = TrainingOverrides(steps=steps, batch_size=batch, cache=folder / "cache")
         advice = advise(model, name, manifest, overrides, out=folder / name)
         small, best, warm = (
             advice.trials[Trial(*trial).key]  # type: ignore[arg-type]
@@ -94,4 +94,4 @@ def main(model: Path, manifest: Path, folder: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(word) for word in sys.argv[1:4]), steps=int(sys.argv[4]) if len(sys.argv) > 4 else 30)
+    main(*(Path(word) for word in sys.argv[1:4]), *(int(word) for word in sys.argv[4:6]))

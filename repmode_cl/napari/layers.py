@@ -59,6 +59,9 @@ def prediction_layer(prediction: PredictedVolume, placement: LayerPlacement, req
     model and the version that made it, and the unit of its values, z-scores.
     """
     colour = [part / 255 for part in colour_of(prediction.structure)]
+    title = prediction.structure
+    if prediction.confidence:
+        colour, title = [1.0, 1.0, 1.0], f"{prediction.structure} confidence"
     origin = {
         "structure": prediction.structure,
         "structure_digest": prediction.digest,
@@ -71,13 +74,17 @@ def prediction_layer(prediction: PredictedVolume, placement: LayerPlacement, req
         "selection": str(placement.region),
         "values": "z-score units",
     }
+    if prediction.confidence:
+        origin["values"] = "half-width of an interval about the prediction, z-score units"
+        origin["interval"] = prediction.confidence
     layer = Image(
         placement.region.with_layer_axes(prediction.values),
-        name=f"{prediction.structure} of {request.name}",
-        colormap=Colormap([[0, 0, 0], colour], name=prediction.structure),
+        name=f"{title} of {request.name}",
+        colormap=Colormap([[0, 0, 0], colour], name=title),
         blending="additive",
         contrast_limits=prediction.limits,
         metadata={"repmode-cl": origin},
+        visible=not prediction.confidence,
         **placement.layer_options,
     )
     # The range of the contrast slider.

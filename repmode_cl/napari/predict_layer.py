@@ -18,10 +18,17 @@ from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resampling import resample_to
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError
+from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.predict_file import fused_network_on
 from repmode_cl.inference.prepare_volume import prepare_volume
-from repmode_cl.inference.sliding_window import sliding_window
+from repmode_cl.inference.sliding_window import sliding_window, sliding_windows
 from repmode_cl.inference.streaming.memory_plan import activation_bytes
+from repmode_cl.inference.trust_channels import (
+    confidence_text,
+    extra_channels,
+    spread_key,
+    window_networks,
+)
 from repmode_cl.inference.windows import WindowGrid, checked_window_grid
 from repmode_cl.model import Model
 from repmode_cl.utils.devices import resolve_device
@@ -54,6 +61,8 @@ class VolumeRequest:
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     remedy
         Advice in messages about a voxel size that is missing or far off.
+    confidence
+        Predict each window flipped too, for a volume of the half-width of an interval about each prediction.
     """
 
     model: Model
@@ -63,6 +72,7 @@ class VolumeRequest:
     force: bool = False
     device: str = "auto"
     remedy: str = "state the right one, or continue by force"
+    confidence: bool = False
 
     def check(self) -> tuple[str, ...]:
         """Check the structures and the voxel size, and return notes on the latter for the user.
@@ -70,7 +80,8 @@ class VolumeRequest:
         Raises
         ------
         RepmodeError
-            If no structure is named, one is not in the model, or the voxel size is missing or far off.
+            If no structure is named, one is not in the model, the voxel size is missing or far off, or the model has no
+            calibration for the confidence.
         """
         if not self.structures:
             raise RepmodeError("no structure is chosen; choose at least one")
@@ -82,6 +93,8 @@ class VolumeRequest:
             notes.append(
                 check_voxel_size(self.voxel_size, trained, self.name, self.force, remedy=self.remedy)
             )
+            if self.confidence:
+                notes.append(f"{name}: {confidence_text(self.model, name)}")
         return tuple(dict.fromkeys(note for note in notes if note is not None))
 
 
@@ -102,6 +115,8 @@ class PredictedVolume:
         Least and largest value.
     digest
         Digest of the structure in the model.
+    confidence
+        What the interval claims, where the values are its half-width; empty for a prediction.
     """
 
     structure: str
@@ -109,6 +124,7 @@ class PredictedVolume:
     limits: tuple[float, float]
     extent: tuple[float, float]
     digest: str
+    confidence: str = ""
 
 
 def predict_volume(
@@ -152,7 +168,7 @@ def predict_volume(
     except ImageError as error:
         raise ImageError(f"{request.name}: {error}") from error
     batch = min(int(model.inference["batch"]), len(grid))
-    _check_memory(model, shape, grid, batch, device)
+    _check_memory(model, shape, grid, batch, device, twice=request.confidence)
     resampled = None not in (request.voxel_size, model.voxel_size)
     prepared = prepare_volume(read(), recipe, grid_shape if resampled else None, request.name)
     total = len(grid) * len(request.structures)
@@ -165,33 +181,54 @@ def predict_volume(
                 progress(before + done, total)
 
         report(0, 0)
+        networks = {structure: network}
+        if request.confidence:
+            networks = dict(window_networks(model, networks, device, confidence=True).networks)
+        how: dict[str, Any] = {
+            "window": grid.size,
+            "overlap": overlap,
+            "batch_size": batch,
+            "device": device,
+            "progress": report,
+            "weights": model.inference.get("weights", "floored"),
+        }
         try:
-            values = sliding_window(
-                network,
-                prepared,
-                window=grid.size,
-                overlap=overlap,
-                batch_size=batch,
-                device=device,
-                progress=report,
-                weights=model.inference.get("weights", "floored"),
-            )
+            if request.confidence:
+                results = sliding_windows(list(networks.values()), prepared, **how)
+            else:
+                results = [sliding_window(network, prepared, **how)]
         except torch.OutOfMemoryError as error:
             raise RepmodeError(
                 f"the device {device} has too little memory for {batch} windows; choose cpu"
             ) from error
         # As in predictions from disk: linear, whatever order images are prepared with.
-        values = resample_to(values, shape, 1, corners=recipe.before_resampling)
-        extent = float(values.min()), float(values.max())
-        yield PredictedVolume(structure, values, _limits(values), extent, model.entries[structure].digest)
+        found = {
+            key: resample_to(values, shape, 1, corners=recipe.before_resampling)
+            for key, values in zip(networks, results, strict=True)
+        }
+        del results
+        digest = model.entries[structure].digest
+        yield _volume(structure, found.pop(structure), digest)
+        if request.confidence:
+            [channel] = extra_channels(model, structure, PredictionOptions(confidence=True))
+            half_width = channel.convert(found.pop(spread_key(structure))).astype(np.float32, copy=False)
+            yield _volume(structure, half_width, digest, confidence_text(model, structure))
+
+
+def _volume(
+    structure: str, values: NDArray[np.float32], digest: str, confidence: str = ""
+) -> PredictedVolume:
+    extent = float(values.min()), float(values.max())
+    limits = (0.0, max(1.0, _limits(values)[1])) if confidence else _limits(values)
+    return PredictedVolume(structure, values, limits, extent, digest, confidence)
 
 
 def _check_memory(
-    model: Model, shape: Sequence[int], grid: WindowGrid, batch: int, device: torch.device
+    model: Model, shape: Sequence[int], grid: WindowGrid, batch: int, device: torch.device, *, twice: bool
 ) -> None:
-    """Refuse a prediction that does not fit into the free memory."""
+    """Refuse a prediction that does not fit into the free memory; with a confidence there are two results."""
     image_voxels, grid_voxels = (int(np.prod(size, dtype=np.int64)) for size in (shape, grid.shape))
-    need = 4 * (_IMAGE_ARRAYS * image_voxels + _GRID_ARRAYS * grid_voxels)
+    need = 4 * ((_IMAGE_ARRAYS + twice) * image_voxels + (_GRID_ARRAYS + twice) * grid_voxels)
     if device.type == "cpu":
         need += activation_bytes(model.architecture.width, model.architecture.depth, grid.size, batch)
     free = available_memory()

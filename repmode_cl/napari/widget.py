@@ -88,6 +88,7 @@ class PredictWidget(QWidget):
             "Voxel size of the image in µm. It is read from the layer's scale; correct it here."
         )
         self.force = QCheckBox("predict even if the voxel size does not fit")
+        self.confidence = QCheckBox("confidence: a further layer, which takes several times as long")
         self.device = QComboBox()
         self.device.addItems(["auto", "cpu", "cuda"])
         self.predict = QPushButton("Predict")
@@ -112,6 +113,7 @@ class PredictWidget(QWidget):
         form.addRow(self.verdicts)
         form.addRow("device", self.device)
         form.addRow(self.force)
+        form.addRow(self.confidence)
         buttons = QHBoxLayout()
         buttons.addWidget(self.predict)
         buttons.addWidget(self.cancel)
@@ -295,6 +297,7 @@ class PredictWidget(QWidget):
             self.force.isChecked(),
             self.device.currentText(),
             f"state the right one above, or tick {self.force.text()!r}",
+            self.confidence.isChecked(),
         )
         return self.layer, region, request
 
@@ -311,7 +314,8 @@ class PredictWidget(QWidget):
 
     def _predicted(self, prediction: PredictedVolume) -> None:
         assert self._running is not None
-        self._running.finished.append(prediction.structure)
+        if not prediction.confidence:
+            self._running.finished.append(prediction.structure)
         layer = prediction_layer(prediction, self._running.placement, self._running.request)
         self.viewer.add_layer(layer)
 

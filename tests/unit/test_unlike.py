@@ -255,6 +255,23 @@ def test_a_preview_shows_the_confidence_and_leaves_the_scores_as_they_are(
     assert "90% of the voxels" in text
 
 
+def test_napari_gets_the_confidence_that_files_have(model: Model, tmp_path: Path) -> None:
+    from repmode_cl.napari.predict_layer import VolumeRequest, predict_volume
+
+    volume = smooth(58)
+    request = VolumeRequest(model, ("dna",), None, "cells", confidence=True)
+    assert "90% of the voxels" in request.check()[-1]
+    prediction, confidence = predict_volume(request, lambda: volume, volume.shape)
+    image = write(tmp_path / "in.tif", volume)
+    made = predict_file(model, "dna", image, tmp_path / "out.ome.tif", confidence=True)
+    voxels, _ = channels(made.path)
+    np.testing.assert_array_equal(prediction.values, voxels[0])
+    np.testing.assert_array_equal(confidence.values, voxels[1])
+    assert (prediction.confidence, confidence.confidence) == ("", made.confidence)
+    with pytest.raises(ModelError, match="no calibration of 'cell_membrane'"):
+        VolumeRequest(model, ("cell_membrane",), None, "cells", confidence=True).check()
+
+
 def test_a_table_holds_it_and_copies_it_from_an_earlier_call(model: Model, tmp_path: Path) -> None:
     images = [write(tmp_path / "like.tif", smooth(55)), write(tmp_path / "step.tif", step())]
     table = tmp_path / "table.csv"
