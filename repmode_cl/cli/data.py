@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repmode_cl.cli import data_import
-from repmode_cl.cli.options import WorkersOption, parse_size, parse_structures
+from repmode_cl.cli.options import (
+    ConfigArgument,
+    OverridesOption,
+    WorkersOption,
+    parse_size,
+    parse_structures,
+)
 from repmode_cl.errors import RepmodeError, counted
 from repmode_cl.structures import TWELVE_STRUCTURES
 from repmode_cl.utils.command_text import command
@@ -161,6 +168,65 @@ def check(
             typer.echo(f"page: {page}")
     if failed:
         raise typer.Exit(2)
+
+
+@app.command("prepare")
+def prepare(
+    config: ConfigArgument,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder for the prepared volumes; data.cache by default."),
+    ] = None,
+    overrides: OverridesOption = None,
+    workers: WorkersOption = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Prepare on a Dask cluster: its scheduler's address, or the path of a scheduler file.",
+        ),
+    ] = None,
+) -> None:
+    """Prepare the images of a configuration in a cache, before anything is trained.
+
+    Volumes that are there already are kept, so that the same command continues after an interruption. `train` and
+    `bench` find them where their configuration names the same folder (--set data.cache=FOLDER).
+
+    For example:
+
+      repmode-cl data prepare my.yaml --cache cache --scheduler tcp://node1:8786
+    """
+    from repmode_cl.config import load_config
+    from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
+    from repmode_cl.utils.process_pool import workers_here
+
+    if scheduler is not None and workers is not None:
+        raise RepmodeError(
+            "--workers is for processes on this machine, --scheduler for a cluster: leave out one of the two"
+        )
+    loaded = load_config(config, overrides or ())
+    folder = cache if cache is not None else loaded.data.cache
+    if folder is None:
+        raise RepmodeError("which folder shall hold the prepared volumes? Give --cache FOLDER, or data.cache")
+    if loaded.data.manifest is None:
+        raise RepmodeError(f"{config}: names no manifest (data.manifest) whose images could be prepared")
+    data = loaded.data.model_copy(update={"cache": str(folder)})
+    with ExitStack() as contexts:
+        cluster = None
+        if scheduler is not None:
+            from repmode_cl.utils.dask_cluster import DaskJobs
+
+            cluster = contexts.enter_context(DaskJobs(scheduler))
+        samples, notes = prepared_samples(
+            data,
+            Path(folder),
+            held_out=HeldOutCheck(loaded.patch.size),
+            workers=workers or workers_here(),
+            cluster=cluster,
+        )
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"{folder}: {counted(len(samples), 'row')} prepared")
 
 
 def _options_for_config(config: str | None) -> CheckOptions:

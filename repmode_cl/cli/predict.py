@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,8 +25,9 @@ from repmode_cl.verdict import VerdictLevel
 
 # Imported in functions, as in every command, for a fast start: torch takes seconds to import.
 if TYPE_CHECKING:
+    from repmode_cl.inference.cluster import PredictionCluster
+    from repmode_cl.inference.image_task import ImageOutcome
     from repmode_cl.inference.options import PredictedFile
-    from repmode_cl.inference.predict_files import ImageOutcome
     from repmode_cl.inference.preview import PreviewVolumes
     from repmode_cl.store.snapshot import ModelSnapshot
 
@@ -121,11 +123,18 @@ def predict(
     overlap: Annotated[
         float | None, typer.Option(help="Part that windows share, 0 to below 1; the model's by default.")
     ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast", help="Let windows share a quarter, for less than half the time and a little R2."
+        ),
+    ] = False,
     scene: Annotated[
-        str | None, typer.Option(help="Name or number (from 0) of one of several scenes.")
+        str | None,
+        typer.Option(help="Name or number (from 0) of one of several scenes, field of a plate, or all."),
     ] = None,
     t: Annotated[
-        int | None, typer.Option("--t", "--time", min=0, help="Which of several time points.")
+        str | None, typer.Option("--t", "--time", metavar="N", help="Which of several time points, or all.")
     ] = None,
     voxel_size: Annotated[
         str | None,
@@ -136,6 +145,19 @@ def predict(
         str | None,
         typer.Option(
             metavar="SIZE", help="Most to hold in memory, such as 2GB; by default half of what is free."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Predict on a Dask cluster: its scheduler's address, or the path of a scheduler file.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --scheduler: threads of each worker; its share of the cores by default."
         ),
     ] = None,
     restart: Annotated[
@@ -157,6 +179,8 @@ def predict(
       repmode-cl predict model --all 'fields/*.tif' --out predictions --csv results.csv --keep-going
 
       repmode-cl predict model --pending golgi --preview a.html in.tif out.tif
+
+      repmode-cl predict model --all plate.zarr --out out --scene all --t all
     """
     if out is None and len(paths) != 2:
         raise typer.BadParameter(
@@ -168,17 +192,21 @@ def predict(
         )
     if (every and structure) or not (every or structure or pending):
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to predict")
+    if threads is not None and scheduler is None:
+        raise RepmodeError("--threads is for the workers of --scheduler; without it set OMP_NUM_THREADS")
+    if fast and overlap is not None:
+        raise RepmodeError(
+            "--fast is an overlap of a quarter, and --overlap names another: leave out one of them"
+        )
     window_size = parse_size(window, "--window")
     voxel_size_um = parse_voxel_size(voxel_size)
     from repmode_cl.data.readers.registry import refuse_folder
-    from repmode_cl.inference.options import PredictionOptions
+    from repmode_cl.inference.image_task import ImageTask, PredictionPlan
+    from repmode_cl.inference.options import FAST_OVERLAP, PredictionOptions
     from repmode_cl.inference.output_paths import output_paths, refuse_inputs
-    from repmode_cl.inference.predict_files import (
-        check_prediction_table,
-        expand_inputs,
-        output_names,
-        predict_files,
-    )
+    from repmode_cl.inference.positions import PositionChoice, plan_positions, uses_positions
+    from repmode_cl.inference.predict_files import expand_inputs, output_names, predict_plan
+    from repmode_cl.inference.prediction_table import check_prediction_table
     from repmode_cl.inference.provenance import input_name
     from repmode_cl.inference.rescale import Rescale
     from repmode_cl.model import Model
@@ -201,10 +229,8 @@ def predict(
     options = PredictionOptions(
         channel=number_or_name(channel),
         window=window_size,
-        overlap=overlap,
+        overlap=FAST_OVERLAP if fast else overlap,
         device=device,
-        scene=number_or_name(scene),
-        t=t,
         voxel_size=voxel_size_um,
         force=force,
         rescale=None if rescale is None else Rescale.parse(rescale),
@@ -217,6 +243,11 @@ def predict(
         restart=restart,
         keep=out is not None,
     )
+    choice = PositionChoice(number_or_name(scene), _time(ctx, t))
+    if scheduler is not None and (pending or preview is not None):
+        raise RepmodeError(
+            "--scheduler predicts with what the model has, and makes no preview: leave out --pending and --preview"
+        )
     if out is None:
         inputs, outputs = expand_inputs(paths[:1]), [paths[1]]
         refuse_folder(inputs[0])  # before the name of the output is found wrong
@@ -226,7 +257,23 @@ def predict(
             )
     else:
         inputs = expand_inputs(paths)
-        outputs = output_names(inputs, out, names, stack=stack, imagej=imagej)
+        outputs = []
+    if uses_positions(inputs, choice):
+        if imagej or preview is not None:
+            raise RepmodeError(
+                "--imagej and --preview are for images one by one: name the scene and the time point, or leave them out"
+            )
+        plan = plan_positions(inputs, choice, out or paths[1], names, stack=stack, keep_going=keep_going)
+        several, options = len(names) > 1, dataclasses.replace(options, keep=True)
+        outputs = [name for name, _ in plan.outputs()]
+        out = out or paths[1]
+    else:
+        outputs = outputs or output_names(inputs, out or "", names, stack=stack, imagej=imagej)
+        tasks = [
+            ImageTask(source, source, output, choice.scene, choice.one_t)
+            for source, output in zip(inputs, outputs, strict=True)
+        ]
+        plan = PredictionPlan(tuple(tasks))
     # Before the model is opened, and before the first of many is predicted; the inputs first, because an input that
     # would be replaced is no earlier prediction either.
     if out is not None:
@@ -234,7 +281,7 @@ def predict(
             (Path(output.replace("{structure}", name)) for output in outputs for name in names), inputs
         )
     written: list[Path] = []
-    for source, output in zip(inputs, outputs, strict=True):
+    for output, source in plan.outputs():
         written += output_paths(output, names, source, several=several, stack=stack, imagej=imagej)
     if csv is not None:
         check_prediction_table(csv)
@@ -249,12 +296,19 @@ def predict(
         writer = PreviewWriter(opened, dict(zip(sources, previews, strict=True)))
     reported: set[str] = set()
     shown: list[Path] = []
-    with task(_task_title(names, inputs, every)) as bar:
+    with ExitStack() as contexts:
+        cluster = None
+        if scheduler is not None:
+            cluster = contexts.enter_context(_cluster(scheduler, threads))
+        bar = contexts.enter_context(task(_task_title(names, plan.tasks, every)))
         finished = 0
 
         def show_stage(stage: str) -> None:
-            position = f" ({finished + 1} of {len(inputs)})" if len(inputs) > 1 else ""
-            bar.update(description=f"{stage} {Path(str(inputs[finished])).name}{position}")
+            count = len(plan.tasks)
+            position = f" ({finished + 1} of {count})" if count > 1 else ""
+            # What is whole already is reported first, in another order.
+            name = "" if plan.series or plan.plates else f" {Path(str(plan.tasks[finished].source)).name}"
+            bar.update(description=f"{stage}{name}{position}")
 
         def show_preview(volumes: PreviewVolumes) -> None:
             if writer is not None and (path := writer(volumes)) not in shown:
@@ -271,13 +325,12 @@ def predict(
                     if note not in reported:
                         reported.add(note)
                         typer.echo(f"note: {note}", err=True)
-                typer.echo(_result_line(file))
+                typer.echo(_result_line(file, outcome))
 
-        outcomes = predict_files(
+        outcomes = predict_plan(
             opened,
             names if several else names[0],
-            inputs,
-            outputs,
+            plan,
             dataclasses.replace(
                 options,
                 preview=None if writer is None else show_preview,
@@ -287,10 +340,18 @@ def predict(
             keep_going=keep_going,
             table=csv,
             done=report,
+            collected=lambda path: typer.echo(f"{path}: whole"),
+            cluster=cluster,
         )
-    failed = [str(outcome.source) for outcome in outcomes if outcome.error is not None]
+    failed = [outcome.label for outcome in outcomes if outcome.error is not None]
     if failed:
         fail(f"{len(failed)} of {counted(len(outcomes), 'image')} left out: {', '.join(failed)}")
+
+
+def _cluster(address: str, threads: int | None) -> PredictionCluster:
+    from repmode_cl.inference.cluster import PredictionCluster
+
+    return PredictionCluster(address, threads)
 
 
 def _task_title(names: Sequence[str], inputs: Sequence[object], every: bool) -> str:
@@ -306,17 +367,31 @@ def _doubts(file: PredictedFile) -> list[str]:
     return [f"{file.structure}: {verdict.text}"]
 
 
-def _result_line(file: PredictedFile) -> str:
+def _result_line(file: PredictedFile, outcome: ImageOutcome) -> str:
     """Describe a file that was predicted, or was there already."""
+    # Of several scenes and time points the file may be a part of what is made of all.
+    is_part = outcome.place or outcome.t is not None
+    name = outcome.label if is_part else str(file.path)
     if file.existed:
-        return f"{file.path}: {file.structure}, already there (--restart predicts it again)"
+        return f"{name}: {file.structure}, already there (--restart predicts it again)"
     voxels = " x ".join(str(extent) for extent in file.shape)
-    line = f"{file.path}: {file.structure}, {voxels} voxels (z, y, x), {file.values}, in {file.seconds:.1f} s"
+    line = f"{name}: {file.structure}, {voxels} voxels (z, y, x), {file.values}, in {file.seconds:.1f} s"
     if file.metrics is not None:
         line += f"; R2 {file.metrics['r2']:.3f}, Pearson {file.metrics['pearson']:.3f}"
     if file.verdict is not None and file.verdict.level is VerdictLevel.UNKNOWN:
         line += f"; how good is {file.verdict.text}"
     return f"{line}; {file.unlike_text}"
+
+
+def _time(ctx: typer.Context, text: str | None) -> int | str | None:
+    """Read ``--t``: a number from 0, or ``all``."""
+    if text is None or text == "all":
+        return text
+    if not text.isdecimal():
+        raise typer.BadParameter(
+            f"{text!r} is no number from 0, and not 'all'", ctx=ctx, param_hint="'--t' / '--time'"
+        )
+    return int(text)
 
 
 def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str | int]:

@@ -24,6 +24,7 @@ from repmode_cl.data.validation.split_check import (
 )
 from repmode_cl.errors import ConfigError, ManifestError, UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
+from repmode_cl.utils.process_pool import JobCluster
 
 __all__ = ["HeldOutCheck", "available_structures", "check_base", "prepared_samples"]
 
@@ -99,6 +100,7 @@ def prepared_samples(
     held_out: HeldOutCheck | None = None,
     workers: int = 1,
     skipped: list[tuple[int, str]] | None = None,
+    cluster: JobCluster | None = None,
 ) -> tuple[list[Sample], list[str]]:
     """Prepare the samples that `data` describes, in a cache.
 
@@ -118,6 +120,8 @@ def prepared_samples(
         Processes that simulate and prepare.
     skipped
         Where given, rows whose images cannot be used are skipped, and their lines and reasons are added here.
+    cluster
+        Prepares the volumes, in place of processes here.
 
     Returns
     -------
@@ -207,6 +211,7 @@ def prepared_samples(
         structures=structures,
         workers=workers,
         skipped=skipped,
+        cluster=cluster,
     )
     _require_images(structures or (), {sample.structure for sample in samples}, manifest, skipped)
     if data.without_test:

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import torch
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.preview import PreviewVolumes
 from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.unlike import ImageScore
-from repmode_cl.inference.window_batches import Network
+from repmode_cl.inference.window_batches import Network, WindowOutputs, WindowsSource
+from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.memory import parse_memory
 from repmode_cl.verdict import Verdict
 
-__all__ = ["PredictionOptions", "PredictedFile"]
+__all__ = ["PredictionOptions", "PredictedFile", "WindowCluster", "FAST_OVERLAP"]
+
+#: Overlap of a faster prediction (docs/prediction.md has what it costs).
+FAST_OVERLAP = 0.25
+
+
+class WindowCluster(Protocol):
+    """Computes the windows of a volume in other processes."""
+
+    def memory(self) -> int:
+        """Return the bytes that a batch of windows may take in each process."""
+
+    def windows(
+        self,
+        model: ModelSnapshot,
+        structures: Sequence[str],
+        device: torch.device,
+        source: WindowsSource,
+        batches: Iterator[range],
+        *,
+        confidence: bool,
+    ) -> Iterator[WindowOutputs]:
+        """Yield what the networks of the structures make of each batch of windows, in order."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +90,8 @@ class PredictionOptions:
         makes a page of them.
     networks
         The structures' networks on `device`, if they are at hand (`repmode_cl.inference.predict_file.FusedNetworks`).
+    cluster
+        Computes windows in other processes (`repmode_cl.inference.cluster.PredictionCluster`); None computes here.
     progress
         Called with the number of windows done and their total.
     status
@@ -97,6 +125,7 @@ class PredictionOptions:
     keep: bool = False
     preview: Callable[[PreviewVolumes], object] | None = None
     networks: Mapping[str, Network] | None = None
+    cluster: WindowCluster | None = None
     progress: Callable[[int, int], None] | None = None
     status: Callable[[str], None] | None = None
     stop_after_windows: int | None = None

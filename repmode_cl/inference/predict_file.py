@@ -14,6 +14,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -268,6 +269,19 @@ class FilePrediction:
         with open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image:
             return self._plan(image).notes
 
+    def survey(self) -> tuple[dict[Path, str], list[PredictedFile]]:
+        """Return the UUID of each output, and the records of the outputs as if they were there; predict nothing.
+
+        Raises
+        ------
+        RepmodeError
+            If the image cannot be predicted.
+        """
+        with open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image:
+            plan = self._plan(image)
+        uuids = {path: prediction_uuid(plan.request, names) for path, names in self._contents.items()}
+        return uuids, self._files(plan, StreamingResult(), existed=True)
+
     # -- planning -------------------------------------------------------------------------------------------
 
     def _plan(self, image: ImageReader) -> _ImagePlan:
@@ -440,9 +454,11 @@ class FilePrediction:
     ) -> list[PredictedFile]:
         """Predict block by block within the memory, from where the journal ends."""
         resident = resident_memory()
-        memory = self.options.memory
+        memory, cluster = self.options.memory, self.options.cluster
         if memory is None:
             memory = resident + available_memory() // 2
+            if cluster is not None:
+                memory = min(memory, cluster.memory())
         memory_plan = self._memory_plan(plan, journal, memory, resident)
         batch = int(self.model.inference["batch"])
         if memory_plan.batch < batch:
@@ -472,6 +488,15 @@ class FilePrediction:
             unlike_maps={name: unlike_key(name) for name in self.structures if self.options.unlike_map},
             preview=self._preview_call(plan),
             preview_networks=apart,
+            elsewhere=None
+            if cluster is None
+            else partial(
+                cluster.windows,
+                self.model,
+                self.structures,
+                self.device,
+                confidence=self.options.confidence,
+            ),
         )
         try:
             result = run_streaming_job(job, journal, self.options)

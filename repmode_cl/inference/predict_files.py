@@ -2,81 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import glob
-import io
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from repmode_cl.data.readers.location import as_location, is_url
 from repmode_cl.errors import ImageError, RepmodeError
+from repmode_cl.inference.cluster import PredictionCluster
+from repmode_cl.inference.image_task import ImageOutcome, ImageTask, PredictionPlan
 from repmode_cl.inference.options import PredictedFile, PredictionOptions
+from repmode_cl.inference.plan_outputs import PlanOutputs
 from repmode_cl.inference.predict_file import FilePrediction, FusedNetworks
+from repmode_cl.inference.prediction_table import (
+    RowKey,
+    check_prediction_table,
+    read_prediction_table,
+    row_key,
+    write_prediction_table,
+)
 from repmode_cl.inference.provenance import input_name
 from repmode_cl.inference.writers import SUFFIXES, title_of
 from repmode_cl.store.snapshot import ModelSnapshot
-from repmode_cl.utils.atomic_files import write_text
 from repmode_cl.utils.devices import resolve_device
 
 __all__ = [
     "predict_files",
-    "ImageOutcome",
+    "predict_plan",
     "expand_inputs",
     "output_names",
-    "TABLE_COLUMNS",
-    "check_prediction_table",
-    "read_prediction_table",
-    "write_prediction_table",
 ]
-
-#: Columns of the table of results.
-TABLE_COLUMNS = (
-    "input",
-    "structure",
-    "output",
-    "status",
-    "seconds",
-    "mse",
-    "mae",
-    "r2",
-    "pearson",
-    "message",
-    "verdict",
-    "unlike",
-    "unlike_score",
-    "unlike_limit",
-)
-
-#: Columns of tables of the first version, with which those of all versions begin.
-_FIRST_COLUMNS = TABLE_COLUMNS[:10]
-
-_METRICS = ("mse", "mae", "r2", "pearson")
-_UNLIKE = ("unlike", "unlike_score", "unlike_limit")
-
-
-@dataclass(frozen=True)
-class ImageOutcome:
-    """Outcome of one image.
-
-    Attributes
-    ----------
-    source
-        The image.
-    files
-        Its predictions; empty if it failed.
-    seconds
-        Wall time.
-    error
-        Reason of its failure; None if it did not fail.
-    """
-
-    source: Path | str
-    files: tuple[PredictedFile, ...] = ()
-    seconds: float = 0.0
-    error: str | None = None
 
 
 def expand_inputs(inputs: Sequence[str | Path]) -> list[Path | str]:
@@ -199,129 +155,131 @@ def predict_files(
         That of the first image that cannot be predicted, unless `keep_going`; if `table` would replace something
         else (`check_prediction_table`).
     """
+    tasks = [
+        ImageTask(source, source, str(output), options.scene, options.t)
+        for source, output in zip(inputs, outputs, strict=True)
+    ]
+    plan = PredictionPlan(tuple(tasks))
+    return predict_plan(model, structure, plan, options, keep_going=keep_going, table=table, done=done)
+
+
+def predict_plan(
+    model: ModelSnapshot,
+    structure: str | list[str] | tuple[str, ...],
+    plan: PredictionPlan,
+    options: PredictionOptions,
+    *,
+    keep_going: bool = False,
+    table: Path | None = None,
+    done: Callable[[ImageOutcome], None] | None = None,
+    collected: Callable[[Path], None] | None = None,
+    cluster: PredictionCluster | None = None,
+) -> list[ImageOutcome]:
+    """Predict the images of a plan, and make time series and plates of them (`plan_positions`).
+
+    Parameters
+    ----------
+    model, structure, options, keep_going, table, done
+        As of `predict_files`; the tasks name scenes and time points, not `options`.
+    plan
+        The images.
+    collected
+        Called with the name of each series or plate when it is whole.
+    cluster
+        Predicts images at once, or the windows of each where there are fewer images than workers; the same bits.
+
+    Returns
+    -------
+    list[ImageOutcome]
+        One for each image. A series or plate of which an image failed is not written; what was predicted of it is
+        kept for the next call.
+
+    Raises
+    ------
+    RepmodeError
+        As `predict_files`; or if another process is making the same plate.
+    """
     names = [structure] if isinstance(structure, str) else list(structure)
     for name in names:
         if name not in model.structures:
             raise model.unknown_structure(name)
     networks = FusedNetworks(model, resolve_device(options.device))
     keep = options.keep and not options.restart
-    earlier: Mapping[tuple[str, str], Mapping[str, str]] = {}
+    earlier: Mapping[RowKey, Mapping[str, str]] = {}
     if table is not None:
         check_prediction_table(table)
         earlier = read_prediction_table(table)
-    outcomes: list[ImageOutcome] = []
-    for source, output in zip(inputs, outputs, strict=True):
-        started = time.perf_counter()
-        has_metrics = all(
-            (str(source), name) in earlier and earlier[str(source), name]["mse"]
-            for name in options.targets or {}
-        )
-        image_options = dataclasses.replace(options, networks=networks, keep=keep and has_metrics)
-        try:
-            files = FilePrediction(model, structure, source, output, image_options).run()
-            outcome = ImageOutcome(source, tuple(files), time.perf_counter() - started)
-        except (RepmodeError, OSError) as error:
-            if not keep_going:
-                raise
-            outcome = ImageOutcome(source, (), time.perf_counter() - started, _message(error))
-        outcomes.append(outcome)
-        if table is not None:
-            write_prediction_table(table, outcomes, names, earlier)
+    outcomes: dict[ImageTask, ImageOutcome] = {}
+
+    def options_of(task: ImageTask) -> PredictionOptions:
+        keys = [row_key(_blank(task), name) for name in options.targets or {}]
+        at_hand = all(key in earlier and earlier[key]["mse"] for key in keys)
+        return replace(options, scene=task.scene, t=task.t, networks=networks, keep=keep and at_hand)
+
+    def record(outcome: ImageOutcome, task: ImageTask) -> None:
+        outcomes[task] = outcome
+        save()
         if done is not None:
             done(outcome)
-    return outcomes
+        for made in together.collect(task, outcomes):
+            for member, files in made.files.items():
+                outcomes[member] = replace(outcomes[member], files=files)
+            save()
+            if collected is not None and made.is_final:
+                collected(made.path)
+
+    def save() -> None:
+        if table is not None:
+            rows = [outcomes[task] for task in plan.tasks if task in outcomes]
+            write_prediction_table(table, rows, names, earlier)
+
+    with PlanOutputs(model, structure, plan, options, keep=keep) as together:
+        known = together.already_there()
+        waiting = [task for task in plan.tasks if task not in known]
+        for task, files in known.items():
+            record(replace(_blank(task), files=files), task)
+        if cluster is not None and len(waiting) >= cluster.workers:
+            work = [(task, options_of(task)) for task in waiting]
+            results = cluster.images(cluster.model(model, names), structure, work)
+        else:
+            results = _one_by_one(model, structure, waiting, options_of, cluster)
+        started = time.perf_counter()
+        for task, result in results:
+            if not isinstance(result, Exception):
+                outcome = replace(_blank(task), files=tuple(result), seconds=result[0].seconds)
+            elif keep_going:
+                seconds = time.perf_counter() - started
+                outcome = replace(_blank(task), error=_message(result), seconds=seconds)
+            else:
+                raise result
+            record(outcome, task)
+            started = time.perf_counter()
+    return [outcomes[task] for task in plan.tasks]
+
+
+def _blank(task: ImageTask) -> ImageOutcome:
+    return ImageOutcome(task.source, place=task.place, t=task.number)
+
+
+def _one_by_one(
+    model: ModelSnapshot,
+    structure: str | list[str] | tuple[str, ...],
+    tasks: Sequence[ImageTask],
+    options_of: Callable[[ImageTask], PredictionOptions],
+    cluster: PredictionCluster | None,
+) -> Iterator[tuple[ImageTask, list[PredictedFile] | RepmodeError | OSError]]:
+    """Yield each task with its files, or the reason of its failure."""
+    for task in tasks:
+        options = replace(options_of(task), cluster=cluster)
+        result: list[PredictedFile] | RepmodeError | OSError
+        try:
+            result = FilePrediction(model, structure, task.image, task.output, options).run()
+        except (RepmodeError, OSError) as error:
+            result = error
+        yield task, result
 
 
 def _message(error: RepmodeError | OSError) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
-
-
-def check_prediction_table(table: Path) -> None:
-    """Refuse a name at which a table of results would replace something else.
-
-    Raises
-    ------
-    RepmodeError
-        If it does not end in .csv, is a folder, or a file that is no table of results is there.
-    """
-    if table.suffix.lower() != ".csv":
-        raise RepmodeError(f"{table}: a table of results ends in .csv")
-    if table.is_dir():
-        raise RepmodeError(f"{table}: is a folder; give the name of a file")
-    if not table.exists():
-        return
-    with table.open("rb") as file:
-        header = file.readline(1000).strip()
-    first = ",".join(_FIRST_COLUMNS).encode()
-    if header and header != first and not header.startswith(first + b","):
-        raise RepmodeError(
-            f"{table}: is no table of results, and is not replaced; give another name, or remove it"
-        )
-
-
-def read_prediction_table(table: Path) -> dict[tuple[str, str], dict[str, str]]:
-    """Return the predicted rows of an earlier table, by input and structure; none if it is no such table."""
-    try:
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-    except (OSError, ValueError, csv.Error):
-        return {}
-    return {
-        (row["input"], row["structure"]): row
-        for row in rows
-        if set(_FIRST_COLUMNS) <= set(row) and row["status"] in ("predicted", "already there")
-    }
-
-
-def write_prediction_table(
-    table: Path,
-    outcomes: Sequence[ImageOutcome],
-    structures: Sequence[str],
-    earlier: Mapping[tuple[str, str], Mapping[str, str]],
-) -> None:
-    """Write the outcomes of images as CSV, one row for each image and structure, whole or not at all.
-
-    Parameters
-    ----------
-    table
-        The file.
-    outcomes
-        Of the images so far.
-    structures
-        Their names.
-    earlier
-        Rows of an earlier call: figures of its predictions are copied from there.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, TABLE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for outcome in outcomes:
-        files = {file.structure: file for file in outcome.files}
-        for name in structures:
-            row: dict[str, object] = {"input": str(outcome.source), "structure": name}
-            file = files.get(name)
-            if file is None:
-                row |= {"output": "", "status": "failed", "message": outcome.error}
-            else:
-                status = "already there" if file.existed else "predicted"
-                notes = "; ".join(file.notes + file.trust_notes)
-                row |= {"output": str(file.path), "status": status, "message": notes}
-                row["verdict"] = "" if file.verdict is None else str(file.verdict.level)
-                figures: Mapping[str, object] = {**(file.metrics or {}), **_unlike_columns(file)}
-                if file.existed:
-                    figures = earlier.get((str(outcome.source), name), {})
-                row |= {column: figures.get(column, "") for column in (*_METRICS, *_UNLIKE)}
-            row["seconds"] = f"{outcome.seconds:.2f}"
-            writer.writerow(row)
-    write_text(table, text.getvalue())
-
-
-def _unlike_columns(file: PredictedFile) -> dict[str, object]:
-    """Return the columns on how unlike the training images an image is: yes, no, or unknown."""
-    score = file.unlike
-    if score is None:
-        return {"unlike": "unknown"}
-    answer = {None: "unknown", True: "yes", False: "no"}[score.unlike]
-    limit = "" if score.limit is None else f"{score.limit:.4g}"
-    return {"unlike": answer, "unlike_score": f"{score.score:.4g}", "unlike_limit": limit}

@@ -90,8 +90,10 @@ def file_metadata(
 
 
 def input_name(path: Path | str) -> str:
-    """Return the last part of a path or URL."""
-    return str(path).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    """Return the last part of a path or URL; of an image within a ``.zarr``, all from that folder on."""
+    parts = str(path).replace("\\", "/").rstrip("/").split("/")
+    first = next((n for n, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
+    return "/".join(parts[first:])
 
 
 def _channel(model: ModelSnapshot, name: str, rescale: Rescale | None) -> ChannelMetadata:

@@ -3,17 +3,69 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Network", "predict_batches"]
+__all__ = ["Network", "WindowOutputs", "WindowsSource", "predict_batches"]
 
 #: Maps float32 (N, 1, z, y, x) to (N, 1, z, y, x).
 Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class WindowOutputs:
+    """What networks make of a batch of windows.
+
+    Attributes
+    ----------
+    outputs
+        Of each network: float32 (N, z, y, x).
+    scores
+        For structures whose training features are known: how unlike them each window is, float32 (N,).
+    """
+
+    outputs: list[NDArray[np.float32]]
+    scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WindowsSource:
+    """Where a worker reads the windows of a large volume.
+
+    Attributes
+    ----------
+    path
+        The image, or the raw volume that was prepared of it.
+    shape
+        Voxels (Z, Y, X) of the raw volume; None of an image.
+    dtype
+        Type of the raw volume; of an image ``float32``, or None for the file's own.
+    channel, scene, t
+        Of an image.
+    z_score
+        Mean and deviation.
+    window, overlap
+        Of the windows.
+    grid
+        Voxels (Z, Y, X) of the volume.
+    """
+
+    path: Path | str
+    shape: tuple[int, int, int] | None
+    dtype: str | None
+    channel: int
+    scene: int | str | None
+    t: int | None
+    z_score: tuple[float, float]
+    window: tuple[int, int, int]
+    overlap: float
+    grid: tuple[int, int, int]
 
 
 def predict_batches(

@@ -103,6 +103,7 @@ class WindowGrid:
             _starts(total, part, overlap) for total, part in zip(self.shape, self.size, strict=True)
         )
         self.starts = (z_starts, y_starts, x_starts)
+        self.overlap = overlap
 
     def __len__(self) -> int:
         return len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])

@@ -18,18 +18,25 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.utils import stop_signals
 
-__all__ = ["run_jobs", "starting_workers", "initialise_worker", "workers_here"]
+__all__ = ["run_jobs", "JobCluster", "starting_workers", "initialise_worker", "workers_here"]
 
 J = TypeVar("J")
 R = TypeVar("R")
 
 #: Windows cannot wait for more processes at once.
 _MAX_PROCESSES = 61
+
+
+class JobCluster(Protocol):
+    """Processes elsewhere that run jobs, and see the same folders."""
+
+    def run(self, function: Callable[[J], R], jobs: Sequence[J], *, name: Callable[[J], str]) -> Iterator[R]:
+        """Yield ``function(job)`` for each of `jobs`, in the order in which they end, as `run_jobs` does."""
 
 
 def workers_here() -> int:

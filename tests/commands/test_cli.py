@@ -54,6 +54,7 @@ COMMANDS = (
     "report",
     "data simulate",
     "data check",
+    "data prepare",
     "data import allen",
     "data import folder",
     "data import channels",

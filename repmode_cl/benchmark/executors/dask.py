@@ -24,8 +24,7 @@ from repmode_cl.benchmark.executors.scheduling import TrialEnded
 from repmode_cl.benchmark.trials import BaseTrial
 from repmode_cl.errors import RepmodeError
 from repmode_cl.results.trial_record import LOG, Trial
-from repmode_cl.utils.extras import install_command
-from repmode_cl.utils.process_pool import workers_here
+from repmode_cl.utils.dask_cluster import connect, threads_each
 
 __all__ = ["DaskCluster"]
 
@@ -56,20 +55,9 @@ class DaskCluster:
     slots = _SLOTS
 
     def __init__(self, address: str, folder: Path, module: str = MODULE) -> None:
-        try:
-            from distributed import Client, as_completed
-        except ImportError:
-            raise RepmodeError(
-                f"--scheduler needs Dask, which is not installed: {install_command('cluster')}, here and where "
-                "the workers run"
-            ) from None
-        try:
-            if Path(address).is_file():
-                self._client = Client(scheduler_file=address, set_as_default=False)
-            else:
-                self._client = Client(address, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise RepmodeError(f"no Dask scheduler answers at {address}: {error}") from error
+        self._client = connect(address)
+        from distributed import as_completed  # an optional library: `connect` says so where it is missing
+
         self.folder, self.module, self.threads = folder, module, 1
         self._group = secrets.token_hex(8)
         self._futures: dict[Any, Trial | BaseTrial] = {}
@@ -83,17 +71,7 @@ class DaskCluster:
         RepmodeError
             If the cluster has no worker yet.
         """
-        tasks = {
-            name: worker["nthreads"]
-            for name, worker in self._client.scheduler_info(n_workers=-1)["workers"].items()
-        }
-        if not tasks:
-            raise RepmodeError(
-                "the scheduler has no worker yet, so the number of threads is not known: give --threads, or start "
-                "workers first"
-            )
-        cores = self._client.run(workers_here)
-        return int(max(1, min(cores[name] // tasks[name] for name in cores)))
+        return threads_each(self._client)
 
     def __enter__(self) -> Self:
         """Return this executor."""

@@ -23,6 +23,7 @@ from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.data.split_record import ImagePart
 from repmode_cl.errors import ManifestError, RepmodeError, UnknownStructureError
+from repmode_cl.utils.process_pool import JobCluster
 from repmode_cl.utils.progress import track
 
 __all__ = ["image_part_of", "prepare", "voxel_size_of"]
@@ -41,6 +42,7 @@ def prepare(
     structures: Sequence[str] | None = None,
     workers: int = 1,
     skipped: list[tuple[int, str]] | None = None,
+    cluster: JobCluster | None = None,
 ) -> list[Sample]:
     """Prepare the images of a manifest, as far as the cache does not hold them.
 
@@ -60,6 +62,8 @@ def prepare(
         Processes that prepare at the same time; 1 works in this process.
     skipped
         Where given, rows that cannot be prepared are skipped, and their numbers and reasons are added here.
+    cluster
+        Makes the volumes, in place of processes here.
 
     Returns
     -------
@@ -100,7 +104,7 @@ def prepare(
                 problems.append((row.number, str(error)))
     finally:
         digests.save()  # also after an interruption, so that the next run resumes from here
-    shapes, failed = _prepare_all([job for plan in plans for job in plan.jobs], store, workers)
+    shapes, failed = _prepare_all([job for plan in plans for job in plan.jobs], store, workers, cluster)
     samples = []
     for plan in plans:
         row = plan.row
@@ -339,7 +343,7 @@ def _voxel_size(row: Row, signal: _ChannelHeader, target: _ChannelHeader) -> Vox
 
 
 def _prepare_all(
-    jobs: Sequence[VolumeJob], store: VolumeCache, workers: int
+    jobs: Sequence[VolumeJob], store: VolumeCache, workers: int, cluster: JobCluster | None
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Make what the cache lacks; return the shapes and the failures, both by key."""
     shapes: dict[str, tuple[int, int, int]] = {}
@@ -353,7 +357,7 @@ def _prepare_all(
         else:
             shapes[job.key] = shape
     failed: dict[str, str] = {}
-    made = make_volumes(list(missing.values()), store, workers)
+    made = make_volumes(list(missing.values()), store, workers, cluster)
     for result in track(made, "preparing images", len(missing)):
         if result.shape is None:
             failed[result.key] = result.problem

@@ -6,7 +6,7 @@ Separate from the planning, so that such a process imports neither torch nor the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from repmode_cl.data.preprocessing.storage_dtype import to_storage_dtype
 from repmode_cl.data.preprocessing.volume_cache import VolumeCache
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.utils.process_pool import run_jobs
+from repmode_cl.utils.process_pool import JobCluster, run_jobs
 
 __all__ = ["VolumeJob", "VolumeResult", "make_volumes"]
 
@@ -55,7 +55,9 @@ class VolumeResult(NamedTuple):
     """Reason why there is none; empty where there is one."""
 
 
-def make_volumes(jobs: Sequence[VolumeJob], store: VolumeCache, workers: int) -> Iterator[VolumeResult]:
+def make_volumes(
+    jobs: Sequence[VolumeJob], store: VolumeCache, workers: int, cluster: JobCluster | None = None
+) -> Iterator[VolumeResult]:
     """Fill the cache, and yield the result of each job as it ends.
 
     Parameters
@@ -66,6 +68,8 @@ def make_volumes(jobs: Sequence[VolumeJob], store: VolumeCache, workers: int) ->
         The cache.
     workers
         Processes that work at the same time; 1 works in this process.
+    cluster
+        Makes the volumes, in place of processes here.
 
     Raises
     ------
@@ -73,6 +77,9 @@ def make_volumes(jobs: Sequence[VolumeJob], store: VolumeCache, workers: int) ->
         If memory or the disk of the cache is full, or a process dies. A file that cannot be read as requested is no
         reason to stop: `VolumeResult.problem` holds the message.
     """
+    if cluster is not None:
+        elsewhere = [replace(job, path=job.path.absolute()) for job in jobs]
+        return cluster.run(partial(_make, store.folder.absolute()), elsewhere, name=lambda job: str(job.path))
     return run_jobs(partial(_make, store.folder), jobs, workers, name=lambda job: str(job.path))
 
 

@@ -100,7 +100,7 @@ class MemoryNeeds:
 
     def total(self, blocks: BlockPlan, batch: int) -> int:
         """Return the most bytes that the process holds."""
-        # Cut windows, predictions of each structure, and as many again on their way.
+        # Cut windows, predictions of each structure, and as many again: made ahead of the network, blended behind it.
         windows = batch * math.prod(blocks.grid.size) * 4 * (2 + 2 * self.structures)
         if self.on_cpu:
             windows += activation_bytes(self.width, self.depth, blocks.grid.size, batch)

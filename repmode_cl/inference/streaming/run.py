@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,9 +49,10 @@ from repmode_cl.inference.volume_source import (
     read_z_scored,
     z_score_of,
 )
-from repmode_cl.inference.window_batches import Network, predict_batches
+from repmode_cl.inference.window_batches import Network, WindowOutputs, WindowsSource, predict_batches
 from repmode_cl.inference.windows import WindowGrid, WindowWeights, gaussian_weights, summed_weights
 from repmode_cl.store.reliability import FeatureStatistics
+from repmode_cl.utils.background import read_ahead, working_behind
 from repmode_cl.utils.memory import format_bytes
 
 __all__ = ["run_streaming_job", "PreviewCall", "StreamingJob", "StreamingResult", "PredictionStopped"]
@@ -103,6 +104,8 @@ class StreamingJob:
     preview_networks
         Networks for a part that is predicted before the whole, with the names of `networks`, but other objects: those
         keep the scores of the whole's windows.
+    elsewhere
+        Computes batches of windows in other processes, in order; None computes them here.
     """
 
     source: FileSource
@@ -120,6 +123,7 @@ class StreamingJob:
     unlike_maps: Mapping[str, str] = field(default_factory=dict)
     preview: PreviewCall | None = None
     preview_networks: Mapping[str, Network] = field(default_factory=dict)
+    elsewhere: Callable[[WindowsSource, Iterator[range]], Iterator[WindowOutputs]] | None = None
 
     @property
     def resampled(self) -> bool:
@@ -301,10 +305,7 @@ def _predict_blocks(
 ) -> None:
     """Predict the blocks that are not done, and write each structure's z-scores on the network's grid."""
     grid, done = job.grid, int(journal.state.get("blocks", 0))
-    weights = gaussian_weights(grid.size, kind=job.weights)
-    weighted = np.empty(grid.size, np.float32)
-    block = blocks[done]
-    first = block.windows.start
+    first = blocks[done].windows.start
     with ExitStack() as stack:
         results = {
             name: stack.enter_context(RawVolume(result_path(journal.folder, name), grid.shape, new=done == 0))
@@ -322,31 +323,107 @@ def _predict_blocks(
             journal.save(blocks=0)
         if options.progress is not None:
             options.progress(first, len(grid))
-        sums = {name: part.load(block) for name, part in partial_sums.items()}
-        batches = _batches(grid, blocks, first, job.plan.batch, lambda box: read_z_scored(source, score, box))
+        files = _ResultFiles(results, partial_sums, scores)
+        blending = _Blending(job, journal, blocks, files, stop=options.stop_after_windows)
         number = first - first % job.plan.batch
-        for outputs in predict_batches(list(job.networks.values()), batches, job.device):
-            for name, network in job.scores.items():
-                write_scores(scores[name], number, network.take())
-            for index in range(len(outputs[0])):
-                if number >= first:
-                    box = _box_in_block(grid, number, block)
-                    for name, predictions in zip(job.networks, outputs, strict=True):
-                        np.multiply(predictions[index], weights, out=weighted)
-                        sums[name][box] += weighted
-                number += 1
-                if number == block.windows.stop:
-                    _finish_block(grid, weights, block, sums, partial_sums, results)
-                    for file in scores.values():
-                        file.sync()
-                    journal.save(blocks=block.number + 1)
-                    if number < len(grid):
-                        block = blocks[block.number + 1]
-                        sums = {name: part.load(block) for name, part in partial_sums.items()}
-            if options.progress is not None:
-                options.progress(number, len(grid))
-            if options.stop_after_windows is not None and number - first >= options.stop_after_windows:
-                raise PredictionStopped(f"{number} of {len(grid)} windows are done")
+        # Reading, computing and blending (which writes) each have a thread; their order is that of the windows, so that
+        # the result has the same bits as one after the other.
+        with (
+            working_behind(blending.add) as behind,
+            closing(_outputs(job, blocks, first, source, score)) as batches,
+        ):
+            for batch in batches:
+                behind.put(batch)
+                number += len(batch.outputs[0])
+                if options.progress is not None:
+                    options.progress(number, len(grid))
+
+
+@dataclass(frozen=True)
+class _ResultFiles:
+    """Files of a prediction that is at work, by structure: z-scores, sums, and scores of windows."""
+
+    results: Mapping[str, RawVolume]
+    partial_sums: Mapping[str, PartialSums]
+    scores: Mapping[str, RawVolume]
+
+
+class _Blending:
+    """The sums of windows: a block is written when its last window is added, and the journal says so."""
+
+    def __init__(
+        self,
+        job: StreamingJob,
+        journal: PredictionJournal,
+        blocks: BlockPlan,
+        files: _ResultFiles,
+        *,
+        stop: int | None,
+    ) -> None:
+        self._job, self._journal, self._blocks, self._files = job, journal, blocks, files
+        self._weights = gaussian_weights(job.grid.size, kind=job.weights)
+        self._weighted = np.empty(job.grid.size, np.float32)
+        self._block = blocks[int(journal.state["blocks"])]
+        self._first = self._block.windows.start
+        self._number = self._first - self._first % job.plan.batch
+        self._stop = None if stop is None else self._first + stop
+        self._load()
+
+    def _load(self) -> None:
+        self._sums = {name: part.load(self._block) for name, part in self._files.partial_sums.items()}
+
+    def add(self, batch: WindowOutputs) -> None:
+        """Add the next batch of windows."""
+        grid, outputs, files = self._job.grid, batch.outputs, self._files
+        for name, scores in batch.scores.items():
+            write_scores(files.scores[name], self._number, scores)
+        for index in range(len(outputs[0])):
+            if self._number >= self._first:
+                box = _box_in_block(grid, self._number, self._block)
+                for name, predictions in zip(self._job.networks, outputs, strict=True):
+                    np.multiply(predictions[index], self._weights, out=self._weighted)
+                    self._sums[name][box] += self._weighted
+            self._number += 1
+            if self._number == self._block.windows.stop:
+                _finish_block(grid, self._weights, self._block, self._sums, files.partial_sums, files.results)
+                for file in files.scores.values():
+                    file.sync()
+                self._journal.save(blocks=self._block.number + 1)
+                if self._number < len(grid):
+                    self._block = self._blocks[self._block.number + 1]
+                    self._load()
+        if self._stop is not None and self._number >= self._stop:
+            raise PredictionStopped(f"{self._number} of {len(grid)} windows are done")
+
+
+def _outputs(
+    job: StreamingJob, blocks: BlockPlan, first: int, source: VolumeSource, score: ZScore
+) -> Generator[WindowOutputs]:
+    """Yield what the networks make of each batch of windows, from the one that holds window `first` on."""
+    grid, batch = job.grid, job.plan.batch
+    if job.elsewhere is None:
+        cut = _batches(grid, blocks, first, batch, lambda box: read_z_scored(source, score, box))
+        with read_ahead(cut) as batches:
+            for outputs in predict_batches(list(job.networks.values()), batches, job.device):
+                yield WindowOutputs(outputs, {name: network.take() for name, network in job.scores.items()})
+        return
+    prepared = source if isinstance(source, RawVolume) else None
+    path = job.source.image.path if prepared is None else prepared.path
+    dtype = job.source.dtype if prepared is None else prepared.dtype
+    described = WindowsSource(
+        path=path.absolute() if isinstance(path, Path) else path,
+        shape=None if prepared is None else prepared.shape,
+        dtype=None if dtype is None else np.dtype(dtype).name,
+        channel=job.source.channel,
+        scene=job.source.scene,
+        t=job.source.t,
+        z_score=(score.mean, score.deviation),
+        window=grid.size,
+        overlap=grid.overlap,
+        grid=grid.shape,
+    )
+    starts = range(first - first % batch, len(grid), batch)
+    yield from job.elsewhere(described, (range(a, min(a + batch, len(grid))) for a in starts))
 
 
 def _compare_with_targets(job: StreamingJob, folder: Path) -> dict[str, dict[str, float]]:

@@ -56,6 +56,8 @@ class ImageMetadata:
         ``urn:uuid:...``: the same for the same voxels; None for none.
     about
         Facts that hold for all channels.
+    times
+        Number of time points; None where the image has no axis of time.
     """
 
     name: str
@@ -66,12 +68,13 @@ class ImageMetadata:
     description: str = ""
     uuid: str | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    times: int | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all channels at full resolution."""
+        """Bytes of all channels and time points at full resolution."""
         z, y, x = self.shape
-        return len(self.channels) * z * y * x * self.dtype.itemsize
+        return (self.times or 1) * len(self.channels) * z * y * x * self.dtype.itemsize
 
 
 def software() -> str:

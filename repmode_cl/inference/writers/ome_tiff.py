@@ -36,7 +36,7 @@ def write_tiff(path: Path, metadata: ImageMetadata, channels: Sequence[Pyramid])
     metadata
         Of the image.
     channels
-        Its voxels, a pyramid for each channel.
+        Its voxels, a pyramid for each channel; of several time points all channels of the first, then of the next.
     """
     # Imported here for a fast start: predicting in memory needs no TIFF.
     import tifffile

@@ -27,8 +27,8 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 def ome_xml(metadata: ImageMetadata, creator: str) -> bytes:
     """Return the OME-XML of an image as UTF-8.
 
-    Its pages are all planes of the first channel, then those of the next. The `about` of the image and of its channels
-    become key-value annotations.
+    Its pages are all planes of the first channel, then those of the next, and so for each time point. The `about` of
+    the image and of its channels become key-value annotations.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def ome_xml(metadata: ImageMetadata, creator: str) -> bytes:
         SizeY=str(y),
         SizeZ=str(z),
         SizeC=str(len(metadata.channels)),
-        SizeT="1",
+        SizeT=str(metadata.times or 1),
     )
     if metadata.voxel_size is not None:
         for axis, size in zip("ZYX", metadata.voxel_size, strict=True):
@@ -77,7 +77,9 @@ def ome_xml(metadata: ImageMetadata, creator: str) -> bytes:
             Color=str(_colour(channel.colour)),
         )
         _annotate(node, channel.about, annotations)
-    SubElement(pixels, "TiffData", IFD="0", PlaneCount=str(z * len(metadata.channels)))
+    SubElement(
+        pixels, "TiffData", IFD="0", PlaneCount=str((metadata.times or 1) * z * len(metadata.channels))
+    )
     _annotate(image, metadata.about, annotations)
     if annotations:
         annotations_node = SubElement(root, "StructuredAnnotations")

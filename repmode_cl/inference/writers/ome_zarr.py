@@ -39,7 +39,7 @@ def write_zarr(path: Path, metadata: ImageMetadata, channels: Sequence[Pyramid])
     metadata
         Of the image.
     channels
-        Its voxels, a pyramid for each channel.
+        Its voxels, a pyramid for each channel; of several time points all channels of the first, then of the next.
     """
     path.mkdir(parents=True)
     for level, shape in enumerate(channels[0].shapes):
@@ -48,7 +48,9 @@ def write_zarr(path: Path, metadata: ImageMetadata, channels: Sequence[Pyramid])
         for number, channel in enumerate(channels):
             for box, values in channel.tiles(level, _PLANES):
                 position = (part.start // size for part, size in zip(box, chunk, strict=True))
-                name = Path(str(level), "c", str(number), *map(str, position))
+                t, c = divmod(number, len(metadata.channels))
+                place = (c,) if metadata.times is None else (t, c)
+                name = Path(str(level), "c", *map(str, (*place, *position)))
                 _write(path / name, _encoded(values, chunk))
     # Last: without it the folder is no image.
     _write(path / "zarr.json", json_text(_group_json(metadata, channels)).encode())
@@ -66,12 +68,13 @@ def _encoded(values: NDArray[Any], chunk: Sequence[int]) -> bytes:
 
 
 def _array_json(metadata: ImageMetadata, shape: Sequence[int], chunk: Sequence[int]) -> dict[str, Any]:
+    times = [] if metadata.times is None else [metadata.times]
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [len(metadata.channels), *shape],
+        "shape": [*times, len(metadata.channels), *shape],
         "data_type": metadata.dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *chunk]}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*(1 for _ in times), 1, *chunk]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [
@@ -79,7 +82,7 @@ def _array_json(metadata: ImageMetadata, shape: Sequence[int], chunk: Sequence[i
             {"name": "gzip", "configuration": {"level": _GZIP}},
         ],
         "attributes": {},
-        "dimension_names": ["c", "z", "y", "x"],
+        "dimension_names": [*("t" for _ in times), "c", "z", "y", "x"],
         "storage_transformers": [],
     }
 
@@ -87,34 +90,41 @@ def _array_json(metadata: ImageMetadata, shape: Sequence[int], chunk: Sequence[i
 def _group_json(metadata: ImageMetadata, channels: Sequence[Pyramid]) -> dict[str, Any]:
     unit = {} if metadata.voxel_size is None else {"unit": "micrometer"}
     size = metadata.voxel_size or (1.0, 1.0, 1.0)
+    time_axis = [] if metadata.times is None else [{"name": "t", "type": "time"}]
+    first = [1.0] * (1 + len(time_axis))  # steps along t and c
     spaces = [{"name": axis, "type": "space", **unit} for axis in "zyx"]
     datasets = []
     for level in range(len(channels[0].shapes)):
         factor = 2**level
-        scale = [1.0, size[0], size[1] * factor, size[2] * factor]
+        scale = [*first, size[0], size[1] * factor, size[2] * factor]
         transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
         if level:
             # A mean of voxels lies in their middle.
             shift = (factor - 1) / 2
             transforms.append(
-                {"type": "translation", "translation": [0.0, 0.0, size[1] * shift, size[2] * shift]}
+                {
+                    "type": "translation",
+                    "translation": [*(0.0 for _ in first), 0.0, size[1] * shift, size[2] * shift],
+                }
             )
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
     multiscale = {
         "name": metadata.name,
-        "axes": [{"name": "c", "type": "channel"}, *spaces],
+        "axes": [*time_axis, {"name": "c", "type": "channel"}, *spaces],
         "datasets": datasets,
         "type": "mean",
         "metadata": {"description": "means of 2 x 2 voxels (y, x) of the level before"},
     }
     omero_channels = []
-    for channel, pyramid in zip(metadata.channels, channels, strict=True):
-        start, end = pyramid.display_range()
+    for number, channel in enumerate(metadata.channels):
+        of_times = channels[number :: len(metadata.channels)]
+        ranges = [pyramid.display_range() for pyramid in of_times]
+        low, high = min(pyramid.low for pyramid in of_times), max(pyramid.high for pyramid in of_times)
         window = {
-            "min": pyramid.low,
-            "max": max(pyramid.high, pyramid.low + 1e-6),
-            "start": start,
-            "end": end,
+            "min": low,
+            "max": max(high, low + 1e-6),
+            "start": min(start for start, _ in ranges),
+            "end": max(end for _, end in ranges),
         }
         omero_channels.append(
             {
