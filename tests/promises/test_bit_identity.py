@@ -9,10 +9,7 @@ each a mistake that this kind of software has made: the check must fail.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import torch
+from new_processes import NewProcesses
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -95,6 +93,7 @@ class Setting:
     samples: list[Sample]
     volume: Path
     folder: Path
+    processes: NewProcesses
 
     def stream(self) -> StructureStream:
         experiences = (BASE, *((name,) for name in ADDED))
@@ -107,8 +106,14 @@ class Setting:
         )
 
 
+@pytest.fixture(scope="module")
+def processes() -> Iterator[NewProcesses]:
+    with NewProcesses() as new:
+        yield new
+
+
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
+def setting(tmp_path: Path, processes: NewProcesses) -> Setting:
     random = np.random.default_rng(0)
 
     def save(name: str, volume: np.ndarray) -> Path:
@@ -123,7 +128,7 @@ def setting(tmp_path: Path) -> Setting:
             target = gaussian_filter(signal, 0.4 + number / 3)
             paths = save(f"{name}{field}s", signal), save(f"{name}{field}t", target)
             samples.append(Sample(name, split, len(samples), f"{name}{field}", *paths, None, SHAPE, "g"))
-    return Setting(samples, save("unseen", random.normal(size=SHAPE)), tmp_path)
+    return Setting(samples, save("unseen", random.normal(size=SHAPE)), tmp_path, processes)
 
 
 class Strategy(ExpertsFrozen):
@@ -186,9 +191,7 @@ def check_that_nothing_changes(
 
     out = setting.folder / "found"
     arguments = [path, setting.volume, out, torch.get_num_threads(), ",".join(wrong_row or ())]
-    subprocess.run(
-        [sys.executable, "-c", LOOK, *map(str, arguments)], check=True, env={**os.environ}, timeout=300
-    )
+    setting.processes.run(LOOK, *map(str, arguments))
     found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     predictions = {name: torch.from_numpy(a) for name, a in np.load(out.with_suffix(".npz")).items()}
     assert tuple(predictions) == tuple(seen) == STRUCTURES

@@ -17,7 +17,7 @@ import torch
 from avalanche.models import MultiTaskModule
 from avalanche.training.plugins import GEMPlugin
 from avalanche.training.supervised import Naive
-from tiny_run import ADDED, BASE, SEED, changed, make_manifest, run_tiny, tiny
+from tiny_run import ADDED, BASE, SEED, Done, changed, make_manifest, tiny
 from tiny_strategies import BASE as JOINT
 from tiny_strategies import PATCH, STREAM, TRAINING, configured, differing, learn, state_of
 from torch import nn
@@ -394,6 +394,5 @@ def test_an_interrupted_trial_starts_again_and_says_so(
     assert figures[0] == figures[1]
 
 
-def test_strategies_of_the_package_resume_as_before(tmp_path: Path) -> None:
-    done = run_tiny(make_manifest(tmp_path), tmp_path / "out")
+def test_strategies_of_the_package_resume_as_before(done: Done) -> None:
     assert list(done.folder.glob("fine_tuning/**/checkpoint"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tiny_strategies import (
 from torch import Tensor, nn
 
 from repmode_cl.benchmark import run_benchmark
-from repmode_cl.config import StrategyConfig
+from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import RepmodeError, StructureError
 from repmode_cl.nn import StructureUNet
@@ -73,15 +74,24 @@ CONDITIONED = {
     "tsns-code": 20 * 5 + 4 * 27,
     "pipo_fan-deep": 2 * (4 + 1),
 }
-#: Options of rivals that are examined elsewhere: what they have in common with these takes long.
-VARIANTS = ("condnet-shared", "tsns-code", "pipo_fan-deep")
 
 
-def slow_variants(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in names]
+def is_variant(rival: str) -> bool:
+    """Return whether a label is of a strategy with other options: its tests wait for ``make test-slow``."""
+    return "-" in rival
 
 
-EACH = pytest.mark.parametrize("rival", slow_variants(RIVALS))
+def labels(rivals: Iterable[str]) -> list[Any]:
+    return [pytest.param(one, marks=pytest.mark.slow) if is_variant(one) else one for one in rivals]
+
+
+EACH = pytest.mark.parametrize("rival", labels(RIVALS))
+#: One of each kind: a copy, an adapter, masks over weights of two kinds, a column that reads others, a generated layer,
+#: scales that are chosen by the structure.
+KINDS = ("warm_copy", "lora", "piggyback", "packnet", "progressive", "dodnet", "tsns")
+EACH_KIND = pytest.mark.parametrize(
+    "rival", [one if one in KINDS else pytest.param(one, marks=pytest.mark.slow) for one in RIVALS]
+)
 AGAIN = (*STREAM, ("nucleolus",))
 
 #: Rival -> strategy with whose base it begins, and that one's options.
@@ -104,9 +114,20 @@ BASE_OF = {
 }
 
 
-def made(rival: str, samples: list[Sample], experiences: Any = STREAM, **more: Any) -> StructureStrategy:
+#: Validated once, at the end: validations take longer than steps.
+ONCE = TRAINING.model_copy(update={"validate_every": TRAINING.steps})
+
+
+def made(
+    rival: str,
+    samples: list[Sample],
+    experiences: Any = STREAM,
+    *,
+    training: TrainingConfig = ONCE,
+    **more: Any,
+) -> StructureStrategy:
     name, options = RIVALS[rival]
-    return configured(name, samples, experiences, **options, **more)
+    return configured(name, samples, experiences, training=training, **options, **more)
 
 
 def reloaded(strategy: StructureStrategy, fresh: StructureStrategy, folder: Path) -> StructureStrategy:
@@ -144,7 +165,7 @@ def test_nothing_old_changes_by_a_bit(rival: str, samples: list[Sample], tmp_pat
 
 @pytest.mark.parametrize(
     "rival",
-    slow_variants(["frozen_trunk", "frozen_trunk-last", "lora-base", "ssf", "adapter-base", *CONDITIONED]),
+    ["lora-base", *labels(["frozen_trunk", "frozen_trunk-last", "ssf", "adapter-base", *CONDITIONED])],
 )
 def test_norms_left_in_training_mode_would_be_found(
     rival: str, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,8 +177,7 @@ def test_norms_left_in_training_mode_would_be_found(
 
 
 @pytest.mark.parametrize(
-    "rival",
-    slow_variants(name for name in RIVALS if not name.startswith(("piggyback", "packnet", "progressive"))),
+    "rival", labels(name for name in RIVALS if not name.startswith(("piggyback", "packnet", "progressive")))
 )
 def test_each_trains_and_changes_what_is_its_own(rival: str, samples: list[Sample]) -> None:
     strategy = learn(made(rival, samples), 0)
@@ -179,11 +199,11 @@ def test_each_trains_and_changes_what_is_its_own(rival: str, samples: list[Sampl
 # -- the base ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rival", slow_variants(BASE_OF))
+@pytest.mark.parametrize("rival", labels(BASE_OF))
 def test_a_shared_base_is_the_same_to_the_bit(rival: str, samples: list[Sample]) -> None:
     name, options = BASE_OF[rival]
     strategy = learn(made(rival, samples), 0)
-    other = learn(configured(name, samples, **options), 0)
+    other = learn(configured(name, samples, training=ONCE, **options), 0)
     assert strategy.base_key == other.base_key is not None
     assert list(state_of(strategy)) == list(state_of(other))
     assert differing(state_of(other), state_of(strategy)) == set()
@@ -196,7 +216,7 @@ def test_a_shared_base_is_the_same_to_the_bit(rival: str, samples: list[Sample])
         )
 
 
-@pytest.mark.parametrize("rival", ["warm_copy", "warm_copy-multi_head", "warm_copy-decoder"])
+@pytest.mark.parametrize("rival", labels(["warm_copy", "warm_copy-multi_head", "warm_copy-decoder"]))
 def test_a_copy_is_the_first_addition_of_fine_tuning(rival: str, samples: list[Sample]) -> None:
     """Each copy, also a later one: what fine-tuning and Multi-Head come to where it is their first, to the bit."""
     options = {k: v for k, v in RIVALS[rival][1].items() if k != "of"}
@@ -243,7 +263,7 @@ def test_copies_and_base_stay_apart(samples: list[Sample]) -> None:
 # -- conditions -------------------------------------------------------------------------------------------------
 
 
-@EACH
+@EACH_KIND
 def test_a_structure_that_comes_again_is_learned_further(rival: str, samples: list[Sample]) -> None:
     strategy = learn(made(rival, samples, AGAIN), 0, 1, 2)
     before, old = state_of(strategy), predictions(strategy, STRUCTURES)
@@ -260,15 +280,23 @@ class KilledError(Exception):
     """Stands for the end of a process."""
 
 
-@EACH
+@EACH_KIND
 def test_resumed_in_the_middle_it_ends_with_the_same_bits(
     rival: str, samples: list[Sample], tmp_path: Path
 ) -> None:
     """In an addition, and where a structure comes again."""
-    whole = learn(made(rival, samples, AGAIN))
+    whole = made(rival, samples, AGAIN, training=TRAINING)
+    for number in range(4):
+        if number in (2, 3):  # what is interrupted starts from here
+            whole.finish_experience()
+            StrategyCheckpoint(tmp_path / str(number)).save(whole)
+        learn(whole, number)
     for number in (2, 3):
-        checkpoint = StrategyCheckpoint(tmp_path / str(number))
-        cut = learn(made(rival, samples, AGAIN), *range(number))
+        checkpoint, cut = (
+            StrategyCheckpoint(tmp_path / str(number)),
+            made(rival, samples, AGAIN, training=TRAINING),
+        )
+        checkpoint.resume(cut)
         cut.on_validation.append(checkpoint.save)
 
         def kill(strategy: StructureStrategy) -> None:
@@ -278,7 +306,7 @@ def test_resumed_in_the_middle_it_ends_with_the_same_bits(
         cut.listeners.append(kill)
         with pytest.raises(KilledError):
             learn(cut, number)
-        again = made(rival, samples, AGAIN)
+        again = made(rival, samples, AGAIN, training=TRAINING)
         checkpoint.resume(again)
         assert (again.progress.experience, again.progress.step) == (number, 2)
         learn(again, *range(number, 4))
@@ -287,7 +315,7 @@ def test_resumed_in_the_middle_it_ends_with_the_same_bits(
         assert again.progress.curve == whole.progress.curve
 
 
-@EACH
+@EACH_KIND
 def test_accumulation_masks_and_one_image_are_learned_from(
     rival: str, samples: list[Sample], tmp_path: Path
 ) -> None:
@@ -301,7 +329,7 @@ def test_accumulation_masks_and_one_image_are_learned_from(
         for path, volume in zip(paths, (mask, target), strict=True):
             np.save(path, volume)
         masked.append(replace(sample, mask=paths[0], target=paths[1]))
-    training = TRAINING.model_copy(update={"batch_size": 4, "accumulate": 2})
+    training = ONCE.model_copy(update={"batch_size": 4, "accumulate": 2})
     losses: list[float] = []
     strategy = made(rival, masked, training=training)
     strategy.listeners.append(lambda s: losses.append(float(s.last_loss)))
@@ -393,21 +421,36 @@ def expected_numbers(rival: str) -> int:
     return 29 * (sum(a * b for a, b in blocks) + 4) + 3 * channels + 8 * (4 * 4 + 8 * 4) + norms
 
 
+#: (title, structure, metric) -> value.
+Costs = dict[tuple[str, str, str], float]
+
+
 @pytest.fixture(scope="module")
-def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str], float]:
-    """Return the cost rows of a benchmark of all rivals: (title, structure, metric) -> value."""
-    folder = tmp_path_factory.mktemp("costs")
-    strategies = tuple(StrategyConfig(name=name, **options) for name, options in RIVALS.values())
-    config = changed(
-        tiny(make_manifest(folder), folder / "out"),
-        strategies=(StrategyConfig(name="fine_tuning"), *strategies),
-    )
-    rows = ResultsTable.read(run_benchmark(config) / "results.csv")
-    return {(row.strategy, row.structure, row.metric): row.value for row in rows if row.structure in ADDED}
+def costs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Costs]:
+    """Return a function that gives the cost rows of a benchmark of all rivals that are variants, or that are not."""
+
+    @cache
+    def run(variants: bool) -> Costs:
+        folder = tmp_path_factory.mktemp("costs")
+        chosen = [RIVALS[rival] for rival in RIVALS if is_variant(rival) == variants]
+        strategies = tuple(StrategyConfig(name=name, **options) for name, options in chosen)
+        config = tiny(make_manifest(folder), folder / "out")
+        config = changed(
+            config,
+            training=config.training.model_copy(update={"steps": 2, "base_steps": 2}),
+            strategies=(StrategyConfig(name="fine_tuning"), *strategies),
+        )
+        rows = ResultsTable.read(run_benchmark(config) / "results.csv")
+        return {
+            (row.strategy, row.structure, row.metric): row.value for row in rows if row.structure in ADDED
+        }
+
+    return run
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-def test_what_a_structure_adds_is_counted(rival: str, costs: dict[tuple[str, str, str], float]) -> None:
+@EACH
+def test_what_a_structure_adds_is_counted(rival: str, costs_of: Callable[[bool], Costs]) -> None:
+    costs = costs_of(is_variant(rival))
     name, options = RIVALS[rival]
     title = StrategyConfig(name=name, **options).title
     for arrival, structure in enumerate(ADDED, start=1):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 from repmode_cl.errors import RepmodeError
@@ -89,6 +90,13 @@ for _ in run_jobs(work_of_workers.mark, jobs, 2, name=str):
 """
 
 
+def at_work(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_workers_end_with_a_parent_that_is_killed(work: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     process = subprocess.Popen(
@@ -96,10 +104,15 @@ def test_workers_end_with_a_parent_that_is_killed(work: ModuleType, tmp_path: Pa
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "done\n"
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
     process.kill()
     process.communicate(timeout=60)
-    time.sleep(2)
+    deadline = time.monotonic() + 20
+    while any(map(at_work, workers)):
+        assert time.monotonic() < deadline, "workers are still there"
+        time.sleep(0.02)
     before = len(list(tmp_path.glob("*.done")))
-    time.sleep(2)
+    time.sleep(0.8)  # longer than a job
     assert len(list(tmp_path.glob("*.done"))) == before < 200
     assert os.getpid() != process.pid

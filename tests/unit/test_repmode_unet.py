@@ -1,6 +1,7 @@
 """The networks: parameter counts, mixed batches, odd sizes, additions, and exactly what is trainable."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -13,9 +14,15 @@ SMALL = Architecture(width=3, depth=2)
 
 def grown(**spec):
     """Return a network of two base structures and two additions, with norms that differ from their start."""
+    return copy.deepcopy(grown_once(AdditionSpec(**spec)))
+
+
+@cache
+def grown_once(spec):
+    """Return that network itself, which no test may change."""
     network = RepModeUNet(SMALL, ("dna", "cell_membrane"), seed=0)
-    network.add_structure("nucleolus", AdditionSpec(**spec), seed=1)
-    network.add_structure("mitochondria", AdditionSpec(**spec), seed=2)
+    network.add_structure("nucleolus", spec, seed=1)
+    network.add_structure("mitochondria", spec, seed=2)
     with torch.no_grad():  # some passes in training mode: each norm's statistics become its own
         for step in range(12):
             for structure in network.structures:
@@ -51,6 +58,7 @@ ADDITION_COUNTS = {
 }
 
 
+@pytest.mark.slow
 def test_parameter_counts_at_the_papers_width():
     twelve = [f"structure_{i}" for i in range(12)]
     assert count(RepModeUNet(Architecture(), twelve)) == PAPER_COUNTS["repmode, 12 structures"]

@@ -66,10 +66,18 @@ def select(browser: Browser, identifier: str, value: str) -> None:
     )
 
 
-@pytest.mark.parametrize("width", [1280, 800])
-def test_a_joint_base_of_ten_structures_fits_its_window(browser: Browser, tmp_path: Path, width: int) -> None:
+@pytest.fixture(scope="module")
+def page_of_ten(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiences = (TWELVE_STRUCTURES[:10], *((name,) for name in TWELVE_STRUCTURES[10:]))
-    browser.open(build_report(make_run(tmp_path / "run", experiences=experiences, seeds=(0,))), width)
+    folder = tmp_path_factory.mktemp("ten") / "run"
+    return build_report(make_run(folder, experiences=experiences, seeds=(0,)))
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_a_joint_base_of_ten_structures_fits_its_window(
+    browser: Browser, page_of_ten: Path, width: int
+) -> None:
+    browser.open(page_of_ten, width)
     assert browser.problems == []
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
 
