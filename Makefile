@@ -1,6 +1,6 @@
 # Everything runs in the environment .venv, made on first use with plain pip.
 #   make quickstart   install, run the small benchmark, print its table and the path of its report
-#   make test         install what tests need, run them (test-slow: those that take minutes)
+#   make test         install what tests need, run all but the slow ones (test-slow: these)
 # PYTHON=python3.12 chooses the interpreter, VENV=path another environment.
 
 PYTHON ?= python3

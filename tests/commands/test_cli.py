@@ -156,6 +156,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     assert best < 1.0
 
 
+@pytest.mark.slow
 def test_show_verify_and_predict_do_not_import_avalanche(model: Path, image: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.tif"
     calls = [

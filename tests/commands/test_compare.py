@@ -216,7 +216,10 @@ def test_the_command_prints_the_figures(compared: Comparison, model: Path, manif
 
 @pytest.mark.parametrize(
     ("kind", "at", "left"),
-    [("FineTuning", 2, {"FineTuning": 2, "MultiNet": 4}), ("MultiNet", 0, {"MultiNet": 4})],
+    [
+        ("FineTuning", 2, {"FineTuning": 2, "MultiNet": 4}),
+        pytest.param("MultiNet", 0, {"MultiNet": 4}, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_comparison_is_resumed(
     kind: str, at: int, left: dict[str, int], compared: Comparison, model: Path, manifest: Path, tmp_path: Path,

@@ -89,6 +89,7 @@ def test_a_target_that_is_shifted(images: Path) -> None:
     assert found.as_json()["pairs"][1]["shift_zyx"][1:] == [5, -7]
 
 
+@pytest.mark.slow
 def test_cells_that_lie_well_are_not_called_shifted_and_most_visible_ones_that_do_not_are() -> None:
     # Fields and structures among which earlier thresholds called one of 48 shifted.
     told = right = 0

@@ -97,6 +97,7 @@ def test_the_command_is_declared(wheel: Path) -> None:
         assert "repmode-cl = repmode_cl.cli.app:main" in archive.read(entry).decode()
 
 
+@pytest.mark.slow
 def test_installed_commands_work_outside_the_tree(installed: Path, tmp_path: Path) -> None:
     assert "repmode-cl bench quickstart" in command(installed, tmp_path, "--help")
     assert command(installed, tmp_path, "config", "quickstart") == (

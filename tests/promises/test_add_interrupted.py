@@ -221,6 +221,7 @@ def killed_after_its_commit(
             added(model, manifest, **options)
 
 
+@pytest.mark.slow
 def test_another_request_does_not_finish_a_committed_addition(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +301,7 @@ def test_a_name_conflict_leaves_the_choice_to_a_person(
     assert added(model, manifest, steps=2).verified.ok
 
 
+@pytest.mark.slow
 def test_rates_by_group_and_decay_go_on_after_an_interruption(
     base: Path, manifest: Path, tmp_path: Path
 ) -> None:
@@ -345,7 +347,7 @@ def test_additions_take_the_rates_that_the_base_named(manifest: Path, tmp_path: 
         recorded("mitochondria", replace=True, decay_to_base=0.1)
 
 
-@pytest.mark.parametrize("gate", ["softmax", "outside"])
+@pytest.mark.parametrize("gate", ["softmax", pytest.param("outside", marks=pytest.mark.slow)])
 def test_gates_stay_fixed_after_an_interruption(
     base: Path, manifest: Path, tmp_path: Path, gate: Any
 ) -> None:

@@ -48,6 +48,11 @@ KINDS: dict[str, type[StructureStrategy]] = {
 }  # fmt: skip
 
 
+def slow_but(name: str, names: tuple[str, ...]) -> list[Any]:
+    """Return parameters of which only one is not slow: another one for each kind of stream."""
+    return [one if one == name else pytest.param(one, marks=pytest.mark.slow) for one in names]
+
+
 @pytest.fixture(scope="module")
 def masked(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a manifest whose images have masks, of which each leaves another part."""
@@ -122,7 +127,7 @@ def check_as_bench(
 # -- masks --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["experts_frozen", "replay", "a_gem", "ewc"])
+@pytest.mark.parametrize("name", slow_but("a_gem", ("experts_frozen", "replay", "a_gem", "ewc")))
 def test_masks(masked: Path, cache: Path, tmp_path: Path, name: str) -> None:
     config = changed(tiny(masked, tmp_path), strategies=(StrategyConfig(name=name),))
     benchmark = stream(masked, cache)
@@ -160,7 +165,7 @@ def test_a_criterion_gets_the_voxels_that_count(masked: Path, cache: Path) -> No
 # -- accumulation -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["experts_frozen", "replay", "lwf"])
+@pytest.mark.parametrize("name", slow_but("lwf", ("experts_frozen", "replay", "lwf")))
 def test_accumulation(masked: Path, cache: Path, tmp_path: Path, name: str) -> None:
     config = tiny(masked, tmp_path)
     training = config.training.model_copy(update={"accumulate": 2, "gradient_clip": 1.0})
@@ -278,7 +283,7 @@ def test_additions_that_see_all(manifest: Path, cache: Path, tmp_path: Path) -> 
         strategy.train(strategy.stream.train_stream[1])  # trained again, below the one that sees it
 
 
-@pytest.mark.parametrize("name", ["experts_frozen", "replay", "cumulative"])
+@pytest.mark.parametrize("name", slow_but("experts_frozen", ("experts_frozen", "replay", "cumulative")))
 def test_structures_that_come_again(manifest: Path, cache: Path, tmp_path: Path, name: str) -> None:
     order = (*ADDED, ADDED[0])
     config = changed(
@@ -321,8 +326,9 @@ def fused_adam(model: nn.Module) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     ("name", "optimizer", "epochs"),
     [
-        ("experts_frozen", None, 1), ("experts_frozen", fused_adam, 2), ("replay", momentum, 2), ("ewc", None, 2),
-        ("ewc", fused_adam, 1), ("lwf", momentum, 1),
+        ("experts_frozen", None, 1), ("replay", momentum, 2), ("ewc", fused_adam, 1),
+        *(pytest.param(*one, marks=pytest.mark.slow)
+          for one in (("experts_frozen", fused_adam, 2), ("ewc", None, 2), ("lwf", momentum, 1))),
     ],
 )  # fmt: skip
 def test_resumed_in_the_middle(

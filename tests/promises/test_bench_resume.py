@@ -126,6 +126,7 @@ def test_a_finished_run_is_not_changed(done: Done, tmp_path: Path, monkeypatch: 
     assert (folder / "results.csv").read_bytes() == (done.folder / "results.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_all_of_a_run_is_trained_in_the_precision_that_it_began_with(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ def readers(harness: Harness) -> None:
     shutil.rmtree(model)
 
 
-@pytest.mark.parametrize("what", [two_names, one_name, readers])
+@pytest.mark.parametrize("what", [two_names, one_name, pytest.param(readers, marks=pytest.mark.slow)])
 def test_two_at_once(harness: Harness, what: object) -> None:
     for _ in range(3):
         what(harness)  # type: ignore[operator]

@@ -208,7 +208,13 @@ def test_a_row_that_the_loss_does_not_reach_takes_no_gradient():
     assert rows[1].grad is None
 
 
-@pytest.mark.parametrize("scratch", [1, 1 << 22], ids=["small scratch", "default scratch"])
+@pytest.mark.parametrize(
+    "scratch",
+    [
+        pytest.param(1, id="small scratch", marks=pytest.mark.slow),
+        pytest.param(1 << 22, id="default scratch"),
+    ],
+)
 def test_gradients_pass_finite_differences(monkeypatch, scratch):
     monkeypatch.setattr("repmode_cl.nn.gatrep._SCRATCH", scratch)
     experts, rows = experts_and_rows(SPECS, 2, c_in=2, c_out=2)

@@ -60,8 +60,15 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("voxel", [VOXEL, OTHER])
-@pytest.mark.parametrize("step", [12, 50])
+@pytest.mark.parametrize(
+    ("step", "voxel"),
+    [
+        (12, OTHER),
+        (50, VOXEL),
+        pytest.param(12, VOXEL, marks=pytest.mark.slow),
+        pytest.param(50, OTHER, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_again_and_again_it_ends_with_the_same_bytes(model, image, tmp_path, voxel, step):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert attempt(model, image, whole, voxel=voxel) is not None
@@ -74,7 +81,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bytes(model, image, tmp_p
     assert content(out) == content(whole)
 
 
-@pytest.mark.parametrize("voxel", [VOXEL, OTHER])
+@pytest.mark.parametrize("voxel", [VOXEL, pytest.param(OTHER, marks=pytest.mark.slow)])
 def test_a_death_just_before_or_after_any_write_of_the_journal(model, image, tmp_path, monkeypatch, voxel):
     np.save(image, np.load(image)[:7, :18, :37])
     out, copies = tmp_path / "out", tmp_path / "copies"

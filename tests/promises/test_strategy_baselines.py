@@ -71,7 +71,13 @@ def test_it_differs_from_fine_tuning_only_where_it_should(
         assert differing(tuned[1], state_of(without)) == set()
 
 
-@pytest.mark.parametrize("name", SOFTENED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("replay", "ewc", "lwf") else pytest.param(name, marks=pytest.mark.slow)
+        for name in SOFTENED
+    ],
+)
 def test_it_keeps_to_what_was_learned(samples: list[Sample], name: str) -> None:
     """Of sixteen steps on another structure: the base's predictions move less, or with its images stay better."""
     training = TRAINING.model_copy(update={"steps": 16, "base_steps": 8, "validate_every": 16})
@@ -253,16 +259,25 @@ def test_cumulative_cuts_earlier_images_elsewhere_than_when_they_were_new(sample
     assert not (shown[0] | shown[1]) & shown[2]
 
 
-@pytest.mark.parametrize("name", ["replay", "a_gem", "ewc", "lwf", "cumulative", "multi_head"])
-def test_the_new_patches_are_those_of_every_strategy(samples: list[Sample], name: str) -> None:
-    def patches(strategy: StructureStrategy) -> list[Tensor]:
-        found: list[Tensor] = []
-        strategy.listeners.append(lambda s: found.append(s.mb_x[:2].clone()))
-        learn(strategy)
-        return found
+def new_patches(strategy: StructureStrategy) -> list[Tensor]:
+    """Learn all; return the patches of the new images in each step."""
+    found: list[Tensor] = []
+    strategy.listeners.append(lambda s: found.append(s.mb_x[:2].clone()))
+    learn(strategy)
+    return found
 
-    expected = patches(configured("fine_tuning", samples, TWO))
-    assert all(map(torch.equal, expected, patches(configured(name, samples, TWO, **ALL[name]))))
+
+@pytest.fixture(scope="module")
+def tuned_patches(samples: list[Sample]) -> list[Tensor]:
+    """Return the patches that fine-tuning learns from."""
+    return new_patches(configured("fine_tuning", samples, TWO))
+
+
+@pytest.mark.parametrize("name", ["replay", "a_gem", "ewc", "lwf", "cumulative", "multi_head"])
+def test_the_new_patches_are_those_of_every_strategy(
+    samples: list[Sample], tuned_patches: list[Tensor], name: str
+) -> None:
+    assert all(map(torch.equal, tuned_patches, new_patches(configured(name, samples, TWO, **ALL[name]))))
 
 
 # -- resumed ---------------------------------------------------------------------------------------------------
@@ -291,7 +306,14 @@ def run(
     return strategy
 
 
-@pytest.mark.parametrize("name", ALL)
+#: Those that keep something of each kind: patches, outputs, importances, a path, a teacher. Of the others each keeps
+#: what one of them does, or nothing.
+KEEPING = ("replay", "der_pp", "ewc", "synaptic_intelligence", "lwf")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KEEPING else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
+)
 def test_interrupted_within_an_experience_it_ends_with_the_same_bits(
     samples: list[Sample], tmp_path: Path, name: str
 ) -> None:

@@ -212,7 +212,7 @@ def test_warming_up_ends_before_the_last_step_and_needs_a_new_structure(samples:
         LwF(model=strategy.network, warm_up=1.0)
 
 
-@pytest.mark.parametrize("kill_at", [(1, 3), (1, 5)])
+@pytest.mark.parametrize("kill_at", [(1, 3), pytest.param((1, 5), marks=pytest.mark.slow)])
 def test_an_interrupted_warm_up_ends_with_the_same_bits(
     samples: list[Sample], tmp_path: Path, kill_at: tuple[int, int]
 ) -> None:
@@ -272,7 +272,14 @@ def _places(strategy: StructureStrategy, number: int) -> list[tuple[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["fine_tuning", "replay", "synaptic_intelligence"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("fine_tuning", marks=pytest.mark.slow),
+        pytest.param("replay", marks=pytest.mark.slow),
+        "synaptic_intelligence",
+    ],
+)
 def test_all_known_structures_select_the_state(samples: list[Sample], tmp_path: Path, name: str) -> None:
     opposed = []
     for sample in samples:  # what is learned later is the negative of what was
@@ -287,7 +294,9 @@ def test_all_known_structures_select_the_state(samples: list[Sample], tmp_path: 
         assert any(new != known for _, new, known in steps)
 
 
-@pytest.mark.parametrize("name", ["experts_frozen", "multi_net", "lora"])
+@pytest.mark.parametrize(
+    "name", ["experts_frozen", "multi_net", pytest.param("lora", marks=pytest.mark.slow)]
+)
 def test_where_nothing_old_changes_both_select_the_same(samples: list[Sample], name: str) -> None:
     states = []
     for training in (OFTEN, KNOWN):

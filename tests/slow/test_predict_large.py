@@ -1,7 +1,7 @@
 """Predictions of volumes larger than the memory: peak memory, interruption, and time per window as volumes grow.
 
-Each test has a small case and the real one marked slow, which takes minutes to most of an hour and
-needs the machine to itself: ``pytest -m slow tests/slow/test_predict_large.py -s``.
+Each test has a small case and the real one, which takes minutes to most of an hour and needs the machine to itself:
+``pytest -m slow tests/slow/test_predict_large.py -s``. Some of the small ones are marked slow too.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def start(settings: dict[str, object]) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(
     ("shape", "window", "depth"),
-    [pytest.param(*SMALL, id="small"), pytest.param(*LARGE, id="large", marks=HOUR)],
+    [
+        pytest.param(*SMALL, id="small", marks=pytest.mark.slow),
+        pytest.param(*LARGE, id="large", marks=HOUR),
+    ],
 )
 def test_a_whole_volume_killed_and_resumed_within_its_memory(tmp_path, shape, window, depth):
     model, path = make(tmp_path, shape, window, depth)
@@ -191,7 +194,9 @@ def test_time_per_window_does_not_grow_with_the_volume(tmp_path):
     assert max(found.values()) <= 1.1 * found[1]
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".zarr", ".npy"])
+@pytest.mark.parametrize(
+    "suffix", [".npy", *(pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".tif", ".zarr"))]
+)
 def test_writing_takes_no_more_memory_than_a_few_tiles(tmp_path, suffix):
     class Zeros:
         shape = (20, 1024, 1100)

@@ -62,8 +62,19 @@ def difference(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first - second).abs().max() / second.abs().max())
 
 
-@pytest.mark.parametrize("experts", [KERNEL_3, KERNEL_5], ids=["k3", "k5"])
-@EACH
+@pytest.mark.parametrize(
+    ("kind", "experts"),
+    [
+        *(pytest.param(kind, KERNEL_3, id=f"{kind}-k3") for kind in KINDS),
+        pytest.param("outside-scale", KERNEL_5, id="outside-scale-k5"),
+        pytest.param("ranks-outside-all", KERNEL_5, id="ranks-outside-all-k5"),
+        *(
+            pytest.param(kind, KERNEL_5, id=f"{kind}-k5", marks=pytest.mark.slow)
+            for kind in KINDS
+            if kind not in ("outside-scale", "ranks-outside-all")
+        ),
+    ],
+)
 def test_fused_is_the_sum_of_the_branches_in_float64_and_so_are_all_gradients(
     kind: str, experts: tuple[str, ...]
 ) -> None:

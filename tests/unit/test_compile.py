@@ -35,7 +35,7 @@ def checkpointed() -> PlainUNet:
 @pytest.mark.parametrize(
     ("make", "arguments", "backend"),
     [
-        (repmode, (MIXED,), "aot_eager"),
+        pytest.param(repmode, (MIXED,), "aot_eager", marks=pytest.mark.slow),
         pytest.param(lambda: repmode("nucleolus"), ("nucleolus",), "eager", marks=pytest.mark.slow),
         (lambda: repmode("nucleolus", spec=OUTSIDE), ("nucleolus",), "eager"),
         pytest.param(checkpointed, (), "eager", marks=pytest.mark.slow),

@@ -213,7 +213,16 @@ def test_the_loop_learns_it() -> None:
     assert set(strategy.evaluate(stream.test_stream)) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", STRATEGY_NAMES)
+#: Strategies of every kind: ours, all weights, separate and copied networks, memories, importances, a teacher, joint
+#: training, a network that is conditioned.
+SOME = (
+    "experts_frozen", "fine_tuning", "multi_net", "warm_copy", "replay", "ewc", "lwf", "joint", "cumulative", "dodnet",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGY_NAMES]
+)
 def test_every_strategy_learns_it(name: str) -> None:
     options = StrategyConfig(name=name)
     config = Config(

@@ -206,6 +206,7 @@ def test_with_plugins_no_base_is_shared_and_their_code_belongs_to_the_run(
     assert code_digest(with_plugin, options) not in (None, before)
 
 
+@pytest.mark.slow
 def test_a_trial_with_a_plugin_starts_again_and_says_so(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,8 +62,19 @@ def gradients(network: RepModeUNet) -> tuple[torch.Tensor, dict[str, torch.Tenso
     return prediction.detach(), {name: p.grad for name, p in network.named_parameters()}
 
 
-@pytest.mark.parametrize("experts", [KERNEL_3, KERNEL_5], ids=["k3", "k5"])
-@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize(
+    ("kind", "experts"),
+    [
+        *(pytest.param(kind, KERNEL_3, id=f"{kind}-k3") for kind in SPECS),
+        pytest.param("softmax", KERNEL_5, id="softmax-k5"),
+        pytest.param("outside", KERNEL_5, id="outside-k5"),
+        *(
+            pytest.param(kind, KERNEL_5, id=f"{kind}-k5", marks=pytest.mark.slow)
+            for kind in SPECS
+            if kind not in ("softmax", "outside")
+        ),
+    ],
+)
 def test_fixed_gates_compute_the_same_with_no_gradient_of_what_is_frozen(
     kind: str, experts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

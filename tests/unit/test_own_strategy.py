@@ -65,6 +65,7 @@ def test_what_is_inherited_does_not_share_a_base(samples: list[Sample], tmp_path
     assert configured(f"{file}:Mine", samples, TWO).base_key is None
 
 
+@pytest.mark.slow
 def test_what_inherits_from_joint_training_adds_nothing_in_tables(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("from repmode_cl.strategies import Joint\n\nclass Mine(Joint): ...\n")

@@ -235,7 +235,7 @@ def test_an_addition_that_others_see_cannot_come_again(samples: list[Sample]) ->
     configured("experts_frozen", samples, (*STREAM[:2], ("nucleolus",)), sees="all")
 
 
-@pytest.mark.parametrize("name", ["multi_net", "lwf", "replay"])
+@pytest.mark.parametrize("name", ["multi_net", pytest.param("lwf", marks=pytest.mark.slow), "replay"])
 def test_every_strategy_takes_a_structure_that_comes_again(samples: list[Sample], name: str) -> None:
     strategy = learn(configured(name, samples, AGAIN))
     again = len(strategy.stream.experiences) - 1
