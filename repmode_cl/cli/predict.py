@@ -125,9 +125,7 @@ def predict(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option(
-            "--fast", help="Let windows share a quarter, for less than half the time and a little R2."
-        ),
+        typer.Option("--fast", help="Let windows share a quarter: about half the time, and stronger seams."),
     ] = False,
     scene: Annotated[
         str | None,
