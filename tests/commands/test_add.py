@@ -65,6 +65,7 @@ def test_add_prints_initialisation_figures_and_unchanged_structures(model: Path,
     assert len(Model.open(model).kept) == 2
 
 
+@pytest.mark.slow
 def test_an_addition_outside_the_softmax_begins_as_the_known_structure(model: Path, manifest: Path) -> None:
     command = [model, "--structure", "nucleolus", "--data", manifest, "--steps", "2"]
     kind = [

@@ -416,6 +416,7 @@ def test_headers_are_read_once_and_no_voxels(images: Path, monkeypatch: pytest.M
     }
 
 
+@pytest.mark.slow
 def test_thousands_of_regions_of_one_file_are_compared_in_a_sweep(images: Path) -> None:
     count = 20_000
     np.save(images / "long.npy", np.zeros((1, 1, 4 * count), np.uint8))

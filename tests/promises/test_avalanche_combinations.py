@@ -294,6 +294,7 @@ def test_structures_that_come_again(manifest: Path, cache: Path, tmp_path: Path,
     check_as_bench(config, stream(manifest, cache, order), KINDS[name])
 
 
+@pytest.mark.slow
 def test_few_images(manifest: Path, cache: Path, tmp_path: Path) -> None:
     config = changed(
         tiny(manifest, tmp_path),

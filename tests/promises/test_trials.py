@@ -108,6 +108,7 @@ def test_streams_and_seeds_are_added_to_a_run(
 
 
 @pytest.mark.usefixtures("no_page")
+@pytest.mark.slow
 def test_a_structure_that_comes_again_gets_a_new_version(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
