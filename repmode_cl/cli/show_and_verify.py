@@ -35,8 +35,8 @@ class Level(StrEnum):
 def show(model: ReadModelArgument) -> None:
     """List a model's structures and how each was added.
 
-    R2 is of held-out images; that of an imported structure is its sender's figure. The verdict says what it is worth,
-    and the lines below the table why, and whether more steps may help.
+    R2 is of held-out images; that of an imported structure is its sender's figure. The lines below the table say what
+    it is worth, and whether more steps may help.
 
     For example:
 
@@ -67,7 +67,7 @@ def show(model: ReadModelArgument) -> None:
     if prepared := PreprocessingRecipe.from_json(opened.preprocessing).summary:
         typer.echo(f"images are prepared with {prepared}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("structure", "kind", "how", "R2", "verdict", "parameters", "bytes", "digest", "stored"):
+    for heading in ("structure", "kind", "how", "R2", "parameters", "bytes", "digest", "stored"):
         table.add_column(
             heading,
             justify="right" if heading in ("R2", "parameters", "bytes") else "left",
@@ -80,7 +80,6 @@ def show(model: ReadModelArgument) -> None:
             entry.kind,
             "" if entry.spec is None else escape(printable(entry.spec.text)),
             _r2(entry, opened.history),
-            str(entry.verdict.level),
             # Base structures share one file: its size is listed once.
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.parameters),
             "" if base and entry.name != opened.base_structures[0] else count_text(entry.bytes, "B"),

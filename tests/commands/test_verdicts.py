@@ -54,10 +54,6 @@ def test_show_tells_every_verdict(judged: Path) -> None:
     text = output_of("show", judged)
     lines = text.splitlines()
     rows = {line.split()[2]: line for line in lines if line.startswith("verdict of ")}
-    assert "0.600 useful " in " ".join(next(row for row in lines if row.strip().startswith("dna ")).split())
-    assert "0.010 learned nothing" in " ".join(
-        next(row for row in lines if row.strip().startswith("nucleolus ")).split()
-    )
     assert rows["dna:"] == (
         "verdict of dna: useful: R2 0.600 (95% interval 0.553 to 0.647) on 8 test images; validation R2 "
         "gained 0.001 in the second half of its 200 steps: it is level"
