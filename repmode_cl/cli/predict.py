@@ -319,10 +319,15 @@ def predict(
             if outcome.error is not None:
                 typer.echo(f"error: {outcome.error}", err=True)
             for file in outcome.files:
-                for note in (*file.notes, *file.trust_notes, *_doubts(file)):
+                for note in (*file.notes, *file.trust_notes):
                     if note not in reported:
                         reported.add(note)
                         typer.echo(f"note: {note}", err=True)
+                # With the results, and not among the warnings: it is about the model, and the same for every image.
+                for doubt in _doubts(file):
+                    if doubt not in reported:
+                        reported.add(doubt)
+                        typer.echo(f"note: {doubt}")
                 typer.echo(_result_line(file, outcome))
 
         outcomes = predict_plan(

@@ -34,6 +34,7 @@ COMMANDS = (
     "replace",
     "advise",
     "compare",
+    "evaluate",
     "show",
     "verify",
     "predict",
