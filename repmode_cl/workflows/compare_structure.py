@@ -38,6 +38,7 @@ from repmode_cl.results.comparison import (
 )
 from repmode_cl.results.predictions import Prediction, write_prediction
 from repmode_cl.scenarios import StructureStream
+from repmode_cl.store.reliability import Reliability
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.structures import check_structure_name
 from repmode_cl.training import has_checkpoint, inherit_precision, refuse_distributed
@@ -51,6 +52,7 @@ from repmode_cl.workflows.initialisation import Initialisation, initialise
 from repmode_cl.workflows.options import AdditionOptions, ComparisonOptions, TrainingOverrides
 from repmode_cl.workflows.pending_training import CHECKPOINT, IMAGES, record_images, rows_digest
 from repmode_cl.workflows.prediction_changes import HeldOutImage, compare_predictions, model_predictor
+from repmode_cl.workflows.reliability import measure_reliability
 from repmode_cl.workflows.train_one_experience import (
     evaluate_held_out,
     make_stream,
@@ -584,12 +586,24 @@ class ComparisonRun:
                 )
                 | {EVIDENCE: {structure: evidence}},
                 metrics=metrics,
+                reliability=self._reliability(strategy) if method == ADDING else None,
             ),
             curve=tuple(curve),
             began=None if init is None else init.structure,
             evidence=evidence,
         )
         write_json(folder / _RESULT, result.to_json())
+
+    def _reliability(self, strategy: StructureStrategy) -> Reliability:
+        """Return the records that `add` stores with the structure, so that its bytes are counted with them."""
+        return measure_reliability(
+            strategy.network,
+            self.methods.structure,
+            self.samples,
+            held_out_images(self.samples)[0],
+            self.model.inference,
+            self.config.patch.flips,
+        )
 
     def _settings(self, precision: str, init_structure: str | None) -> tuple[tuple[str, str], ...]:
         """Return the settings that the page shows."""

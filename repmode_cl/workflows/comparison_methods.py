@@ -18,6 +18,7 @@ from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.results.comparison import ADDING, FINE_TUNING, OWN_NETWORK
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.store import make_candidate
+from repmode_cl.store.reliability import Reliability
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen, training_options
 from repmode_cl.strategies.fine_tuning import FineTuning
@@ -130,12 +131,19 @@ class ComparisonMethods:
         *,
         provenance: Mapping[str, Any],
         metrics: Mapping[str, Any],
+        reliability: Reliability | None,
     ) -> int:
         """Return the bytes that a method takes on disk in addition to the model; `folder` gets temporary files."""
         network = strategy.network
         if method == ADDING:
             return addition_bytes(
-                model, self.structure, network, folder, provenance=provenance, metrics=metrics
+                model,
+                self.structure,
+                network,
+                folder,
+                provenance=provenance,
+                metrics=metrics,
+                reliability=reliability,
             )
         state = network.state_dict()
         if method == OWN_NETWORK:
@@ -163,16 +171,23 @@ def addition_bytes(
     *,
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    reliability: Reliability | None = None,
 ) -> int:
     """Return the size of the file that the model would get: it is written to `folder`, and removed.
 
-    It holds tensors, the references of its proof, and its record. Of an addition that can get no file, because its
+    It holds tensors, the references of its proof, and its records. Of an addition that can get no file, because its
     training diverged, the size is estimated.
     """
     with _scratch_folder(folder) as scratch:
         try:
             candidate = make_candidate(
-                model, structure, network, scratch, provenance=provenance, metrics=metrics
+                model,
+                structure,
+                network,
+                scratch,
+                provenance=provenance,
+                metrics=metrics,
+                reliability=reliability,
             )
         except ModelError:
             return addition_file_bytes(network, structure)
