@@ -211,7 +211,6 @@ def predict(
     from repmode_cl.store.staging import open_with_staged
     from repmode_cl.utils.memory import parse_memory
     from repmode_cl.utils.progress import task
-    from repmode_cl.workflows.preview_page import PreviewWriter, preview_paths
 
     opened: ModelSnapshot | None = Model.open(model) if every else None
     names = list(opened.structures) if opened is not None else list(structure or [])
@@ -283,7 +282,12 @@ def predict(
         written += output_paths(output, names, source, several=several, stack=stack, imagej=imagej)
     if csv is not None:
         check_prediction_table(csv)
-    previews = None if preview is None else preview_paths(preview, inputs, written)
+    previews: list[Path] | None = None
+    if preview is not None:
+        # With it come the reports and their templates, which take as long to load as all else.
+        from repmode_cl.workflows.preview_page import PreviewWriter, preview_paths
+
+        previews = preview_paths(preview, inputs, written)
     continue_with(ctx, without=["--restart"])
     opened = Model.open(model) if opened is None else opened
     if pending:
