@@ -1,8 +1,10 @@
 """How unlike an image is to the training images, by the features of the network that predicts it.
 
 At training, mean and spread of the channels of every block, averaged in groups, are taken in windows of the training
-images. A window of an image is scored by how many of their deviations its own features are away from them: the root of
-the mean square over the groups of a block, and then over the blocks. An image's score is the mean over its windows.
+images. The deviation of a window's feature is its difference from the training windows' mean, over their standard
+deviation. A window's distance is the root mean square of its deviations, over the groups of a block and then over the
+blocks. For an image each deviation is first averaged over its windows: what differs between windows of one image
+cancels, and what sets the whole image apart stays.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from repmode_cl.store.reliability import BlockStatistics, FeatureStatistics
 __all__ = [
     "ImageScore",
     "WindowScores",
+    "WindowSums",
     "measure_features",
     "score_volume",
     "training_statistics",
@@ -49,9 +52,9 @@ class ImageScore:
     Attributes
     ----------
     score
-        Mean over its windows.
+        Distance of the image.
     largest
-        Of its windows.
+        Largest distance of a window.
     typical, limit
         Median and largest score of the training images, each scored against the others; None where there was one.
     """
@@ -79,14 +82,54 @@ class ImageScore:
         return {"score": self.score, "largest": self.largest, "typical": self.typical, "limit": self.limit}
 
     @classmethod
-    def of(cls, scores: NDArray[np.floating], statistics: FeatureStatistics) -> ImageScore:
-        """Return the score of an image from those of its windows."""
-        return cls(
-            float(np.mean(scores, dtype=np.float64)),
-            float(scores.max()),
-            statistics.typical,
-            statistics.limit,
-        )
+    def of(cls, windows: WindowSums, statistics: FeatureStatistics) -> ImageScore:
+        """Return the score of an image from the sums over its windows."""
+        score = windows.distance([len(block.mean) for block in statistics.blocks])
+        return cls(score, windows.largest, statistics.typical, statistics.limit)
+
+
+@dataclass
+class WindowSums:
+    """Sums over the windows of an image, taken window by window: the order decides the last bits.
+
+    Attributes
+    ----------
+    count
+        Windows.
+    largest
+        Largest distance of a window.
+    deviations
+        float64 (2, G): sum of the deviations of each feature; None before the first window.
+    """
+
+    count: int = 0
+    largest: float = 0.0
+    deviations: NDArray[np.float64] | None = None
+
+    def add(self, distance: float, deviations: NDArray[np.float32]) -> None:
+        """Add a window."""
+        self.count += 1
+        self.largest = max(self.largest, distance)
+        own = deviations.astype(np.float64)
+        self.deviations = own if self.deviations is None else self.deviations + own
+
+    def distance(self, sizes: Sequence[int]) -> float:
+        """Return the distance of the image, with so many groups in each block."""
+        assert self.deviations is not None  # an image has a window
+        squares = np.square(self.deviations / self.count).mean(axis=0)
+        blocks = np.split(squares, np.cumsum(sizes)[:-1])
+        return float(np.sqrt(np.mean([block.mean() for block in blocks])))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; `from_json` reads the same bits."""
+        values = None if self.deviations is None else self.deviations.tolist()
+        return {"count": self.count, "largest": self.largest, "deviations": values}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> WindowSums:
+        """Read the values of `to_json`."""
+        sums = values["deviations"]
+        return cls(values["count"], values["largest"], None if sums is None else np.array(sums, np.float64))
 
 
 class WindowScores:
@@ -117,7 +160,7 @@ class WindowScores:
                 "the statistics of training features are of another network: put the model back from a copy"
             )
         self._score = _scorer(statistics.blocks, torch.device(device))
-        self._pending: deque[Tensor] = deque()
+        self._pending: deque[tuple[Tensor, Tensor]] = deque()
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, 1, Z, Y, X) -> (N, 1, Z, Y, X), the network's output; the scores wait for `take`."""
@@ -125,14 +168,16 @@ class WindowScores:
         self._pending.append(self._score(self._features.features))
         return output
 
-    def take(self) -> NDArray[np.float32]:
-        """Return the scores of the windows of the earliest batch that was not taken yet: float32 (N,)."""
-        scores: NDArray[np.float32] = self._pending.popleft().cpu().numpy()
-        return scores
+    def take(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the distances (N,) and deviations (N, 2, G) of the earliest batch that was not taken yet."""
+        distances, deviations = self._pending.popleft()
+        return distances.cpu().numpy(), deviations.cpu().numpy()
 
 
-def _scorer(blocks: Sequence[BlockStatistics], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function from features (N, 2, G) to scores (N,)."""
+def _scorer(
+    blocks: Sequence[BlockStatistics], device: torch.device
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a function from features (N, 2, G) to distances (N,) and deviations (N, 2, G)."""
     centre = torch.tensor([[v for b in blocks for v in b.mean], [v for b in blocks for v in b.spread]])
     scale = torch.tensor(
         [[v for b in blocks for v in b.mean_spread], [v for b in blocks for v in b.spread_spread]]
@@ -140,13 +185,11 @@ def _scorer(blocks: Sequence[BlockStatistics], device: torch.device) -> Callable
     sizes = [len(block.mean) for block in blocks]
     centre, scale = centre.to(device), scale.to(device)
 
-    def score(features: Tensor) -> Tensor:
-        squares = ((features - centre) / scale).square().mean(dim=1)
-        return (
-            torch.stack([part.mean(dim=1) for part in torch.split(squares, sizes, dim=1)], dim=1)
-            .mean(dim=1)
-            .sqrt()
-        )
+    def score(features: Tensor) -> tuple[Tensor, Tensor]:
+        deviations = (features - centre) / scale
+        parts = torch.split(deviations.square().mean(dim=1), sizes, dim=1)
+        distances = torch.stack([part.mean(dim=1) for part in parts], dim=1).mean(dim=1).sqrt()
+        return distances, deviations
 
     return score
 
@@ -221,8 +264,9 @@ def training_statistics(
     if len(features) > 1:
         for number, own in enumerate(features):
             others = [one for place, group in enumerate(features) if place != number for one in group]
-            score = _scorer(_statistics(blocks, torch.cat(others)), torch.device("cpu"))
-            scores += [float(score(one).double().mean()) for one in own]
+            statistics = _statistics(blocks, torch.cat(others))
+            sizes = [size for _, size in blocks]
+            scores += [_sums(one, statistics).distance(sizes) for one in own]
     together = torch.cat([one for group in features for one in group])
     z, y, x = (int(size) for size in window)
     return FeatureStatistics(
@@ -233,6 +277,15 @@ def training_statistics(
         _rounded(max(scores)) if scores else None,
         _statistics(blocks, together),
     )
+
+
+def _sums(features: Tensor, blocks: Sequence[BlockStatistics]) -> WindowSums:
+    """Return the sums over windows of features (windows, 2, G)."""
+    distances, deviations = _scorer(blocks, torch.device("cpu"))(features)
+    sums = WindowSums()
+    for distance, own in zip(distances.tolist(), deviations.numpy(), strict=True):
+        sums.add(distance, own)
+    return sums
 
 
 def score_volume(
@@ -246,8 +299,7 @@ def score_volume(
 ) -> ImageScore:
     """Return how unlike a prepared volume (Z, Y, X) is to the training images; parameters as of `measure_features`."""
     features = measure_features(network, volume, window=window, overlap=overlap, most=1 << 62, device=device)
-    scores = _scorer(statistics.blocks, torch.device("cpu"))(features)
-    return ImageScore.of(scores.numpy(), statistics)
+    return ImageScore.of(_sums(features, statistics.blocks), statistics)
 
 
 def _statistics(blocks: Sequence[tuple[str, int]], features: Tensor) -> tuple[BlockStatistics, ...]:

@@ -27,11 +27,12 @@ class WindowOutputs:
     outputs
         Of each network: float32 (N, z, y, x).
     scores
-        For structures whose training features are known: how unlike them each window is, float32 (N,).
+        For structures whose training features are known: how unlike them each window is, as distances float32 (N,)
+        and the deviations of G features, float32 (N, 2, G).
     """
 
     outputs: list[NDArray[np.float32]]
-    scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    scores: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,12 @@ from repmode_cl.inference.streaming.outputs import Output, output_disk_bytes, re
 from repmode_cl.inference.streaming.partial_sums import PartialSums, partial_sums_nbytes
 from repmode_cl.inference.streaming.previews import part_to_predict, predict_part, read_results
 from repmode_cl.inference.streaming.unlike import (
-    image_score,
     open_scores,
     with_unlike,
     write_map,
     write_scores,
 )
-from repmode_cl.inference.unlike import ImageScore, WindowScores
+from repmode_cl.inference.unlike import ImageScore, WindowScores, WindowSums
 from repmode_cl.inference.volume_source import (
     FileSource,
     VolumeSource,
@@ -204,7 +203,7 @@ def run_streaming_job(
         status("Comparing")
         journal.save(metrics=_compare_with_targets(job, journal.folder))
     unlike = {
-        name: image_score(journal.folder, name, len(job.grid), statistics)
+        name: ImageScore.of(WindowSums.from_json(journal.state["windows"][name]), statistics)
         for name, statistics in job.statistics.items()
     }
     if job.unlike_maps and not journal.state.get("maps"):
@@ -367,6 +366,10 @@ class _Blending:
         self._first = self._block.windows.start
         self._number = self._first - self._first % job.plan.batch
         self._stop = None if stop is None else self._first + stop
+        self._over_windows = {
+            name: WindowSums.from_json(journal.state["windows"][name]) if self._first else WindowSums()
+            for name in job.scores
+        }
         self._load()
 
     def _load(self) -> None:
@@ -375,20 +378,23 @@ class _Blending:
     def add(self, batch: WindowOutputs) -> None:
         """Add the next batch of windows."""
         grid, outputs, files = self._job.grid, batch.outputs, self._files
-        for name, scores in batch.scores.items():
-            write_scores(files.scores[name], self._number, scores)
+        for name, (distances, _) in batch.scores.items():
+            write_scores(files.scores[name], self._number, distances)
         for index in range(len(outputs[0])):
             if self._number >= self._first:
                 box = _box_in_block(grid, self._number, self._block)
                 for name, predictions in zip(self._job.networks, outputs, strict=True):
                     np.multiply(predictions[index], self._weights, out=self._weighted)
                     self._sums[name][box] += self._weighted
+                for name, (distances, deviations) in batch.scores.items():
+                    self._over_windows[name].add(float(distances[index]), deviations[index])
             self._number += 1
             if self._number == self._block.windows.stop:
                 _finish_block(grid, self._weights, self._block, self._sums, files.partial_sums, files.results)
                 for file in files.scores.values():
                     file.sync()
-                self._journal.save(blocks=self._block.number + 1)
+                over_windows = {name: sums.to_json() for name, sums in self._over_windows.items()}
+                self._journal.save(blocks=self._block.number + 1, windows=over_windows)
                 if self._number < len(grid):
                     self._block = self._blocks[self._block.number + 1]
                     self._load()

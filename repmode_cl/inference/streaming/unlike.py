@@ -14,9 +14,8 @@ from repmode_cl.inference.streaming.blocks import BlockPlan
 from repmode_cl.inference.unlike import ImageScore
 from repmode_cl.inference.windows import WindowWeights, gaussian_weights, summed_weights
 from repmode_cl.inference.writers.image_metadata import ChannelMetadata, ImageMetadata
-from repmode_cl.store.reliability import FeatureStatistics
 
-__all__ = ["UNKNOWN", "image_score", "open_scores", "with_unlike", "write_map", "write_scores"]
+__all__ = ["UNKNOWN", "open_scores", "with_unlike", "write_map", "write_scores"]
 
 #: Said of a structure that was stored without statistics of its training images.
 UNKNOWN = "unknown: the model has no statistics of this structure's training images"
@@ -47,12 +46,6 @@ def write_scores(file: RawVolume, start: int, scores: NDArray[np.float32]) -> No
 def _read_scores(file: RawVolume) -> NDArray[np.float32]:
     scores: NDArray[np.float32] = file.read((slice(0, 1), slice(0, 1), slice(0, file.shape[2])))[0, 0]
     return scores
-
-
-def image_score(folder: Path, name: str, windows: int, statistics: FeatureStatistics) -> ImageScore:
-    """Return the score of an image whose windows all have theirs."""
-    with open_scores(folder, name, windows, new=False) as file:
-        return ImageScore.of(_read_scores(file), statistics)
 
 
 def write_map(folder: Path, name: str, result: Path, blocks: BlockPlan, weights: WindowWeights) -> None:
