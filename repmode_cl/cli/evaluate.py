@@ -55,6 +55,13 @@ def evaluate(
         ),
     ] = None,
     min_size: Annotated[int, typer.Option(min=1, help="Voxels of the smallest object that is counted.")] = 27,
+    confidence: Annotated[
+        bool,
+        typer.Option(
+            "--confidence",
+            help="Also the coverage and the width of predict's intervals; takes as many times as long as with predict.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -109,6 +116,7 @@ def evaluate(
             cache=cache,
             workers=workers or workers_here(),
             force=force,
+            confidence=confidence,
         ),
     )
     for note in evaluation.notes:

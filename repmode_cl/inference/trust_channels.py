@@ -27,6 +27,7 @@ from repmode_cl.store.snapshot import ModelSnapshot
 __all__ = [
     "ExtraChannel",
     "WindowNetworks",
+    "calibration_of",
     "check_extra_channels",
     "confidence_text",
     "extra_channels",
@@ -104,7 +105,7 @@ def window_networks(
             network = scores[name] = WindowScores(cast(UNet, plain), features, device)
         if confidence:
             called[name], called[spread_key(name)] = with_spread(
-                plain, _calibration(model, name).flips, network
+                plain, calibration_of(model, name).flips, network
             )
         else:
             called[name] = network
@@ -132,7 +133,7 @@ def check_extra_channels(
         return
     for name in structures:
         if options.confidence:
-            _calibration(model, name)
+            calibration_of(model, name)
         if options.unlike_map and _features(model.entries[name]) is None:
             raise ModelError(
                 f"{model.path} has no statistics of the training images of {name!r}, so that --unlike-map "
@@ -157,7 +158,7 @@ def extra_channels(model: ModelSnapshot, structure: str, options: PredictionOpti
     channels = []
     about = {"structure": structure, "structure_digest": model.entries[structure].digest}
     if options.confidence:
-        calibration = _calibration(model, structure)
+        calibration = calibration_of(model, structure)
         factor, floor = np.float32(calibration.factor(CONFIDENCE)), np.float32(calibration.floor)
 
         def half_width(spread: NDArray[Any]) -> NDArray[Any]:
@@ -184,7 +185,7 @@ def extra_channels(model: ModelSnapshot, structure: str, options: PredictionOpti
 
 def confidence_text(model: ModelSnapshot, structure: str) -> str:
     """Return what a structure's confidence channel claims, in words."""
-    calibration = _calibration(model, structure)
+    calibration = calibration_of(model, structure)
     low, high = coverage_band(calibration.images, CONFIDENCE)
     times = len(flip_axes(calibration.flips))
     made = (
@@ -206,7 +207,14 @@ def _features(entry: Entry) -> FeatureStatistics | None:
     return None if entry.reliability is None else entry.reliability.features
 
 
-def _calibration(model: ModelSnapshot, structure: str) -> Calibration:
+def calibration_of(model: ModelSnapshot, structure: str) -> Calibration:
+    """Return the calibration of a structure's intervals.
+
+    Raises
+    ------
+    ModelError
+        If the model has none.
+    """
     reliability = model.entries[structure].reliability
     if reliability is None or reliability.calibration is None:
         raise ModelError(

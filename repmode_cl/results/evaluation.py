@@ -44,6 +44,8 @@ _ORDER = (
         "fsc_z",
         "dice",
         "iou",
+        "coverage",
+        "interval_width",
     ),
     *("objects_truth", "objects_prediction", "size_truth", "size_prediction"),
 )

@@ -26,8 +26,11 @@ from repmode_cl.data.validation.held_out import learned_images
 from repmode_cl.errors import ConfigError, ImageError, ManifestError, RepmodeError, UnknownStructureError
 from repmode_cl.evaluation.image_quality import ImagePair, available_measures, check_measures, measure_image
 from repmode_cl.evaluation.segmentation import cell_features, feature_correlations, foreground
+from repmode_cl.inference.flips import with_spread
+from repmode_cl.inference.intervals import image_coverage
 from repmode_cl.inference.predict_file import fused_network_on
-from repmode_cl.inference.sliding_window import sliding_window
+from repmode_cl.inference.sliding_window import sliding_window, sliding_windows
+from repmode_cl.inference.trust_channels import calibration_of, confidence_text
 from repmode_cl.metrics import image_metrics
 from repmode_cl.model import Model
 from repmode_cl.report.evaluation.page import build_evaluation, picture_values
@@ -96,6 +99,8 @@ def evaluate_model(
         If the manifest has no row of it, an image cannot be used, or all were learned from.
     ImageError
         If labels do not show the voxels of their image.
+    ModelError
+        If intervals are to be measured, and a structure has no calibration.
     RepmodeError
         If a measure is unknown or its package is not installed.
     ConfigError
@@ -125,6 +130,8 @@ def evaluate_model(
         raise ConfigError(f"{folder} lies in the model, which is not changed: give another folder with --out")
     for name in structures:
         notes += refuse_voxel_sizes(opened, manifest, name, force=options.force)
+        if options.confidence:
+            notes.append(f"intervals of {name}: {confidence_text(opened, name)}")
     request = _request(opened, manifest, structures, measures, options)
     with exclusive_comparison(folder, request, restart=options.restart, kind="evaluation"):
         if not (folder / EVALUATION).exists():
@@ -224,6 +231,7 @@ def _request(
         "measures": list(measures),
         "threshold": options.threshold,
         "min_size": options.min_size,
+        "confidence": options.confidence,
     }
 
 
@@ -360,7 +368,14 @@ class EvaluationRun:
         mask = target[1].numpy() > 0 if len(target) > 1 else None
         # Read first: what does not fit is found before minutes of predicting.
         labels = None if row.labels is None else _read_labels(row, sample.shape)
-        prediction = self._predict(sample.structure, signal[0])
+        intervals: dict[str, float] = {}
+        if self.options.confidence:
+            calibration = calibration_of(self.model, sample.structure)
+            prediction, spread = self._predict_flipped(sample.structure, signal[0], calibration.flips)
+            found = image_coverage(prediction, spread, truth, calibration, mask=mask)
+            intervals = {"coverage": found.coverage, "interval_width": found.width}
+        else:
+            prediction = self._predict(sample.structure, signal[0])
         metrics = image_metrics(prediction, truth, mask)
         figures = {name: value for name, value in metrics.items() if math.isfinite(value)}
         pair = ImagePair(
@@ -376,7 +391,7 @@ class EvaluationRun:
             line=row.number,
             image=row.signal.name + (f" [{row.region}]" if row.region is not None else ""),
             group=sample.group,
-            figures={**figures, **measured.figures},
+            figures={**figures, **measured.figures, **intervals},
             notes=measured.notes,
             cells=None if labels is None else _cell_values(pair, labels),
             pictures=picture_values(Prediction(signal[0].numpy(), truth, prediction)) if pictured else None,
@@ -394,16 +409,24 @@ class EvaluationRun:
 
     def _predict(self, structure: str, volume: torch.Tensor) -> NDArray[np.float32]:
         network = fused_network_on(self.model, structure, self.device)  # the model keeps the last one
+        return sliding_window(network, volume, **self._windows())
+
+    def _predict_flipped(
+        self, structure: str, volume: torch.Tensor, flips: Sequence[str]
+    ) -> list[NDArray[np.float32]]:
+        """Return the prediction, with the bits of `_predict`, and the spread of those of flipped windows."""
+        network = fused_network_on(self.model, structure, self.device)
+        return sliding_windows(with_spread(network, flips), volume, **self._windows())
+
+    def _windows(self) -> dict[str, Any]:
         settings = self.model.inference
-        return sliding_window(
-            network,
-            volume,
-            window=tuple(settings["window"]),
-            overlap=settings["overlap"],
-            batch_size=settings["batch"],
-            device=self.device,
-            weights=settings.get("weights", "floored"),
-        )
+        return {
+            "window": tuple(settings["window"]),
+            "overlap": settings["overlap"],
+            "batch_size": settings["batch"],
+            "device": self.device,
+            "weights": settings.get("weights", "floored"),
+        }
 
     def _structure(self, name: str, images: Sequence[ImageFigures]) -> StructureEvaluation:
         entry = self.model.entries[name]

@@ -149,6 +149,8 @@ class EvaluationOptions:
         Processes that prepare images.
     force
         Whether to use images whose voxel size is missing or far from what the base was trained on.
+    confidence
+        Whether to measure the intervals of `predict --confidence`, by predicting each window once for each flip.
     """
 
     structures: Sequence[str] = ()
@@ -162,3 +164,4 @@ class EvaluationOptions:
     cache: Path | None = None
     workers: int = 1
     force: bool = False
+    confidence: bool = False

@@ -18,16 +18,28 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import Row, read_manifest, write_manifest
 from repmode_cl.data.preprocessing.normalisation import normalise
-from repmode_cl.errors import ConfigError, ImageError, ManifestError, RepmodeError, UnknownStructureError
+from repmode_cl.errors import (
+    ConfigError,
+    ImageError,
+    ManifestError,
+    ModelError,
+    RepmodeError,
+    UnknownStructureError,
+)
 from repmode_cl.evaluation.segmentation import cell_features, feature_correlations, foreground
+from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.metrics import image_metrics
 from repmode_cl.model import Model
 from repmode_cl.results.evaluation import ModelEvaluation, read_evaluation
+from repmode_cl.store.reliability import Calibration, Reliability
 from repmode_cl.workflows import evaluate_model as workflow
 from repmode_cl.workflows.evaluate_model import evaluate_model
 from repmode_cl.workflows.options import EvaluationOptions
 
 SHAPE = (6, 16, 14)
+NOTHING_LEARNED = {
+    "splits": {"seed": 0, "test_fraction": 0.25, "val_fraction": 0.1, "train": "", "val": "", "test": ""}
+}
 LINES = {"dna": (2, 4, 6), "cell_membrane": (3, 5, 7)}
 
 
@@ -35,10 +47,7 @@ LINES = {"dna": (2, 4, 6), "cell_membrane": (3, 5, 7)}
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model without a voxel size, that has learned from no image on record."""
     path = tmp_path_factory.mktemp("model") / "model"
-    nothing = {
-        "splits": {"seed": 0, "test_fraction": 0.25, "val_fraction": 0.1, "train": "", "val": "", "test": ""}
-    }
-    Model.create(path, base_network(), **{**PARTS, "voxel_size": None}, provenance=nothing)
+    Model.create(path, base_network(), **{**PARTS, "voxel_size": None}, provenance=NOTHING_LEARNED)
     return path
 
 
@@ -167,6 +176,55 @@ def test_the_command_tells_it(model: Path, data: Path, tmp_path: Path) -> None:
     other = CliRunner().invoke(app, [*map(str, words), "--threshold", "1"])
     assert other.exit_code == 2
     assert "holds an evaluation with other settings (threshold)" in other.output
+
+
+def test_intervals_are_those_that_predict_writes(
+    data: Path, evaluated: ModelEvaluation, tmp_path: Path
+) -> None:
+    calibration = Calibration(3, "val", ("y", "x"), 0.1, ((0.5, 1.0), (0.9, 4.0)))
+    Model.create(
+        tmp_path / "model",
+        base_network(),
+        **{**PARTS, "voxel_size": None},
+        provenance=NOTHING_LEARNED,
+        reliability={"dna": Reliability(None, calibration)},
+    )
+    table = [row for row in read_manifest(data).rows if row.structure == "dna"]
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[:3] = 1
+    tifffile.imwrite(tmp_path / "mask.tif", mask, photometric="minisblack", metadata={"axes": "ZYX"})
+    write_manifest(tmp_path / "new.csv", [table[0], replace(table[1], mask=tmp_path / "mask.tif")])
+    words = ["evaluate", tmp_path / "model", "--data", tmp_path / "new.csv", "--out", tmp_path / "out"]
+    words += ["--measures", "psnr", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*map(str, words), "--confidence"])
+    assert done.exit_code == 0, done.output
+    assert "note: intervals of dna: no coverage is claimed: calibrated on 3 held-out images" in done.output
+    result = read_evaluation(tmp_path / "out")
+    for image, counts in zip(result["dna"].images, (np.ones(SHAPE, bool), mask > 0), strict=True):
+        made = predict_file(
+            tmp_path / "model", "dna", data.parent / image.image, tmp_path / "p.ome.tif", confidence=True
+        )
+        prediction, half = tifffile.imread(made.path)
+        truth = normalise(tifffile.imread(data.parent / f"dna{image.image[1]}.tif"))
+        inside = (np.abs(prediction - truth) <= half)[counts].mean()
+        assert 0.2 < inside < 0.999
+        assert image.figures["coverage"] == pytest.approx(inside, abs=2 / counts.sum())
+        assert image.figures["interval_width"] == pytest.approx(2 * half[counts].mean(), rel=1e-4)
+        made.path.unlink()
+    # The other figures are the same as without.
+    plain = evaluated["dna"].images[0].figures
+    assert {name: result["dna"].images[0].figures[name] for name in ("r2", "psnr")} == {
+        name: plain[name] for name in ("r2", "psnr")
+    }
+    assert "coverage" not in plain
+    page = result.report.read_text(encoding="utf-8")
+    assert f"{result['dna'].means['coverage']:.3f}" in page
+    without = CliRunner().invoke(app, list(map(str, words)))
+    assert "holds an evaluation with other settings (confidence)" in without.output
+    write_manifest(tmp_path / "both.csv", read_manifest(data).rows)
+    options = EvaluationOptions(out=tmp_path / "both", measures=("psnr",), device="cpu", confidence=True)
+    with pytest.raises(ModelError, match="has no calibration of 'cell_membrane'"):
+        evaluate_model(tmp_path / "model", tmp_path / "both.csv", options)
 
 
 def test_an_interrupted_evaluation_continues(

@@ -42,6 +42,8 @@ _COLUMNS = (
     ("fsc_z", "FSC z", 2, "the same along z"),
     ("dice", "Dice", 3, "overlap after the same segmentation, 1 is perfect"),
     ("iou", "IoU", 3, "intersection over union after the same segmentation, 1 is perfect"),
+    ("coverage", "coverage", 3, "share of voxels whose truth lies in the interval of predict --confidence"),
+    ("interval_width", "interval", 2, "mean width of these intervals, z-score units; narrow is sharp"),
 )
 #: Pairs of figures of objects: (truth, prediction, heading, digits, meaning)
 _PAIRS = (
