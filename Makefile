@@ -10,7 +10,8 @@ TYPED ?= build/typed
 # Where `make docs` puts the site.
 SITE ?= site
 PYTEST_ARGS ?=
-# Processes that tests run in; test files stay whole. More than two want a gigabyte each.
+# Processes that tests run in; test files stay whole, and come in their folders' order: many short ones last, so that
+# no process waits for another's long one. More than two want a gigabyte each.
 TEST_JOBS ?= 2
 
 BIN := $(VENV)/bin
@@ -68,7 +69,7 @@ report: $(VENV)/.installed
 	$(BIN)/repmode-cl report $(RUN)
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)

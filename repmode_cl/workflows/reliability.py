@@ -56,7 +56,9 @@ def measure_reliability(
     groups: dict[str, list[NDArray[np.floating]]] = {}
     for sample in own:
         if sample.split == "train":
-            groups.setdefault(sample.group, []).append(np.load(sample.signal, mmap_mode="r"))
+            groups.setdefault(sample.group, []).append(
+                np.load(sample.signal, mmap_mode="r", allow_pickle=False)
+            )
     features = None
     if groups:
         features = training_statistics(
@@ -83,14 +85,14 @@ def _calibration(
         for sample in track(samples[::step], "calibrating intervals"):
             prediction, spread = sliding_windows(
                 with_spread(network, flips),
-                np.load(sample.signal, mmap_mode="r"),
+                np.load(sample.signal, mmap_mode="r", allow_pickle=False),
                 window=inference["window"],
                 overlap=inference["overlap"],
                 batch_size=inference["batch"],
                 device=device,
                 weights=inference.get("weights", "floored"),
             )
-            mask = None if sample.mask is None else np.load(sample.mask)
-            yield voxel_scores(prediction, spread, np.load(sample.target), mask)
+            mask = None if sample.mask is None else np.load(sample.mask, allow_pickle=False)
+            yield voxel_scores(prediction, spread, np.load(sample.target, allow_pickle=False), mask)
 
     return calibrate(scores(), split=split, flips=flips) if samples else None

@@ -33,6 +33,8 @@ COURSES = {
     "deployer": ["docs/guides/deployer.md"],
     "avalanche": ["docs/avalanche.md"],
 }
+#: Run by `make test-slow`: each of their lines is checked, and most of their commands run in the other courses.
+LONG_COURSES = ("adding, then a benchmark", "researcher", "avalanche")
 #: What each list of pages must have run, and the files that it must have left.
 LEAVES = {
     "readme": (
@@ -177,7 +179,10 @@ def test_there_are_commands_to_check() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Metric .* used by the EarlyStopping plugin is not computed yet")
-@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize(
+    "course",
+    [pytest.param(course, marks=[pytest.mark.slow] * (course in LONG_COURSES)) for course in COURSES],
+)
 def test_the_marked_commands_run_in_order(
     course: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

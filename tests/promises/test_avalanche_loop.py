@@ -246,6 +246,7 @@ def test_figures_are_those_of_a_benchmark(
         assert found == expected
 
 
+@pytest.mark.slow
 def test_avalanches_arguments_give_a_benchmarks_figures(
     stream_for: Streams, manifest: Path, tmp_path: Path
 ) -> None:

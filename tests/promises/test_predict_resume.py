@@ -63,7 +63,7 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("step", "voxel"),
     [
-        (12, OTHER),
+        pytest.param(12, OTHER, marks=pytest.mark.slow),
         (50, VOXEL),
         pytest.param(12, VOXEL, marks=pytest.mark.slow),
         pytest.param(50, OTHER, marks=pytest.mark.slow),

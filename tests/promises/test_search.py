@@ -209,6 +209,7 @@ def test_proposals_of_an_interrupted_search_are_those_of_an_uninterrupted_one(
     assert len({json.dumps(row.values) for row in whole.rows if row.strategy == "fine_tuning"}) == 3
 
 
+@pytest.mark.slow
 def test_another_search_is_not_continued(
     keys: Keys, manifest: Path, searched: SearchResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_add_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Path,
     assert mine.metrics == other.metrics
 
 
+@pytest.mark.slow  # as an addition, which is cut off below
 def test_train_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(dump_config(configured(manifest, tmp_path, FEW, FEW_EVERY)))

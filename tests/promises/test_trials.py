@@ -62,6 +62,7 @@ def info_of(folder: Path) -> dict[str, Any]:
 # -- streams --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_page")
 def test_streams_and_seeds_are_added_to_a_run(
     manifest: Path, tmp_path: Path, trained: Counter[tuple[str, tuple[str, ...], int]]

@@ -117,7 +117,9 @@ def test_every_library_that_is_imported_is_declared() -> None:
     # viewer of the plugin, what reads further formats, a search's proposals, a logger that Avalanche brings, and what
     # writes packages and signatures.
     optional = {"imagecodecs", "distributed", "monai", "napari", "qtpy", "zarr", "fsspec", "pylibCZIrw"}
-    optional |= {"optuna", "wandb", "bioimageio", "cryptography"}
+    optional |= {"optuna", "wandb", "bioimageio", "cryptography", "liffile", "nd2"}
+    # The server of the web page, with what it brings; measures of pictures and objects.
+    optional |= {"starlette", "uvicorn", "anyio", "skimage"}
     foreign = used - set(sys.stdlib_module_names) - {"repmode_cl"} - optional
     assert {names.get(name, name) for name in foreign} <= declared
 

@@ -37,7 +37,9 @@ def checkpointed() -> PlainUNet:
     [
         pytest.param(repmode, (MIXED,), "aot_eager", marks=pytest.mark.slow),
         pytest.param(lambda: repmode("nucleolus"), ("nucleolus",), "eager", marks=pytest.mark.slow),
-        (lambda: repmode("nucleolus", spec=OUTSIDE), ("nucleolus",), "eager"),
+        pytest.param(
+            lambda: repmode("nucleolus", spec=OUTSIDE), ("nucleolus",), "eager", marks=pytest.mark.slow
+        ),
         pytest.param(checkpointed, (), "eager", marks=pytest.mark.slow),
     ],
     ids=["mixed batch", "addition", "outside the softmax", "activation checkpointing"],

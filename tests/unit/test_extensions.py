@@ -181,6 +181,7 @@ def test_wandb_that_is_not_installed_is_named(config: Config, monkeypatch: pytes
         run_benchmark(changed(config, loggers=(LoggerConfig(name="wandb"),)), dry_run=True)
 
 
+@pytest.mark.slow
 def test_wandb_writes_an_offline_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # wandb keeps settings and caches there
     one = changed(config, strategies=config.strategies[:1], loggers=(LoggerConfig(name="wandb"),))
