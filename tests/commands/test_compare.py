@@ -249,6 +249,7 @@ def test_a_finished_comparison_is_returned_at_once(
         )
 
 
+@pytest.mark.slow
 def test_restart_clears_only_the_folder_of_a_comparison(model: Path, manifest: Path, tmp_path: Path) -> None:
     settings = {**SETTINGS, "steps": 1}
     out = tmp_path / "out"

@@ -216,6 +216,7 @@ def test_ratios_are_those_of_the_same_round() -> None:
 # -- the sections --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_leaves_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,7 @@ def test_an_interrupted_measurement_leaves_what_it_has(
     assert set(found["sections"]) == {"training"}
 
 
+@pytest.mark.slow
 def test_a_device_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = check_device(TINY, CPU, [FLOAT32, Precision("bfloat16", "cpu")])
     assert {row["precision"] for row in rows} == {"float32 without TF32", "float32", "bfloat16"}
@@ -300,6 +302,7 @@ def test_peak_of_tensors_is_what_was_held_at_once() -> None:
     assert 8000 <= peak < 8100  # the numbers 0 and 1 are tensors too
 
 
+@pytest.mark.slow
 def test_memory_of_tensors_is_the_same_each_time_and_ours_keeps_its_promise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -360,6 +363,7 @@ LIMITS_K3 = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "variants"),
     [

@@ -143,6 +143,7 @@ def test_other_settings_are_not_resumed_but_another_decision_is(
     assert added(model, manifest, stage=True, cache=model.parent / "cache", **OPTIONS).staged
 
 
+@pytest.mark.slow
 def test_another_structure_may_come_into_the_model_meanwhile(
     model: Path, manifest: Path, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +166,7 @@ def test_another_structure_may_come_into_the_model_meanwhile(
     assert result.unchanged == dict.fromkeys((*BASE, "golgi", "tight_junction"), True)
 
 
+@pytest.mark.slow
 def test_the_structures_that_it_sees_must_not_change(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +242,7 @@ def test_another_request_does_not_finish_a_committed_addition(
     assert second.history[-1].action == "replace"
 
 
+@pytest.mark.slow
 def test_an_earlier_identical_version_is_not_mistaken_for_the_commit(
     model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +330,7 @@ def test_rates_by_group_and_decay_go_on_after_an_interruption(
     assert "rates expert 0.04, gate 0.08" in text
 
 
+@pytest.mark.slow
 def test_additions_take_the_rates_that_the_base_named(manifest: Path, tmp_path: Path) -> None:
     rates = {"expert": 0.04, "resampling": 0.01}
     path = make_base(tmp_path / "model", addition={"learning_rate": rates, "decay_to_base": 0.5})
@@ -347,6 +351,7 @@ def test_additions_take_the_rates_that_the_base_named(manifest: Path, tmp_path: 
         recorded("mitochondria", replace=True, decay_to_base=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["softmax", pytest.param("outside", marks=pytest.mark.slow)])
 def test_gates_stay_fixed_after_an_interruption(
     base: Path, manifest: Path, tmp_path: Path, gate: Any

@@ -135,6 +135,7 @@ def test_masks(masked: Path, cache: Path, tmp_path: Path, name: str) -> None:
     check_as_bench(config, benchmark, KINDS[name])
 
 
+@pytest.mark.slow
 def test_a_criterion_gets_the_voxels_that_count(masked: Path, cache: Path) -> None:
     benchmark = stream(masked, cache, patches=8)
     shapes: list[tuple[int, ...]] = []
@@ -271,6 +272,7 @@ def test_what_several_processes_cannot_do_is_refused() -> None:
 # -- streams ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_additions_that_see_all(manifest: Path, cache: Path, tmp_path: Path) -> None:
     config = changed(
         tiny(manifest, tmp_path), strategies=(StrategyConfig(name="experts_frozen", sees="all"),)
@@ -388,6 +390,7 @@ def test_user_files_on_windows_paths() -> None:
         assert options.name.rpartition(":")[0].endswith("mine.py")
 
 
+@pytest.mark.slow
 def test_a_users_class_learns_in_the_loop_as_under_bench(manifest: Path, cache: Path, tmp_path: Path) -> None:
     file = tmp_path / "my file.py"
     file.write_text(

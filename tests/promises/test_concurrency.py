@@ -91,6 +91,7 @@ def test_one_pack_is_imported_once(harness: Harness) -> None:
     assert all("already" in outcome.error for outcome in outcomes if outcome.error)
 
 
+@pytest.mark.slow
 def test_what_is_staged_is_accepted_or_discarded(harness: Harness) -> None:
     for _ in range(3):
         model = harness.copy(harness.victim("accept").template)

@@ -58,6 +58,7 @@ def test_all_are_here() -> None:
 # -- joint ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @EACH
 def test_joint_training_learns_all_structures_in_mixed_batches(name: str, samples: list[Sample]) -> None:
     strategy = configured(name, samples, mode="joint")
@@ -87,6 +88,7 @@ def test_joint_training_has_one_rate_and_refuses_increments(name: str, samples: 
         STRATEGIES[name](model=network(ARCHITECTURE, 3, BASE), mode="both", stream=stream, training=TRAINING)
 
 
+@pytest.mark.slow
 def test_deep_supervision_adds_the_mean_error_of_the_maps(samples: list[Sample]) -> None:
     strategy = configured("pipo_fan", samples, mode="joint", deep_supervision=True)
     checked: list[bool] = []
@@ -206,6 +208,7 @@ def learned_and_stored(name: str, samples: list[Sample], folder: Path) -> dict[s
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoilt", [RIVALS[:1], pytest.param(RIVALS, marks=pytest.mark.slow)], ids=len)
 def test_a_new_process_predicts_the_bits_of_when_each_structure_was_learned(
     spoilt: list[str], samples: list[Sample], tmp_path: Path
@@ -295,6 +298,7 @@ def figures_of(run: Path, title: str, metric: str) -> dict[tuple[int, str], floa
     return {(row.step, row.structure): row.value for row in rows.select(strategy=title, metric=metric)}
 
 
+@pytest.mark.slow
 @EACH
 def test_a_benchmark_reports_joint_training_after_the_last_step(name: str, run: Path) -> None:
     info, joint = read_run_info(run), f"{name}_k3_joint"

@@ -85,6 +85,7 @@ with process_group("cpu") as (ranks, device):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_the_joint_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "1")])
     exec(compile(STEPS, "steps", "exec"), {})  # one process: this one
@@ -126,6 +127,7 @@ with process_group("cpu") as (ranks, device):
 """
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_first_process_ends_the_others() -> None:
     first, second = start(2, "-c", FAILING)
     assert first.returncode == 9

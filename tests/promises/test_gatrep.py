@@ -264,6 +264,7 @@ def test_only_weights_and_rows_are_stored_for_the_backward_pass():
     assert {tensor.data_ptr() for tensor in stored} == expected
 
 
+@pytest.mark.slow
 def test_compiled_code_may_fuse():
     """Not to the same bits: the compiler gets a sum in another order, and decides itself what it stores."""
     experts, rows = experts_and_rows(SPECS, 2)

@@ -100,6 +100,7 @@ def naive(opposed: list[Sample]) -> dict[str, torch.Tensor]:
     return weights_of(learn(adapted("Naive", opposed)))
 
 
+@pytest.mark.slow
 def test_the_table_of_the_documentation_is_what_is_seen(
     opposed: list[Sample], naive: dict[str, torch.Tensor]
 ) -> None:
@@ -356,6 +357,7 @@ def test_it_stands_in_a_benchmark_and_its_report(tmp_path: Path) -> None:
     assert (folder / "results.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_starts_again_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,6 +81,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bytes(model, image, tmp_p
     assert content(out) == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voxel", [VOXEL, pytest.param(OTHER, marks=pytest.mark.slow)])
 def test_a_death_just_before_or_after_any_write_of_the_journal(model, image, tmp_path, monkeypatch, voxel):
     np.save(image, np.load(image)[:7, :18, :37])

@@ -341,6 +341,7 @@ def test_accumulation_masks_and_one_image_are_learned_from(
     assert max(figure["mse"] for figure in figures.values()) < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rival", [name for name in RIVALS if "-" not in name])
 def test_a_base_that_others_depend_on_is_not_trained_again(rival: str, samples: list[Sample]) -> None:
     strategy = learn(made(rival, samples, STREAM[:2]))
@@ -448,6 +449,7 @@ def costs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Costs
     return run
 
 
+@pytest.mark.slow
 @EACH
 def test_what_a_structure_adds_is_counted(rival: str, costs_of: Callable[[bool], Costs]) -> None:
     costs = costs_of(is_variant(rival))

@@ -220,6 +220,7 @@ def test_bench_continues_at_the_step_of_the_signal(manifest: Path, tmp_path: Pat
     assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(manifest: Path, tmp_path: Path) -> None:
     """Also while a step would take for ever."""
     model = make_base(tmp_path / "model", validate_every=EVERY)

@@ -272,6 +272,7 @@ def _places(strategy: StructureStrategy, number: int) -> list[tuple[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -294,6 +295,7 @@ def test_all_known_structures_select_the_state(samples: list[Sample], tmp_path: 
         assert any(new != known for _, new, known in steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["experts_frozen", "multi_net", pytest.param("lora", marks=pytest.mark.slow)]
 )
@@ -313,6 +315,7 @@ def test_a_structure_without_images_to_validate_on_is_not_selected_by_others(sam
     assert strategy.selection.step > 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_selection_by_all_ends_with_the_same_bits(
     samples: list[Sample], tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_note_tells_where_the_bases_precision_is_not_available(
     assert note in provenance["notes"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_base_is_resumed_in_its_precision(
     manifest: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +204,7 @@ def test_a_finished_base_leaves_only_the_curves_of_its_training(trained: Path) -
     }
 
 
+@pytest.mark.slow
 def test_a_wrong_structure_is_found_before_training_libraries_are_loaded(
     manifest: Path, tmp_path: Path
 ) -> None:

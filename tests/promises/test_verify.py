@@ -217,6 +217,7 @@ def test_proofs_of_other_numbers_of_threads_are_compared_with_the_same(
 # -- memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_verifying_needs_less_memory_than_twice_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool

@@ -133,6 +133,7 @@ def test_a_whole_volume_killed_and_resumed_within_its_memory(tmp_path, shape, wi
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "window", "depth", "windows", "voxel"),
     [

@@ -54,6 +54,7 @@ def test_a_wrong_class_is_found_before_anything_is_written(tmp_path: Path, dry_r
     assert not output.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "depth", "batch", "message"),
     [
@@ -235,6 +236,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return run_benchmark(config)
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_ends_with_figures_that_are_none(diverged: Path) -> None:
     results = ResultsTable.read(diverged / "results.csv")
     for title in ("fine_tuning", "experts_frozen"):

@@ -209,6 +209,7 @@ for number, batch in enumerate(patch_loader(data, batch_size=2, workers=1)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no Ctrl-C to a process group")
 @pytest.mark.parametrize("when", [pytest.param("starting", marks=pytest.mark.slow), "loading"])
 def test_a_script_without_a_main_guard_works_and_ctrl_c_ends_it_cleanly(

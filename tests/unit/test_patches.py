@@ -108,6 +108,7 @@ def test_crops_are_these_on_every_machine_and_version(make):
     assert got == [("b", 52), ("a", 656), ("a", 144), ("b", 422)]
 
 
+@pytest.mark.slow
 def test_reading_order_workers_and_pickling_make_no_difference(make):
     data = patches([make(image) for image in "abc"], length=8)
     want = [data[i][0] for i in range(8)]

@@ -75,6 +75,7 @@ def test_same_seed_same_image_whatever_the_subset() -> None:
     assert not np.array_equal(some["dna"], simulate_field(8, 2, ("dna",), SMALL)["dna"])
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path) -> None:
     for workers in (1, 2):
         simulate(

@@ -49,6 +49,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return work_of_workers
 
 
+@pytest.mark.slow
 def test_results_come_in_the_order_in_which_jobs_end(work: ModuleType) -> None:
     assert list(run_jobs(work.wait, [3.0, 0.0, 0.0], 2, name=str)) == [0.0, 0.0, 3.0]
     assert list(run_jobs(work.wait, [0.1, 0.0], 1, name=str)) == [0.1, 0.0]

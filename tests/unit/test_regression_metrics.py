@@ -658,6 +658,7 @@ def test_ours_refuse_the_forward_transfer_of_gem(samples: list[Sample]) -> None:
         strategy.evaluate([strategy.stream.test[0]])
 
 
+@pytest.mark.slow
 def test_a_benchmarks_metrics_are_the_figures_of_its_results(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

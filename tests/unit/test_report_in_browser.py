@@ -73,6 +73,7 @@ def page_of_ten(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_report(make_run(folder, experiences=experiences, seeds=(0,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 800])
 def test_a_joint_base_of_ten_structures_fits_its_window(
     browser: Browser, page_of_ten: Path, width: int
@@ -278,6 +279,7 @@ def test_tables_are_sorted_by_their_headings_by_hand_and_by_keyboard(opened: Bro
     assert texts(opened, titles) == sorted(STRATEGIES)
 
 
+@pytest.mark.slow
 def test_every_table_is_exported(opened: Browser, page: Path, tmp_path: Path) -> None:
     opened.keep_downloads(tmp_path)
     kinds = opened.run("[...document.querySelectorAll('[data-export]')].map((e) => e.dataset.export)")

@@ -98,6 +98,7 @@ def box_of(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(a, draw(st.integers(a + 1, size))) for a, size in zip(starts, shape, strict=True))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     shape=st.tuples(*[st.integers(1, 40)] * 3),

@@ -39,6 +39,7 @@ samples = some.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(some.lists(samples, max_size=3), some.none() | some.integers(1, 8))
 def test_work_is_read_as_it_was_written(
