@@ -222,6 +222,7 @@ def test_one_target_for_two_signals(images: Path) -> None:
     assert (3, "duplicate") in said(found)
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_a_page(images: Path) -> None:
     look(images, *rows("target1.tif", "target0.tif", "target2.tif", "target3.tif", "target4.tif"))
     page = images / "look.html"

@@ -344,6 +344,7 @@ def test_the_script_of_the_guide(
 # -- what strategies keep -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_replay_ewc_and_lwf_keep_what_they_need(stream_for: Streams) -> None:
     benchmark = stream_for()
     training = TrainingConfig(

@@ -327,6 +327,7 @@ def test_streams_with_masks_are_refused() -> None:
         kind.build(config, section, stream, 0, training=TRAINING)
 
 
+@pytest.mark.slow
 def test_it_stands_in_a_benchmark_and_its_report(tmp_path: Path) -> None:
     sections = tuple(
         StrategyConfig(name=f"avalanche:{name}", options=TABLE[name])

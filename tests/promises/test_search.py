@@ -234,6 +234,7 @@ def test_another_search_is_not_continued(
 # -- what it sees -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_image_that_the_study_tests_on_and_no_seed_of_it_is_seen(
     manifest: Path, searched: SearchResult, tmp_path: Path
 ) -> None:

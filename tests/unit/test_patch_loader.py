@@ -144,6 +144,7 @@ def spied(samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return patches(samples, kind=Spy)
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_batches_and_stay_until_closed(spied: PatchDataset, tmp_path: Path) -> None:
     import repmode_cl.scenarios  # noqa: F401 - what the parent has imported must not reach the workers
 
