@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repmode_cl.report.page.frontier import frontier_charts, upper_left_edge
+from repmode_cl.report.page.frontier import _log_ticks, frontier_charts, upper_left_edge
 
 POINTS = st.lists(st.tuples(st.integers(1, 6), st.integers(-3, 3)), max_size=8)
 
@@ -48,3 +48,10 @@ def test_one_strategy_is_no_frontier():
     assert frontier_charts([row("ours", 0.5, 100, 1.0)]) == []
     # Of no cost there is no place on a log scale.
     assert frontier_charts([row("a", 0.5, 0, None), row("b", 0.4, 0, None)]) == []
+
+
+@given(st.floats(-2, 9), st.floats(0.05, 8))
+def test_an_axis_has_a_few_round_numbers_within_it(low, length):
+    ticks = _log_ticks(low, low + length)
+    assert 1 <= len(ticks) <= 6
+    assert all(10 ** (low - 1e-9) <= tick <= 10 ** (low + length + 1e-9) for tick in ticks)

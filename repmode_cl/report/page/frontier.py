@@ -24,6 +24,9 @@ _COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "added_cpu_seconds": ("processor seconds of an added structure", seconds_text),
 }
 
+#: Labels such as "50.0 kB" below the axis that do not touch.
+_MOST_TICKS = 6
+
 #: Width of a letter of the labels, about.
 _LETTER = 6.0
 
@@ -182,7 +185,13 @@ def _padded(values: Sequence[float], *, least: float) -> tuple[float, float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return round numbers between 10^low and 10^high: 1, 2 and 5 of each decade, or of a long axis only 1."""
-    parts = (1,) if high - low > 3 else (1, 2, 5) if high - low > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    ticks = [part * 10.0**decade for decade in range(math.floor(low), math.ceil(high) + 1) for part in parts]
-    return [tick for tick in ticks if low <= math.log10(tick) <= high]
+    """Return at most `_MOST_TICKS` round numbers between 10^low and 10^high, as many as that allows."""
+    if high - low < 0.7:  # too few of each decade's 1, 2 and 5
+        return nice_ticks(10**low, 10**high)
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    for parts, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2)):
+        ticks = [part * 10.0**decade for decade in decades[::every] for part in parts]
+        ticks = [tick for tick in ticks if low <= math.log10(tick) <= high]
+        if len(ticks) <= _MOST_TICKS:
+            break
+    return ticks
