@@ -177,7 +177,7 @@ class AddStructureWidget(QWidget):
             self._show(lines[-1])
 
     def _failed(self, error: object) -> None:
-        # A command that ends by a signal is told by `_finished` too.
+        # `_finished` reports a command that a signal ends, too.
         if self.process is not None and error == QProcess.ProcessError.FailedToStart:
             self._show(f"the command could not be run: {self.process.errorString()}", error=True)
             self._end()

@@ -276,7 +276,7 @@ class JobQueue:
         except RepmodeError as error:
             self._fail(job, without_folder(str(error), job.image))
         except Exception:
-            # A defect: the visitor is told that it is not theirs, and its traceback goes to the server's log.
+            # A defect: the page says that it is not the visitor's, and its traceback goes to the server's log.
             traceback.print_exc(file=sys.stderr)
             self._fail(
                 job, "the prediction failed by a defect of this program; the server's log has the details"
