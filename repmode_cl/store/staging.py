@@ -17,7 +17,7 @@ from typing import Any
 from repmode_cl.errors import ModelError, did_you_mean
 from repmode_cl.store.candidate import Candidate
 from repmode_cl.store.pack_exchange import ImportResult, check_pack, commit_pack
-from repmode_cl.store.pack_format import read_pack
+from repmode_cl.store.pack_format import Pack, read_pack
 from repmode_cl.store.registry import Entry, read_json_document, utc_now
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.store.transaction import DISCARDED, WITHOUT_LOCKS
@@ -197,11 +197,7 @@ def open_with_staged(model: ModelSnapshot, names: Sequence[str]) -> ModelSnapsho
                 f"{name!r} is pending in {model.path} but not staged: its training is not finished, so that there is "
                 "nothing to predict with"
             )
-        pack = read_pack(structure.folder / structure.file)
-        if pack.entry.portable_json() != structure.entry.portable_json():
-            raise ModelError(
-                f"{pack.path} is not what {structure.folder / STAGED} says: discard {name!r} and add it again"
-            )
+        pack = _read_staged_pack(structure, structure.entry)
         for need, digest in structure.entry.needs:
             active = model.entries.get(need)
             if active is None or active.digest != digest:
@@ -247,11 +243,7 @@ def accept(model: ModelSnapshot, name: str) -> ImportResult:
                 f"{name!r} is not staged in {model.path}: its training is not finished; the same `repmode-cl add` or "
                 "`replace` resumes it, `repmode-cl discard` removes it"
             )
-        pack = read_pack(structure.folder / structure.file)
-        if pack.entry.portable_json() != structure.entry.portable_json():
-            raise ModelError(
-                f"{pack.path} is not what {structure.folder / STAGED} says: discard {name!r} and add it again"
-            )
+        pack = _read_staged_pack(structure, structure.entry)
         active = ModelSnapshot.open(model.path).entries.get(name)
         if active is not None and active.digest == structure.entry.digest:
             # A process was killed after it became part of the model: only the folder remains to be removed.
@@ -292,6 +284,16 @@ def _require_pending(model: ModelSnapshot, name: str) -> PendingStructure:
             f"{model.path} has no pending {name!r}: it has {', '.join(names) or 'none'}{did_you_mean(name, names)}"
         )
     return _read_pending(model, name)
+
+
+def _read_staged_pack(structure: PendingStructure, entry: Entry) -> Pack:
+    """Return the pack of a staged structure; a file that is not what its record says is refused."""
+    pack = read_pack(structure.folder / structure.file)
+    if pack.entry.portable_json() != entry.portable_json():
+        raise ModelError(
+            f"{pack.path} is not what {structure.folder / STAGED} says: discard {structure.name!r} and add it again"
+        )
+    return pack
 
 
 def _read_pending(model: ModelSnapshot, name: str) -> PendingStructure:

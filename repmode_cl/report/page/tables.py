@@ -75,13 +75,14 @@ def strategy_rows(run: Run, scope: Scope, areas: Areas) -> list[dict[str, Any]]:
 def page_tables(run: Run, scopes: Sequence[Scope], areas: Areas) -> dict[str, PageTable]:
     """Return every table of the page, by ``kind|number of the scope|metric`` (no metric: whatever is chosen)."""
     tables: dict[str, PageTable] = {}
+    planned = _planned(run)
     for k, scope in enumerate(scopes):
         rows = strategy_rows(run, scope, areas)
         tables[f"strategies|{k}|"] = quality_table(rows)
         tables[f"costs|{k}|"] = costs_table(rows)
         tables[f"paper|{k}|"] = improvements_table(run, scope.streams)
         tables[f"paper_orders|{k}|"] = orders_table(run, scope.streams)
-        tables[f"planned|{k}|"] = _planned(run)
+        tables[f"planned|{k}|"] = planned
         for metric in evaluated_metrics(run):
             tables[f"structures|{k}|{metric}"] = _structures(run, scope, metric)
             tables[f"comparisons|{k}|{metric}"] = _comparisons(run, scope, metric)
@@ -193,7 +194,7 @@ def _verdict_kind(verdict: str) -> str:
 
 
 def _planned(run: Run) -> PageTable:
-    """Return the table of planned comparisons, the same for every scope."""
+    """Return the table of planned comparisons, which name their own streams: the same for every scope."""
     rows = planned_table(run.results, run.info)
     order = list(run.info.strategies)
     kinds = {HOLDS: "ahead", HOLDS_NOT: "behind"}
