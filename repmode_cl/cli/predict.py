@@ -303,13 +303,16 @@ def predict(
         if scheduler is not None:
             cluster = contexts.enter_context(_cluster(scheduler, threads))
         bar = contexts.enter_context(task(_task_title(names, plan.tasks, every)))
-        finished = 0
+        current = 0
+
+        def begins(task: ImageTask) -> None:
+            nonlocal current
+            current = plan.tasks.index(task)
 
         def show_stage(stage: str) -> None:
             count = len(plan.tasks)
-            position = f" ({finished + 1} of {count})" if count > 1 else ""
-            # What is whole already is reported first, in another order.
-            name = "" if plan.series or plan.plates else f" {Path(str(plan.tasks[finished].source)).name}"
+            position = f" ({current + 1} of {count})" if count > 1 else ""
+            name = "" if plan.series or plan.plates else f" {Path(str(plan.tasks[current].source)).name}"
             bar.update(description=f"{stage}{name}{position}")
 
         def show_preview(volumes: PreviewVolumes) -> None:
@@ -318,8 +321,6 @@ def predict(
                 typer.echo(f"{path}: preview")
 
         def report(outcome: ImageOutcome) -> None:
-            nonlocal finished
-            finished += 1
             if outcome.error is not None:
                 typer.echo(f"error: {outcome.error}", err=True)
             for file in outcome.files:
@@ -348,6 +349,7 @@ def predict(
             table=csv,
             done=report,
             collected=lambda path: typer.echo(f"{path}: whole"),
+            begins=begins,
             cluster=cluster,
         )
     failed = [outcome.label for outcome in outcomes if outcome.error is not None]

@@ -12,7 +12,8 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from repmode_cl.inference.options import PredictedFile, PredictionOptions
 from repmode_cl.inference.output_paths import output_paths
 from repmode_cl.inference.preview import PreviewVolumes, preview_box, voxel_size_on_grid
 from repmode_cl.inference.provenance import file_metadata, input_name
+from repmode_cl.inference.streaming.blocks import BlockPlan
 from repmode_cl.inference.streaming.journal import PredictionJournal
 from repmode_cl.inference.streaming.memory_plan import MemoryNeeds, MemoryPlan, plan_memory, tile_bytes
 from repmode_cl.inference.streaming.outputs import Output
@@ -42,7 +44,9 @@ from repmode_cl.inference.streaming.run import (
     PreviewCall,
     StreamingJob,
     StreamingResult,
-    run_streaming_job,
+    WritingBeside,
+    compute_streaming_job,
+    write_streaming_job,
 )
 from repmode_cl.inference.trust_channels import (
     check_extra_channels,
@@ -60,7 +64,14 @@ from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import available_memory, format_bytes, resident_memory
 
-__all__ = ["predict_file", "FilePrediction", "FusedNetworks", "check_image_choice", "fused_network_on"]
+__all__ = [
+    "predict_file",
+    "ComputedPrediction",
+    "FilePrediction",
+    "FusedNetworks",
+    "check_image_choice",
+    "fused_network_on",
+]
 
 _VOXEL_SIZE_REMEDY = "State the right one with --voxel-size z,y,x"
 
@@ -186,6 +197,51 @@ class _ImagePlan:
     notes: tuple[str, ...]
 
 
+class ComputedPrediction(AbstractContextManager["ComputedPrediction"]):
+    """A prediction whose windows are all computed, and whose files are still to be written; a context manager.
+
+    It may be written by another thread than the one that computed it.
+
+    Parameters
+    ----------
+    write
+        Writes the files and returns their records: called with what takes the name of each stage, and what says whether
+        to stop.
+    held
+        Closed at the end: the image and the journal.
+    memory, disk
+        Most bytes that writing takes.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Callable[[str], None], Callable[[], bool]], list[PredictedFile]],
+        held: ExitStack,
+        memory: int = 0,
+        disk: int = 0,
+    ) -> None:
+        self.memory, self.disk = memory, disk
+        self._write, self._held = write, held
+
+    def write(
+        self, status: Callable[[str], None] | None = None, stopped: Callable[[], bool] = lambda: False
+    ) -> list[PredictedFile]:
+        """Write the files, and return a record for each structure.
+
+        Parameters
+        ----------
+        status
+            Called with a few words at the beginning of each file.
+        stopped
+            Asked again and again; True ends the writing by a `PredictionStopped`, and the same call continues it.
+        """
+        return self._write(status or (lambda stage: None), stopped)
+
+    def __exit__(self, *error: object) -> None:
+        """Close the image, and unlock the outputs."""
+        self._held.close()
+
+
 class FilePrediction:
     """The prediction of one image: planned, then run.
 
@@ -239,24 +295,52 @@ class FilePrediction:
 
     def run(self) -> list[PredictedFile]:
         """Predict the image and write its outputs; with `keep`, only where they are not there already."""
-        with open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image:
+        with self.compute() as computed:
+            return computed.write(self.options.status)
+
+    def compute(self, beside: WritingBeside | None = None) -> ComputedPrediction:
+        """Predict the image, and leave the writing of its outputs to the caller.
+
+        Parameters
+        ----------
+        beside
+            What is written meanwhile; it is waited for where both do not fit into the memory or on the disk.
+        """
+        with ExitStack() as stack:
+            image = stack.enter_context(open_image(self.in_path, scene=self.options.scene, t=self.options.t))
             plan = self._plan(image)
             if self.options.keep and self._is_done(plan):
                 self._preview_existing(plan)
-                return self._files(plan, StreamingResult(), existed=True)
+                files = self._files(plan, StreamingResult(), existed=True)
+                return ComputedPrediction(lambda status, stopped: files, stack.pop_all())
             networks = self.options.networks
             if networks is None:
                 networks = FusedNetworks(self.model, self.device)
             networks = {name: networks[name] for name in self.structures}
-            with PredictionJournal(self.paths[0], plan.request, restart=self.options.restart) as journal:
-                try:
-                    return self._predict(plan, networks, journal)
-                except RepmodeError as error:
-                    if not journal.has_progress:
-                        journal.discard()  # nothing is lost, and the mistake would only come again
-                    if isinstance(error, ImageError) and str(self.in_path) not in str(error):
-                        raise ImageError(f"{self.in_path}: {error}") from error
-                    raise
+            journal = stack.enter_context(
+                PredictionJournal(self.paths[0], plan.request, restart=self.options.restart)
+            )
+            with self._about_image(journal):
+                plan, job, result = self._predict(plan, networks, journal, beside)
+
+            def write(status: Callable[[str], None], stopped: Callable[[], bool]) -> list[PredictedFile]:
+                with self._about_image(journal):
+                    write_streaming_job(job, journal, result, status=status, stopped=stopped)
+                return self._files(plan, result)
+
+            return ComputedPrediction(write, stack.pop_all(), job.writing_memory, job.writing_disk)
+
+    @contextmanager
+    def _about_image(self, journal: PredictionJournal) -> Iterator[None]:
+        """Name the image in errors about it, and keep no journal without progress."""
+        try:
+            yield
+        except RepmodeError as error:
+            if not journal.has_progress:
+                journal.discard()  # nothing is lost, and the mistake would only come again
+            if isinstance(error, ImageError) and str(self.in_path) not in str(error):
+                raise ImageError(f"{self.in_path}: {error}") from error
+            raise
 
     def check(self) -> tuple[str, ...]:
         """Refuse what can be refused before a network is loaded, and return the notes; nothing is written.
@@ -450,16 +534,23 @@ class FilePrediction:
     # -- running --------------------------------------------------------------------------------------------
 
     def _predict(
-        self, plan: _ImagePlan, networks: Mapping[str, Network], journal: PredictionJournal
-    ) -> list[PredictedFile]:
+        self,
+        plan: _ImagePlan,
+        networks: Mapping[str, Network],
+        journal: PredictionJournal,
+        beside: WritingBeside | None,
+    ) -> tuple[_ImagePlan, StreamingJob, StreamingResult]:
         """Predict block by block within the memory, from where the journal ends."""
-        resident = resident_memory()
-        memory, cluster = self.options.memory, self.options.cluster
-        if memory is None:
-            memory = resident + available_memory() // 2
-            if cluster is not None:
-                memory = min(memory, cluster.memory())
-        memory_plan = self._memory_plan(plan, journal, memory, resident)
+        cluster = self.options.cluster
+        memory, needs = self._memory_needs(plan)
+        if beside is not None:
+            if self._least_memory(plan, journal, needs) + beside.memory > memory:
+                # Fewer windows at once would change last bits.
+                beside.wait()
+                memory, needs = self._memory_needs(plan)
+            else:
+                memory -= beside.memory
+        memory_plan = self._memory_plan(plan, journal, memory, needs)
         batch = int(self.model.inference["batch"])
         if memory_plan.batch < batch:
             note = (
@@ -480,7 +571,7 @@ class FilePrediction:
             outputs=self._outputs(plan),
             device=self.device,
             plan=memory_plan,
-            tile_bytes=tile_bytes(memory, resident),
+            tile_bytes=tile_bytes(memory, needs.resident),
             targets=plan.targets,
             weights=self.model.inference.get("weights", "floored"),
             scores=windowed.scores,
@@ -499,18 +590,22 @@ class FilePrediction:
             ),
         )
         try:
-            result = run_streaming_job(job, journal, self.options)
+            result = compute_streaming_job(job, journal, self.options, beside)
         except torch.OutOfMemoryError as error:
             raise RepmodeError(
                 f"the device {self.device} has too little memory for {memory_plan.batch} windows of "
                 f"{' x '.join(str(extent) for extent in plan.grid.size)} voxels; take a smaller window, or the CPU"
             ) from error
-        return self._files(plan, result)
+        return plan, job, result
 
-    def _memory_plan(
-        self, plan: _ImagePlan, journal: PredictionJournal, memory: int, resident: int
-    ) -> MemoryPlan:
-        """Return the memory plan that an earlier call chose, or a new one, which the journal then holds."""
+    def _memory_needs(self, plan: _ImagePlan) -> tuple[int, MemoryNeeds]:
+        """Return the memory that may be taken, and what decides how much is."""
+        resident = resident_memory()
+        memory, cluster = self.options.memory, self.options.cluster
+        if memory is None:
+            memory = resident + available_memory() // 2
+            if cluster is not None:
+                memory = min(memory, cluster.memory())
         architecture = self.model.architecture
         needs = MemoryNeeds(
             width=architecture.width,
@@ -520,12 +615,23 @@ class FilePrediction:
             on_cpu=self.device.type == "cpu",
             resident=resident,
         )
-        earlier = journal.state.get("plan")
-        if earlier is None:
+        return memory, needs
+
+    def _least_memory(self, plan: _ImagePlan, journal: PredictionJournal, needs: MemoryNeeds) -> int:
+        """Return the least memory that the whole batch of windows takes, or what an earlier call chose."""
+        if (earlier := _earlier_plan(journal)) is not None:
+            return needs.total(earlier.blocks(plan.grid), earlier.batch)
+        return needs.total(BlockPlan(plan.grid), int(self.model.inference["batch"]))
+
+    def _memory_plan(
+        self, plan: _ImagePlan, journal: PredictionJournal, memory: int, needs: MemoryNeeds
+    ) -> MemoryPlan:
+        """Return the memory plan that an earlier call chose, or a new one, which the journal then holds."""
+        memory_plan = _earlier_plan(journal)
+        if memory_plan is None:
             memory_plan = plan_memory(memory, plan.grid, int(self.model.inference["batch"]), needs)
             journal.save(plan=dataclasses.asdict(memory_plan))
             return memory_plan
-        memory_plan = MemoryPlan(**{key: int(value) for key, value in earlier.items()})
         try:
             needs.check(memory, memory_plan.blocks(plan.grid), memory_plan.batch)
         except RepmodeError as error:
@@ -575,6 +681,12 @@ class FilePrediction:
             for path, names in self._contents.items()
             for name in names
         ]
+
+
+def _earlier_plan(journal: PredictionJournal) -> MemoryPlan | None:
+    """Return the memory plan that an interrupted call chose."""
+    earlier = journal.state.get("plan")
+    return None if earlier is None else MemoryPlan(**{key: int(value) for key, value in earlier.items()})
 
 
 def check_image_choice(image: ImageReader, options: PredictionOptions, smallest: int) -> None:

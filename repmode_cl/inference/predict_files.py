@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import glob
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 from repmode_cl.data.readers.location import as_location, is_url
 from repmode_cl.errors import ImageError, RepmodeError
@@ -14,7 +16,7 @@ from repmode_cl.inference.cluster import PredictionCluster
 from repmode_cl.inference.image_task import ImageOutcome, ImageTask, PredictionPlan
 from repmode_cl.inference.options import PredictedFile, PredictionOptions
 from repmode_cl.inference.plan_outputs import PlanOutputs
-from repmode_cl.inference.predict_file import FilePrediction, FusedNetworks
+from repmode_cl.inference.predict_file import ComputedPrediction, FilePrediction, FusedNetworks
 from repmode_cl.inference.prediction_table import (
     RowKey,
     check_prediction_table,
@@ -23,8 +25,10 @@ from repmode_cl.inference.prediction_table import (
     write_prediction_table,
 )
 from repmode_cl.inference.provenance import input_name
+from repmode_cl.inference.streaming.run import WritingBeside
 from repmode_cl.inference.writers import SUFFIXES, title_of
 from repmode_cl.store.snapshot import ModelSnapshot
+from repmode_cl.utils.background import working_behind
 from repmode_cl.utils.devices import resolve_device
 
 __all__ = [
@@ -33,6 +37,12 @@ __all__ = [
     "expand_inputs",
     "output_names",
 ]
+
+
+#: Files of an image, or the reason of its failure.
+_Result = list[PredictedFile] | RepmodeError | OSError
+#: An image that is computed, and when it began.
+_Waiting = tuple[ImageTask, ComputedPrediction, float]
 
 
 def expand_inputs(inputs: Sequence[str | Path]) -> list[Path | str]:
@@ -121,7 +131,7 @@ def predict_files(
     table: Path | None = None,
     done: Callable[[ImageOutcome], None] | None = None,
 ) -> list[ImageOutcome]:
-    """Predict images one after another with networks that are made once.
+    """Predict images one after another with networks that are made once, and write each while the next is computed.
 
     With `options.keep`, images that an earlier call predicted with the same settings are not predicted again (unless
     `options.restart` is given, or metrics are wanted that `table` does not have): the same call continues where one
@@ -173,6 +183,7 @@ def predict_plan(
     table: Path | None = None,
     done: Callable[[ImageOutcome], None] | None = None,
     collected: Callable[[Path], None] | None = None,
+    begins: Callable[[ImageTask], None] | None = None,
     cluster: PredictionCluster | None = None,
 ) -> list[ImageOutcome]:
     """Predict the images of a plan, and make time series and plates of them (`plan_positions`).
@@ -185,6 +196,8 @@ def predict_plan(
         The images.
     collected
         Called with the name of each series or plate when it is whole.
+    begins
+        Called before each image that this process computes; the one before may not be written yet.
     cluster
         Predicts images at once, or the windows of each where there are fewer images than workers; the same bits.
 
@@ -238,22 +251,34 @@ def predict_plan(
         waiting = [task for task in plan.tasks if task not in known]
         for task, files in known.items():
             record(replace(_blank(task), files=files), task)
-        if cluster is not None and len(waiting) >= cluster.workers:
-            work = [(task, options_of(task)) for task in waiting]
-            results = cluster.images(cluster.model(model, names), structure, work)
-        else:
-            results = _one_by_one(model, structure, waiting, options_of, cluster)
-        started = time.perf_counter()
-        for task, result in results:
+
+        def settle(task: ImageTask, result: _Result, seconds: float) -> None:
             if not isinstance(result, Exception):
                 outcome = replace(_blank(task), files=tuple(result), seconds=result[0].seconds)
             elif keep_going:
-                seconds = time.perf_counter() - started
                 outcome = replace(_blank(task), error=_message(result), seconds=seconds)
             else:
                 raise result
             record(outcome, task)
+
+        if cluster is not None and len(waiting) >= cluster.workers:
+            work = [(task, options_of(task)) for task in waiting]
             started = time.perf_counter()
+            for task, result in cluster.images(cluster.model(model, names), structure, work):
+                settle(task, result, time.perf_counter() - started)
+                started = time.perf_counter()
+        else:
+
+            def compute(
+                task: ImageTask, progress: Callable[[], None], beside: WritingBeside | None
+            ) -> ComputedPrediction:
+                if begins is not None:
+                    begins(task)
+                mine = options_of(task)
+                mine = replace(mine, cluster=cluster, progress=_both(progress, mine.progress))
+                return FilePrediction(model, structure, task.image, task.output, mine).compute(beside)
+
+            _one_by_one(waiting, compute, settle, options.status)
     return [outcomes[task] for task in plan.tasks]
 
 
@@ -261,22 +286,108 @@ def _blank(task: ImageTask) -> ImageOutcome:
     return ImageOutcome(task.source, place=task.place, t=task.number)
 
 
+class _Ended(Exception):  # noqa: N818 - carries the error
+    """The computation of an image was ended by an error of an earlier one."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def _one_by_one(
-    model: ModelSnapshot,
-    structure: str | list[str] | tuple[str, ...],
     tasks: Sequence[ImageTask],
-    options_of: Callable[[ImageTask], PredictionOptions],
-    cluster: PredictionCluster | None,
-) -> Iterator[tuple[ImageTask, list[PredictedFile] | RepmodeError | OSError]]:
-    """Yield each task with its files, or the reason of its failure."""
-    for task in tasks:
-        options = replace(options_of(task), cluster=cluster)
-        result: list[PredictedFile] | RepmodeError | OSError
+    compute: Callable[[ImageTask, Callable[[], None], WritingBeside | None], ComputedPrediction],
+    settle: Callable[[ImageTask, _Result, float], None],
+    status: Callable[[str], None] | None,
+) -> None:
+    """Compute images one after the other; a thread writes the files of one while the next is computed.
+
+    Parameters
+    ----------
+    tasks
+        The images.
+    compute
+        Computes one. It calls its second argument now and then; the third is what is written meanwhile.
+    settle
+        Called with each task, its files or the reason of its failure, and the seconds since it began: in the order of
+        the tasks, soon after each is written, and in the caller's thread.
+    status
+        Called with a few words while the last is written.
+    """
+    written: SimpleQueue[tuple[ImageTask, _Result, float]] = SimpleQueue()
+
+    def write(item: _Waiting) -> None:
+        task, computed, started = item
+        with computed:
+            result = _written(computed, stopped=lambda: behind.stopping)
+        written.put((task, result, started))
+
+    def settle_written() -> None:
+        while not written.empty():
+            task, result, started = written.get()
+            settle(task, result, time.perf_counter() - started)
+
+    def settle_meanwhile() -> None:
         try:
-            result = FilePrediction(model, structure, task.image, task.output, options).run()
-        except (RepmodeError, OSError) as error:
-            result = error
-        yield task, result
+            settle_written()
+        except Exception as error:
+            # Not as an error of the image that is computed now.
+            raise _Ended(error) from error
+
+    def settle_all() -> None:
+        behind.wait()
+        settle_written()
+
+    beside: WritingBeside | None = None
+    with working_behind(write, drop=_close) as behind:
+        for number, task in enumerate(tasks):
+            started = time.perf_counter()
+            try:
+                computed = compute(task, settle_meanwhile, beside)
+            except _Ended as ended:
+                raise ended.error from ended.error.__cause__
+            except (RepmodeError, OSError) as error:
+                settle_all()
+                beside = None
+                settle(task, error, time.perf_counter() - started)
+                continue
+            with ExitStack() as held:
+                held.enter_context(computed)
+                settle_all()
+                if number < len(tasks) - 1:
+                    behind.put((task, computed, started))
+                    held.pop_all()
+                    beside = WritingBeside(computed.memory, computed.disk, behind.wait)
+                    continue
+                result = _written(computed, status)
+            settle(task, result, time.perf_counter() - started)
+        settle_all()
+
+
+def _written(
+    computed: ComputedPrediction,
+    status: Callable[[str], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> _Result:
+    try:
+        return computed.write(status, stopped)
+    except (RepmodeError, OSError) as error:
+        return error
+
+
+def _close(item: _Waiting) -> None:
+    _, computed, _ = item
+    with computed:
+        pass
+
+
+def _both(first: Callable[[], None], second: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        first()
+        if second is not None:
+            second(done, total)
+
+    return progress
 
 
 def _message(error: RepmodeError | OSError) -> str:

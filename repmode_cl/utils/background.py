@@ -82,10 +82,14 @@ class Behind(Generic[T]):
         Called with each item, in the thread.
     behind
         Most items that are put and not yet done.
+    drop
+        Called in the thread with each item that is not worked on any more, after an error or `stop`.
     """
 
-    def __init__(self, work: Callable[[T], None], behind: int = 1) -> None:
-        self._work = work
+    def __init__(
+        self, work: Callable[[T], None], behind: int = 1, drop: Callable[[T], None] | None = None
+    ) -> None:
+        self._work, self._drop, self._most = work, drop, behind
         self._queue: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
         self._places = threading.Semaphore(behind)
         self._error: BaseException | None = None
@@ -101,12 +105,19 @@ class Behind(Generic[T]):
             try:
                 if not self._dropped.is_set():
                     self._work(item)
+                elif self._drop is not None:
+                    self._drop(item)
             except BaseException as error:
                 self._error = error
                 self._dropped.set()
             # Not kept while waiting for the next.
             del item
             self._places.release()
+
+    @property
+    def stopping(self) -> bool:
+        """True once the item at work is not wanted any more."""
+        return self._dropped.is_set()
 
     def put(self, item: T) -> None:
         """Hand over an item, waiting for a place.
@@ -122,8 +133,22 @@ class Behind(Generic[T]):
             raise self._error
         self._queue.put(item)
 
+    def wait(self) -> None:
+        """Wait until all items are done; more can be put then.
+
+        Raises
+        ------
+        BaseException
+            What an item raised.
+        """
+        for _ in range(self._most):
+            self._places.acquire()
+        self._places.release(self._most)
+        if self._error is not None:
+            raise self._error
+
     def finish(self) -> None:
-        """Wait until all items are done.
+        """Wait until all items are done, and end the thread.
 
         Raises
         ------
@@ -143,9 +168,11 @@ class Behind(Generic[T]):
 
 
 @contextmanager
-def working_behind(work: Callable[[T], None], behind: int = 1) -> Iterator[Behind[T]]:
+def working_behind(
+    work: Callable[[T], None], behind: int = 1, drop: Callable[[T], None] | None = None
+) -> Iterator[Behind[T]]:
     """Yield a `Behind`; at the end of the block all its items are done, after an error only the one at work."""
-    worker = Behind(work, behind)
+    worker = Behind(work, behind, drop)
     try:
         yield worker
         worker.finish()

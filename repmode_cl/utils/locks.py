@@ -52,7 +52,8 @@ def exclusive(
         If the file cannot be made, or not be locked by this user.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file, timeout=timeout)
+    # Not of one thread: a prediction is locked by the thread that computes, and may be released by the one that writes.
+    lock = FileLock(file, timeout=timeout, thread_local=False)
     try:
         lock.acquire()
     except Timeout as reason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.data.preprocessing.normalisation import normalise
 from repmode_cl.errors import RepmodeError
+from repmode_cl.inference.image_task import ImageOutcome
 from repmode_cl.inference.options import PredictionOptions
+from repmode_cl.inference.predict_file import FilePrediction
 from repmode_cl.inference.predict_files import expand_inputs, output_names, predict_files
 from repmode_cl.inference.streaming.metrics import compare_volumes
+from repmode_cl.inference.streaming.run import WritingBeside
 from repmode_cl.inference.volume_source import z_score_of
+from repmode_cl.inference.writers import write_image
 from repmode_cl.metrics import image_metrics
 from repmode_cl.model import Model
 
@@ -237,6 +242,118 @@ def test_networks_are_made_once(model, folder, monkeypatch):
     assert len(outcomes) == 3
     predict_files(model, ["dna", "golgi"], inputs, names, options)
     assert made == ["dna", "golgi"], "files that are there already need no network"
+
+
+OUTPUTS = "repmode_cl.inference.streaming.outputs.write_image"
+
+
+def predict_three(model: Model, out: str, progress: Any = None, **keywords: Any) -> list[ImageOutcome]:
+    inputs = expand_inputs(["fields/*.tif"])
+    options = PredictionOptions(channel=0, voxel_size=VOXEL, device="cpu", keep=True, progress=progress)
+    names = output_names(inputs, out, ["dna", "golgi"], stack=False)
+    return predict_files(model, ["dna", "golgi"], inputs, names, options, **keywords)
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def one_by_one(model: Model, out: str) -> dict[str, bytes]:
+    inputs = expand_inputs(["fields/*.tif"])
+    names = output_names(inputs, out, ["dna", "golgi"], stack=False)
+    options = PredictionOptions(channel=0, voxel_size=VOXEL, device="cpu", keep=True)
+    for source, name in zip(inputs, names, strict=True):
+        predict_files(model, ["dna", "golgi"], [source], [name], options)
+    return contents(out)
+
+
+def test_an_output_is_written_while_the_next_image_is_computed(model, folder, monkeypatch):
+    want = one_by_one(model, "single")
+    real, main = write_image, threading.current_thread()
+    computing, writers, done = threading.Event(), list[threading.Thread](), list[str]()
+
+    def slowly(path: Path, *arguments: Any, **keywords: Any) -> None:
+        if path.name.startswith("f0_dna"):
+            assert computing.wait(20), "the next image is not computed before the first is written"
+        writers.append(threading.current_thread())
+        real(path, *arguments, **keywords)
+
+    starts = []
+
+    def progress(count: int, total: int) -> None:
+        starts.append(count == 0)
+        if sum(starts) == 2:
+            computing.set()
+        assert threading.current_thread() is main
+
+    monkeypatch.setattr(OUTPUTS, slowly)
+    report = lambda outcome: done.append(Path(str(outcome.source)).name)  # noqa: E731
+    outcomes = predict_three(model, "out", progress, done=report)
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    assert done == ["f0.ome.tif", "f1.ome.tif", "f2.ome.tif"]
+    assert contents("out") == want
+    assert [thread is main for thread in writers] == [False] * 4 + [True] * 2, (
+        "the last has nothing beside it"
+    )
+
+
+def test_an_error_of_writing_is_that_of_its_image(model, folder, monkeypatch):
+    want, real = one_by_one(model, "single"), write_image
+
+    def fails(path: Path, *arguments: Any, **keywords: Any) -> None:
+        if path.name.startswith("f0_golgi"):
+            raise OSError(28, "No space left on device", str(path))
+        real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(OUTPUTS, fails)
+    outcomes = predict_three(model, "out", keep_going=True)
+    assert [outcome.error is None for outcome in outcomes] == [False, True, True]
+    assert "f0_golgi" in str(outcomes[0].error)
+    assert "No space left" in str(outcomes[0].error)
+    done: list[Path | str] = []
+    with pytest.raises(OSError, match="No space left"):
+        predict_three(model, "again", done=lambda outcome: done.append(outcome.source))
+    assert done == []
+    monkeypatch.setattr(OUTPUTS, real)
+    # What was computed is not lost, and nothing is locked.
+    for out in ("out", "again"):
+        predict_three(model, out)
+        assert contents(out) == want
+
+
+def test_an_interruption_ends_the_writing_too(model, folder, monkeypatch):
+    want, real, threads = one_by_one(model, "single"), write_image, threading.active_count()
+    writing = threading.Event()
+
+    def never_ends(path: Path, suffix: str, metadata: Any, channels: Any, **keywords: Any) -> None:
+        while True:
+            channels[0].rows(0, 0, 1)
+            writing.set()
+
+    def progress(count: int, total: int) -> None:
+        if writing.wait(0 if count else 0.5):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(OUTPUTS, never_ends)
+    with pytest.raises(KeyboardInterrupt):
+        predict_three(model, "out", progress)
+    assert threading.active_count() == threads
+    assert not list(Path("out").glob("*.ome.tif"))
+    monkeypatch.setattr(OUTPUTS, real)
+    predict_three(model, "out")
+    assert contents("out") == want
+
+
+@pytest.mark.parametrize(("memory", "disk", "waits"), [(0, 0, 0), (1 << 60, 0, 1), (0, 1 << 60, 1)])
+def test_what_does_not_fit_beside_the_writing_waits_for_it(model, folder, memory, disk, waits):
+    waited: list[bool] = []
+    options = PredictionOptions(channel=0, voxel_size=VOXEL, device="cpu")
+    prediction = FilePrediction(model, "dna", "fields/f0.ome.tif", "out.npy", options)
+    with prediction.compute(WritingBeside(memory, disk, lambda: waited.append(True))) as computed:
+        assert len(waited) == waits
+        assert min(computed.memory, computed.disk) > 0
+        computed.write()
+    assert Path("out.npy").is_file()
 
 
 def test_names_and_patterns(folder):

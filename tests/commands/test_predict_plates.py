@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import repmode_cl.inference.plan_outputs as plan_outputs
 from repmode_cl.cli.app import app
 from repmode_cl.data.readers import open_image
-from repmode_cl.inference.predict_file import FilePrediction, predict_file
+from repmode_cl.inference.predict_file import ComputedPrediction, FilePrediction, predict_file
+from repmode_cl.inference.streaming.run import WritingBeside
 from repmode_cl.model import Model
 
 VOXEL = (0.5, 0.3, 0.3)
@@ -69,20 +70,21 @@ def test_a_plate_becomes_a_plate_and_an_interrupted_call_continues(model, plate,
         "--csv",
         "t.csv",
     )
-    real, count = FilePrediction.run, 0
+    real, count = FilePrediction.compute, 0
 
-    def run(self: FilePrediction) -> list:
+    def compute(self: FilePrediction, beside: WritingBeside | None = None) -> ComputedPrediction:
         nonlocal count
         count += 1
         if count == 20:
             raise KeyboardInterrupt
-        return real(self)
+        return real(self, beside)
 
-    monkeypatch.setattr(FilePrediction, "run", run)
+    monkeypatch.setattr(FilePrediction, "compute", compute)
     code, _, err = command(*call, plate, "out.ome.zarr")
     assert (code, "continue" in err) == (130, True)
     assert not Path("out.ome.zarr").exists(), "nothing has its own name before it is whole"
-    assert len(rows("t.csv")) == 19
+    # The one before was being written: it may be whole, and listed, or neither.
+    assert len(rows("t.csv")) in (18, 19)
     assert all(Path(row["output"]).exists() for row in rows("t.csv"))
     # The second time it ends in the middle of making the plate of its fields.
     write = plan_outputs.write_plate
@@ -96,7 +98,7 @@ def test_a_plate_becomes_a_plate_and_an_interrupted_call_continues(model, plate,
     monkeypatch.setattr(plan_outputs, "write_plate", interrupted)
     code, out, _ = command(*call, plate, "out.ome.zarr")
     assert code == 130
-    assert out.count("already there") == 19
+    assert out.count("already there") in (18, 19)
     monkeypatch.setattr(plan_outputs, "write_plate", write)
     count = 100
     code, out, err = command(*call, plate, "out.ome.zarr")

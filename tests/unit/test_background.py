@@ -84,3 +84,30 @@ def test_an_interruption_finishes_what_is_at_work_and_drops_the_rest() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert done == [0]
+
+
+def test_what_is_put_can_be_waited_for_and_what_is_dropped_is_handed_back() -> None:
+    begun, go_on, done, dropped = threading.Event(), threading.Event(), list[int](), list[int]()
+
+    def work(number: int) -> None:
+        if number == 2:
+            begun.set()
+            assert go_on.wait(5)
+        done.append(number)
+
+    def interrupted() -> None:
+        with working_behind(work, 3, dropped.append) as behind:
+            behind.put(0)
+            behind.put(1)
+            behind.wait()
+            assert done == [0, 1]
+            assert not behind.stopping
+            for number in (2, 3, 4):
+                behind.put(number)
+            assert begun.wait(5)
+            threading.Timer(0.05, go_on.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (done, dropped) == ([0, 1, 2], [3, 4])

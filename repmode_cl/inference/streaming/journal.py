@@ -19,9 +19,13 @@ from repmode_cl.inference.writers import remove_path
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.locks import exclusive
 
-__all__ = ["PredictionJournal", "part_path"]
+__all__ = ["PredictionJournal", "PredictionStopped", "part_path"]
 
 _FORMAT = "unfinished prediction of repmode-cl, version 2"
+
+
+class PredictionStopped(Exception):  # noqa: N818 - nothing went wrong
+    """A prediction ended because it was asked to; the same call continues it."""
 
 
 def part_path(path: Path, folder: Path) -> Path:

@@ -13,19 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from repmode_cl.data.geometry import Box
 from repmode_cl.data.preprocessing.normalisation import strips
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.raw_volume import RawVolume
 from repmode_cl.inference.rescale import Rescale
-from repmode_cl.inference.streaming.journal import PredictionJournal, part_path
+from repmode_cl.inference.streaming.journal import PredictionJournal, PredictionStopped, part_path
 from repmode_cl.inference.volume_source import FileSource, VolumeSource, copy_resampled
 from repmode_cl.inference.writers import check_suffix, move_into_place, write_image
 from repmode_cl.inference.writers.image_metadata import ImageMetadata
 from repmode_cl.inference.writers.pyramid import Pyramid
 
-__all__ = ["Output", "write_output", "output_disk_bytes", "result_path"]
+__all__ = ["Output", "write_output", "output_disk_bytes", "result_path", "WRITING_BYTES"]
 
 _Convert = Callable[[NDArray[Any]], NDArray[Any]]
+
+#: Memory that writing a file takes: tiles that wait to be compressed, as many compressed ones, and small things. What
+#: is resampled or decoded meanwhile takes `tile_bytes` more.
+WRITING_BYTES = 96 << 20
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def write_output(
     status: Callable[[str], None],
     *,
     corners: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Write a file and put it in place; one that an earlier call wrote is only put in place.
 
@@ -106,11 +112,15 @@ def write_output(
         Called with a few words.
     corners
         Whether the image was resampled with the centres of its outermost voxels kept (`resample_to`).
+    stopped
+        Asked before each tile is read; True ends the writing.
 
     Raises
     ------
     RepmodeError
         If a file that an earlier call made is missing.
+    PredictionStopped
+        If `stopped` says so.
     """
     folder = journal.folder
     part = part_path(output.path, folder)
@@ -121,9 +131,11 @@ def write_output(
             metadata, channels = output.metadata, []
             if output.light is not None:
                 source, convert, about = _light_channel(
-                    output.light, metadata.dtype, folder, stack, tile_bytes
+                    output.light, metadata.dtype, folder, stack, tile_bytes, stopped
                 )
-                channels.append(Pyramid(source, metadata.dtype, convert, folder / "light"))
+                channels.append(
+                    Pyramid(_Stoppable(source, stopped), metadata.dtype, convert, folder / "light")
+                )
                 first = metadata.channels[0]
                 first = dataclasses.replace(first, about={**first.about, **about})
                 metadata = dataclasses.replace(metadata, channels=(first, *metadata.channels[1:]))
@@ -131,10 +143,10 @@ def write_output(
                 result = stack.enter_context(RawVolume(result_path(folder, name), grid, new=False))
                 if grid != image.shape:
                     resampled = stack.enter_context(_TemporaryVolume(folder / f"{name}.back", image.shape))
-                    copy_resampled(result, resampled, 1, tile_bytes, corners=corners)
+                    copy_resampled(_Stoppable(result, stopped), resampled, 1, tile_bytes, corners=corners)
                     result = resampled
                 convert = output.conversions.get(name, output.rescale)
-                channels.append(Pyramid(result, metadata.dtype, convert, folder / name))
+                channels.append(Pyramid(_Stoppable(result, stopped), metadata.dtype, convert, folder / name))
             for channel in channels:
                 stack.enter_context(closing(channel))
             write_image(part, check_suffix(output.path), metadata, channels, imagej=output.imagej)
@@ -145,6 +157,19 @@ def write_output(
             f"{part}: is missing, so that this prediction cannot continue; give --restart (restart=True) to start over"
         )
     move_into_place(part, output.path, folder / f"replaced-{number}")
+
+
+class _Stoppable:
+    """A volume that is read until the caller wants to stop."""
+
+    def __init__(self, source: VolumeSource, stopped: Callable[[], bool]) -> None:
+        self.shape = source.shape
+        self._source, self._stopped = source, stopped
+
+    def read(self, box: Box) -> NDArray[Any]:
+        if self._stopped():
+            raise PredictionStopped("the output is not whole yet")
+        return self._source.read(box)
 
 
 class _TemporaryVolume(RawVolume):
@@ -161,20 +186,25 @@ class _TemporaryVolume(RawVolume):
 
 
 def _light_channel(
-    light: FileSource, dtype: np.dtype[Any], folder: Path, stack: ExitStack, tile_bytes: int
+    light: FileSource,
+    dtype: np.dtype[Any],
+    folder: Path,
+    stack: ExitStack,
+    tile_bytes: int,
+    stopped: Callable[[], bool],
 ) -> tuple[VolumeSource, _Convert | None, Mapping[str, str]]:
     """Return the transmitted light as a source that is read in tiles, its conversion to `dtype`, and a note on it."""
     source: VolumeSource = light
     light_dtype = light.image.dtype
     if not light.image.random_access:
         copy = stack.enter_context(_TemporaryVolume(folder / "light.copy", light.shape, light_dtype))
-        copy_resampled(light, copy, 1, tile_bytes)
+        copy_resampled(_Stoppable(light, stopped), copy, 1, tile_bytes)
         source = copy
     if dtype.kind == "f" or np.can_cast(light_dtype, dtype):
         return source, None, {"values": f"those of the input ({light_dtype})"}
     low, high = math.inf, -math.inf
     for box in strips(source.shape):
-        values = source.read(box)
+        values = _Stoppable(source, stopped).read(box)
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     top = np.iinfo(dtype).max
     about = {

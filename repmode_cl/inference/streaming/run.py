@@ -28,10 +28,16 @@ from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.raw_volume import RawVolume
 from repmode_cl.inference.streaming.blocks import Block, BlockPlan
-from repmode_cl.inference.streaming.journal import PredictionJournal
+from repmode_cl.inference.streaming.journal import PredictionJournal, PredictionStopped
 from repmode_cl.inference.streaming.memory_plan import MemoryPlan
 from repmode_cl.inference.streaming.metrics import compare_volumes
-from repmode_cl.inference.streaming.outputs import Output, output_disk_bytes, result_path, write_output
+from repmode_cl.inference.streaming.outputs import (
+    WRITING_BYTES,
+    Output,
+    output_disk_bytes,
+    result_path,
+    write_output,
+)
 from repmode_cl.inference.streaming.partial_sums import PartialSums, partial_sums_nbytes
 from repmode_cl.inference.streaming.previews import part_to_predict, predict_part, read_results
 from repmode_cl.inference.streaming.unlike import (
@@ -54,11 +60,15 @@ from repmode_cl.store.reliability import FeatureStatistics
 from repmode_cl.utils.background import read_ahead, working_behind
 from repmode_cl.utils.memory import format_bytes
 
-__all__ = ["run_streaming_job", "PreviewCall", "StreamingJob", "StreamingResult", "PredictionStopped"]
-
-
-class PredictionStopped(Exception):  # noqa: N818 - nothing went wrong
-    """A prediction ended after the requested number of windows; the same call continues it."""
+__all__ = [
+    "compute_streaming_job",
+    "write_streaming_job",
+    "PreviewCall",
+    "StreamingJob",
+    "StreamingResult",
+    "PredictionStopped",
+    "WritingBeside",
+]
 
 
 #: Takes a box on the network's grid, the z-scored light in it, and the results of all networks there, by name.
@@ -129,6 +139,35 @@ class StreamingJob:
         """True if the network's grid is another than the image's."""
         return self.grid.shape != self.source.shape
 
+    @property
+    def writing_memory(self) -> int:
+        """Bytes of memory that `write_streaming_job` takes."""
+        in_tiles = self.resampled or not self.source.image.random_access
+        return WRITING_BYTES + (self.tile_bytes if in_tiles else 0)
+
+    @property
+    def writing_disk(self) -> int:
+        """Most bytes on disk that `write_streaming_job` takes."""
+        voxels = math.prod(self.source.shape)
+        return sum(output_disk_bytes(output, voxels, resampled=self.resampled) for output in self.outputs)
+
+
+@dataclass(frozen=True)
+class WritingBeside:
+    """Outputs of an earlier image, which another thread writes while this one is computed.
+
+    Attributes
+    ----------
+    memory, disk
+        Most bytes that writing them takes.
+    wait
+        Waits until they are written.
+    """
+
+    memory: int
+    disk: int
+    wait: Callable[[], None]
+
 
 @dataclass(frozen=True)
 class StreamingResult:
@@ -146,10 +185,13 @@ class StreamingResult:
     unlike: Mapping[str, ImageScore] = field(default_factory=dict)
 
 
-def run_streaming_job(
-    job: StreamingJob, journal: PredictionJournal, options: PredictionOptions
+def compute_streaming_job(
+    job: StreamingJob,
+    journal: PredictionJournal,
+    options: PredictionOptions,
+    beside: WritingBeside | None = None,
 ) -> StreamingResult:
-    """Write the outputs, continuing from the journal, and remove its folder at the end.
+    """Compute all that the outputs need, continuing from the journal; `write_streaming_job` writes them.
 
     Parameters
     ----------
@@ -159,6 +201,8 @@ def run_streaming_job(
         Its journal.
     options
         `progress`, `status` and `stop_after_windows` are used; the job holds the others.
+    beside
+        What is written meanwhile.
 
     Returns
     -------
@@ -176,7 +220,7 @@ def run_streaming_job(
     """
     status = options.status if options.status is not None else lambda stage: None
     if "blocks" not in journal.state and not journal.has_progress:
-        _check_disk(job, journal.folder)
+        _check_disk(job, journal.folder, beside)
     blocks = job.plan.blocks(job.grid)
     remaining = journal.state.get("blocks", 0) < len(blocks)
     if remaining or job.preview is not None:
@@ -211,9 +255,41 @@ def run_streaming_job(
         for name, result in job.unlike_maps.items():
             write_map(journal.folder, name, result_path(journal.folder, result), blocks, job.weights)
         journal.save(maps=True)
+    metrics: dict[str, dict[str, float]] = journal.state.get("metrics", {})
+    return StreamingResult(metrics, unlike)
+
+
+def write_streaming_job(
+    job: StreamingJob,
+    journal: PredictionJournal,
+    result: StreamingResult,
+    *,
+    status: Callable[[str], None] = lambda stage: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Write the outputs that are not written yet, and remove the journal's folder.
+
+    Parameters
+    ----------
+    job, journal
+        As of `compute_streaming_job`.
+    result
+        Of `compute_streaming_job`.
+    status
+        Called with a few words at the beginning of each output.
+    stopped
+        Asked again and again; True ends the writing.
+
+    Raises
+    ------
+    RepmodeError
+        If a file of an unfinished prediction is missing.
+    PredictionStopped
+        If `stopped` says so.
+    """
     for number, output in enumerate(job.outputs):
         write_output(
-            dataclasses.replace(output, metadata=with_unlike(output.metadata, unlike)),
+            dataclasses.replace(output, metadata=with_unlike(output.metadata, result.unlike)),
             number,
             journal,
             job.source,
@@ -221,10 +297,9 @@ def run_streaming_job(
             job.tile_bytes,
             status,
             corners=job.recipe.before_resampling,
+            stopped=stopped,
         )
-    metrics: dict[str, dict[str, float]] = journal.state.get("metrics", {})
     journal.discard()
-    return StreamingResult(metrics, unlike)
 
 
 def _preview(
@@ -250,17 +325,20 @@ def _preview(
     job.preview(part, light, predictions)
 
 
-def _check_disk(job: StreamingJob, folder: Path) -> None:
+def _check_disk(job: StreamingJob, folder: Path, beside: WritingBeside | None) -> None:
     """Refuse a prediction whose temporary and output files do not fit on the disk."""
-    volume, image_voxels = 4 * math.prod(job.grid.shape), math.prod(job.source.shape)
+    volume = 4 * math.prod(job.grid.shape)
     need = (volume + partial_sums_nbytes(job.plan.blocks(job.grid))) * len(job.networks)
     need += volume * len(job.unlike_maps)
     if job.resampled:
         need += volume
     elif not job.source.image.random_access:
         need += volume // 4 * job.source.image.dtype.itemsize
-    need += sum(output_disk_bytes(output, image_voxels, resampled=job.resampled) for output in job.outputs)
+    need += job.writing_disk
     free = shutil.disk_usage(folder).free
+    if beside is not None and need + beside.disk > free:
+        beside.wait()
+        free = shutil.disk_usage(folder).free
     if need > free:
         raise RepmodeError(
             f"{folder.parent}: {format_bytes(need)} are needed there while predicting, {format_bytes(free)} are free; "
