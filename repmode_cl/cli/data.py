@@ -227,6 +227,8 @@ def prepare(
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"{folder}: {counted(len(samples), 'row')} prepared")
+    if (light := samples[0].light_scale) is not None:
+        typer.echo(f"light of the training images: data.preprocessing.light=[{light[0]!r}, {light[1]!r}]")
 
 
 def _options_for_config(config: str | None) -> CheckOptions:

@@ -35,6 +35,9 @@ Size = tuple[Positive, Positive, Positive]
 VoxelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 Percent = Annotated[float, Field(ge=0, le=100)]
+IntensityScale = tuple[
+    Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(gt=0, allow_inf_nan=False)]
+]
 
 #: Clips two voxels of a thousand: hot pixels and dead ones, and little of a sparse structure.
 PERCENTILES = (0.1, 99.9)
@@ -54,7 +57,7 @@ class SimulateConfig(FrozenModel):
 class PreprocessingConfig(GrownModel):
     """Preparation of images for training (paper, section 4.1)."""
 
-    later_keys: ClassVar[tuple[str, ...]] = ("storage",)
+    later_keys: ClassVar[tuple[str, ...]] = ("storage", "light", "targets")
 
     voxel_size: VoxelSize | None = (0.29, 0.29, 0.29)
     """Voxel size in um (z, y, x) that images with a known one are resampled to; null keeps their own."""
@@ -64,15 +67,20 @@ class PreprocessingConfig(GrownModel):
     """Order of the spline used to resample: 1 is linear, 3 cubic (the paper's)."""
     anti_alias: bool = False
     """Blur axes that lose voxels by a Gaussian first, so that detail finer than the new voxels leaves no pattern."""
-    normalise: Literal["z_score", "percentiles", "before_resampling"] = "z_score"
+    normalise: Literal["z_score", "percentiles", "before_resampling", "data_set"] = "z_score"
     """z_score: mean 0 and deviation 1 over all voxels; percentiles: of the voxels clipped to them; before_resampling:
-    over the voxels of the file, which are then resampled with the outermost ones kept in place (the paper's code)."""
+    over the voxels of the file, which are then resampled with the outermost ones kept in place (the paper's code);
+    data_set: over the voxels of all training images together, so that a brighter image stays brighter."""
     percentiles: tuple[Percent, Percent] = PERCENTILES
     """Lower and upper percentile that voxels are clipped to where mean and deviation are taken by percentiles."""
-    empty: Literal["refuse", "zeros"] = "refuse"
-    """Images that are constant, such as empty ones: refuse them, or make them all 0."""
+    empty: Literal["refuse", "zeros", "keep"] = "refuse"
+    """Images that are constant, such as empty ones: refuse them, or make them all 0; with data_set refuse or keep."""
     storage: Literal["auto", "float32"] = "auto"
     """Number format of prepared images: float16 where that is precise enough, or always float32 (the paper's code)."""
+    light: IntensityScale | None = None
+    """[mean, deviation] of the transmitted light by data_set, in its own units; null measures the training images."""
+    targets: dict[str, IntensityScale] | None = None
+    """[mean, deviation] of the fluorescence of structures (by name) by data_set; others are measured."""
 
     @model_validator(mode="after")
     def _ordered(self) -> PreprocessingConfig:
@@ -88,6 +96,16 @@ class PreprocessingConfig(GrownModel):
         if self.normalise == "before_resampling" and self.anti_alias:
             raise ValueError(
                 "anti_alias goes with the z-score of the resampled image, not with before_resampling"
+            )
+        if self.normalise != "data_set" and (self.light is not None or self.targets is not None):
+            raise ValueError(
+                f"light and targets are intensities of a data set, but normalise is {self.normalise}: make it data_set"
+            )
+        if self.empty == ("zeros" if self.normalise == "data_set" else "keep"):
+            raise ValueError(
+                "empty: keep leaves constant images what they are among the others of a data set, and zeros makes them "
+                f"0 where each image has its own z-score; normalise is {self.normalise}: make empty "
+                f"{'keep' if self.normalise == 'data_set' else 'zeros'}, or refuse"
             )
         return self
 

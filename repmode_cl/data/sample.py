@@ -41,6 +41,10 @@ class Sample:
     """Samples of one group stay in one split: the manifest's `group`, or the digest of the signal file's content."""
     voxel_size: VoxelSize | None = None
     """Voxel size of the images before they were resampled; None where it is unknown, and they were not resampled."""
+    light_scale: tuple[float, float] | None = None
+    """Mean and deviation by which the signal was z-scored, where they are not its own (`normalise: data_set`)."""
+    target_scale: tuple[float, float] | None = None
+    """The target's."""
     source: str = ""
     """Part of a file that the signal is, as `repmode_cl.data.split_record.ImagePart` writes it; empty if of no file."""
 

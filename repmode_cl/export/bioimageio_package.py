@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from repmode_cl.data.preprocessing.intensity_scales import recorded_target
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.errors import RepmodeError
 from repmode_cl.export.description import (
-    LIMITS,
     METHOD,
     Attribution,
     figures_of,
+    limits_of,
     training_data_text,
 )
 from repmode_cl.export.libraries import export_library
@@ -218,7 +219,10 @@ def _predict(model: ModelSnapshot, structure: str, light: NDArray[np.float32]) -
     """Return the model's prediction of a volume as one window, z-scored as the package does."""
     import torch
 
-    mean, deviation = float(light.mean(dtype=np.float64)), float(light.std(dtype=np.float64))
+    mean, deviation = PreprocessingRecipe.from_json(model.preprocessing).light or (
+        float(light.mean(dtype=np.float64)),
+        float(light.std(dtype=np.float64)),
+    )
     x = torch.from_numpy(((light.astype(np.float64) - mean) / (deviation + _EPSILON)).astype(np.float32))
     padded, crop = pad_to_multiple(x[None, None], model.architecture.depth)
     if crop is not None:
@@ -253,6 +257,17 @@ def _describe(
             return v0_5.SpaceOutputAxisWithHalo(**common, halo=block.halo)
         return v0_5.SpaceOutputAxis(**common)
 
+    given = PreprocessingRecipe.from_json(model.preprocessing).light
+    if given is None:
+        z_score = v0_5.ZeroMeanUnitVarianceDescr(
+            kwargs=v0_5.ZeroMeanUnitVarianceKwargs(
+                axes=[v0_5.AxisId(name) for name in ("channel", "z", "y", "x")], eps=_EPSILON
+            )
+        )
+    else:
+        z_score = v0_5.FixedZeroMeanUnitVarianceDescr(
+            kwargs=v0_5.FixedZeroMeanUnitVarianceKwargs(mean=given[0], std=given[1])
+        )
     title = structure.replace("_", " ")
     description = (
         f"Predicts the fluorescence of {title} in three dimensions from a transmitted-light stack, in z-scores. A "
@@ -298,13 +313,7 @@ def _describe(
                     ),
                 ],
                 data=v0_5.IntervalOrRatioDataDescr(type="float32"),
-                preprocessing=[
-                    v0_5.ZeroMeanUnitVarianceDescr(
-                        kwargs=v0_5.ZeroMeanUnitVarianceKwargs(
-                            axes=[v0_5.AxisId(name) for name in ("channel", "z", "y", "x")], eps=_EPSILON
-                        )
-                    )
-                ],
+                preprocessing=[z_score],
                 test_tensor=v0_5.FileDescr(source=folder / "test_input.npy"),
             )
         ],
@@ -363,12 +372,24 @@ def _documentation(model: ModelSnapshot, structure: str, parity: Parity, attribu
         f"{' x '.join(f'{size:g}' for size in model.voxel_size)} um (z, y, x): this package does not resample, "
         "`repmode-cl predict` does."
     )
+    given = PreprocessingRecipe.from_json(model.preprocessing).light
+    z_scored = (
+        "z-scored over the whole image"
+        if given is None
+        else f"z-scored by the mean {given[0]:.6g} and the deviation {given[1]:.6g} of the training images"
+    )
+    scale = recorded_target(entry.provenance, structure)
+    truth = (
+        "z-score that too"
+        if scale is None
+        else f"z-score that by the mean {scale[0]:.6g} and the deviation {scale[1]:.6g}"
+    )
     window = " x ".join(str(size) for size in model.inference["window"])
-    limits = "\n".join(f"- {limit}" for limit in LIMITS)
+    limits = "\n".join(f"- {limit}" for limit in limits_of(model))
     return f"""# {title} from transmitted light
 
 A network that predicts the fluorescence of {title} from a transmitted-light stack. The input's intensities are
-z-scored over the whole image, and the output is in z-scores. {voxels}
+{z_scored}, and the output is in z-scores. {voxels}
 
 Predict large images in blocks of {window} voxels (z, y, x), the size of the training's windows, with the halo that the
 description states. `repmode-cl predict` blends windows with Gaussian weights instead, so that the two differ where
@@ -382,8 +403,8 @@ blocks meet.
 
 Verdict: {entry.verdict.text}. Figures on held-out images: {listed}.
 
-To validate it on other images, predict stacks with known fluorescence, z-score
-that too, and compare voxel by voxel (R2 is 1 minus the mean squared error).
+To validate it on other images, predict stacks with known fluorescence, {truth},
+and compare voxel by voxel (R2 is 1 minus the mean squared error over the variance of the truth).
 
 Run by {parity.runtime}, this network differed from the model by at most {max(parity.probe, parity.image):.1e} of the
 largest value; {parity.tolerance:.1e} is the tolerance of its test.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.split_record import read_split_record
 from repmode_cl.data.voxel_size_check import trained_voxels, voxel_range_text
 from repmode_cl.errors import RepmodeError, counted
@@ -15,24 +16,37 @@ from repmode_cl.store.registry import Entry
 from repmode_cl.store.snapshot import ModelSnapshot
 
 __all__ = [
-    "LIMITS",
     "METHOD",
     "Attribution",
     "Citation",
     "Person",
     "figures_of",
+    "limits_of",
     "parse_citation",
     "parse_person",
     "training_data_text",
 ]
 
 #: Sentences that hold for every model.
-LIMITS = (
+_LIMITS = (
     "A prediction is an estimate from transmitted light, and no measurement of fluorescence: do not use it where the "
     "conclusion depends on a cell that looks unusual.",
     "Its figures hold for cells, microscope and focus like those of the training images.",
-    "Its numbers are z-scores over an image: they compare the pattern within an image, not brightness between images.",
 )
+_PER_IMAGE = (
+    "Its numbers are z-scores over an image: they compare the pattern within an image, not brightness between "
+    "images."
+)
+_DATA_SET = (
+    "Its numbers are z-scores over all training images: they compare brightness between images only where camera, lamp "
+    "and exposure of the transmitted light are those of the training."
+)
+
+
+def limits_of(model: ModelSnapshot) -> tuple[str, ...]:
+    """Return what a user of a model must not expect, in sentences."""
+    data_set = PreprocessingRecipe.from_json(model.preprocessing).data_set
+    return (*_LIMITS, _DATA_SET if data_set else _PER_IMAGE)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from repmode_cl.data.preprocessing.intensity_scales import recorded_target
 from repmode_cl.errors import RepmodeError
 from repmode_cl.export.parity import Parity
+from repmode_cl.inference.provenance import z_score_text
 from repmode_cl.inference.writers.image_metadata import software
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.atomic_files import canonical_json
@@ -29,6 +31,7 @@ def export_facts(model: ModelSnapshot, structure: str, parity: Parity | None) ->
         The comparison with the model; None before it is made.
     """
     entry, shape = model.entries[structure], model.architecture
+    scale = recorded_target(entry.provenance, structure)
     return {
         "format": _FORMAT,
         "version": _VERSION,
@@ -46,7 +49,8 @@ def export_facts(model: ModelSnapshot, structure: str, parity: Parity | None) ->
         "voxel_size_zyx_um": None if model.voxel_size is None else list(model.voxel_size),
         "preprocessing": model.preprocessing,
         "windows": model.inference,
-        "values": "z-scores (mean 0 and deviation 1 over the voxels of a fluorescence image)",
+        "values": z_score_text(model),
+        **({} if scale is None else {"fluorescence_mean_and_deviation": list(scale)}),
         "parity": None if parity is None else parity.to_json(),
     }
 

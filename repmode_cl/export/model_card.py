@@ -10,11 +10,11 @@ import yaml
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.errors import RepmodeError
 from repmode_cl.export.description import (
-    LIMITS,
     METHOD,
     Attribution,
     Citation,
     figures_of,
+    limits_of,
     training_data_text,
 )
 from repmode_cl.inference.writers.image_metadata import software
@@ -66,7 +66,7 @@ def model_card(model: ModelSnapshot, attribution: Attribution, name: str | None 
         else f"{' x '.join(f'{size:g}' for size in model.voxel_size)} um (z, y, x); other images are resampled"
     )
     recipe = PreprocessingRecipe.from_json(model.preprocessing)
-    prepared = f"z-score per image{f', {recipe.summary}' if recipe.summary else ''}"
+    prepared = ", ".join(filter(None, ("" if recipe.data_set else "z-score per image", recipe.summary)))
     window = " x ".join(str(size) for size in model.inference["window"])
     shape = model.architecture
     authors = "; ".join(
@@ -102,7 +102,7 @@ def model_card(model: ModelSnapshot, attribution: Attribution, name: str | None 
             for entry in model.entries.values()
         ),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in LIMITS),
+        "\n".join(f"- {limit}" for limit in limits_of(model)),
         "## How to predict",
         _usage(model, name),
         "## How to check it",

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from repmode_cl.data.geometry import Box
+from repmode_cl.data.preprocessing.normalisation import ZScore
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.data.readers.location import as_location
@@ -34,6 +35,7 @@ from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.identity import input_fingerprint, is_predicted, prediction_uuid
 from repmode_cl.inference.options import PredictedFile, PredictionOptions
 from repmode_cl.inference.output_paths import output_paths
+from repmode_cl.inference.prepare_volume import target_score
 from repmode_cl.inference.preview import PreviewVolumes, preview_box, voxel_size_on_grid
 from repmode_cl.inference.provenance import file_metadata, input_name
 from repmode_cl.inference.streaming.blocks import BlockPlan
@@ -175,6 +177,8 @@ class _ImagePlan:
         Its transmitted light, on the file's grid.
     targets
         For structures whose truth is known: its channel.
+    target_scores
+        Of the same structures: the z-score of the truth, where it is not its own.
     voxel_size
         um (z, y, x) of the image, or None.
     recipe
@@ -190,6 +194,7 @@ class _ImagePlan:
     image: ImageReader
     source: FileSource
     targets: Mapping[str, FileSource]
+    target_scores: Mapping[str, ZScore]
     voxel_size: tuple[float, float, float] | None
     recipe: PreprocessingRecipe
     grid: WindowGrid
@@ -430,6 +435,9 @@ class FilePrediction:
                 name: FileSource(image, one, options.scene, options.t, dtype)
                 for name, one in target_channels.items()
             },
+            target_scores={
+                name: score for name in target_channels if (score := target_score(model, name)) is not None
+            },
             voxel_size=voxel_size,
             recipe=recipe,
             grid=grid,
@@ -573,6 +581,7 @@ class FilePrediction:
             plan=memory_plan,
             tile_bytes=tile_bytes(memory, needs.resident),
             targets=plan.targets,
+            target_scores=plan.target_scores,
             weights=self.model.inference.get("weights", "floored"),
             scores=windowed.scores,
             statistics=windowed.statistics,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from repmode_cl.data.preprocessing.intensity_scales import recorded_target
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader
 from repmode_cl.inference.display_colours import TRANSMITTED_LIGHT_COLOUR, colour_of
 from repmode_cl.inference.identity import prediction_uuid
@@ -17,7 +19,7 @@ from repmode_cl.inference.writers import title_of
 from repmode_cl.inference.writers.image_metadata import ChannelMetadata, ImageMetadata, software
 from repmode_cl.store.snapshot import ModelSnapshot
 
-__all__ = ["file_metadata", "input_name"]
+__all__ = ["file_metadata", "input_name", "z_score_text"]
 
 
 def file_metadata(
@@ -72,6 +74,8 @@ def file_metadata(
         "device": str(request["device"]),
     }
     about |= {key: str(request[key]) for key in ("scene", "time") if request[key] is not None}
+    if (light := PreprocessingRecipe.from_json(model.preprocessing).light) is not None:
+        about["light_mean_and_deviation"] = " ".join(repr(one) for one in light)
     if notes:
         # Folders of one machine are nobody else's concern.
         about["notes"] = "; ".join(note.replace(str(image.path), source) for note in notes)
@@ -96,6 +100,13 @@ def input_name(path: Path | str) -> str:
     return "/".join(parts[first:])
 
 
+def z_score_text(model: ModelSnapshot) -> str:
+    """Return what the z-scores that a model predicts are."""
+    if PreprocessingRecipe.from_json(model.preprocessing).data_set:
+        return "z-scores (mean 0 and deviation 1 over the voxels of all fluorescence images of the training)"
+    return "z-scores (mean 0 and deviation 1 over the voxels of a fluorescence image)"
+
+
 def _channel(model: ModelSnapshot, name: str, rescale: Rescale | None) -> ChannelMetadata:
     entry = model.entries[name]
     about = {
@@ -106,8 +117,11 @@ def _channel(model: ModelSnapshot, name: str, rescale: Rescale | None) -> Channe
     }
     if name in model.staged:
         about["structure_state"] = "pending: it was not part of the model when this was predicted"
+    scale = recorded_target(entry.provenance, name)
+    if scale is not None:
+        about["intensity"] = f"{scale[0]!r} + {scale[1]!r} * z-score, in the units of the training images"
     if rescale is None:
-        about["values"] = "z-scores (mean 0 and deviation 1 over the voxels of a fluorescence image)"
+        about["values"] = z_score_text(model)
     else:
         about |= {
             "values": rescale.meaning,

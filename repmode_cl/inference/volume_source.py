@@ -101,15 +101,19 @@ def copy_resampled(
 
 
 def z_score_of(
-    source: VolumeSource, *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+    source: VolumeSource,
+    *,
+    percentiles: tuple[float, float] | None = None,
+    empty: str = "refuse",
+    given: ZScore | None = None,
 ) -> ZScore:
     """Measure the mean and deviation of a volume; the same bits as `normalise` of the whole array.
 
     Parameters
     ----------
     source
-        Read twice, or four times with `percentiles`.
-    percentiles, empty
+        Read twice, or four times with `percentiles`, or once with `given`.
+    percentiles, empty, given
         As in `repmode_cl.data.preprocessing.normalisation.z_score`.
 
     Raises
@@ -122,7 +126,7 @@ def z_score_of(
         return (source.read(box) for box in strips(source.shape))
 
     z, y, x = source.shape
-    return z_score(pieces, z * y * x, percentiles=percentiles, empty=empty)
+    return z_score(pieces, z * y * x, percentiles=percentiles, empty=empty, given=given)
 
 
 def read_z_scored(source: VolumeSource, score: ZScore, box: Box) -> NDArray[np.float32]:

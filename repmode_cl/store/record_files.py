@@ -43,8 +43,9 @@ __all__ = [
 MODEL = "model.json"
 MODEL_FORMAT = "repmode-cl model"
 #: Version 2 states how images are prepared where version 1 cannot, and would ignore it; version 3 does so with blocks
-#: and gates of the network (`Architecture.extended`), with preparation and with windows.
-MODEL_VERSIONS = (1, 2, 3)
+#: and gates of the network (`Architecture.extended`), with preparation and with windows; version 4 with intensities
+#: of a data set (`PreprocessingRecipe.data_set`).
+MODEL_VERSIONS = (1, 2, 3, 4)
 BASE = "base.safetensors"
 STRUCTURES = "structures"
 RECORD_FORMAT = "repmode-cl record"
@@ -96,6 +97,8 @@ def structure_versions(spec: AdditionSpec, *, reliability: bool) -> tuple[str, .
 def model_version(document: Mapping[str, Any]) -> int:
     """Return the oldest version of ``model.json`` whose programs know all that `document` states."""
     preprocessing = document["preprocessing"]
+    if "data_set" in preprocessing:
+        return 4
     extended = Architecture.from_json(document["architecture"]).extended
     if extended or "before_resampling" in preprocessing or "weights" in document["inference"]:
         return 3

@@ -21,6 +21,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.data.splits import assign_splits
 from repmode_cl.data.validation.held_out import follow_records, learned_images
 from repmode_cl.errors import ConfigError, ManifestError, ModelError, UnknownStructureError
+from repmode_cl.inference.prepare_volume import target_scales
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.report.comparison.page import build_comparison
@@ -511,9 +512,10 @@ class ComparisonRun:
                     break
         # Only these: a facility's manifest may list years of training images.
         manifest = replace(self.manifest, rows=tuple(rows))
-        samples = (
-            prepare(manifest, splits, data.preprocessing, str(cache), workers=self.workers) if rows else []
-        )
+        names = list(dict.fromkeys(row.structure for row in rows))
+        # Not measured on these images: each is predicted in the units that its structure was learned in.
+        preprocessing = data.preprocessing.model_copy(update={"targets": target_scales(self.model, names)})
+        samples = prepare(manifest, splits, preprocessing, str(cache), workers=self.workers) if rows else []
         known_images: dict[str, list[HeldOutImage]] = {}
         for name in self.known:
             own = [sample for sample in samples if sample.structure == name]

@@ -29,6 +29,7 @@ from repmode_cl.evaluation.segmentation import cell_features, feature_correlatio
 from repmode_cl.inference.flips import with_spread
 from repmode_cl.inference.intervals import image_coverage
 from repmode_cl.inference.predict_file import fused_network_on
+from repmode_cl.inference.prepare_volume import target_scales
 from repmode_cl.inference.sliding_window import sliding_window, sliding_windows
 from repmode_cl.inference.trust_channels import calibration_of, confidence_text
 from repmode_cl.metrics import image_metrics
@@ -269,6 +270,7 @@ class EvaluationRun:
         self.preprocessing = PreprocessingConfig(
             voxel_size=model.voxel_size,
             **PreprocessingRecipe.from_json(model.preprocessing).to_settings(),
+            targets=target_scales(model, structures),
         )
 
     def run(self, notes: Sequence[str]) -> ModelEvaluation:

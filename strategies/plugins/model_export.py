@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.data.preprocessing.intensity_scales import recorded_light, scales_record
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.data.split_record import split_record
@@ -40,6 +42,7 @@ def provenance_of(
         **({"foreground": config.patch.foreground} if config.patch.foreground else {}),
         "addition": options.model_dump(mode="json", include={"learning_rate", *ADDITION_TRAINING}),
         "images": digest_of(*sorted({sample.image_id for sample in images})).hex(),
+        **scales_record(images),
         **voxel_size_record(sample.voxel_size for sample in images),
         **split_record(images, config.data.model_dump()),
     }
@@ -73,13 +76,16 @@ def create_model(
     metrics: dict[str, Any],
     reliability: Mapping[str, Reliability] | None = None,
 ) -> Model:
-    """Write the model directory of a network that was trained by `config`."""
+    """Write the model directory of a network that was trained by `config`; `provenance` is of `provenance_of`."""
     preprocessing = config.data.preprocessing
+    recipe = PreprocessingRecipe.of(preprocessing)
+    if recipe.data_set:
+        recipe = replace(recipe, light=recorded_light(provenance))
     return Model.create(
         path,
         network,
         voxel_size=preprocessing.voxel_size,
-        preprocessing=PreprocessingRecipe.of(preprocessing).to_json(),
+        preprocessing=recipe.to_json(),
         inference=inference_settings(config),
         provenance=provenance,
         metrics=metrics,

@@ -67,6 +67,7 @@ def z_score(
     *,
     percentiles: tuple[float, float] | None = None,
     empty: str = "refuse",
+    given: ZScore | None = None,
 ) -> ZScore:
     """Compute the mean and the standard deviation (of the population) of a volume that is read piece by piece.
 
@@ -81,7 +82,11 @@ def z_score(
         Take mean and deviation of the voxels clipped to this lower and upper percentile (0 to 100), so that a few hot
         pixels do not decide; the z-score itself clips nothing. ``(0, 100)`` gives what None does, but for rounding.
     empty
-        ``zeros``: a constant volume gets a z-score of 0 everywhere; ``refuse``: it is an error.
+        ``zeros``: a constant volume gets a z-score of 0 everywhere; ``refuse``: it is an error; ``keep``, with `given`:
+        it is as good as any other.
+    given
+        Mean and deviation that are known already, such as those of a data set: the volume is read once and checked,
+        and these are returned.
 
     Raises
     ------
@@ -98,6 +103,12 @@ def z_score(
         # NaN compares false with everything, so that a minimum might miss it; the sum does not.
         if not math.isfinite(total):
             raise ImageError("a voxel is NaN or infinite; replace such voxels or leave them out by a region")
+    if low == high and given is not None and empty != "keep":
+        raise ImageError(
+            f"every voxel is {low:g}: such an image shows nothing; data.preprocessing.empty: keep would accept it"
+        )
+    if given is not None:
+        return given
     if low == high:
         if empty == "zeros":
             return ZScore(low, 1.0)
@@ -134,15 +145,19 @@ def _clipped(
 
 
 def normalise(
-    volume: NDArray[Any], *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+    volume: NDArray[Any],
+    *,
+    percentiles: tuple[float, float] | None = None,
+    empty: str = "refuse",
+    given: ZScore | None = None,
 ) -> NDArray[np.float32]:
-    """Return the z-score of a volume: mean 0 and standard deviation 1 over all of its voxels.
+    """Return the z-score of a volume: mean 0 and standard deviation 1 over all of its voxels, unless they are `given`.
 
     Parameters
     ----------
     volume
         (Z, Y, X), real numbers.
-    percentiles, empty
+    percentiles, empty, given
         As of `z_score`.
 
     Returns
@@ -155,7 +170,7 @@ def normalise(
     ImageError
         As of `z_score`.
     """
-    score = z_score_of_volume(volume, percentiles=percentiles, empty=empty)
+    score = z_score_of_volume(volume, percentiles=percentiles, empty=empty, given=given)
     result = np.empty(volume.shape, np.float32)
     for box in strips(volume.shape):
         result[box] = score(volume[box])
@@ -163,7 +178,11 @@ def normalise(
 
 
 def z_score_of_volume(
-    volume: NDArray[Any], *, percentiles: tuple[float, float] | None = None, empty: str = "refuse"
+    volume: NDArray[Any],
+    *,
+    percentiles: tuple[float, float] | None = None,
+    empty: str = "refuse",
+    given: ZScore | None = None,
 ) -> ZScore:
     """Return mean and deviation of a volume (Z, Y, X); parameters and errors of `normalise`."""
     if volume.size == 0:
@@ -173,6 +192,7 @@ def z_score_of_volume(
         volume.size,
         percentiles=percentiles,
         empty=empty,
+        given=given,
     )
 
 

@@ -7,7 +7,7 @@ several structures share is prepared once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 from repmode_cl.config.schema import PreprocessingConfig
 from repmode_cl.data.geometry import VoxelSize
 from repmode_cl.data.manifest import Manifest, Row
+from repmode_cl.data.preprocessing.intensity_scales import IntensityScale, Moments, pooled_scale
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests, VolumeCache
-from repmode_cl.data.preprocessing.volume_jobs import VolumeJob, make_volumes
+from repmode_cl.data.preprocessing.volume_jobs import VolumeJob, make_volumes, measure_volumes
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.data.split_record import ImagePart
@@ -53,7 +54,8 @@ def prepare(
     splits
         Split (train, val, test) by row number, as `assign_splits` returns.
     preprocessing
-        Resampling and normalisation. Images without a known voxel size keep their own grid.
+        Resampling and normalisation. Images without a known voxel size keep their own grid. With `data_set` mean and
+        deviation that it does not state are measured over the rows of `splits` that train.
     cache
         Folder of prepared volumes.
     structures
@@ -104,6 +106,8 @@ def prepare(
                 problems.append((row.number, str(error)))
     finally:
         digests.save()  # also after an interruption, so that the next run resumes from here
+    if preprocessing.normalise == "data_set":
+        plans = _with_scales(plans, splits, preprocessing, store, workers, cluster)
     shapes, failed = _prepare_all([job for plan in plans for job in plan.jobs], store, workers, cluster)
     samples = []
     for plan in plans:
@@ -113,7 +117,7 @@ def prepare(
         if not reasons and len(set(made.values())) > 1:
             listed = ", ".join(f"{column} {shape}" for column, shape in made.items())
             reasons = [f"the shapes (z, y, x) differ: {listed}; the images of a row cover the same voxels"]
-        if not reasons and preprocessing.empty == "zeros" and splits[row.number] != "train":
+        if not reasons and preprocessing.empty != "refuse" and splits[row.number] != "train":
             reasons = _held_out_constant(store.path(plan.target.key), splits[row.number])
         problems += [(row.number, what) for what in reasons]
         if reasons:
@@ -131,6 +135,8 @@ def prepare(
                 shape=shapes[signal.key],
                 group=row.group if row.group is not None else plan.content,
                 voxel_size=signal.voxel_from,
+                light_scale=signal.scale,
+                target_scale=target.scale,
                 source=str(plan.part),
             )
         )
@@ -175,6 +181,71 @@ class _RowPlan:
     @property
     def jobs(self) -> tuple[VolumeJob, ...]:
         return (self.signal, self.target) if self.mask is None else (self.signal, self.target, self.mask)
+
+
+def _with_scales(
+    plans: Sequence[_RowPlan],
+    splits: Mapping[int, str],
+    preprocessing: PreprocessingConfig,
+    store: VolumeCache,
+    workers: int,
+    cluster: JobCluster | None,
+) -> list[_RowPlan]:
+    """Return the plans with the mean and deviation of the data set, measured where `preprocessing` does not state them.
+
+    An image that several rows share counts once. One that cannot be read counts not at all: its row becomes a problem
+    when it is prepared.
+    """
+    stated = preprocessing.targets or {}
+    training = [plan for plan in plans if splits[plan.row.number] == "train"]
+    pools: dict[str, list[VolumeJob]] = {}
+    if preprocessing.light is None:
+        pools[""] = [plan.signal for plan in training]
+    for name in dict.fromkeys(plan.row.structure for plan in plans):
+        if name not in stated:
+            pools[name] = [plan.target for plan in training if plan.row.structure == name]
+    jobs = {job.key: job for pool in pools.values() for job in pool}
+    measured = {}
+    for result in track(
+        measure_volumes(list(jobs.values()), store, workers, cluster), "measuring intensities", len(jobs)
+    ):
+        if result.moments is not None:
+            measured[result.key] = result.moments
+    scales: dict[str, IntensityScale] = dict(stated)
+    if preprocessing.light is not None:
+        scales[""] = preprocessing.light
+    for name, pool in pools.items():
+        keys = [key for key in dict.fromkeys(job.key for job in pool) if key in measured]
+        scales[name] = _scale_of([measured[key] for key in keys], name)
+    return [
+        replace(
+            plan,
+            signal=_scaled(plan.signal, scales[""]),
+            target=_scaled(plan.target, scales[plan.row.structure]),
+        )
+        for plan in plans
+    ]
+
+
+def _scale_of(parts: Sequence[Moments], structure: str) -> IntensityScale:
+    """Return mean and deviation of a pool: of the light, or of a structure's targets."""
+    what = f"targets of {structure}" if structure else "transmitted light"
+    key = f"targets: {{{structure}: [mean, deviation]}}" if structure else "light: [mean, deviation]"
+    state = f"state them as data.preprocessing.{key}, or take normalise: z_score"
+    if not parts:
+        raise ManifestError(
+            f"normalise: data_set measures mean and deviation of the training images, and no {what} can be read in the "
+            f"split train: {state}"
+        )
+    scale = pooled_scale(parts)
+    if not scale[1] > 0:
+        raise ManifestError(f"every voxel of the {what} in the split train is {scale[0]:g}: {state}")
+    return scale
+
+
+def _scaled(job: VolumeJob, scale: IntensityScale) -> VolumeJob:
+    """Return a job that z-scores by `scale`, under another key: the intensities decide its voxels."""
+    return replace(job, key=VolumeCache.key({"image": job.key, "z_score": list(scale)}), scale=scale)
 
 
 def _plan_row(
@@ -256,12 +327,15 @@ def _nondefault_settings(recipe: PreprocessingRecipe, resampled: bool) -> dict[s
         settings["percentiles"] = list(recipe.percentiles)
     if recipe.empty != "refuse":
         settings["empty"] = recipe.empty
+    if recipe.data_set:
+        settings["normalise"] = "data_set"
     return settings
 
 
 def _held_out_constant(target: Path, split: str) -> list[str]:
-    """Return the problem of a target that is held out and 0 everywhere; empty where it is not."""
-    if np.load(target, mmap_mode="r", allow_pickle=False).any():
+    """Return the problem of a target that is held out and constant; empty where it is not."""
+    voxels = np.load(target, mmap_mode="r", allow_pickle=False)
+    if voxels.min() < voxels.max():
         return []
     return [
         f"the target is constant, and its row is in the split {split}: R2 is undefined on such an image; set its "

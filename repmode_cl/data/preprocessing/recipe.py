@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from repmode_cl.data.geometry import VoxelSize
+from repmode_cl.data.preprocessing.intensity_scales import IntensityScale, as_scale
+from repmode_cl.data.preprocessing.normalisation import ZScore
 from repmode_cl.data.preprocessing.resampling import VOXEL_SIZE_REMEDY, resampled_shape
 from repmode_cl.errors import ModelError
 
@@ -19,6 +21,7 @@ __all__ = ["PreprocessingRecipe"]
 _PLAIN = "z-score per image"
 _CLIPPED = "z-score between percentiles"
 _BEFORE = "z-score per image before resampling"
+_DATA_SET = "z-score over the training images"
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,14 @@ class PreprocessingRecipe:
     percentiles
         Lower and upper one that voxels are clipped to where mean and deviation are taken; None does not clip.
     empty
-        ``refuse`` or ``zeros``: treatment of a constant image.
+        ``refuse`` or ``zeros``, or with `data_set` ``keep``: treatment of a constant image.
     before_resampling
         Whether mean and deviation are those of the image as it is in the file, and resampling keeps the centres of
         the outermost voxels, as the paper's authors do; else those of the resampled image, whose borders are kept.
+    data_set
+        Whether mean and deviation are those of the voxels of all training images together, and no image's own.
+    light
+        With `data_set`: mean and deviation of the transmitted light; None where they are not measured yet.
     """
 
     axes: str = "all"
@@ -48,6 +55,8 @@ class PreprocessingRecipe:
     percentiles: tuple[float, float] | None = None
     empty: str = "refuse"
     before_resampling: bool = False
+    data_set: bool = False
+    light: IntensityScale | None = None
 
     @classmethod
     def of(cls, settings: Any) -> PreprocessingRecipe:
@@ -60,6 +69,8 @@ class PreprocessingRecipe:
             tuple(settings.percentiles) if clipped else None,
             settings.empty,
             settings.normalise == "before_resampling",
+            settings.normalise == "data_set",
+            settings.light,
         )
 
     def to_settings(self) -> dict[str, Any]:
@@ -69,6 +80,8 @@ class PreprocessingRecipe:
             kind = {"normalise": "percentiles", "percentiles": self.percentiles}
         elif self.before_resampling:
             kind = {"normalise": "before_resampling"}
+        elif self.data_set:
+            kind = {"normalise": "data_set", "light": self.light}
         return {
             "axes": self.axes,
             "order": self.order,
@@ -105,12 +118,16 @@ class PreprocessingRecipe:
         percentiles = found.get("percentiles")
         if percentiles is not None:
             found["percentiles"] = tuple(percentiles) if isinstance(percentiles, Sequence) else percentiles
+        if "light" in found:
+            found["light"] = as_scale(found["light"]) or found["light"]
         recipe = cls(**found)
         expected = recipe._normalisation
         unknown = sorted(set(document) - known)
         wrong = [f"{key} {document[key]!r}" for key in unknown] + recipe._invalid_settings()
         if kind != expected and (kind is not None or expected != _PLAIN):
             wrong.append(f"normalisation {kind!r}")
+        if recipe.data_set and recipe.light is None:
+            wrong.append("data_set without light")
         if wrong:
             raise ModelError(
                 f"the model's preprocessing ({', '.join(wrong)}) is not known to this repmode-cl, which would prepare "
@@ -123,15 +140,40 @@ class PreprocessingRecipe:
         """Name that the normalisation has in ``model.json``."""
         if self.percentiles is not None:
             return _CLIPPED
+        if self.data_set:
+            return _DATA_SET
         return _BEFORE if self.before_resampling else _PLAIN
+
+    @property
+    def light_score(self) -> ZScore | None:
+        """The z-score of every image's transmitted light; None where each image has its own.
+
+        Raises
+        ------
+        ValueError
+            If it is one for all images and was not measured yet.
+        """
+        if not self.data_set:
+            return None
+        if self.light is None:
+            raise ValueError("the light of the data set is not measured yet")
+        return ZScore(*self.light)
 
     @property
     def summary(self) -> str:
         """Settings that differ from the defaults, in words; empty where none does."""
+        settings = self.to_json()
+        texts = {key: f"{key} {value}" for key, value in settings.items()}
+        if self.percentiles is not None:
+            texts["percentiles"] = f"percentiles {'-'.join(f'{one:g}' for one in self.percentiles)}"
+        if self.data_set:
+            texts["data_set"] = _DATA_SET
+            if self.light is not None:
+                texts["light"] = "light of mean {:.6g} and deviation {:.6g}".format(*self.light)
         return ", ".join(
-            f"{key} {'-'.join(f'{one:g}' for one in value) if isinstance(value, list) else value}"
-            for key, value in self.to_json().items()
-            if key != "normalisation" and (key, value) != ("order", 1)
+            text
+            for key, text in texts.items()
+            if key != "normalisation" and (key, settings[key]) != ("order", 1)
         )
 
     def _invalid_settings(self) -> list[str]:
@@ -140,7 +182,10 @@ class PreprocessingRecipe:
             "order": type(self.order) is int and 0 <= self.order <= 3,
             "anti_alias": isinstance(self.anti_alias, bool),
             "percentiles": self.percentiles is None or _are_percentiles(self.percentiles),
-            "empty": self.empty in ("refuse", "zeros"),
+            "empty": self.empty in ("refuse", "keep" if self.data_set else "zeros"),
+            "data_set": isinstance(self.data_set, bool)
+            and not (self.data_set and (self.before_resampling or self.percentiles is not None)),
+            "light": self.light is None or (self.data_set and as_scale(self.light) == self.light),
             "before_resampling": isinstance(self.before_resampling, bool)
             and not (self.before_resampling and (self.anti_alias or self.percentiles is not None)),
         }

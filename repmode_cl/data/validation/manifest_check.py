@@ -304,8 +304,8 @@ def _check_voxels(
 
 
 def _constant(row: Row, column: str, message: str, recipe: PreprocessingRecipe) -> Problem:
-    """Return the problem of an image whose voxels all have one value: an error, or a warning if zeros are allowed."""
-    if recipe.empty != "zeros":
+    """Return the problem of an image whose voxels all have one value: an error, or a warning if accepted."""
+    if recipe.empty == "refuse":
         return Problem(row.number, column, message, kind="image")
     if column == "target" and row.split in ("val", "test"):
         message += (
@@ -313,7 +313,11 @@ def _constant(row: Row, column: str, message: str, recipe: PreprocessingRecipe) 
             "leave the row out"
         )
         return Problem(row.number, column, message, kind="image")
-    message += "; it is prepared as zeros (empty: zeros)"
+    message += (
+        "; it is prepared as zeros (empty: zeros)"
+        if recipe.empty == "zeros"
+        else "; it is kept (empty: keep)"
+    )
     if column == "target" and row.split is None:
         message += ", which suits only training: set its split to train, or it may be held out, where R2 is undefined"
     return Problem(row.number, column, message, severity="warning", kind="constant")

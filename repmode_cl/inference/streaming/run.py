@@ -99,6 +99,8 @@ class StreamingJob:
         Bytes that resampling may take at once.
     targets
         For structures whose truth is known: its channel, on the image's grid.
+    target_scores
+        Of the same structures: the z-score of the truth, where it is not its own.
     weights
         Weights of a window's voxels.
     scores
@@ -126,6 +128,7 @@ class StreamingJob:
     plan: MemoryPlan
     tile_bytes: int
     targets: Mapping[str, FileSource] = field(default_factory=dict)
+    target_scores: Mapping[str, ZScore] = field(default_factory=dict)
     weights: WindowWeights = "floored"
     scores: Mapping[str, WindowScores] = field(default_factory=dict)
     statistics: Mapping[str, FeatureStatistics] = field(default_factory=dict)
@@ -231,7 +234,12 @@ def compute_streaming_job(
             if "z_score" not in journal.state:
                 status("Reading")
                 measured = job.source if job.recipe.before_resampling else source
-                score = z_score_of(measured, percentiles=job.recipe.percentiles, empty=job.recipe.empty)
+                score = z_score_of(
+                    measured,
+                    percentiles=job.recipe.percentiles,
+                    empty=job.recipe.empty,
+                    given=job.recipe.light_score,
+                )
                 journal.save(z_score=[score.mean, score.deviation])
             score = ZScore(*journal.state["z_score"])
             early = job.preview is not None and remaining and part_to_predict(job.grid) is not None
@@ -528,7 +536,7 @@ def _compare_with_targets(job: StreamingJob, folder: Path) -> dict[str, dict[str
                 corners=recipe.before_resampling,
             )
             measured = target if recipe.before_resampling else truth
-            score = z_score_of(measured, percentiles=recipe.percentiles)
+            score = z_score_of(measured, percentiles=recipe.percentiles, given=job.target_scores.get(name))
             metrics[name] = compare_volumes(result, truth, score)
         path.unlink()
     return metrics
