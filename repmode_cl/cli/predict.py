@@ -125,7 +125,10 @@ def predict(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Let windows share a quarter: about half the time, and stronger seams."),
+        typer.Option(
+            "--fast",
+            help="Let windows share a quarter: a half to a third of the time, a little less R2, stronger seams.",
+        ),
     ] = False,
     scene: Annotated[
         str | None,

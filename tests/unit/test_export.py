@@ -350,6 +350,12 @@ def test_a_package_passes_the_test_of_its_own_library_and_predicts_in_blocks(
     blocks = core.predict(model=package, inputs=values[None, None], blocksize_parameter=1)
     [there] = [member.data.to_numpy()[0, 0] for member in blocks.members.values()]
     assert there.shape == values.shape
+    # In blocks it z-scores the image first, and mirrors then: blocks of 8 keep their middle 4.
+    z_scored = ((values - values.mean(dtype=np.float64)) / values.std(dtype=np.float64)).astype(np.float32)
+    block = np.pad(z_scored, 2, mode="symmetric")[:8, :8, :8]
+    with torch.no_grad():
+        expected = model.fused("mitochondria")(torch.from_numpy(block)[None, None])[0, 0].numpy()
+    assert largest_difference(there[:4, :4, :4], expected[2:6, 2:6, 2:6]) < 1e-5
 
 
 @pytest.mark.slow
