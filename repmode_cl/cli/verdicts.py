@@ -69,10 +69,11 @@ def _longer(
         key = "epochs" if epochs else "base_steps" if base > 1 else "steps"
         value = epochs or steps or "STEPS"
         config = entry.provenance.get("config")
-        name = printable(config) if isinstance(config, str) and config else "CONFIG"
+        # Its name is recorded, not its path, and one that is shipped may have the same name.
+        named = f" ({printable(config)})" if isinstance(config, str) and config else ""
         return (
-            f"{command('train', name, '--out', 'NEW', '--set', f'training.{key}={value}')} makes a new model; the base "
-            "of this one never changes"
+            f"{command('train', 'CONFIG', '--out', 'NEW', '--set', f'training.{key}={value}')}, with the configuration"
+            f"{named} and the settings that trained it, makes a new model; the base of this one never changes"
         )
     amount = ("--epochs", epochs) if epochs else ("--steps", steps or "STEPS")
     manifest = entry.provenance.get("manifest")

@@ -7,7 +7,7 @@ sliders choose a position, and the prediction lies at just that position.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from repmode_cl.errors import ImageError
 
-__all__ = ["LayerRegion", "region_at_sliders", "stated_voxel_size"]
+__all__ = ["LayerRegion", "TimePoints", "region_at_sliders", "stated_voxel_size", "time_points"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,61 @@ class LayerRegion:
     def __str__(self) -> str:
         text = " x ".join(str(size) for size in self.shape) + " voxels (z, y, x)"
         return ", ".join((text, *self.slider_positions))
+
+
+@dataclass(frozen=True)
+class TimePoints:
+    """The volumes of a layer along one further axis, which is time as a rule.
+
+    Attributes
+    ----------
+    axis
+        Of the layer's array.
+    label
+        Its name, for a person.
+    regions
+        One for each position, in order.
+    """
+
+    axis: int
+    label: str
+    regions: tuple[LayerRegion, ...]
+
+    def __str__(self) -> str:
+        first = self.regions[0]
+        text = " x ".join(str(size) for size in first.shape) + " voxels (z, y, x)"
+        others = [one for one in first.slider_positions if not one.startswith(f"{self.label} at ")]
+        return ", ".join((text, f"{self.label} at 0 to {len(self.regions) - 1}", *others))
+
+
+def time_points(layer: Image, region: LayerRegion) -> TimePoints | None:
+    """Return the volumes along the axis named t or time, or along the only further axis that is longer than one.
+
+    Parameters
+    ----------
+    layer
+        The layer.
+    region
+        From `region_at_sliders`: on any further axes the sliders' positions hold for all of them.
+
+    Returns
+    -------
+    TimePoints or None
+        None where there is no such axis, or several and none of these names.
+    """
+    shape = (layer.data[0] if layer.multiscale else layer.data).shape
+    further = [axis for axis, size in enumerate(shape) if size > 1 and axis not in region.axes]
+    named = [axis for axis in further if str(layer.axis_labels[axis]).lower() in ("t", "time")]
+    if len(named or further) != 1:
+        return None
+    [axis] = named or further
+    label = _label(layer.axis_labels, axis)
+    place, regions = further.index(axis), []
+    for position in range(shape[axis]):
+        index, texts = list(region.index), list(region.slider_positions)
+        index[axis], texts[place] = position, f"{label} at {position} of 0 to {shape[axis] - 1}"
+        regions.append(replace(region, index=tuple(index), slider_positions=tuple(texts)))
+    return TimePoints(axis, label, tuple(regions))
 
 
 def region_at_sliders(layer: Image, point: Sequence[float]) -> LayerRegion:

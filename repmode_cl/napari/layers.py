@@ -10,14 +10,14 @@ from napari.utils import Colormap
 from napari.utils.transforms import Affine
 
 from repmode_cl.inference.display_colours import colour_of
-from repmode_cl.napari.layer_region import LayerRegion
+from repmode_cl.napari.layer_region import LayerRegion, TimePoints
 from repmode_cl.version import __version__
 
 # Imports torch, which takes seconds: the widget opens without it.
 if TYPE_CHECKING:
     from repmode_cl.napari.predict_layer import PredictedVolume, VolumeRequest
 
-__all__ = ["LayerPlacement", "prediction_layer"]
+__all__ = ["LayerPlacement", "prediction_layer", "set_time_point"]
 
 
 class LayerPlacement:
@@ -52,8 +52,16 @@ class LayerPlacement:
         }
 
 
-def prediction_layer(prediction: PredictedVolume, placement: LayerPlacement, request: VolumeRequest) -> Image:
+def prediction_layer(
+    prediction: PredictedVolume,
+    placement: LayerPlacement,
+    request: VolumeRequest,
+    times: TimePoints | None = None,
+) -> Image:
     """Return an image layer of a prediction, to be laid over the image.
+
+    With `times`, of whose first region `placement` is, it has a place for each time point: the prediction is that of
+    the first, and the others are NaN until `set_time_point` fills them.
 
     Its colour is that of the structure in predicted files. Its metadata (``layer.metadata["repmode-cl"]``) name the
     model and the version that made it, and the unit of its values, z-scores.
@@ -71,14 +79,23 @@ def prediction_layer(prediction: PredictedVolume, placement: LayerPlacement, req
         "version": __version__,
         "image": request.name,
         "voxel_size_um_zyx": request.voxel_size,
-        "selection": str(placement.region),
+        "selection": str(times or placement.region),
         "values": "z-score units",
     }
     if prediction.confidence:
         origin["values"] = "half-width of an interval about the prediction, z-score units"
         origin["interval"] = prediction.confidence
+    values = placement.region.with_layer_axes(prediction.values)
+    if times is not None:
+        film = np.full(
+            [len(times.regions) if axis == times.axis else size for axis, size in enumerate(values.shape)],
+            np.nan,
+            np.float32,
+        )
+        film[_at(times, 0)] = values
+        values = film
     layer = Image(
-        placement.region.with_layer_axes(prediction.values),
+        values,
         name=f"{title} of {request.name}",
         colormap=Colormap([[0, 0, 0], colour], name=title),
         blending="additive",
@@ -92,3 +109,16 @@ def prediction_layer(prediction: PredictedVolume, placement: LayerPlacement, req
         prediction.extent if prediction.extent[0] < prediction.extent[1] else prediction.limits
     )
     return layer
+
+
+def set_time_point(layer: Image, prediction: PredictedVolume, times: TimePoints, number: int) -> None:
+    """Fill time point `number` of a layer of `prediction_layer`; black and white stay those of the first."""
+    layer.data[_at(times, number)] = times.regions[number].with_layer_axes(prediction.values)
+    low, high = layer.contrast_limits_range
+    layer.contrast_limits_range = (min(low, prediction.extent[0]), max(high, prediction.extent[1]))
+    layer.refresh()
+
+
+def _at(times: TimePoints, number: int) -> tuple[slice, ...]:
+    """Return the index of a time point into an array of all axes, that keeps its axis."""
+    return (*[slice(None)] * times.axis, slice(number, number + 1))

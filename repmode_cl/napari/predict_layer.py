@@ -63,6 +63,8 @@ class VolumeRequest:
         Advice in messages about a voxel size that is missing or far off.
     confidence
         Predict each window flipped too, for a volume of the half-width of an interval about each prediction.
+    volumes
+        Number of volumes whose results are kept in memory: this one and, of a film, others of the same size.
     """
 
     model: Model
@@ -73,6 +75,7 @@ class VolumeRequest:
     device: str = "auto"
     remedy: str = "state the right one, or continue by force"
     confidence: bool = False
+    volumes: int = 1
 
     def check(self) -> tuple[str, ...]:
         """Check the structures and the voxel size, and return notes on the latter for the user.
@@ -168,7 +171,8 @@ def predict_volume(
     except ImageError as error:
         raise ImageError(f"{request.name}: {error}") from error
     batch = min(int(model.inference["batch"]), len(grid))
-    _check_memory(model, shape, grid, batch, device, twice=request.confidence)
+    kept = (request.volumes - 1) * len(request.structures) * (1 + request.confidence)
+    _check_memory(model, shape, grid, batch, device, twice=request.confidence, kept=kept)
     resampled = None not in (request.voxel_size, model.voxel_size)
     prepared = prepare_volume(read(), recipe, grid_shape if resampled else None, request.name)
     total = len(grid) * len(request.structures)
@@ -224,11 +228,21 @@ def _volume(
 
 
 def _check_memory(
-    model: Model, shape: Sequence[int], grid: WindowGrid, batch: int, device: torch.device, *, twice: bool
+    model: Model,
+    shape: Sequence[int],
+    grid: WindowGrid,
+    batch: int,
+    device: torch.device,
+    *,
+    twice: bool,
+    kept: int,
 ) -> None:
-    """Refuse a prediction that does not fit into the free memory; with a confidence there are two results."""
+    """Refuse a prediction that does not fit into the free memory; with a confidence there are two results.
+
+    `kept` more results of the image's size stay in memory.
+    """
     image_voxels, grid_voxels = (int(np.prod(size, dtype=np.int64)) for size in (shape, grid.shape))
-    need = 4 * ((_IMAGE_ARRAYS + twice) * image_voxels + (_GRID_ARRAYS + twice) * grid_voxels)
+    need = 4 * ((_IMAGE_ARRAYS + twice + kept) * image_voxels + (_GRID_ARRAYS + twice) * grid_voxels)
     if device.type == "cpu":
         need += activation_bytes(model.architecture.width, model.architecture.depth, grid.size, batch)
     free = available_memory()

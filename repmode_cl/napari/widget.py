@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,14 @@ from qtpy.QtWidgets import (
 )
 
 from repmode_cl.errors import ImageError, RepmodeError
-from repmode_cl.napari.layer_region import LayerRegion, region_at_sliders, stated_voxel_size
-from repmode_cl.napari.layers import LayerPlacement, prediction_layer
+from repmode_cl.napari.layer_region import (
+    LayerRegion,
+    TimePoints,
+    region_at_sliders,
+    stated_voxel_size,
+    time_points,
+)
+from repmode_cl.napari.layers import LayerPlacement, prediction_layer, set_time_point
 
 # These import torch, which takes seconds: the widget opens without it.
 if TYPE_CHECKING:
@@ -47,10 +54,16 @@ class _RunningPrediction:
     request: VolumeRequest
     placement: LayerPlacement
     notes: tuple[str, ...]
+    times: TimePoints | None = None
     finished: list[str] = field(default_factory=list)
+    layers: dict[tuple[str, bool], Image] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return "\n".join((f"predicted: {', '.join(self.finished) or 'nothing'}", *self.notes))
+        names = list(dict.fromkeys(self.finished))
+        if self.times is not None:
+            total = len(self.times.regions)
+            names = [f"{name} ({self.finished.count(name)} of {total} time points)" for name in names]
+        return "\n".join((f"predicted: {', '.join(names) or 'nothing'}", *self.notes))
 
 
 class PredictWidget(QWidget):
@@ -82,6 +95,8 @@ class PredictWidget(QWidget):
         self.about = _text()
         self.structures = QListWidget()
         self.verdicts = _text()
+        self.all_times = QCheckBox("all time points")
+        self.all_times.setToolTip("Predict every position of the time axis, in place of the slider's.")
         self.voxels = QLineEdit()
         self.voxels.setPlaceholderText("z, y, x")
         self.voxels.setToolTip(
@@ -106,6 +121,7 @@ class PredictWidget(QWidget):
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
         form.addRow("image", self.image)
         form.addRow(self.volume)
+        form.addRow(self.all_times)
         form.addRow("voxel size (µm)", self.voxels)
         form.addRow("model", model_row)
         form.addRow(self.about)
@@ -125,6 +141,7 @@ class PredictWidget(QWidget):
         layout.addStretch()
 
         self.image.currentIndexChanged.connect(self._image_changed)
+        self.all_times.toggled.connect(self.show_volume)
         self.path.editingFinished.connect(self.open_model)
         self.browse.clicked.connect(self._choose_folder)
         self.predict.clicked.connect(self.start)
@@ -191,13 +208,17 @@ class PredictWidget(QWidget):
         """Show which voxels would be predicted."""
         if not isalive(self):
             return
+        times = None
         if self.layer is None:
             self.volume.setText("open a stack first")
-            return
-        try:
-            self.volume.setText(str(region_at_sliders(self.layer, self.viewer.dims.point)))
-        except ImageError as error:
-            self.volume.setText(str(error))
+        else:
+            try:
+                region = region_at_sliders(self.layer, self.viewer.dims.point)
+                times = time_points(self.layer, region)
+                self.volume.setText(str(times if times and self.all_times.isChecked() else region))
+            except ImageError as error:
+                self.volume.setText(str(error))
+        self.all_times.setEnabled(times is not None)
 
     # -- the model -----------------------------------------------------------------------------------------
 
@@ -254,7 +275,7 @@ class PredictWidget(QWidget):
         if self.worker is not None:
             return
         try:
-            layer, region, request = self._request()
+            layer, region, request, times = self._request()
             notes = request.check()
         except RepmodeError as error:
             self._show_message(str(error), error=True)
@@ -264,8 +285,11 @@ class PredictWidget(QWidget):
 
         # The array as it is now: the layer may get another while this one is predicted.
         data = layer.data[0] if layer.multiscale else layer.data
-        self._running = _RunningPrediction(request, LayerPlacement(layer, region), notes)
-        self.worker = worker = PredictionWorker(request, lambda: region.read(data), region.shape)
+        regions = (region,) if times is None else times.regions
+        self._running = _RunningPrediction(request, LayerPlacement(layer, regions[0]), notes, times)
+        self.worker = worker = PredictionWorker(
+            request, [partial(one.read, data) for one in regions], region.shape
+        )
         worker.signals.progressed.connect(self._progressed)
         worker.signals.predicted.connect(self._predicted)
         worker.signals.stopped.connect(self._stopped)
@@ -280,7 +304,7 @@ class PredictWidget(QWidget):
         self.cancel.setEnabled(True)
         worker.start()
 
-    def _request(self) -> tuple[Image, LayerRegion, VolumeRequest]:
+    def _request(self) -> tuple[Image, LayerRegion, VolumeRequest, TimePoints | None]:
         if self.layer is None:
             raise ImageError("there is no image layer; open a stack first")
         if self.model is None:
@@ -289,6 +313,7 @@ class PredictWidget(QWidget):
         from repmode_cl.napari.predict_layer import VolumeRequest
 
         region = region_at_sliders(self.layer, self.viewer.dims.point)
+        times = time_points(self.layer, region) if self.all_times.isChecked() else None
         request = VolumeRequest(
             self.model,
             self.ticked,
@@ -298,8 +323,9 @@ class PredictWidget(QWidget):
             self.device.currentText(),
             f"state the right one above, or tick {self.force.text()!r}",
             self.confidence.isChecked(),
+            1 if times is None else len(times.regions),
         )
-        return self.layer, region, request
+        return self.layer, region, request, times
 
     def stop(self) -> None:
         """Stop the prediction; it ends after its current batch of windows."""
@@ -312,11 +338,18 @@ class PredictWidget(QWidget):
         self.bar.setRange(0, total)
         self.bar.setValue(done)
 
-    def _predicted(self, prediction: PredictedVolume) -> None:
-        assert self._running is not None
+    def _predicted(self, prediction: PredictedVolume, number: int) -> None:
+        running = self._running
+        assert running is not None
         if not prediction.confidence:
-            self._running.finished.append(prediction.structure)
-        layer = prediction_layer(prediction, self._running.placement, self._running.request)
+            running.finished.append(prediction.structure)
+        if running.times is not None and number:
+            # Of a layer that was closed meanwhile too: nobody sees it.
+            layer = running.layers[prediction.structure, bool(prediction.confidence)]
+            set_time_point(layer, prediction, running.times, number)
+            return
+        layer = prediction_layer(prediction, running.placement, running.request, running.times)
+        running.layers[prediction.structure, bool(prediction.confidence)] = layer
         self.viewer.add_layer(layer)
 
     def _stopped(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from napari.qt.threading import WorkerBase, WorkerBaseSignals
@@ -21,8 +22,8 @@ class _Stopped(Exception):  # noqa: N818 - nothing went wrong
 class _Signals(WorkerBaseSignals):
     #: Windows done and their total.
     progressed = Signal(int, int)
-    #: A `PredictedVolume`.
-    predicted = Signal(object)
+    #: A `PredictedVolume`, and the number of the volume that it is of.
+    predicted = Signal(object, int)
     stopped = Signal()
 
 
@@ -33,28 +34,34 @@ class PredictionWorker(WorkerBase):
 
     Parameters
     ----------
-    request, read, shape
+    request, shape
         As in `predict_volume`.
+    reads
+        Each returns a volume of `shape`, as `read` there; they are predicted in this order.
     """
 
     def __init__(
-        self, request: VolumeRequest, read: Callable[[], NDArray[Any]], shape: Sequence[int]
+        self, request: VolumeRequest, reads: Sequence[Callable[[], NDArray[Any]]], shape: Sequence[int]
     ) -> None:
         super().__init__(SignalsClass=_Signals)
-        self._request, self._read, self._shape = request, read, shape
+        self._request, self._reads, self._shape, self._number = request, reads, shape, 0
 
     def work(self) -> None:
         """Predict; an error becomes the signal ``errored``."""
         try:
-            for prediction in predict_volume(self._request, self._read, self._shape, progress=self._report):
-                self._raise_if_stopped()
-                self.signals.predicted.emit(prediction)
+            for number, read in enumerate(self._reads):
+                self._number = number
+                # The memory for the results of all volumes is taken with the first.
+                request = replace(self._request, volumes=1) if number else self._request
+                for prediction in predict_volume(request, read, self._shape, progress=self._report):
+                    self._raise_if_stopped()
+                    self.signals.predicted.emit(prediction, number)
         except _Stopped:
             self.signals.stopped.emit()
 
     def _report(self, done: int, total: int) -> None:
         self._raise_if_stopped()
-        self.signals.progressed.emit(done, total)
+        self.signals.progressed.emit(self._number * total + done, len(self._reads) * total)
 
     def _raise_if_stopped(self) -> None:
         if self.abort_requested:

@@ -23,6 +23,7 @@ from repmode_cl.data.preprocessing.volume_cache import ContentDigests
 from repmode_cl.data.readers import open_image
 from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.data.validation.held_out import learned_images
+from repmode_cl.data.validation.problem_groups import lines_text
 from repmode_cl.errors import ConfigError, ImageError, ManifestError, RepmodeError, UnknownStructureError
 from repmode_cl.evaluation.image_quality import ImagePair, available_measures, check_measures, measure_image
 from repmode_cl.evaluation.segmentation import cell_features, feature_correlations, foreground
@@ -327,12 +328,13 @@ class EvaluationRun:
                 )
             except OSError as error:
                 raise ManifestError(f"{self.manifest.path}: {error.filename}: {error.strerror}") from error
-            learned = {problem.row: problem for problem in problems}
+            learned = sorted({problem.row for problem in problems})
             kept = [row for row in own if row.number not in learned]
-            notes += [
-                f"{name} is not evaluated on line {line}: {problem.message}"
-                for line, problem in learned.items()
-            ]
+            if learned:
+                notes.append(
+                    f"{name} is not evaluated on {lines_text(learned)}: the model learned from there, or from what "
+                    "lies near, so that figures would be better than on an unseen image"
+                )
             if not kept:
                 raise ManifestError(
                     f"{self.manifest.path}: every image of {name!r} was learned from, or lies near one that was: "
@@ -450,7 +452,9 @@ class EvaluationRun:
             ("images", self.manifest.path.name),
             (
                 "voxels (z, y, x)",
-                "their own" if grid is None else f"{times.join(f'{um:g}' for um in grid)} µm",
+                "their own"
+                if grid is None
+                else f"{times.join(f'{um:g}' for um in grid)} µm; their own where no size is stated",
             ),
             ("threshold", "Otsu, of each" if threshold is None else f"{threshold:g} z-score units"),
             ("smallest object", f"{self.options.min_size} voxels"),

@@ -131,7 +131,10 @@ def test_the_command_that_trains_on(
 def test_a_base_is_trained_on_as_a_new_model(base: int, key: str, stored: Path) -> None:
     entry = entry_of(stored, "dna", steps=300, config="mine")
     line = verdict_line(entry, "m", base=base)
-    assert f"train on: `repmode-cl train mine --out NEW --set training.{key}=600` makes a new model" in line
+    assert (
+        f"train on: `repmode-cl train CONFIG --out NEW --set training.{key}=600`, with the configuration (mine) and "
+        "the settings that trained it, makes a new model"
+    ) in line
 
 
 def test_a_level_curve_asks_for_images(stored: Path) -> None:

@@ -141,6 +141,41 @@ def test_the_slider_chooses_and_the_prediction_stays_there(
     assert opened.volume.text() == opened.message.text()
 
 
+def test_all_time_points_become_one_layer(opened: PredictWidget, viewer: ViewerModel) -> None:
+    assert not opened.all_times.isEnabled(), "the layer has no axis of time"
+    film = viewer.add_image(
+        np.moveaxis(DATA, 0, 1)[None],
+        name="film",
+        scale=(1, 0.4, 2, 0.2, 0.33),
+        translate=(0, 1, 10, 0, 2),
+        axis_labels=("c", "z", "t", "y", "x"),
+    )
+    viewer.dims.set_point(2, 14)
+    opened.image.setCurrentText("film")
+    assert opened.all_times.isEnabled()
+    opened.all_times.click()
+    assert opened.volume.text() == "9 x 14 x 12 voxels (z, y, x), axis t at 0 to 2"
+    seen: list[np.ndarray] = []
+    viewer.layers.events.inserted.connect(lambda event: seen.append(event.value.data.copy()))
+    run(opened)
+    assert opened.message.text() == ("predicted: dna (3 of 3 time points), mitochondria (3 of 3 time points)")
+    added = viewer.layers["dna of film"]
+    np.testing.assert_array_equal(added.extent.world, film.extent.world)
+    assert added.data.shape == film.data.shape
+    assert np.isnan(seen[0][:, :, 1:]).all(), "what is not predicted yet does not look like nothing"
+    for number in range(3):
+        request = predict_layer.VolumeRequest(opened.model, ("dna",), VOXELS, "")
+        [same] = predict_layer.predict_volume(request, lambda number=number: DATA[number], SHAPE)
+        np.testing.assert_array_equal(added.data[0, :, number], same.values)
+    low, high = added.contrast_limits_range
+    assert (low, high) == pytest.approx((added.data.min(), added.data.max()))
+    assert "axis t at 0 to 2" in added.metadata["repmode-cl"]["selection"]
+    # Of two further axes without such a name none is time.
+    viewer.add_image(np.stack([DATA, DATA]), name="unnamed", scale=(1, 1, *VOXELS))
+    opened.image.setCurrentText("unnamed")
+    assert not opened.all_times.isEnabled()
+
+
 @pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")  # napari shows such images not quite rightly
 def test_an_image_that_is_turned_in_any_way_is_met() -> None:
     turn = np.eye(4)

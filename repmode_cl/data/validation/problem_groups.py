@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from repmode_cl.data.manifest import Problem
 from repmode_cl.errors import counted
 
-__all__ = ["ProblemGroup", "group_problems", "line_ranges"]
+__all__ = ["ProblemGroup", "group_problems", "line_ranges", "lines_text"]
 
 #: Most ranges of lines that are named.
 _MOST_RANGES = 12
@@ -33,7 +33,7 @@ class ProblemGroup:
             return str(first)
         rows = sorted({problem.row for problem in self.problems})
         count = counted(len(self.problems), first.severity)
-        return f"{_lines_text(rows)}: {first.kind} ({count}); the first is {first}"
+        return f"{lines_text(rows)}: {first.kind} ({count}); the first is {first}"
 
 
 def group_problems(problems: Iterable[Problem]) -> list[ProblemGroup]:
@@ -55,8 +55,8 @@ def line_ranges(rows: Iterable[int]) -> list[tuple[int, int]]:
     return ranges
 
 
-def _lines_text(rows: list[int]) -> str:
-    """Write lines such as ``lines 2-13, 15``."""
+def lines_text(rows: list[int]) -> str:
+    """Write lines, in order, such as ``lines 2-13, 15``."""
     ranges = line_ranges(rows)
     listed = ", ".join(
         str(start) if start == stop else f"{start}-{stop}" for start, stop in ranges[:_MOST_RANGES]

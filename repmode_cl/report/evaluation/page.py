@@ -22,7 +22,7 @@ __all__ = ["build_evaluation", "picture_values"]
 _COLUMNS = (
     ("r2", "R²", 3, "1 is perfect, 0 is predicting the mean"),
     ("pearson", "Pearson", 3, "correlation; does not see a wrong scale"),
-    ("mse", "MSE", 3, "for z-scored images 1 minus R²"),
+    ("mse", "MSE", 3, "where each image has its own z-score 1 minus R²"),
     ("mae", "MAE", 3, "mean absolute error, z-score units"),
     ("psnr", "PSNR", 1, "dB, of the range of the truth"),
     ("ssim", "SSIM", 3, "structural similarity, 1 is perfect"),
