@@ -141,6 +141,14 @@ def predict(
         str | None,
         typer.Option(metavar="Z,Y,X", help="Voxel size in um, where the file states none or a wrong one."),
     ] = None,
+    light: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEAN,DEVIATION",
+            help="For a model with one z-score for all images: what to z-score the light by in place of the training's; "
+            "or all, for that of all images of this call, such as a plate.",
+        ),
+    ] = None,
     force: ForceOption = False,
     memory: Annotated[
         str | None,
@@ -201,12 +209,13 @@ def predict(
         )
     window_size = parse_size(window, "--window")
     voxel_size_um = parse_voxel_size(voxel_size)
+    from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
     from repmode_cl.data.readers.registry import refuse_folder
     from repmode_cl.inference.image_task import ImageTask, PredictionPlan
     from repmode_cl.inference.options import FAST_OVERLAP, PredictionOptions
     from repmode_cl.inference.output_paths import output_paths, refuse_inputs
     from repmode_cl.inference.positions import PositionChoice, plan_positions, uses_positions
-    from repmode_cl.inference.predict_files import expand_inputs, output_names, predict_plan
+    from repmode_cl.inference.predict_files import expand_inputs, measure_light, output_names, predict_plan
     from repmode_cl.inference.prediction_table import check_prediction_table
     from repmode_cl.inference.provenance import input_name
     from repmode_cl.inference.rescale import Rescale
@@ -232,6 +241,7 @@ def predict(
         overlap=FAST_OVERLAP if fast else overlap,
         device=device,
         voxel_size=voxel_size_um,
+        light=None if light in (None, "all") else _light(light),
         force=force,
         rescale=None if rescale is None else Rescale.parse(rescale),
         stack=stack,
@@ -299,6 +309,22 @@ def predict(
     if previews is not None:
         sources = [input_name(source) for source in inputs]
         writer = PreviewWriter(opened, dict(zip(sources, previews, strict=True)))
+    if light == "all":
+        if not PreprocessingRecipe.from_json(opened.preprocessing).data_set:
+            raise RepmodeError(
+                f"{model}: each image is z-scored by itself, as in training: leave out --light"
+            )
+        with task("measuring the light", total=len(plan.tasks)) as bar:
+            scale = measure_light(
+                opened,
+                names if several else names[0],
+                plan,
+                options,
+                keep_going=keep_going,
+                measured=bar.advance,
+            )
+        typer.echo(f"light of all images: --light {scale[0]!r},{scale[1]!r}")
+        options = dataclasses.replace(options, light=scale)
     reported: set[str] = set()
     shown: list[Path] = []
     with ExitStack() as contexts:
@@ -404,6 +430,17 @@ def _time(ctx: typer.Context, text: str | None) -> int | str | None:
             f"{text!r} is no number from 0, and not 'all'", ctx=ctx, param_hint="'--t' / '--time'"
         )
     return int(text)
+
+
+def _light(text: str) -> tuple[float, float]:
+    """Read ``--light``: two numbers."""
+    try:
+        mean, deviation = (float(part) for part in text.split(","))
+    except ValueError:
+        raise RepmodeError(
+            f"--light {text!r}: give the light's mean and deviation, such as --light 1200,85, or all"
+        ) from None
+    return mean, deviation
 
 
 def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str | int]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from repmode_cl.data.preprocessing.intensity_scales import as_scale
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.preview import PreviewVolumes
 from repmode_cl.inference.rescale import Rescale
@@ -60,6 +61,9 @@ class PredictionOptions:
         Which of several scenes (by number or name) or time points.
     voxel_size
         um (z, y, x) of the input, where the file states none or a wrong one.
+    light
+        Mean and deviation that the transmitted light is z-scored by, in place of those of the training images; for
+        models that have these (``normalise: data_set``).
     force
         Continue where the voxel size is missing or far from those the model was trained on, with a note.
     rescale
@@ -113,6 +117,7 @@ class PredictionOptions:
     scene: int | str | None = None
     t: int | None = None
     voxel_size: tuple[float, float, float] | None = None
+    light: tuple[float, float] | None = None
     force: bool = False
     rescale: Rescale | None = None
     stack: bool = False
@@ -160,9 +165,19 @@ def _rescale(rescale: Rescale | str) -> Rescale:
     return Rescale.parse(rescale) if isinstance(rescale, str) else rescale
 
 
+def _light(light: Sequence[float]) -> tuple[float, float]:
+    scale = as_scale(light)
+    if scale is None:
+        raise RepmodeError(
+            f"light {', '.join(map(str, light))}: its mean and its deviation are needed, the second above 0"
+        )
+    return scale
+
+
 _CONVERTERS: Mapping[str, Callable[..., object]] = {
     "window": _window,
     "voxel_size": _voxel_size,
+    "light": _light,
     "rescale": _rescale,
     "memory": parse_memory,
 }

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import math
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from repmode_cl.data.geometry import Box
+from repmode_cl.data.preprocessing.intensity_scales import Moments
 from repmode_cl.data.preprocessing.normalisation import ZScore
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader, Region, open_image
@@ -38,6 +40,7 @@ from repmode_cl.inference.output_paths import output_paths
 from repmode_cl.inference.prepare_volume import target_score
 from repmode_cl.inference.preview import PreviewVolumes, preview_box, voxel_size_on_grid
 from repmode_cl.inference.provenance import file_metadata, input_name
+from repmode_cl.inference.raw_volume import RawVolume
 from repmode_cl.inference.streaming.blocks import BlockPlan
 from repmode_cl.inference.streaming.journal import PredictionJournal
 from repmode_cl.inference.streaming.memory_plan import MemoryNeeds, MemoryPlan, plan_memory, tile_bytes
@@ -58,7 +61,7 @@ from repmode_cl.inference.trust_channels import (
     unlike_key,
     window_networks,
 )
-from repmode_cl.inference.volume_source import FileSource
+from repmode_cl.inference.volume_source import FileSource, VolumeSource, copy_resampled, z_score_of
 from repmode_cl.inference.window_batches import Network
 from repmode_cl.inference.windows import WindowGrid, checked_window_grid
 from repmode_cl.inference.writers.imagej import check_imagej
@@ -358,6 +361,35 @@ class FilePrediction:
         with open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image:
             return self._plan(image).notes
 
+    def light_moments(self) -> Moments:
+        """Return mean and deviation of the image's light on the model's grid, as it is before its z-score.
+
+        Raises
+        ------
+        RepmodeError
+            As of `check`, or if a voxel is not finite.
+        """
+        with (
+            open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image,
+            ExitStack() as stack,
+        ):
+            plan = self._plan(image)
+            source: VolumeSource = plan.source
+            if plan.grid.shape != source.shape:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                volume = stack.enter_context(RawVolume(Path(folder) / "light", plan.grid.shape))
+                recipe, resident = plan.recipe, resident_memory()
+                memory = self.options.memory or resident + available_memory() // 2
+                copy_resampled(
+                    source, volume, recipe.order, tile_bytes(memory, resident), anti_alias=recipe.anti_alias
+                )
+                source = volume
+            try:
+                score = z_score_of(source, empty="keep")
+            except ImageError as error:
+                raise ImageError(f"{self.in_path}: {error}") from error
+            return Moments(math.prod(source.shape), score.mean, score.deviation)
+
     def survey(self) -> tuple[dict[Path, str], list[PredictedFile]]:
         """Return the UUID of each output, and the records of the outputs as if they were there; predict nothing.
 
@@ -384,6 +416,13 @@ class FilePrediction:
         image.read(channel, Region((0, 1), (0, 1), (0, 1)), scene=options.scene, t=options.t)
         notes = (*self._voxel_size_notes(voxel_size), *self._absent_notes(image, channel))
         recipe = PreprocessingRecipe.from_json(model.preprocessing)
+        if options.light is not None:
+            if not recipe.data_set:
+                raise RepmodeError(
+                    f"{model.path}: each image is z-scored by itself, as in training: leave out the mean and deviation "
+                    "of the light; a model with normalise: data_set takes them"
+                )
+            recipe = dataclasses.replace(recipe, light=options.light)
         window = model.inference["window"] if options.window is None else options.window
         overlap = float(model.inference["overlap"] if options.overlap is None else options.overlap)
         try:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
+from repmode_cl.data.preprocessing.intensity_scales import pooled_scale
 from repmode_cl.data.readers.location import as_location, is_url
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.cluster import PredictionCluster
@@ -32,6 +33,7 @@ from repmode_cl.utils.background import working_behind
 from repmode_cl.utils.devices import resolve_device
 
 __all__ = [
+    "measure_light",
     "predict_files",
     "predict_plan",
     "expand_inputs",
@@ -280,6 +282,49 @@ def predict_plan(
 
             _one_by_one(waiting, compute, settle, options.status)
     return [outcomes[task] for task in plan.tasks]
+
+
+def measure_light(
+    model: ModelSnapshot,
+    structure: str | list[str] | tuple[str, ...],
+    plan: PredictionPlan,
+    options: PredictionOptions,
+    *,
+    keep_going: bool = False,
+    measured: Callable[[], None] | None = None,
+) -> tuple[float, float]:
+    """Return mean and deviation of the light of all images of a plan together, such as those of a plate.
+
+    Parameters
+    ----------
+    model, structure, plan, options
+        As of `predict_plan`; ``PredictionOptions.light`` takes the result.
+    keep_going
+        Leave out images that cannot be predicted.
+    measured
+        Called after each image.
+
+    Raises
+    ------
+    RepmodeError
+        That of the first image that cannot be predicted, unless `keep_going`; or if no voxel differs from the others.
+    """
+    moments = []
+    for task in plan.tasks:
+        mine = replace(options, scene=task.scene, t=task.t, light=None)
+        try:
+            moments.append(FilePrediction(model, structure, task.image, task.output, mine).light_moments())
+        except RepmodeError:
+            if not keep_going:
+                raise
+        if measured is not None:
+            measured()
+    scale = pooled_scale(moments) if moments else (0.0, 0.0)
+    if not scale[1] > 0:
+        raise RepmodeError(
+            "no image has light that differs from voxel to voxel: there is nothing to z-score by"
+        )
+    return scale
 
 
 def _blank(task: ImageTask) -> ImageOutcome:

@@ -74,7 +74,7 @@ def file_metadata(
         "device": str(request["device"]),
     }
     about |= {key: str(request[key]) for key in ("scene", "time") if request[key] is not None}
-    if (light := PreprocessingRecipe.from_json(model.preprocessing).light) is not None:
+    if (light := request["preprocessing"].get("light")) is not None:
         about["light_mean_and_deviation"] = " ".join(repr(one) for one in light)
     if notes:
         # Folders of one machine are nobody else's concern.

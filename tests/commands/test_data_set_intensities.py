@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -234,6 +235,46 @@ def test_predictions_and_figures_are_in_the_units_of_the_training(
     np.save(tmp_path / "flat.npy", np.full(SHAPE, 3.0, np.float32))
     with pytest.raises(ImageError, match=r"flat.npy: every voxel is 3: such an image shows nothing"):
         predict_file(model, "dna", tmp_path / "flat.npy", tmp_path / "flat.ome.tif")
+
+
+def test_a_plate_may_be_z_scored_by_its_own_light(model: Path, images: Path, tmp_path: Path) -> None:
+    # The same fields under a lamp of half the strength, one of them on other voxels.
+    plate = []
+    for field in range(3):
+        save(tmp_path / f"well{field}.tif", tifffile.imread(images.parent / f"light{field}.tif") / 2)
+        plate.append(str(tmp_path / f"well{field}.tif"))
+    call = ["predict", str(model), "--all", *plate, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*call, "--light", "all"])
+    assert result.exit_code == 0, result.output
+    mean, deviation = pooled(images, "light")
+    text = re.search("--light ([0-9.]+),([0-9.]+)", result.output)
+    assert text is not None
+    assert [float(one) for one in text.groups()] == pytest.approx([mean / 2, deviation / 2])
+    bright = Model.open(model).predict(
+        ((tifffile.imread(images.parent / "light2.tif") - mean) / deviation).astype(np.float32), "dna"
+    )
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "out" / "well2_dna.ome.tif"), bright, atol=1e-4)
+    again = CliRunner().invoke(app, [*call, "--light", f"{text[1]},{text[2]}"])
+    assert again.exit_code == 0, again.output
+    assert again.output.count("already") == 6, "the same numbers make the same prediction"
+    refused = CliRunner().invoke(app, [*call, "--light", "12"])
+    assert "give the light's mean and deviation" in refused.output
+
+
+def test_a_model_that_z_scores_each_image_takes_no_light(stored: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", volume(0))
+    call = [
+        "predict",
+        str(stored),
+        "--structure",
+        "dna",
+        str(tmp_path / "a.npy"),
+        str(tmp_path / "b.ome.tif"),
+    ]
+    for light in ("all", "100,10"):
+        result = CliRunner().invoke(app, [*call, "--force", "--light", light])
+        assert result.exit_code != 0
+        assert "each image is z-scored by itself" in result.output
 
 
 def test_a_truth_without_recorded_intensities_is_refused(model: Path, images: Path, tmp_path: Path) -> None:

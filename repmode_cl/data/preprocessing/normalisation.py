@@ -82,8 +82,8 @@ def z_score(
         Take mean and deviation of the voxels clipped to this lower and upper percentile (0 to 100), so that a few hot
         pixels do not decide; the z-score itself clips nothing. ``(0, 100)`` gives what None does, but for rounding.
     empty
-        ``zeros``: a constant volume gets a z-score of 0 everywhere; ``refuse``: it is an error; ``keep``, with `given`:
-        it is as good as any other.
+        ``zeros``: a constant volume gets a z-score of 0 everywhere; ``refuse``: it is an error; ``keep``: with `given`
+        it is as good as any other, and without its deviation is 0.
     given
         Mean and deviation that are known already, such as those of a data set: the volume is read once and checked,
         and these are returned.
@@ -112,6 +112,8 @@ def z_score(
     if low == high:
         if empty == "zeros":
             return ZScore(low, 1.0)
+        if empty == "keep":
+            return ZScore(low, 0.0)
         raise ImageError(f"every voxel is {low:g}: a constant image has no z-score")
     if percentiles is not None:
         low, high = streaming_percentiles(pieces, size, percentiles)

@@ -154,12 +154,11 @@ def _measure(folder: Path, job: VolumeJob) -> MeasuredVolume:
 def _moments(job: VolumeJob) -> Moments:
     volume = _resampled(job)
     try:
-        # A constant image has a mean and no deviation, whatever becomes of it.
-        score = z_score_of_volume(volume, empty="zeros")
+        # A constant image counts with its mean, whatever becomes of it.
+        score = z_score_of_volume(volume, empty="keep")
     except ImageError as error:
         raise ImageError(f"{job.path}, channel {job.channel}: {error}") from error
-    constant = bool((volume == volume.flat[0]).all())
-    return Moments(volume.size, score.mean, 0.0 if constant else score.deviation)
+    return Moments(volume.size, score.mean, score.deviation)
 
 
 def _full(folder: Path, job: VolumeJob, error: OSError) -> RepmodeError:
