@@ -145,8 +145,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="MEAN,DEVIATION",
-            help="For a model with one z-score for all images: what to z-score the light by in place of the training's; "
-            "or all, for that of all images of this call, such as a plate.",
+            help="For a model with one z-score for all images: what to z-score the light by in place of the "
+            "training's; or all, for that of all images of this call, such as a plate.",
         ),
     ] = None,
     force: ForceOption = False,
