@@ -263,9 +263,17 @@ def _read_record(record: Path) -> dict[str, dict[str, str]]:
 def _missing_splits(manifest: Manifest, splits: Mapping[int, str]) -> list[str]:
     notes = []
     for structure in manifest.structures:
-        held = {splits[row.number] for row in manifest.for_structure(structure)}
-        if "train" not in held:
+        rows = manifest.for_structure(structure)
+        held = [splits[row.number] for row in rows]
+        train = held.count("train")
+        if not train:
             notes.append(f"{structure}: no image trains")
+        elif train < len(held) - train and any(row.split is None for row in rows):
+            # Of two groups one tests, which may be the larger.
+            notes.append(
+                f"{structure}: {counted(train, 'image')} to train on and {len(held) - train} held out, because those "
+                "of a group stay together: name the images that train in the column split"
+            )
         if "val" not in held:
             notes.append(f"{structure}: no image validates; the state of the last step is used, not the best")
         if "test" not in held:

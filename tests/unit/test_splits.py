@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,24 @@ def test_too_few_images_are_said() -> None:
     assert any(note.startswith("dna: no image tests") for note in found.notes)
     enough = assign_splits(manifest(*[("dna", f"{i}.tif", None) for i in range(4)]), seed=0, digest=str)
     assert enough.notes == ()
+
+
+def test_more_images_held_out_than_trained_on_is_said() -> None:
+    rows = manifest(*[("dna", f"{i}.tif", None) for i in range(6)])
+    groups = replace(
+        rows, rows=tuple(replace(row, group="A" if row.number < 4 else "B") for row in rows.rows)
+    )
+    said = set()
+    for seed in range(8):
+        found = assign_splits(groups, seed=seed, digest=str)
+        train = list(found.values()).count("train")
+        notes = [note for note in found.notes if "held out, because those of a group stay together" in note]
+        assert bool(notes) is (train == 2)
+        said.add(train)
+    assert said == {2, 4}, "either group may be the one that tests"
+    splits = {number: "train" if number < 4 else "test" for number in range(2, 8)}
+    named = replace(groups, rows=tuple(replace(row, split=splits[row.number]) for row in groups.rows))
+    assert not [note for note in assign_splits(named, seed=0, digest=str).notes if "held out" in note]
 
 
 @pytest.mark.parametrize(
