@@ -60,8 +60,11 @@ def show(model: ReadModelArgument) -> None:
     if opened.voxel_size is not None:
         typer.echo(f"voxel size (z, y, x) in um: {' x '.join(f'{um:g}' for um in opened.voxel_size)}")
     provenance = opened.entries[opened.base_structures[0]].provenance
-    if trained := voxel_range_text(trained_voxels(provenance, None)):
+    seen = trained_voxels(provenance, None)
+    if trained := voxel_range_text(seen):
         typer.echo(f"trained on images of voxels of {trained}")
+    elif seen.recorded and opened.voxel_size is not None:
+        typer.echo("no image that it was trained on states its voxels: each kept its own grid")
     if trained_with := training_texts(provenance, len(opened.base_structures), added=False):
         typer.echo(printable(f"the base was trained with {', '.join(trained_with)}"))
     if prepared := PreprocessingRecipe.from_json(opened.preprocessing).summary:

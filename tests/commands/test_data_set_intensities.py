@@ -176,6 +176,7 @@ def test_a_model_keeps_the_intensities_and_earlier_versions_refuse_it(
     shown = CliRunner().invoke(app, ["show", str(model)]).output
     text = f"z-score over the training images, light of mean {light[0]:.6g} and deviation {light[1]:.6g}"
     assert f"images are prepared with {text}" in shown
+    assert "states its voxels" not in shown, "its images keep their grids anyway"
     card = model_card(Model.open(model), Attribution())
     assert text in card
     assert "z-scores over all training images" in card

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import store_operations
-from stored_model import another, make_model
+from stored_model import PARTS, another, base_network, make_model
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.cli.text import figure, printable
+from repmode_cl.data.voxel_size_check import voxel_size_record
 from repmode_cl.model import Model
 from repmode_cl.store.registry import Registry
 
@@ -43,6 +44,19 @@ def test_a_figure_is_formatted_or_left_blank(value: object, text: str) -> None:
 
 def test_control_characters_are_not_printed() -> None:
     assert printable("a\x1b[2J\nb \u202e\u00e9") == "a\ufffd[2J\ufffdb \ufffd\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "grid", "said"),
+    [([None], (0.29,) * 3, True), ([None, (1, 1, 1)], (0.29,) * 3, False), ([None], None, False)],
+)
+def test_a_grid_that_no_training_image_was_brought_to_is_said(
+    sizes: list[tuple[float, ...] | None], grid: tuple[float, ...] | None, said: bool, tmp_path: Path
+) -> None:
+    parts = {**PARTS, "voxel_size": grid}
+    Model.create(tmp_path / "model", base_network(), **parts, provenance=voxel_size_record(sizes))
+    text = "no image that it was trained on states its voxels: each kept its own grid"
+    assert (text in output_of("show", tmp_path / "model")) is said
 
 
 def test_an_imported_figure_is_marked(model_path: Path, tmp_path: Path) -> None:
