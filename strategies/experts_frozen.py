@@ -13,9 +13,10 @@ from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.config.strategy_schema import RATE_GROUPS
 from repmode_cl.errors import ConfigError, did_you_mean
 from repmode_cl.nn import AdditionSpec
+from repmode_cl.nn.warm_start import warm_start
 from repmode_cl.scenarios import StructureStream
-from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.hooks import REPMODE, Experiences
+from repmode_cl.strategies.warm_start import WarmStart
 
 __all__ = ["ExpertsFrozen", "training_options"]
 
@@ -23,7 +24,7 @@ __all__ = ["ExpertsFrozen", "training_options"]
 _SPEC_KEYS = ("expert", "sees", "norm", "resampling", "gate", "scale", "blocks")
 
 
-class ExpertsFrozen(StructureStrategy):
+class ExpertsFrozen(WarmStart):
     """Strategy of this package: each added structure trains only its own expert, gates and norms.
 
     Parameters
@@ -156,12 +157,17 @@ class ExpertsFrozen(StructureStrategy):
     def own_options(cls, options: StrategyConfig) -> dict[str, Any]:
         """Return the specification of an addition, and how it is trained."""
         spec = AdditionSpec(**{key: getattr(options, key) for key in _SPEC_KEYS})
-        return {"spec": spec, **training_options(options)}
+        start = {} if options.init_from == "none" else {"init_from": options.init_from}
+        return {"spec": spec, **training_options(options), **start}
 
     def grow(self, structures: Sequence[str]) -> None:
         """Add each structure to the frozen network."""
         for name in structures:
             self.network.add_structure(name, self.spec, seed=self.seed)
+
+    def begin_as(self, name: str, other: str) -> None:
+        """Set gate rows, expert, norms and resampling layers of `name` by the mode of `other` (`nn.warm_start`)."""
+        warm_start(self.network, name, other)
 
     def _adds(self, number: int) -> bool:
         """Return whether experience `number` trains an addition, and not the base."""

@@ -10,8 +10,8 @@ from torch import nn
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.nn.adaptations import AdaptationKind, AdaptationSpec
 from repmode_cl.nn.adapted_unet import AdaptedUNet
-from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.state import architecture_of
+from repmode_cl.strategies.warm_start import WarmStart
 
 __all__ = ["FrozenBase", "last_layer_base"]
 
@@ -21,7 +21,7 @@ def last_layer_base(options: StrategyConfig) -> str:
     return f"multi_head_last_k{options.kernel}"
 
 
-class FrozenBase(StructureStrategy):
+class FrozenBase(WarmStart):
     """A plain network that the base's structures are trained in jointly, and that is frozen after them.
 
     The base is that of Multi-Head with a last layer for each structure. Each structure after it trains a fresh last

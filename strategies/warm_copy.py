@@ -8,15 +8,15 @@ from torch import nn
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.nn.copied_networks import CopiedMultiHeadUNet, CopiedRepModeUNet
-from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.multi_head import MultiHead
 from repmode_cl.strategies.state import architecture_of
+from repmode_cl.strategies.warm_start import WarmStart
 
 __all__ = ["WarmCopy"]
 
 
-class WarmCopy(StructureStrategy):
+class WarmCopy(WarmStart):
     """Fine-tuning of a separate copy of the base for each structure: nothing is forgotten, and nothing shared.
 
     What anyone can do without a method for it, and so the first reference for each method that never forgets. A copy

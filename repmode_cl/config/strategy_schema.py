@@ -107,6 +107,7 @@ _OWNERS = {
     "blocks": ("experts_frozen",),
     "decay_to_base": ("experts_frozen",),
     "gate_steps": ("experts_frozen",),
+    "init_from": ("experts_frozen", "warm_copy", *_FROZEN_BASE),
     "kernel": (
         "multi_net",
         "multi_head",
@@ -163,6 +164,7 @@ _LATER_OPTIONS = (
     "network",
     "setting",
     "gate_steps",
+    "init_from",
     "fisher",
     "probes",
     "decay",
@@ -235,6 +237,9 @@ class StrategyConfig(GrownModel):
     """experts_frozen with gate outside: decay of all that an addition trains towards the base, as AdamW decays to 0."""
     gate_steps: Annotated[float, Field(ge=0, le=1)] = 1.0
     """experts_frozen: share of an addition's steps in which its gates learn; then they are fixed, and steps cheaper."""
+    init_from: Literal["none", "best"] = "none"
+    """experts_frozen, warm_copy, lora, ssf, adapter, norm_only, piggyback: what each structure after the base starts
+    from, chance or the known structure whose network fits its training patches best."""
     kernel: Literal[3, 5] = 3
     """multi_net, multi_head, warm_copy of it, all on a frozen plain network, avalanche: kernel size of it."""
     networks: Literal["all", "added"] = "all"
@@ -441,6 +446,8 @@ class StrategyConfig(GrownModel):
             parts.append(f"decay{self.decay_to_base:g}")
         if self.gate_steps != 1:
             parts.append(f"gates{self.gate_steps:g}")
+        if self.init_from != named.get("init_from", "none"):
+            parts.append("from_best" if self.init_from == "best" else "from_chance")
         for key, word in _TITLE_WORDS.items():
             value = getattr(self, key)
             if value is not None:

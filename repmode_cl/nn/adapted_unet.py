@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repmode_cl.errors import StructureError
+from repmode_cl.errors import StructureError, UnknownStructureError
 from repmode_cl.nn.adaptations import (
     AdaptationSpec,
     AdaptedLayer,
@@ -135,6 +135,24 @@ class AdaptedUNet(MultiHeadUNet):
         if self._trainable is not None:
             self.restrict_training(self._trainable)
         self.train(self.training)
+
+    def begin_as(self, name: str, other: str) -> None:
+        """Set what the untrained addition `name` owns to what `other` has, so that both are predicted alike.
+
+        Of a structure of the base that is its last layer; an untrained adaptation leaves the other layers as they are.
+
+        Raises
+        ------
+        UnknownStructureError
+            If `name` is no addition, or the network does not know `other`.
+        """
+        if name not in self.additions:
+            raise UnknownStructureError(name, self.additions, "the additions of this network")
+        self._check(other)
+        self.load_head(name, self, other)
+        if other in self.additions:
+            for module, _ in self._adapted_layers():
+                module.own[name].load_state_dict(module.own[other].state_dict())
 
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
         """Make what an added structure owns trainable, or the base before there are any, and return those names.

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from repmode_cl.errors import StructureError
+from repmode_cl.errors import StructureError, UnknownStructureError
 from repmode_cl.nn.experts import uninitialised_weights
 from repmode_cl.nn.multi_head_unet import MultiHeadUNet
 from repmode_cl.nn.plain_unet import PlainUNet
@@ -38,6 +38,33 @@ class CopiedUNet(StructureUNet):
     def make_copy(self, name: str, *, seed: int) -> StructureUNet:
         """Return a copy of the base that knows `name`, with a fresh gate row or head."""
         raise TypeError(f"{type(self).__name__} does not say how it is copied")
+
+    def take_row_or_head(self, name: str, other: str) -> None:
+        """Give the copy of `name` the gate rows or the head of `other`, a structure of the base."""
+        raise TypeError(f"{type(self).__name__} does not say what {name!r} takes from {other!r}")
+
+    def begin_as(self, name: str, other: str) -> None:
+        """Set the untrained copy of `name` to what predicts `other`: the base, or an earlier copy.
+
+        Raises
+        ------
+        UnknownStructureError
+            If there is no copy of `name`, or the network does not know `other`.
+        """
+        if name not in self.copies:
+            raise UnknownStructureError(name, list(self.copies), "the copies of this network")
+        self._check(other)
+        if other not in self.copies:
+            self.take_row_or_head(name, other)
+            return
+        source = self.copies[other].state_dict()
+        keys = {
+            key: ".".join(other if part == name else part for part in key.split("."))
+            for key in self.copies[name].state_dict()
+        }
+        self.copies[name].load_state_dict(
+            {key: source[renamed if renamed in source else key] for key, renamed in keys.items()}
+        )
 
     def add_copy(self, name: str, *, seed: int) -> None:
         """Add a copy of the base for `name`; what is fresh in it depends on the seed and the name."""
@@ -119,6 +146,14 @@ class CopiedRepModeUNet(CopiedUNet, RepModeUNet):
         grown.add_base_structure(name, seed=seed)
         return _load_part(copy, grown)
 
+    def take_row_or_head(self, name: str, other: str) -> None:
+        """Give the copy of `name` the gate rows of `other`, a structure of the base."""
+        copied = dict(cast(RepModeUNet, self.copies[name]).named_mode_blocks())
+        with torch.no_grad():
+            for block_name, block in self.named_mode_blocks():
+                if block.gated:
+                    copied[block_name].gates[name].copy_(block.base_rows()[other])
+
     def gate_weights(self, structure: str) -> dict[str, dict[str, Tensor]]:
         """Return the gate weights of `structure` in the network that knows it (`RepModeUNet.gate_weights`)."""
         if structure in self.copies:
@@ -145,6 +180,10 @@ class CopiedMultiHeadUNet(CopiedUNet, MultiHeadUNet):
         grown.load_state_dict(self.base_parts())
         grown.add(name, seed=seed)
         return _load_part(copy, grown)
+
+    def take_row_or_head(self, name: str, other: str) -> None:
+        """Give the copy of `name` the head of `other`, a structure of the base."""
+        cast(MultiHeadUNet, self.copies[name]).load_head(name, self, other)
 
 
 def _load_part(network: Network, source: StructureUNet) -> Network:

@@ -125,6 +125,14 @@ class MultiHeadUNet(StructureUNet):
             self.restrict_training(self._trainable)
         self.train(self.training)
 
+    def load_head(self, name: str, source: MultiHeadUNet, other: str) -> None:
+        """Give `name` the weights of the head that `other` has in `source`, a network of the same shape."""
+        mine = [module for module in self.modules() if isinstance(module, _PerStructureLayer)]
+        theirs = [module for module in source.modules() if isinstance(module, _PerStructureLayer)]
+        # A network may have others inside, after its own: see `CopiedMultiHeadUNet`.
+        for module, one in zip(mine, theirs, strict=False):
+            module.own[name].load_state_dict(one.own[other].state_dict())
+
     def train_only(self, structures: Sequence[str]) -> frozenset[str]:
         """Make all that is shared and the heads of `structures` trainable, freeze the rest, and return those names."""
         if not structures:

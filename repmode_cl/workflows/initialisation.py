@@ -6,26 +6,23 @@ the new targets, and how well the untrained addition does once it is initialised
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet, fold_norms
 from repmode_cl.nn.warm_start import warm_start
+from repmode_cl.training.known_modes import fit_of, sample_of
 from repmode_cl.utils.progress import track
 from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
 
 __all__ = ["Initialisation", "initialise"]
-
-#: Patches of the sample: one of each training image, within these limits.
-_MIN_PATCHES, _MAX_PATCHES = 8, 32
 
 
 @dataclass(frozen=True)
@@ -98,12 +95,12 @@ def initialise(
     if plan.init_from == "none":
         return Initialisation()
     model, name = plan.model, plan.structure
-    sample = _sample(patches)
+    sample = sample_of(patches)
     # A comparison treats a structure that the model has already as if it were not there.
     others = tuple(other for other in model.structures if plan.replace or other != name)
     candidates = others if plan.init_from in INIT_CHOICES else (plan.init_from,)
     figures = {
-        known: _figures(plain, sample, device)
+        known: fit_of(plain, sample, device)
         for known, plain in track(_modes(model, candidates), "known structures", len(candidates))
     }
     errors = {known: measured["mse"] for known, measured in figures.items() if measured}
@@ -114,7 +111,7 @@ def initialise(
         )
     best = min(errors, key=errors.__getitem__)
     copied = warm_start(network, name, best, source=model.network([best]))
-    step_0 = _figures(fold_norms(network.eval().fuse(name)), sample, device)
+    step_0 = fit_of(fold_norms(network.eval().fuse(name)), sample, device)
     return Initialisation(best, figures, step_0, copied, len(sample))
 
 
@@ -127,39 +124,3 @@ def _modes(model: Model, structures: Sequence[str]) -> Iterator[tuple[str, nn.Mo
             yield known, fold_norms(base.fuse(known))
         else:
             yield known, fold_norms(model.network([known]).fuse(known))
-
-
-def _sample(patches: PatchDataset) -> PatchDataset:
-    """Return a few of the patches: the first ones, which depend only on the seed."""
-    count = min(_MAX_PATCHES, max(_MIN_PATCHES, len(patches.samples)))
-    return PatchDataset(
-        patches.samples,
-        patch=patches.patch,
-        seed=patches.seed,
-        length=count,
-        flips=patches.flips,
-        foreground=patches.foreground,
-    )
-
-
-def _figures(plain: nn.Module, patches: PatchDataset, device: torch.device) -> dict[str, float]:
-    """Return ``mse`` and ``r2`` over all voxels of `patches` within the masks; nothing where they are not finite."""
-    plain = plain.to(device)
-    squared_error = voxels = total = total_of_squares = 0.0
-    with torch.inference_mode():
-        for index in range(len(patches)):
-            signal, target = (tensor.to(device) for tensor in patches[index])
-            weight = target[1] if len(target) > 1 else torch.ones_like(target[0])
-            squared_error += _weighted_sum(weight, (plain(signal[None])[0, 0] - target[0]) ** 2)
-            voxels += float(weight.sum(dtype=torch.float64))
-            total += _weighted_sum(weight, target[0])
-            total_of_squares += _weighted_sum(weight, target[0] ** 2)
-    if not math.isfinite(squared_error) or not voxels:
-        return {}
-    variance = total_of_squares / voxels - (total / voxels) ** 2
-    mse = squared_error / voxels
-    return {"mse": mse, "r2": 1 - mse / variance} if variance > 0 else {"mse": mse}
-
-
-def _weighted_sum(weight: Tensor, values: Tensor) -> float:
-    return float((weight * values).sum(dtype=torch.float64))
