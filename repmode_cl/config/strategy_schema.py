@@ -107,7 +107,7 @@ _OWNERS = {
     "blocks": ("experts_frozen",),
     "decay_to_base": ("experts_frozen",),
     "gate_steps": ("experts_frozen",),
-    "init_from": ("experts_frozen", "warm_copy", *_FROZEN_BASE),
+    "init_from": ("experts_frozen", "warm_copy", "norm_only", "lora", "ssf", "adapter"),
     "kernel": (
         "multi_net",
         "multi_head",
@@ -238,7 +238,7 @@ class StrategyConfig(GrownModel):
     gate_steps: Annotated[float, Field(ge=0, le=1)] = 1.0
     """experts_frozen: share of an addition's steps in which its gates learn; then they are fixed, and steps cheaper."""
     init_from: Literal["none", "best"] = "none"
-    """experts_frozen, warm_copy, lora, ssf, adapter, norm_only, piggyback: what each structure after the base starts
+    """experts_frozen, warm_copy, norm_only, lora, ssf, adapter: what each structure after the base starts
     from, chance or the known structure whose network fits its training patches best."""
     kernel: Literal[3, 5] = 3
     """multi_net, multi_head, warm_copy of it, all on a frozen plain network, avalanche: kernel size of it."""

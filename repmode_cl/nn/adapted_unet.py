@@ -139,7 +139,8 @@ class AdaptedUNet(MultiHeadUNet):
     def begin_as(self, name: str, other: str) -> None:
         """Set what the untrained addition `name` owns to what `other` has, so that both are predicted alike.
 
-        Of a structure of the base that is its last layer; an untrained adaptation leaves the other layers as they are.
+        Of a structure of the base that is its last layer: an untrained adaptation leaves the other layers as they are,
+        or nearly so.
 
         Raises
         ------
