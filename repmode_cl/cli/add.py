@@ -108,12 +108,13 @@ def add(
         Blocks | None, typer.Option(help=f"Blocks that get a fresh expert; all by default. {_AS_REPLACED}")
     ] = None,
     init_from: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="none|best|NAME",
-            help="What it starts from: chance, a known structure, or the one that fits the images best.",
+            help="What it starts from: chance, a known structure, or the one that fits the images best, the default of "
+            "a setting; with a kind of your own, chance is.",
         ),
-    ] = "none",
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help=f"Optimiser steps; {AS_BASE}")] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the images, in place of steps.")

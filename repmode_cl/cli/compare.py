@@ -94,9 +94,9 @@ def compare(
     ] = None,
     blocks: Annotated[Blocks | None, typer.Option(help="Its blocks that get a fresh expert.")] = None,
     init_from: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="none|best|NAME", help="What the addition starts from, as of `add`."),
-    ] = "none",
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(

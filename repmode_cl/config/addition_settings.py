@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-__all__ = ["ADDITION_SETTINGS", "DEFAULT_SETTING", "AdditionSetting", "kind_of_setting"]
+__all__ = ["ADDITION_SETTINGS", "DEFAULT_SETTING", "AdditionSetting", "kind_of_setting", "start_of_setting"]
 
 AdditionSetting = Literal["small", "best"]
 
 #: Options of `experts_frozen` by the name of a setting, chosen by the studies in docs/results; the others have their
 #: defaults. ``small``: a ninth of the bytes of a plain network with kernel 3. ``best``: as many as one.
 ADDITION_SETTINGS: Mapping[AdditionSetting, Mapping[str, Any]] = {
-    "small": {"expert": "lowrank:4", "resampling": "base", "learning_rate": 4.0e-2},
-    "best": {"expert": "conv3", "learning_rate": 2.0e-2},
+    "small": {"expert": "lowrank:4", "resampling": "base", "learning_rate": 4.0e-2, "init_from": "best"},
+    "best": {"expert": "conv3", "learning_rate": 2.0e-2, "init_from": "best"},
 }
 
 #: What ``add`` takes where nothing is said.
@@ -22,4 +22,14 @@ DEFAULT_SETTING: AdditionSetting = "small"
 
 def kind_of_setting(setting: AdditionSetting) -> dict[str, Any]:
     """Return the choices of `AdditionSpec` that a setting makes: all of its options but those of the training."""
-    return {key: value for key, value in ADDITION_SETTINGS[setting].items() if key != "learning_rate"}
+    return {
+        key: value
+        for key, value in ADDITION_SETTINGS[setting].items()
+        if key not in ("learning_rate", "init_from")
+    }
+
+
+def start_of_setting(setting: AdditionSetting | None) -> str:
+    """Return what an addition of a setting starts from, ``none`` or ``best``; without a setting ``none``."""
+    start: str = "none" if setting is None else ADDITION_SETTINGS[setting]["init_from"]
+    return start

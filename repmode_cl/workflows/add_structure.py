@@ -61,7 +61,7 @@ def add_structure(
     data: str | Path | Manifest,
     *,
     spec: AdditionSpec | None = None,
-    init_from: str = "none",
+    init_from: str | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     time_limit: float | None = None,
@@ -98,7 +98,8 @@ def add_structure(
         a setting.
     init_from
         What it starts from: ``none`` is chance; the name of a known structure, near whose mode it starts; ``best``, the
-        known structure whose mode has the lowest squared error on a sample of the training patches.
+        known structure whose mode has the lowest squared error on a sample of the training patches. ``None``: ``best``
+        of a setting, ``none`` of a specification.
     steps, epochs, learning_rate, batch_size
         ``None``: as the base was trained with (for the rate, what its configuration named for additions). A mapping
         gives rates to the groups ``expert``, ``gate``, ``norm`` and ``resampling``, and those that it leaves out have

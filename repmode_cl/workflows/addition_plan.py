@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.config.addition_settings import start_of_setting
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.sample import Sample
 from repmode_cl.data.split_record import TrainingRecords
@@ -232,7 +233,7 @@ def plan_addition(
         elif _interrupted_with_former_default(model, structure):
             spec, setting = AdditionSpec(), None
             notes.append(f"the kind is that of the training that was interrupted: {spec.text}")
-    init_from = options.init_from
+    init_from = start_of_setting(setting) if options.init_from is None else options.init_from
     needs = _needed_versions(model, structure, spec)
     if check_conflicts:
         trained_here = has_checkpoint(model.pending(structure) / CHECKPOINT)

@@ -512,7 +512,5 @@ def _conclude(
 
 def advice_command(advice: Advice, model: str | Path, data: str | Path) -> str:
     """Return the command that adds the structure as the advice says."""
-    words = ["add", model, "--structure", advice.structure, "--data", data, "--setting", advice.setting]
-    if advice.init_from != "none":
-        words += ["--init-from", advice.init_from]
-    return command(*words)
+    how = ("--setting", advice.setting, "--init-from", advice.init_from)
+    return command("add", model, "--structure", advice.structure, "--data", data, *how)

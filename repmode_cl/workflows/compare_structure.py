@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repmode_cl.config import Config, StrategyConfig, TrainingConfig
-from repmode_cl.config.addition_settings import AdditionSetting
+from repmode_cl.config.addition_settings import AdditionSetting, start_of_setting
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.patches.dataset import VolumeDataset
 from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
@@ -93,7 +93,7 @@ def compare_structure(
     out: str | Path | None = None,
     restart: bool = False,
     spec: AdditionSpec | None = None,
-    init_from: str = "none",
+    init_from: str | None = None,
     kernel: Literal[3, 5] = 3,
     steps: int | None = None,
     epochs: int | None = None,
@@ -132,7 +132,8 @@ def compare_structure(
     spec
         What the addition gets; the default is the paper's conv3, with own norms and resampling layers.
     init_from
-        What the addition starts from, as of `add_structure`: ``none``, ``best``, or a structure of the model.
+        What the addition starts from, as of `add_structure`: ``none``, ``best``, or a structure of the model. ``None``:
+        ``best`` of a setting, ``none`` of a specification.
     kernel
         Edge of the separate network's kernels, 3 or 5.
     steps, epochs, batch_size
@@ -239,9 +240,9 @@ def run_comparison(
     if options.kernel not in (3, 5):
         raise ConfigError(f"kernel {options.kernel}: the separate network has kernels of 3 or 5")
     known = known_structures(model, structure)
-    if addition.init_from not in (*INIT_CHOICES, *known):
+    if addition.init_from not in (None, *INIT_CHOICES, *known):
         raise UnknownStructureError(
-            addition.init_from, (*INIT_CHOICES, *known), f"what an addition to {model.path} starts from"
+            str(addition.init_from), (*INIT_CHOICES, *known), f"what an addition to {model.path} starts from"
         )
     manifest = open_manifest(data, structure)
     folder = Path(options.out) if options.out is not None else Path("runs") / f"compare-{structure}"
@@ -268,7 +269,7 @@ def run_comparison(
             OWN_NETWORK: options.network_rate or rates[OWN_NETWORK],
         },
         spec=spec,
-        init_from=addition.init_from,
+        init_from=start_of_setting(setting) if addition.init_from is None else addition.init_from,
         kernel=options.kernel,
     )
     finished = (folder / COMPARISON).exists() and not options.restart

@@ -80,7 +80,7 @@ class AdditionOptions:
         `spec` is given.
     init_from
         What it starts from: ``none`` is chance; the name of a known structure; ``best``, the known structure whose
-        mode has the lowest squared error on a sample of the training patches.
+        mode has the lowest squared error on a sample of the training patches. ``None``: as the setting says.
     min_r2
         Smallest R2 on held-out images with which it becomes part of the model; below it is staged.
     stage
@@ -91,7 +91,7 @@ class AdditionOptions:
 
     spec: AdditionSpec | None = None
     setting: str | None = None
-    init_from: str = "none"
+    init_from: str | None = None
     min_r2: float | None = None
     stage: bool = False
     replace: bool = False
