@@ -76,6 +76,8 @@ class HeldOutFigures:
         Gain of the best validation R2 in the second half of the training steps.
     steps
         Training steps.
+    pearson
+        Mean correlation with the truth over the held-out images.
     """
 
     r2: float | None = None
@@ -85,6 +87,7 @@ class HeldOutFigures:
     split: str = ""
     rise: float | None = None
     steps: int | None = None
+    pearson: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,13 @@ class Verdict:
         if self.low is not None and self.high is not None:
             interval = f" (95% interval {_number_text(self.low)} to {_number_text(self.high)})"
         reason = f"; {self.reason}" if self.reason else ""
+        r = figures.pearson or 0.0
+        # A prediction that is scaled and shifted to fit the truth has the square of its correlation as R2.
+        if self.level is VerdictLevel.NOTHING and r > 0 and r * r >= FLOOR_WITHOUT_INTERVAL:
+            reason += (
+                f"; yet at the right brightness R2 would be about {_number_text(r * r)} (Pearson {_number_text(r)}): "
+                "look at the pictures"
+            )
         return f"{self.level}: R2 {_number_text(figures.r2)}{interval} on {_images_text(figures)}{reason}"
 
     @property
@@ -140,7 +150,9 @@ class Verdict:
         half = "the second half of its steps"
         if figures.steps is not None:
             half = f"the second half of its {figures.steps:,} steps"
-        gained = f"validation R2 gained {_number_text(figures.rise)} in {half}"
+        # From far below 0 any number can be gained, and it says no more.
+        gain = _number_text(figures.rise) if figures.rise <= 1 else "more than 1"
+        gained = f"validation R2 gained {gain} in {half}"
         return f"the learning curve still rises: {gained}" if self.rises else f"{gained}: it is level"
 
     def to_json(self) -> dict[str, Any]:
@@ -232,6 +244,7 @@ def structure_verdict(
             split=split if split in _SPLITS else "",
             rise=_number(evidence.get("r2_rise")),
             steps=_count(provenance.get("steps")),
+            pearson=_correlation(metrics.get("pearson")),
         )
     )
 
@@ -340,6 +353,11 @@ def _number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if abs(number) <= _LARGEST else None  # NaN is not
+
+
+def _correlation(value: object) -> float | None:
+    number = _number(value)
+    return number if number is not None and -1 <= number <= 1 else None
 
 
 def _count(value: object) -> int | None:

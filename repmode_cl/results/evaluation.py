@@ -177,6 +177,7 @@ class StructureEvaluation:
                 groups=int(evidence["groups"]),
                 standard_error=evidence.get("r2_standard_error"),
                 split="new",
+                pearson=self.means.get("pearson"),
             )
         )
 

@@ -125,6 +125,19 @@ def test_its_words() -> None:
     assert crops.text.endswith("on 6 test images of 1 group; no interval, so it is not called useful: all images are "
                                "of one group")  # fmt: skip
     assert judge(HeldOutFigures()).text == "unknown: no held-out figures"
+    pale = HeldOutFigures(0.027, 2, 1, None, "test", pearson=0.243)
+    assert judge(pale).text.endswith(
+        "of one group; yet at the right brightness R2 would be about 0.059 (Pearson 0.243): look at the pictures"
+    )
+    for other in (replace(pale, pearson=0.2), replace(pale, pearson=-0.9), replace(pale, r2=0.06)):
+        assert "pictures" not in judge(other).text
+    assert "validation R2 gained more than 1 in the" in judge(replace(figures, rise=50.2)).curve_text
+
+
+def test_an_odd_correlation_is_no_figure() -> None:
+    for odd in (3, "x", float("nan"), True):
+        assert structure_verdict("dna", {"r2": 0.0, "pearson": odd}, {}).figures.pearson is None
+    assert "look at the pictures" in structure_verdict("dna", {"r2": 0.0, "pearson": 0.5}, {}).text
 
 
 def test_json_holds_all_of_it() -> None:
