@@ -31,6 +31,7 @@ from repmode_cl.metrics import image_metrics
 from repmode_cl.model import Model
 from repmode_cl.store import record_files
 from repmode_cl.workflows.add_structure import add_structure
+from repmode_cl.workflows.compare_structure import compare_structure
 from repmode_cl.workflows.evaluate_model import evaluate_model
 from repmode_cl.workflows.options import EvaluationOptions
 from repmode_cl.workflows.train_base import train_base
@@ -276,6 +277,38 @@ def test_a_model_that_z_scores_each_image_takes_no_light(stored: Path, tmp_path:
         result = CliRunner().invoke(app, [*call, "--force", "--light", light])
         assert result.exit_code != 0
         assert "each image is z-scored by itself" in result.output
+
+
+@pytest.mark.slow  # three methods are trained
+def test_a_comparison_measures_known_structures_in_their_own_units(
+    model: Path, images: Path, tmp_path: Path
+) -> None:
+    # A third structure, in a manifest that holds the first one's images too, of which one was never trained on.
+    rows = [replace(row, structure="golgi") for row in read_manifest(images).for_structure("nucleolus")] + [
+        row for row in read_manifest(images).for_structure("dna") if row.split == "test"
+    ]
+    write_manifest(tmp_path / "both.csv", rows)
+    found = compare_structure(
+        model, "golgi", tmp_path / "both.csv", steps=2, device="cpu", out=tmp_path / "compared"
+    )
+    [change] = [one for one in found.methods[0].changes if one.structure == "dna"]
+    light, target = pooled(images, "light"), pooled(images, "dna")
+    field, truth = (tifffile.imread(images.parent / f"{name}3.tif") for name in ("light", "dna"))
+    prediction = Model.open(model).predict(((field - light[0]) / light[1]).astype(np.float32), "dna")
+    expected = image_metrics(prediction, ((truth - target[0]) / target[1]).astype(np.float32))["r2"]
+    assert (change.truth_images, change.identical) == (1, True)
+    assert change.truth_before == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_advice_and_another_version_take_the_models_light(model: Path, images: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(model, tmp_path / "model"))
+    add_structure(path, "nucleolus", images, steps=2, device="cpu", replace=True)
+    entry = Model.open(path).entries["nucleolus"].provenance["intensities"]
+    assert tuple(entry["light"]) == PreprocessingRecipe.from_json(Model.open(path).preprocessing).light
+    call = ["advise", str(path), "--structure", "nucleolus", "--data", str(images), "--steps", "2"]
+    result = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "advice"), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_truth_without_recorded_intensities_is_refused(model: Path, images: Path, tmp_path: Path) -> None:
