@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -13,8 +12,6 @@ from repmode_cl.strategies.hooks import Experiences
 from repmode_cl.training.known_modes import fit_of, sample_of
 
 __all__ = ["WarmStart"]
-
-_log = logging.getLogger(__name__)
 
 
 class WarmStart(StructureStrategy):
@@ -90,21 +87,17 @@ class WarmStart(StructureStrategy):
         best = min(errors, key=errors.__getitem__)
         self.begin_as(name, best)
         self.started_from[name] = best
-        _log.info(
-            "%s: starts from %s, which fits its training patches best (mean squared error %.3f; the next: %s)",
-            name,
-            best,
-            errors[best],
-            _next_best(errors, best),
-        )
+        if self.progress_bar is not None:
+            self.progress_bar.report(
+                f"starts from {best}, which fits its training patches best: mean squared error {errors[best]:.3f}"
+                f"{_second(errors, best)}"
+            )
         # It is part of learning.
         self.progress.seconds += time.perf_counter() - began
         self.progress.cpu_seconds += time.process_time() - began_cpu
 
 
-def _next_best(errors: dict[str, float], best: str) -> str:
+def _second(errors: dict[str, float], best: str) -> str:
     others = {name: error for name, error in errors.items() if name != best}
-    if not others:
-        return "none"
-    second = min(others, key=others.__getitem__)
-    return f"{second}, {others[second]:.3f}"
+    second = min(others, key=others.__getitem__, default=None)
+    return "" if second is None else f" (the next: {second}, {others[second]:.3f})"

@@ -17,6 +17,9 @@ __all__ = ["fit_of", "sample_of"]
 #: Patches of the sample: one of each training image, within these limits.
 _MIN_PATCHES, _MAX_PATCHES = 8, 32
 
+#: Patches that are predicted at once: one by one they take five times as long.
+_BATCH = 8
+
 
 def sample_of(patches: PatchDataset) -> PatchDataset:
     """Return a few of the patches: the first ones, which depend only on the seed."""
@@ -37,7 +40,7 @@ def fit_of(plain: nn.Module, patches: PatchDataset, device: torch.device) -> dic
     Parameters
     ----------
     plain
-        Network (1, 1, Z, Y, X) -> (1, 1, Z, Y, X), in evaluation mode; it is moved to `device`.
+        Network (N, 1, Z, Y, X) -> (N, 1, Z, Y, X), in evaluation mode; it is moved to `device`.
     patches
         Such as `sample_of` returns.
     device
@@ -52,13 +55,16 @@ def fit_of(plain: nn.Module, patches: PatchDataset, device: torch.device) -> dic
     plain = plain.to(device)
     squared_error = voxels = total = total_of_squares = 0.0
     with torch.inference_mode():
-        for index in range(len(patches)):
-            signal, target = (tensor.to(device) for tensor in patches[index])
-            weight = target[1] if len(target) > 1 else torch.ones_like(target[0])
-            squared_error += _weighted_sum(weight, (plain(signal[None])[0, 0] - target[0]) ** 2)
-            voxels += float(weight.sum(dtype=torch.float64))
-            total += _weighted_sum(weight, target[0])
-            total_of_squares += _weighted_sum(weight, target[0] ** 2)
+        for start in range(0, len(patches), _BATCH):
+            batch = [patches[index] for index in range(start, min(start + _BATCH, len(patches)))]
+            predictions = plain(torch.stack([signal for signal, _ in batch]).to(device))[:, 0]
+            for prediction, (_, loaded) in zip(predictions, batch, strict=True):
+                target = loaded.to(device)
+                weight = target[1] if len(target) > 1 else torch.ones_like(target[0])
+                squared_error += _weighted_sum(weight, (prediction - target[0]) ** 2)
+                voxels += float(weight.sum(dtype=torch.float64))
+                total += _weighted_sum(weight, target[0])
+                total_of_squares += _weighted_sum(weight, target[0] ** 2)
     if not math.isfinite(squared_error) or not voxels:
         return {}
     variance = total_of_squares / voxels - (total / voxels) ** 2
