@@ -12,7 +12,7 @@ AdditionSetting = Literal["small", "best"]
 #: Options of `experts_frozen` by the name of a setting, chosen by the studies in docs/results; the others have their
 #: defaults. ``small``: a ninth of the bytes of a plain network with kernel 3. ``best``: as many as one.
 ADDITION_SETTINGS: Mapping[AdditionSetting, Mapping[str, Any]] = {
-    "small": {"expert": "lowrank:4", "resampling": "base", "learning_rate": 4.0e-2, "init_from": "best"},
+    "small": {"expert": "lowrank:4", "resampling": "base", "learning_rate": 2.0e-2, "init_from": "best"},
     "best": {"expert": "conv3", "learning_rate": 2.0e-2, "init_from": "best"},
 }
 
