@@ -75,10 +75,10 @@ class PredictionCluster(AbstractContextManager["PredictionCluster"]):
         finally:
             self._client.close()
 
-    def model(self, model: ModelSnapshot, structures: Sequence[str]) -> ModelOnWorkers:
+    def model(self, model: ModelSnapshot, structures: Sequence[str], precision: str) -> ModelOnWorkers:
         """Describe a model for the workers."""
         digests = tuple((name, model.entries[name].digest) for name in structures)
-        return ModelOnWorkers(str(Path(model.path).absolute()), digests, self.threads, self._group)
+        return ModelOnWorkers(str(Path(model.path).absolute()), digests, self.threads, self._group, precision)
 
     def _limits(self) -> tuple[int | None, int]:
         """Return the least memory of a worker (None if one has no limit), and most workers on one machine."""
@@ -157,6 +157,7 @@ class PredictionCluster(AbstractContextManager["PredictionCluster"]):
         source: WindowsSource,
         batches: Iterator[range],
         *,
+        precision: str,
         confidence: bool,
     ) -> Iterator[WindowOutputs]:
         """Yield what the networks make of each batch of windows, in order, a few batches ahead.
@@ -166,7 +167,7 @@ class PredictionCluster(AbstractContextManager["PredictionCluster"]):
         RepmodeError
             If a worker cannot compute a batch.
         """
-        on_workers = self.model(model, structures)
+        on_workers = self.model(model, structures, precision)
         waiting: deque[Any] = deque()
         try:
             for windows in batches:

@@ -61,12 +61,15 @@ class ModelOnWorkers:
         Threads of torch.
     group
         Name by which `stop_on_worker` finds this call's work.
+    precision
+        ``float32`` or ``bfloat16``.
     """
 
     path: str
     digests: tuple[tuple[str, str], ...]
     threads: int
     group: str
+    precision: str = "float32"
 
 
 @lru_cache(maxsize=1)
@@ -79,7 +82,7 @@ def _networks(model: ModelOnWorkers, device: str) -> tuple[ModelSnapshot, FusedN
                 f"{model.path}: {name} is another one on this worker than where the command was given; workers must "
                 "see the same folders"
             )
-    return opened, FusedNetworks(opened, resolve_device(device))
+    return opened, FusedNetworks(opened, resolve_device(device), model.precision)
 
 
 @contextmanager

@@ -16,13 +16,32 @@ from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.unlike import ImageScore
 from repmode_cl.inference.window_batches import Network, WindowOutputs, WindowsSource
 from repmode_cl.store.snapshot import ModelSnapshot
+from repmode_cl.utils.devices import multiplies_bfloat16
 from repmode_cl.utils.memory import parse_memory
 from repmode_cl.verdict import Verdict
 
-__all__ = ["PredictionOptions", "PredictedFile", "WindowCluster", "FAST_OVERLAP"]
+__all__ = [
+    "PredictionOptions",
+    "PredictedFile",
+    "WindowCluster",
+    "FAST_OVERLAP",
+    "PRECISIONS",
+    "network_precision",
+]
 
 #: Overlap of a faster prediction (docs/prediction.md has what it costs).
 FAST_OVERLAP = 0.25
+
+
+#: Number formats that networks compute in; ``auto`` is one of the others.
+PRECISIONS = ("float32", "bfloat16", "auto")
+
+
+def network_precision(setting: str, device: torch.device) -> str:
+    """Return the number format of a setting; ``auto`` is bfloat16 where the device multiplies matrices of it."""
+    if setting != "auto":
+        return setting
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
 
 
 class WindowCluster(Protocol):
@@ -39,6 +58,7 @@ class WindowCluster(Protocol):
         source: WindowsSource,
         batches: Iterator[range],
         *,
+        precision: str,
         confidence: bool,
     ) -> Iterator[WindowOutputs]:
         """Yield what the networks of the structures make of each batch of windows, in order."""
@@ -57,6 +77,9 @@ class PredictionOptions:
         the model's.
     device
         ``auto`` (cuda where there is one, else cpu), ``cpu``, ``cuda`` or ``cuda:N``.
+    precision
+        Number format of the networks' weights and of what passes between their layers: ``float32``, ``bfloat16``, or
+        ``auto``: bfloat16 where the device multiplies matrices of it. Everything else stays float32.
     scene, t
         Which of several scenes (by number or name) or time points.
     voxel_size
@@ -93,7 +116,8 @@ class PredictionOptions:
         before the rest is predicted, a small image as a whole. `repmode_cl.workflows.preview_page.PreviewWriter`
         makes a page of them.
     networks
-        The structures' networks on `device`, if they are at hand (`repmode_cl.inference.predict_file.FusedNetworks`).
+        The structures' networks on `device` in `precision`, if they are at hand
+        (`repmode_cl.inference.predict_file.FusedNetworks`).
     cluster
         Computes windows in other processes (`repmode_cl.inference.cluster.PredictionCluster`); None computes here.
     progress
@@ -114,6 +138,7 @@ class PredictionOptions:
     window: tuple[int, int, int] | None = None
     overlap: float | None = None
     device: str = "auto"
+    precision: str = "float32"
     scene: int | str | None = None
     t: int | None = None
     voxel_size: tuple[float, float, float] | None = None
@@ -138,6 +163,10 @@ class PredictionOptions:
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap < 1:
             raise RepmodeError(f"overlap {self.overlap}: a number from 0 to below 1 is needed")
+        if self.precision not in PRECISIONS:
+            raise RepmodeError(
+                f"precision {self.precision!r} is unknown: give one of {', '.join(PRECISIONS)}"
+            )
         # Keywords of `predict_file` may be lists and texts; everything after this line has one type.
         for name, convert in _CONVERTERS.items():
             value = getattr(self, name)

@@ -35,7 +35,7 @@ from repmode_cl.data.validation.absent_chunks import absent_chunks_note
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
 from repmode_cl.inference.identity import input_fingerprint, is_predicted, prediction_uuid
-from repmode_cl.inference.options import PredictedFile, PredictionOptions
+from repmode_cl.inference.options import PredictedFile, PredictionOptions, network_precision
 from repmode_cl.inference.output_paths import output_paths
 from repmode_cl.inference.prepare_volume import target_score
 from repmode_cl.inference.preview import PreviewVolumes, preview_box, voxel_size_on_grid
@@ -292,6 +292,7 @@ class FilePrediction:
         groups = [self.structures] if options.stack else [(name,) for name in self.structures]
         self._contents = dict(zip(self.paths, groups, strict=True))
         self.device = resolve_device(options.device)
+        self.precision = network_precision(options.precision, self.device)
         self.model = model if isinstance(model, ModelSnapshot) else ModelSnapshot.open(model)
         for name in self.structures:
             if name not in self.model.structures:
@@ -323,7 +324,7 @@ class FilePrediction:
                 return ComputedPrediction(lambda status, stopped: files, stack.pop_all())
             networks = self.options.networks
             if networks is None:
-                networks = FusedNetworks(self.model, self.device)
+                networks = FusedNetworks(self.model, self.device, self.precision)
             networks = {name: networks[name] for name in self.structures}
             journal = stack.enter_context(
                 PredictionJournal(self.paths[0], plan.request, restart=self.options.restart)
@@ -457,6 +458,8 @@ class FilePrediction:
         if (weights := model.inference.get("weights", "floored")) != "floored":
             request["weights"] = weights
         # Only where they are wanted: other predictions keep the identity that they had.
+        if self.precision != "float32":
+            request["precision"] = self.precision
         request |= {key: True for key in ("confidence", "unlike_map") if getattr(options, key)}
         if pending := sorted(model.staged & set(self.structures)):
             request["pending"] = pending
@@ -634,6 +637,7 @@ class FilePrediction:
                 self.model,
                 self.structures,
                 self.device,
+                precision=self.precision,
                 confidence=self.options.confidence,
             ),
         )
@@ -797,6 +801,8 @@ class FusedNetworks(dict[str, Network]):
         The model.
     device
         Device of the networks.
+    precision
+        ``float32`` or ``bfloat16``.
 
     Raises
     ------
@@ -804,12 +810,12 @@ class FusedNetworks(dict[str, Network]):
         If a file of the model is missing or damaged; when the network is first used.
     """
 
-    def __init__(self, model: ModelSnapshot, device: torch.device) -> None:
+    def __init__(self, model: ModelSnapshot, device: torch.device, precision: str = "float32") -> None:
         super().__init__()
-        self._model, self._device = model, device
+        self._model, self._device, self._precision = model, device, precision
 
     def __missing__(self, name: str) -> Network:
-        network = fused_network_on(self._model, name, self._device)
+        network = fused_network_on(self._model, name, self._device, self._precision)
         # Loads what a first convolution loads, so that memory is counted with it.
         with torch.no_grad():
             network(torch.zeros((1, 1, *(1 << self._model.architecture.depth,) * 3), device=self._device))
@@ -817,8 +823,18 @@ class FusedNetworks(dict[str, Network]):
         return network
 
 
-def fused_network_on(model: ModelSnapshot, structure: str, device: torch.device) -> Network:
-    """Return the fused network of a structure on a device; the one on the CPU is the model's own."""
+def fused_network_on(
+    model: ModelSnapshot, structure: str, device: torch.device, precision: str = "float32"
+) -> Network:
+    """Return the fused network of a structure on a device; that of the CPU in float32 is the model's own."""
     network = model.fused(structure)
-    # The model keeps what it fused on the CPU, so that another device gets a copy.
-    return network if device.type == "cpu" else copy.deepcopy(network).to(device)
+    if device.type == "cpu" and precision == "float32":
+        return network
+    # The model keeps what it fused.
+    network = copy.deepcopy(network).to(device)
+    if precision == "bfloat16":
+        network.to(torch.bfloat16)
+        # Only the network is in bfloat16: windows are cut and blended in float32.
+        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(torch.bfloat16),))
+        network.register_forward_hook(lambda _, inputs, output: output.to(torch.float32))
+    return network

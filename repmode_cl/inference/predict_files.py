@@ -15,7 +15,7 @@ from repmode_cl.data.readers.location import as_location, is_url
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.cluster import PredictionCluster
 from repmode_cl.inference.image_task import ImageOutcome, ImageTask, PredictionPlan
-from repmode_cl.inference.options import PredictedFile, PredictionOptions
+from repmode_cl.inference.options import PredictedFile, PredictionOptions, network_precision
 from repmode_cl.inference.plan_outputs import PlanOutputs
 from repmode_cl.inference.predict_file import ComputedPrediction, FilePrediction, FusedNetworks
 from repmode_cl.inference.prediction_table import (
@@ -218,7 +218,10 @@ def predict_plan(
     for name in names:
         if name not in model.structures:
             raise model.unknown_structure(name)
-    networks = FusedNetworks(model, resolve_device(options.device))
+    device = resolve_device(options.device)
+    # Once for all images, wherever they are computed.
+    options = replace(options, precision=network_precision(options.precision, device))
+    networks = FusedNetworks(model, device, options.precision)
     keep = options.keep and not options.restart
     earlier: Mapping[RowKey, Mapping[str, str]] = {}
     if table is not None:
@@ -266,7 +269,9 @@ def predict_plan(
         if cluster is not None and len(waiting) >= cluster.workers:
             work = [(task, options_of(task)) for task in waiting]
             started = time.perf_counter()
-            for task, result in cluster.images(cluster.model(model, names), structure, work):
+            for task, result in cluster.images(
+                cluster.model(model, names, options.precision), structure, work
+            ):
                 settle(task, result, time.perf_counter() - started)
                 started = time.perf_counter()
         else:

@@ -72,6 +72,7 @@ def file_metadata(
         "window_zyx": _sizes_text(request["window"]),
         "overlap": f"{request['overlap']:g}",
         "device": str(request["device"]),
+        "precision": str(request.get("precision", "float32")),
     }
     about |= {key: str(request[key]) for key in ("scene", "time") if request[key] is not None}
     if (light := request["preprocessing"].get("light")) is not None:

@@ -10,6 +10,7 @@ from typing import Literal, cast
 import torch
 
 from repmode_cl.errors import ConfigError
+from repmode_cl.utils.devices import multiplies_bfloat16
 
 __all__ = ["Precision", "inherit_precision", "recall_precision", "resolve_precision"]
 
@@ -64,10 +65,8 @@ class Precision:
 def resolve_precision(setting: str, device: torch.device) -> Precision:
     """Return the precision of `setting` on `device`.
 
-    ``auto`` is bfloat16 where the hardware multiplies matrices of it: GPUs that have it, and CPUs with AMX tiles.
-    GPUs without it use float16 with scaling, other CPUs float32. A CPU that has bfloat16 only as vector
-    instructions (AVX-512 BF16) counts among the others: convolutions of a U-Net's first levels, with 8 or 16 channels,
-    were measured 1.5 to 2.3 times *slower* there than in float32.
+    ``auto`` is bfloat16 where the hardware multiplies matrices of it (`multiplies_bfloat16`). GPUs without it use
+    float16 with scaling, other CPUs float32.
 
     Raises
     ------
@@ -75,10 +74,9 @@ def resolve_precision(setting: str, device: torch.device) -> Precision:
         If a format is named that the device cannot compute in.
     """
     if setting == "auto":
-        bfloat16 = Precision("bfloat16", device.type)
-        if device.type == "cuda":
-            return bfloat16 if bfloat16.native else Precision("float16", "cuda")
-        return bfloat16 if torch.cpu._is_amx_tile_supported() else Precision("float32", device.type)
+        if multiplies_bfloat16(device):
+            return Precision("bfloat16", device.type)
+        return Precision("float16" if device.type == "cuda" else "float32", device.type)
     precision = Precision(cast(Format, setting), device.type)
     if not precision.possible:
         raise ConfigError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.inference.rescale import Rescale
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.inference.streaming.memory_plan import MemoryNeeds, MemoryPlan
+from repmode_cl.inference.streaming.run import PredictionStopped
 from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.utils.memory import peak_memory
@@ -191,11 +194,49 @@ def test_options_and_keywords_are_one_set_of_settings(models, tmp_path):
         predict_file(models[1], "dna", path, tmp_path / "out.npy", overlaps=0.25)
 
 
+@pytest.mark.parametrize("tiles", [True, False])
+def test_the_precision_is_resolved_once_and_recorded(models, tmp_path, monkeypatch, tiles):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    path = write(tmp_path, photo((8, 20, 20)), "npy")
+
+    def predicted(name: str, **keywords: Any) -> tuple[bytes, str]:
+        file = predict_file(
+            models[1], "dna", path, tmp_path / name, voxel_size=VOXEL, device="cpu", **keywords
+        )
+        with tifffile.TiffFile(file.path) as tiff:
+            [page] = re.findall(r'K="precision">(\w+)<', tiff.ome_metadata)
+        return file.path.read_bytes(), page
+
+    plain, chosen = predicted("o.ome.tif"), predicted("o.ome.tif", precision="auto")
+    rounded = predicted("o.ome.tif", precision="bfloat16")
+    assert (plain[1], rounded[1]) == ("float32", "bfloat16")
+    assert chosen == (rounded if tiles else plain)
+    assert rounded == predicted("o.ome.tif", precision="bfloat16"), "the same bytes again"
+    first, second = (
+        np.load(predict_file(models[1], "dna", path, tmp_path / f"{precision}.npy", voxel_size=VOXEL,
+                             device="cpu", precision=precision).path)
+        for precision in ("float32", "bfloat16")
+    )  # fmt: skip
+    assert 0 < np.square(second - first).mean() < 1e-3 * first.var()
+    # An interrupted prediction is not continued in another format.
+    options = PredictionOptions(voxel_size=VOXEL, device="cpu", precision="bfloat16", stop_after_windows=6)
+    with pytest.raises(PredictionStopped):
+        predict_file(models[1], "dna", path, tmp_path / "r.npy", options)
+    options = replace(options, precision="float32", stop_after_windows=None)
+    with pytest.raises(RepmodeError, match='precision was "bfloat16", is null'):
+        predict_file(models[1], "dna", path, tmp_path / "r.npy", options)
+    predict_file(models[1], "dna", path, tmp_path / "r.npy", options, precision="bfloat16")
+    assert np.array_equal(np.load(tmp_path / "r.npy"), second)
+    # The model's own network stays as it is.
+    assert predicted("o.ome.tif") == plain
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"overlap": 1.0}, "overlap 1.0: a number from 0 to below 1"),
         ({"window": (4, 8)}, "three positive whole numbers"),
+        ({"precision": "float16"}, "precision 'float16' is unknown: give one of float32, bfloat16, auto"),
         ({"voxel_size": (0.3, 0, 0.3)}, "three positive numbers in um"),
         ({"rescale": "8:2"}, "the lower first"),
         ({"memory": "plenty"}, "such as 2GB"),

@@ -47,9 +47,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return make_predictor(tmp_path_factory.mktemp("models") / "model", VOXEL, (6, 8, 8))
 
 
-def on_workers(model: ModelSnapshot, group: str = "call") -> ModelOnWorkers:
+def on_workers(model: ModelSnapshot, group: str = "call", precision: str = "float32") -> ModelOnWorkers:
     digests = tuple((name, model.entries[name].digest) for name in NAMES)
-    return ModelOnWorkers(str(model.path), digests, torch.get_num_threads(), group)
+    return ModelOnWorkers(str(model.path), digests, torch.get_num_threads(), group, precision)
 
 
 class _HereInstead:
@@ -69,18 +69,18 @@ class _HereInstead:
         source: WindowsSource,
         batches: Iterator[range],
         *,
+        precision: str,
         confidence: bool,
     ) -> Iterator[WindowOutputs]:
+        there = on_workers(model, precision=precision)
         for batch in batches:
             self.batches.append(batch)
-            yield predict_windows_on_worker(
-                on_workers(model), tuple(structures), str(device), source, batch, confidence
-            )
+            yield predict_windows_on_worker(there, tuple(structures), str(device), source, batch, confidence)
 
 
-@pytest.mark.parametrize("voxel", [VOXEL, (0.7, 0.3, 0.35)])
+@pytest.mark.parametrize(("voxel", "precision"), [(VOXEL, "bfloat16"), ((0.7, 0.3, 0.35), "float32")])
 @pytest.mark.parametrize("suffix", ["npy", "ome.tif"])
-def test_windows_of_workers_are_those_of_one_process(model, voxel, suffix, tmp_path):
+def test_windows_of_workers_are_those_of_one_process(model, voxel, precision, suffix, tmp_path):
     image = tmp_path / f"in.{suffix}"
     values = np.random.default_rng(0).integers(0, 3000, (9, 14, 21)).astype(np.uint16)
     if suffix == "npy":
@@ -92,7 +92,7 @@ def test_windows_of_workers_are_those_of_one_process(model, voxel, suffix, tmp_p
             image, values, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"}
         )
     here, there = tmp_path / "here", tmp_path / "there"
-    options = PredictionOptions(device="cpu", voxel_size=voxel)
+    options = PredictionOptions(device="cpu", voxel_size=voxel, precision=precision)
     predict_file(model, list(NAMES), image, here, options)
     cluster = _HereInstead()
     with pytest.raises(PredictionStopped):
