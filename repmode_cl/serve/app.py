@@ -282,7 +282,17 @@ class _Server:
             device=self.settings.device,
             voxel_size=None if stated is None else _voxel_size(stated),
             force=force,
+            confidence=wanted.get("confidence") is True,
+            unlike_map=wanted.get("unlike_map") is True,
         )
+        for name in structures:
+            about = served.model.entries[name].reliability
+            for key, records in (("confidence", "calibration"), ("unlike_map", "features")):
+                if getattr(options, key) and getattr(about, records, None) is None:
+                    raise RequestError(
+                        400,
+                        f"the model {served.name} has no {records} of {name}, which {key} needs; leave that out",
+                    )
         with self.store.using(image):
             with open_stored(image, scene, t) as reader:
                 self.store.check_voxels(image.name, reader.shape)
@@ -290,7 +300,8 @@ class _Server:
                 notes = _voxel_notes(served.model, structures, voxel_size, image, force)
                 voxels = math.prod(reader.shape)
             # With what the file is written with, and what waits on the way.
-            needed = voxels * 4 * (len(structures) + 1) * 5 // 3
+            channels = 1 + len(structures) * (1 + options.confidence + options.unlike_map)
+            needed = voxels * 4 * channels * 5 // 3
             job = Job(image, served.model, structures, options, notes, result_bytes=needed)
             try:
                 job_prediction(job).check()
@@ -322,11 +333,13 @@ class _Server:
                 if key not in image.limits:
                     percentiles = PREDICTION_PERCENTILES if channel else LIGHT_PERCENTILES
                     image.limits[key] = display_limits(reader, channel, percentiles)
-                colour = colour_of(job.structures[channel - 1]) if channel else None
+                is_structure = 0 < channel <= len(job.structures)
+                colour = colour_of(job.structures[channel - 1]) if is_structure else None
                 return plane_png(reader, channel, z, image.limits[key], colour)
 
-        if not 0 <= channel <= len(job.structures):
-            raise RequestError(400, f"there is no channel {channel}; there are 0 to {len(job.structures)}")
+        last = len(job.structures) + len(job.further_channels)
+        if not 0 <= channel <= last:
+            raise RequestError(400, f"there is no channel {channel}; there are 0 to {last}")
         return Response(await self._in_thread(picture), media_type="image/png")
 
     async def download(self, request: Request) -> Response:

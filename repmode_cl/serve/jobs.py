@@ -22,6 +22,7 @@ from typing import Any
 from repmode_cl.errors import RepmodeError, counted
 from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.predict_file import FilePrediction
+from repmode_cl.inference.trust_channels import extra_channels
 from repmode_cl.inference.window_batches import Network
 from repmode_cl.serve.images import ImageStore, StoredImage, without_folder
 from repmode_cl.serve.settings import RequestError
@@ -57,7 +58,7 @@ class Job:
     structures
         Names of its structures.
     options
-        Channel, scene, time point, voxel size.
+        Channel, scene, time point, voxel size, further channels.
     notes
         Remarks for the visitor.
     likeness
@@ -106,6 +107,15 @@ class Job:
         for suffix in (".gz", ".tiff", ".tif", ".ome", ".czi", ".npy", ".nd2", ".lif"):
             stem = stem[: -len(suffix)] if stem.lower().endswith(suffix) else stem
         return self.folder / f"{stem or 'image'}-predicted.ome.tif"
+
+    @property
+    def further_channels(self) -> tuple[str, ...]:
+        """Names of the result's channels after those of the structures."""
+        return tuple(
+            channel.metadata.name
+            for name in self.structures
+            for channel in extra_channels(self.model, name, self.options)
+        )
 
     @property
     def ended(self) -> bool:
@@ -225,6 +235,7 @@ class JobQueue:
             "likeness": dict(job.likeness),
             "seconds": job.seconds,
             "structures": list(job.structures),
+            "further": list(job.further_channels),
             "file": None if job.result is None else job.result.name,
             "bytes": None if job.result is None or not job.result.exists() else job.result.stat().st_size,
         }

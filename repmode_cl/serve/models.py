@@ -39,12 +39,14 @@ class ServedModel:
 
 
 def _describe_structure(entry: Entry, model: ModelSnapshot) -> dict[str, Any]:
-    verdict = entry.verdict
+    verdict, reliability = entry.verdict, entry.reliability
     return {
         "name": entry.name,
         "colour": f"#{hexadecimal(colour_of(entry.name))}",
         "verdict": {"level": str(verdict.level), "text": verdict.text, "useful": verdict.useful},
         "trained_on": voxel_range_text(trained_voxels(entry.provenance, model.voxel_size)),
+        "has_confidence": reliability is not None and reliability.calibration is not None,
+        "has_unlike_map": reliability is not None and reliability.features is not None,
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from serving import client, wait_for
 from stored_model import base_network
 from typer.testing import CliRunner
 
@@ -366,3 +367,37 @@ def test_statistics_of_another_network_are_refused(model: Model) -> None:
     object.__setattr__(other, "blocks", statistics.blocks[:-1])
     with pytest.raises(ModelError, match="are of another network"):
         WindowScores(model.fused("dna"), other)
+
+
+def test_the_web_page_offers_what_the_model_has_records_of(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("repmode_cl.serve.images._DISK_RESERVE", 0)
+    image = write(tmp_path / "in.tif", smooth(60))
+    expected = tmp_path / "expected.ome.tif"
+    predict_file(model, ["dna"], image, expected, stack=True, confidence=True, unlike_map=True, device="cpu")
+    with client(model.path, tmp_path / "store") as site:
+        described = site.get("/api/models").json()["models"][0]["structures"]
+        assert [(one["has_confidence"], one["has_unlike_map"]) for one in described] == [
+            (True, True),
+            (False, False),
+        ]
+        sent = site.post("/api/images?name=in.tif", content=image.read_bytes()).json()
+        wanted = {
+            "image": sent["id"],
+            "model": "model",
+            "channel": 0,
+            "confidence": True,
+            "unlike_map": True,
+            "force": True,
+        }
+        job = wait_for(site, site.post("/api/jobs", json={**wanted, "structures": ["dna"]}).json())
+        assert (job["state"], job["further"]) == ("finished", ["dna confidence", "dna unlike training"])
+        for channel, status in ((2, 200), (3, 200), (4, 400)):
+            assert site.get(f"/api/jobs/{job['id']}/plane?channel={channel}&z=0").status_code == status
+        got = tmp_path / "got.ome.tif"
+        got.write_bytes(site.get(f"/api/jobs/{job['id']}/result").content)
+        np.testing.assert_array_equal(tifffile.imread(got), tifffile.imread(expected))
+        refused = site.post("/api/jobs", json={**wanted, "structures": ["cell_membrane"]})
+        assert (refused.status_code, "no calibration of cell_membrane" in refused.json()["error"]) == (
+            400,
+            True,
+        )

@@ -88,8 +88,18 @@ function chooseAll(checked) {
   update();
 }
 
+// A further channel of the result is offered where the model has the records for it, of all that is chosen.
+function offer(id, key) {
+  const chosen = chosenStructures();
+  const possible = chosen.length > 0 && state.model.structures.every((one) => !chosen.includes(one.name) || one[key]);
+  show(`${id}-row`, possible);
+  if (!possible) find(id).checked = false;
+}
+
 function update() {
   const count = chosenStructures().length;
+  offer("confidence", "has_confidence");
+  offer("unlike-map", "has_unlike_map");
   const hints = [];
   if (!count) hints.push("choose a structure");
   if (!state.image) hints.push("choose an image");
@@ -258,6 +268,7 @@ async function predict() {
     const job = await ask("POST", "/api/jobs", {
       image: state.image.id, model: state.model.name, structures: chosenStructures(), ...where(),
       voxel_size: voxelSize(), force: find("force").checked,
+      confidence: find("confidence").checked, unlike_map: find("unlike-map").checked,
     });
     find("job-text").textContent = "Waiting …";
     show("job", true);
@@ -338,6 +349,10 @@ function showResult(job) {
     ...job.structures.map((name, number) => ({
       title: namePart(name), colour: colours.get(name) || "#ffffff", strength: 1, shown: number < 3,
       address: (z) => `/api/jobs/${job.id}/plane?channel=${number + 1}&z=${z}`,
+    })),
+    ...job.further.map((name, number) => ({
+      title: namePart(name), colour: "#ffffff", strength: 1, shown: false,
+      address: (z) => `/api/jobs/${job.id}/plane?channel=${job.structures.length + number + 1}&z=${z}`,
     })),
   ]);
   find("view").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
