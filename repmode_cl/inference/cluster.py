@@ -7,6 +7,7 @@ the tasks; their sums are made here in the order of the windows, so that the res
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +34,12 @@ from repmode_cl.utils.dask_cluster import connect, threads_each, worker_slots
 
 __all__ = ["PredictionCluster"]
 
-#: Batches of windows that wait or are computed for each worker: their outputs are in memory, on the way.
-_BATCHES_EACH = 2
+#: Tasks that wait or are computed for each worker: their outputs are in memory, on the way.
+_TASKS_EACH = 2
+
+#: Most bytes of the outputs of a task, unless a single batch has more. A batch of small windows takes milliseconds,
+#: less than a task costs Dask: several of them are one task.
+_TASK_BYTES = 16 << 20
 
 
 class PredictionCluster(AbstractContextManager["PredictionCluster"]):
@@ -169,35 +174,36 @@ class PredictionCluster(AbstractContextManager["PredictionCluster"]):
         """
         on_workers = self.model(model, structures, precision)
         waiting: deque[Any] = deque()
+        window_bytes = math.prod(source.window) * 4 * len(structures) * (2 if confidence else 1)
         try:
-            for windows in batches:
+            for task in _tasks(list(batches), window_bytes, self.workers):
                 future = self._client.submit(
                     predict_windows_on_worker,
                     on_workers,
                     tuple(structures),
                     str(device),
                     source,
-                    windows,
+                    task,
                     confidence,
-                    key=f"{self._group}-{secrets.token_hex(4)}-windows-{windows.start}",
+                    key=f"{self._group}-{secrets.token_hex(4)}-windows-{task[0].start}",
                     pure=False,
                 )
                 waiting.append(future)
                 self._futures.add(future)
-                if len(waiting) >= _BATCHES_EACH * self.workers:
-                    yield self._outputs(waiting.popleft())
+                if len(waiting) >= _TASKS_EACH * self.workers:
+                    yield from self._outputs(waiting.popleft())
             while waiting:
-                yield self._outputs(waiting.popleft())
+                yield from self._outputs(waiting.popleft())
         finally:
             if waiting:
                 self._client.cancel(list(waiting))
                 self._futures.difference_update(waiting)
 
-    def _outputs(self, future: Any) -> WindowOutputs:
+    def _outputs(self, future: Any) -> list[WindowOutputs]:
         from distributed import KilledWorker
 
         try:
-            outputs: WindowOutputs = future.result()
+            outputs: list[WindowOutputs] = future.result()
         except KilledWorker as error:
             raise RepmodeError(
                 "the workers that computed a batch of windows were killed; memory may have run out: give --memory, a "
@@ -205,6 +211,16 @@ class PredictionCluster(AbstractContextManager["PredictionCluster"]):
             ) from error
         self._futures.discard(future)
         return outputs
+
+
+def _tasks(batches: Sequence[range], window_bytes: int, workers: int) -> Iterator[Sequence[range]]:
+    """Yield the batches of each task: as many as their outputs' bytes allow, but enough tasks for all workers."""
+    if not batches:
+        return
+    by_bytes = _TASK_BYTES // (window_bytes * max(len(batch) for batch in batches))
+    count = max(1, min(by_bytes, len(batches) // (_TASKS_EACH * workers)))
+    for first in range(0, len(batches), count):
+        yield batches[first : first + count]
 
 
 def _count_workers(client: Any, address: str) -> int:

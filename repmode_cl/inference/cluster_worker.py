@@ -7,7 +7,7 @@ networks of the model that it used last.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -159,10 +159,10 @@ def predict_windows_on_worker(
     structures: tuple[str, ...],
     device: str,
     source: WindowsSource,
-    windows: range,
+    batches: Sequence[range],
     confidence: bool,
-) -> WindowOutputs:
-    """Return what the networks of the structures make of a batch of windows.
+) -> list[WindowOutputs]:
+    """Return what the networks of the structures make of batches of windows.
 
     Parameters
     ----------
@@ -174,8 +174,8 @@ def predict_windows_on_worker(
         As of `PredictionOptions`.
     source
         The volume.
-    windows
-        Numbers of the windows, computed at once.
+    batches
+        Numbers of the windows, those of a batch computed at once.
     confidence
         Whether spreads are computed too, as of `PredictionOptions`.
     """
@@ -183,16 +183,24 @@ def predict_windows_on_worker(
         opened, networks = _networks(model, device)
         grid = WindowGrid(source.grid, source.window, source.overlap)
         score = ZScore(*source.z_score)
-        batch = np.empty((len(windows), 1, *grid.size), np.float32)
-        for index, number in enumerate(windows):
-            batch[index, 0] = read_z_scored(volume, score, grid[number].slices)
-        batches: list[Tensor] = [torch.from_numpy(batch)]
         chosen = {name: networks[name] for name in structures}
         windowed = window_networks(opened, chosen, resolve_device(device), confidence=confidence)
-        [outputs] = predict_batches(list(windowed.networks.values()), batches, resolve_device(device))
-        scores = {name: network.take() for name, network in windowed.scores.items()}
-        # Copies, in case a network returned a part of something larger.
-        return WindowOutputs([np.ascontiguousarray(values) for values in outputs], scores)
+
+        def cut() -> Iterator[Tensor]:
+            for windows in batches:
+                batch = np.empty((len(windows), 1, *grid.size), np.float32)
+                for index, number in enumerate(windows):
+                    batch[index, 0] = read_z_scored(volume, score, grid[number].slices)
+                yield torch.from_numpy(batch)
+
+        return [
+            WindowOutputs(
+                # Copies, in case a network returned a part of something larger.
+                [np.ascontiguousarray(values) for values in outputs],
+                {name: network.take() for name, network in windowed.scores.items()},
+            )
+            for outputs in predict_batches(list(windowed.networks.values()), cut(), resolve_device(device))
+        ]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,11 @@ class _HereInstead:
         confidence: bool,
     ) -> Iterator[WindowOutputs]:
         there = on_workers(model, precision=precision)
-        for batch in batches:
-            self.batches.append(batch)
-            yield predict_windows_on_worker(there, tuple(structures), str(device), source, batch, confidence)
+        while pair := list(islice(batches, 2)):
+            self.batches += pair
+            yield from predict_windows_on_worker(
+                there, tuple(structures), str(device), source, pair, confidence
+            )
 
 
 @pytest.mark.parametrize(("voxel", "precision"), [(VOXEL, "bfloat16"), ((0.7, 0.3, 0.35), "float32")])
