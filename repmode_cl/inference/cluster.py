@@ -39,7 +39,7 @@ _TASKS_EACH = 2
 
 #: Most bytes of the outputs of a task, unless a single batch has more. A batch of small windows takes milliseconds,
 #: less than a task costs Dask: several of them are one task.
-_TASK_BYTES = 16 << 20
+_TASK_BYTES = 2 << 20
 
 
 class PredictionCluster(AbstractContextManager["PredictionCluster"]):
