@@ -53,3 +53,20 @@ def test_half_precision_gradients_of_shallow_volumes_are_repeatable_and_right(si
         assert torch.equal(gradient(), first)
     [exact] = torch.autograd.grad(convolve(x, weight).square().sum(), weight)
     assert float((first - exact).norm() / exact.norm()) < 0.02
+
+
+@pytest.mark.parametrize("size", [(8, 16, 16), (8, 8, 8), (1, 4, 4)])
+def test_one_sample_in_training_comes_to_the_same_as_among_others(size: tuple[int, int, int]) -> None:
+    """A single sample, as mixed batches have them, is computed with a second one where that takes less time."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+    kernel = torch.randn(3, 4, 3, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.conv3d(x, kernel, padding=1)
+    gradients = torch.autograd.grad(expected.square().sum(), (x, kernel))
+    found = convolve(x, kernel)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(torch.autograd.grad(found.square().sum(), (x, kernel)), gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    among = convolve(torch.cat([x, x.flip(2)]), kernel)
+    torch.testing.assert_close(among[:1], found)
