@@ -21,13 +21,24 @@ SHOWN = {
 }
 
 
+#: Title of a strategy of `never_forget` -> what the figure calls it, colour; ours first.
+NEVER_FORGET = {
+    "experts_frozen_small": ("small (ours)", "#0b6e75"),
+    "experts_frozen_best": ("best (ours)", "#0b6e75"),
+    "warm_copy": ("copy of RepMode's base", "#c0392b"),
+    "warm_copy_from_best": ("copy of what fits best", "#c0392b"),
+    "warm_copy_multi_head_last_k3": ("copy of the plain base", "#b9770e"),
+    "warm_copy_multi_head_last_k3_from_best": ("plain copy of what fits best", "#b9770e"),
+    "lora_k3_rank4_from_best": ("LoRA 4", "#8e5ea2"),
+    "lora_k3_rank32_from_best": ("LoRA 32", "#8e5ea2"),
+    "multi_net_k3": ("Multi-Net", "#6b7785"),
+    "multi_head_decoder_k3": ("Multi-Head (decoder)", "#6b7785"),
+    "fine_tuning": ("fine-tuning", "#6b7785"),
+}
+
+
 def main() -> None:
-    """Write ``twelve_structures.svg``: the base while others are learned, and what each structure comes to."""
-    stream = load_config("twelve_structures").stream
-    base, order = tuple(stream.base), tuple(stream.order or ())
-    table = ResultsTable.read(HERE / "twelve_structures" / "results.csv")
-    seeds = sorted({row.seed for row in table.select(strategy="experts_frozen")})
-    steps = range(len(order) + 1)
+    """Write the figures."""
     mpl.rcParams.update(
         {
             "font.size": 9,
@@ -37,6 +48,48 @@ def main() -> None:
             "axes.spines.right": False,
         }
     )
+    draw_twelve_structures()
+    draw_never_forget()
+
+
+def draw_never_forget() -> None:
+    """Write ``never_forget.svg``: R2 of the eight added structures against what each of them costs."""
+    rows = [
+        row
+        for file in sorted((HERE / "never_forget").glob("*/results.csv"))
+        for row in ResultsTable.read(file).rows
+    ]
+    added = tuple(load_config("never_forget").stream.order or ())
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, metric, label, scale in (
+        (axes[0], "added_bytes", "kB of an added structure", 1e3),
+        (axes[1], "cpu_seconds", "processor seconds to add one", 1.0),
+    ):
+        for title, (name, colour) in NEVER_FORGET.items():
+            mine = [row for row in rows if row.strategy == title and row.structure in added]
+            learned = [
+                row.value for row in mine if row.metric == "r2" and row.step == added.index(row.structure) + 1
+            ]
+            final = [row.value for row in mine if row.metric == "r2" and row.step == len(added)]
+            cost = np.mean([row.value for row in mine if row.metric == metric]) / scale
+            axis.plot(cost, np.mean(final), "o", color=colour)
+            axis.annotate(name, (cost, np.mean(final)), (4, 4), textcoords="offset points", fontsize=8)
+            if np.mean(learned) - np.mean(final) > 0.005:
+                axis.plot(cost, np.mean(learned), "_", color=colour)
+        axis.set_xlabel(label)
+    axes[0].set_xscale("log")
+    axes[0].set_ylabel("R2 of the eight added, in the end")
+    axes[1].set_xlim(left=0)
+    figure.savefig(HERE / "never_forget.svg", metadata={"Date": None})
+
+
+def draw_twelve_structures() -> None:
+    """Write ``twelve_structures.svg``: the base while others are learned, and what each structure comes to."""
+    stream = load_config("twelve_structures").stream
+    base, order = tuple(stream.base), tuple(stream.order or ())
+    table = ResultsTable.read(HERE / "twelve_structures" / "results.csv")
+    seeds = sorted({row.seed for row in table.select(strategy="experts_frozen")})
+    steps = range(len(order) + 1)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(2, 3), layout="constrained")
 
     for title, (label, colour, dashes) in SHOWN.items():
