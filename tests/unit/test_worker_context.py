@@ -36,6 +36,8 @@ samples = some.builds(
     group=names,
     voxel_size=some.none() | some.tuples(edges, edges, edges),
     source=names,
+    light_scale=some.none() | some.tuples(edges, edges),
+    target_scale=some.none() | some.tuples(edges, edges),
 )
 
 
@@ -64,5 +66,5 @@ def test_work_is_read_as_it_was_written(
 def test_no_value_of_a_sample_is_forgotten_above() -> None:
     assert {field.name for field in fields(Sample)} == {
         "structure", "split", "row", "image_id", "signal", "target", "mask", "shape", "group", "voxel_size",
-        "source",
+        "source", "light_scale", "target_scale",
     }  # fmt: skip
