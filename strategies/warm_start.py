@@ -68,7 +68,7 @@ class WarmStart(StructureStrategy):
         """Start a new structure from the known one that fits best, where that is asked for."""
         super().before_experience(number)
         earlier = {name for names in self.stream.experiences[:number] for name in names}
-        [*names] = self.stream.experiences[number]
+        names = self.stream.experiences[number]
         if self.init_from == "none" or not earlier or earlier.issuperset(names):
             return
         began, began_cpu = time.perf_counter(), time.process_time()
