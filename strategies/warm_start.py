@@ -15,7 +15,7 @@ __all__ = ["WarmStart"]
 
 
 class WarmStart(StructureStrategy):
-    """Base of strategies in which each structure after the base has weights of its own, which may start warm.
+    """Base of strategies in which each structure after the base has separate weights, which may start warm.
 
     Parameters
     ----------

@@ -12,7 +12,6 @@ What is there already is used again.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
+from trust import write
 
 from repmode_cl.config.load import parse_config
 from repmode_cl.data.importers.isl import SIGNAL, read_isl, split_rows
@@ -207,16 +207,6 @@ def summary(rows: list[list[object]]) -> Iterator[list[object]]:
                 f"{seam:.2f}",
                 f"{of_target:.2f}",
             ]
-
-
-def write(path: Path, header: str, table: list[list[object]]) -> None:
-    """Write a table, and print it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header.split(","))
-        writer.writerows(table)
-    print(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
