@@ -5,19 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-__all__ = ["ADDITION_SETTINGS", "DEFAULT_SETTING", "AdditionSetting", "kind_of_setting", "start_of_setting"]
+__all__ = [
+    "ADDITION_SETTINGS",
+    "DEFAULT_SETTING",
+    "AdditionSetting",
+    "expert_of_setting",
+    "is_expert_of_setting",
+    "kind_of_setting",
+    "start_of_setting",
+]
 
 AdditionSetting = Literal["small", "best"]
 
 #: Options of `experts_frozen` by the name of a setting, chosen by the studies in docs/results; the others have their
-#: defaults. ``small``: a ninth of the bytes of a plain network with kernel 3. ``best``: as many as one.
+#: defaults. ``small``: a ninth of the bytes of a plain network with kernel 3. ``best``: as many as one. A list of ranks
+#: by level is that of a network of depth 3; others take what `expert_of_setting` makes of it.
 ADDITION_SETTINGS: Mapping[AdditionSetting, Mapping[str, Any]] = {
-    "small": {"expert": "lowrank:4", "resampling": "base", "learning_rate": 2.0e-2, "init_from": "best"},
+    "small": {"expert": "lowrank:8,8,3,1", "resampling": "base", "learning_rate": 2.0e-2, "init_from": "best"},
     "best": {"expert": "conv3", "learning_rate": 2.0e-2, "init_from": "best"},
 }
 
 #: What ``add`` takes where nothing is said.
 DEFAULT_SETTING: AdditionSetting = "small"
+
+
+def expert_of_setting(setting: AdditionSetting, depth: int) -> str:
+    """Return the fresh expert of a setting in a network of `depth`.
+
+    Of ranks by level, a deeper network repeats the last one, and one that is less deep leaves out the last ones.
+    """
+    expert: str = ADDITION_SETTINGS[setting]["expert"]
+    if "," not in expert:
+        return expert
+    ranks = expert.removeprefix("lowrank:").split(",")
+    return "lowrank:" + ",".join(ranks[min(level, len(ranks) - 1)] for level in range(depth + 1))
+
+
+def is_expert_of_setting(expert: str, setting: AdditionSetting) -> bool:
+    """Return whether `expert` is the setting's, in a network of any depth."""
+    return expert == expert_of_setting(setting, expert.count(","))
 
 
 def kind_of_setting(setting: AdditionSetting) -> dict[str, Any]:

@@ -16,7 +16,12 @@ from pydantic import (
     model_validator,
 )
 
-from repmode_cl.config.addition_settings import ADDITION_SETTINGS, AdditionSetting
+from repmode_cl.config.addition_settings import (
+    ADDITION_SETTINGS,
+    AdditionSetting,
+    expert_of_setting,
+    is_expert_of_setting,
+)
 from repmode_cl.config.field_types import GrownModel, Positive, check_fresh_expert
 from repmode_cl.config.network_schema import NetworkOverride
 from repmode_cl.errors import did_you_mean
@@ -326,6 +331,11 @@ class StrategyConfig(GrownModel):
                     object.__setattr__(self, key, value)  # frozen, but not yet given away
         return self
 
+    def fit_setting(self, depth: int) -> None:
+        """Give the setting's expert the levels of a network of `depth`, where none was given in its place."""
+        if self.setting is not None and "expert" not in self.model_fields_set:
+            object.__setattr__(self, "expert", expert_of_setting(self.setting, depth))  # as above
+
     @model_validator(mode="after")
     def _options_belong(self) -> StrategyConfig:
         kind = _CUSTOM if self.is_custom else _AVALANCHE if self.is_avalanche else self.name
@@ -432,6 +442,8 @@ class StrategyConfig(GrownModel):
         if self.setting:
             parts.append(self.setting)
         for key in _TITLE_OPTIONS:
+            if key == "expert" and self.setting and is_expert_of_setting(self.expert, self.setting):
+                continue
             if getattr(self, key) != named.get(key, type(self).model_fields[key].default):
                 parts.append(str(getattr(self, key)).replace(":", "").replace(",", "-"))
         if self.scale:

@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from repmode_cl.config.addition_settings import (
     ADDITION_SETTINGS,
     DEFAULT_SETTING,
     AdditionSetting,
+    expert_of_setting,
     kind_of_setting,
 )
 from repmode_cl.config.error_messages import describe_errors
@@ -319,6 +321,8 @@ def resolve_addition(
     if spec is None:
         known = known or DEFAULT_SETTING
         spec = AdditionSpec(**kind_of_setting(known))
+    if known is not None and isinstance(spec, AdditionSpec) and spec.expert == ADDITION_SETTINGS[known]["expert"]:
+        spec = replace(spec, expert=expert_of_setting(known, depth))
     return _check_spec(spec, depth), known
 
 

@@ -11,8 +11,14 @@ from tiny_addition import make_base
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
-from repmode_cl.config import StrategyConfig
-from repmode_cl.config.addition_settings import ADDITION_SETTINGS, DEFAULT_SETTING, kind_of_setting
+from repmode_cl.config import Config, StrategyConfig, load_config
+from repmode_cl.config.addition_settings import (
+    ADDITION_SETTINGS,
+    DEFAULT_SETTING,
+    AdditionSetting,
+    expert_of_setting,
+    kind_of_setting,
+)
 from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
@@ -20,6 +26,31 @@ from repmode_cl.workflows.options import TrainingOverrides
 from repmode_cl.workflows.training_settings import addition_rate, resolve_addition
 
 SMALL, BEST = ADDITION_SETTINGS["small"], ADDITION_SETTINGS["best"]
+
+
+def kind_at_depth(setting: AdditionSetting, depth: int) -> AdditionSpec:
+    return AdditionSpec(**kind_of_setting(setting) | {"expert": expert_of_setting(setting, depth)})
+
+
+@pytest.mark.parametrize(
+    ("depth", "expert"), [(1, "8,8"), (2, "8,8,3"), (3, "8,8,3,1"), (4, "8,8,3,1,1"), (6, "8,8,3,1,1,1,1")]
+)
+def test_ranks_of_a_setting_are_those_of_the_network_s_levels(depth: int, expert: str) -> None:
+    """Deeper levels take the last rank; a network with fewer levels has no use for the last ones."""
+    assert expert_of_setting("small", depth) == f"lowrank:{expert}"
+    assert expert_of_setting("best", depth) == "conv3"
+    assert resolve_addition(None, None, depth) == (kind_at_depth("small", depth), "small")
+    small = {"name": "experts_frozen", "setting": "small"}
+    config = load_config("quickstart").model_dump(mode="json", exclude={"strategies", "comparisons"})
+    config |= {"strategies": [small, {**small, "expert": "lowrank:2"}], "network": {"depth": depth, "width": 4}}
+    config["data"]["simulate"]["shape"] = [2**depth, 2**depth, 2**depth]
+    config["patch"]["size"] = [2**depth, 2**depth, 2**depth]
+    read = Config.model_validate(config)
+    assert [one.expert for one in read.strategies] == [f"lowrank:{expert}", "lowrank:2"]
+    assert [one.title for one in read.strategies] == ["experts_frozen_small", "experts_frozen_small_lowrank2"]
+    recorded = [one.model_dump(include={"name", "setting", "expert"}) for one in read.strategies]
+    again = [StrategyConfig.model_validate(one) for one in recorded]
+    assert [one.title for one in again] == [one.title for one in read.strategies]
 
 
 def test_a_setting_fills_in_what_is_not_given_and_is_recorded() -> None:
@@ -47,7 +78,7 @@ def test_only_settings_that_there_are_and_only_of_additions() -> None:
 
 def test_a_specification_is_of_no_setting_unless_one_is_named() -> None:
     assert resolve_addition(None, None, 3) == (
-        AdditionSpec(**kind_of_setting(DEFAULT_SETTING)),
+        kind_at_depth(DEFAULT_SETTING, 3),
         DEFAULT_SETTING,
     )
     assert resolve_addition(AdditionSpec(), None, 3) == (AdditionSpec(), None)
@@ -76,7 +107,7 @@ def test_where_the_rate_comes_from(
 @pytest.mark.parametrize(
     ("options", "spec", "rate", "setting"),
     [
-        ((), AdditionSpec(**kind_of_setting("small")), SMALL["learning_rate"], "small"),
+        ((), kind_at_depth("small", 1), SMALL["learning_rate"], "small"),
         (("--setting", "best"), AdditionSpec(**kind_of_setting("best")), BEST["learning_rate"], "best"),
         (
             ("--setting", "small", "--expert", "lowrank:2"),
@@ -85,7 +116,7 @@ def test_where_the_rate_comes_from(
             "small",
         ),
         (("--expert", "conv1"), AdditionSpec("conv1"), 0.02, None),
-        (("--learning-rate", "0.003"), AdditionSpec(**kind_of_setting("small")), 0.003, "small"),
+        (("--learning-rate", "0.003"), kind_at_depth("small", 1), 0.003, "small"),
     ],
 )
 def test_what_add_trains(
