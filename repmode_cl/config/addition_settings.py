@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,32 +19,47 @@ __all__ = [
 AdditionSetting = Literal["small", "best"]
 
 #: Options of `experts_frozen` by the name of a setting, chosen by the studies in docs/results; the others have their
-#: defaults. ``small``: a ninth of the bytes of a plain network with kernel 3. ``best``: as many as one. A list of ranks
-#: by level is that of a network of depth 3; others take what `expert_of_setting` makes of it.
+#: defaults. ``small``: an eighth of the bytes of a plain network with kernel 3. ``best``: as many as one. A list of ranks
+#: by level is that of networks of width 8 or more and depth 3; others take what `expert_of_setting` makes of it.
 ADDITION_SETTINGS: Mapping[AdditionSetting, Mapping[str, Any]] = {
-    "small": {"expert": "lowrank:8,8,3,1", "resampling": "base", "learning_rate": 2.0e-2, "init_from": "best"},
+    "small": {
+        "expert": "lowrank:8,8,3,1",
+        "resampling": "base",
+        "learning_rate": 2.0e-2,
+        "init_from": "best",
+    },
     "best": {"expert": "conv3", "learning_rate": 2.0e-2, "init_from": "best"},
 }
+
+#: Width of the networks in which ranks by level were chosen. In wider ones they are the same.
+_CHOSEN_AT_WIDTH = 8
 
 #: What ``add`` takes where nothing is said.
 DEFAULT_SETTING: AdditionSetting = "small"
 
 
-def expert_of_setting(setting: AdditionSetting, depth: int) -> str:
-    """Return the fresh expert of a setting in a network of `depth`.
+def expert_of_setting(setting: AdditionSetting, *, width: int, depth: int) -> str:
+    """Return the fresh expert of a setting in a network of `width` and `depth`.
 
-    Of ranks by level, a deeper network repeats the last one, and one that is less deep leaves out the last ones.
+    Of ranks by level, a deeper network repeats the last one, and one that is less deep leaves out the last ones. With
+    fewer channels than those networks had that the ranks were chosen in, ranks are smaller in the same proportion.
     """
     expert: str = ADDITION_SETTINGS[setting]["expert"]
     if "," not in expert:
         return expert
-    ranks = expert.removeprefix("lowrank:").split(",")
-    return "lowrank:" + ",".join(ranks[min(level, len(ranks) - 1)] for level in range(depth + 1))
+    ranks = [int(rank) for rank in expert.removeprefix("lowrank:").split(",")]
+    share = min(1.0, width / _CHOSEN_AT_WIDTH)
+    fitting = (math.ceil(ranks[min(level, len(ranks) - 1)] * share) for level in range(depth + 1))
+    return "lowrank:" + ",".join(map(str, fitting))
 
 
 def is_expert_of_setting(expert: str, setting: AdditionSetting) -> bool:
-    """Return whether `expert` is the setting's, in a network of any depth."""
-    return expert == expert_of_setting(setting, expert.count(","))
+    """Return whether `expert` is the setting's, in a network of any size."""
+    if "," not in expert:
+        return expert == ADDITION_SETTINGS[setting]["expert"]
+    depth = expert.count(",")
+    widths = range(1, _CHOSEN_AT_WIDTH + 1)
+    return any(expert == expert_of_setting(setting, width=width, depth=depth) for width in widths)
 
 
 def kind_of_setting(setting: AdditionSetting) -> dict[str, Any]:

@@ -303,13 +303,6 @@ class Config(GrownModel):
         check_planned(self.comparisons, titles)
         return self
 
-    @model_validator(mode="after")
-    def _settings_fit(self) -> Config:
-        for strategy in self.strategies:
-            own = (strategy.network.depth if strategy.network else None) or self.network.depth
-            strategy.fit_setting(own)
-        return self
-
     def of_strategy(self, strategy: StrategyConfig) -> Config:
         """Return the configuration as `strategy` has it: with its own keys of the network."""
         if strategy.network is None:
@@ -323,6 +316,13 @@ class Config(GrownModel):
                 self.of_strategy(strategy)
             except ValueError as error:
                 raise ValueError(f"strategies: {strategy.title}: network: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Config:
+        for strategy in self.strategies:
+            network = self.of_strategy(strategy).network
+            strategy.fit_setting(width=network.width, depth=network.depth)
         return self
 
     @model_validator(mode="after")

@@ -331,10 +331,11 @@ class StrategyConfig(GrownModel):
                     object.__setattr__(self, key, value)  # frozen, but not yet given away
         return self
 
-    def fit_setting(self, depth: int) -> None:
-        """Give the setting's expert the levels of a network of `depth`, where none was given in its place."""
+    def fit_setting(self, *, width: int, depth: int) -> None:
+        """Give the setting's expert the levels and channels of a network, where none was given in its place."""
         if self.setting is not None and "expert" not in self.model_fields_set:
-            object.__setattr__(self, "expert", expert_of_setting(self.setting, depth))  # as above
+            expert = expert_of_setting(self.setting, width=width, depth=depth)
+            object.__setattr__(self, "expert", expert)  # as above
 
     @model_validator(mode="after")
     def _options_belong(self) -> StrategyConfig:

@@ -224,7 +224,7 @@ def plan_addition(
     check_structure_name(structure)
     replaced = model.entries.get(structure) if options.replace else None
     notes: list[str] = []
-    spec, setting = resolve_addition(options.spec, options.setting, model.architecture.depth)
+    spec, setting = resolve_addition(options.spec, options.setting, model.architecture)
     if options.spec is None and options.setting is None:
         if replaced is not None and replaced.spec is not None:
             spec = replace(replaced.spec, needs=())

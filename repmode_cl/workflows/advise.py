@@ -330,7 +330,7 @@ class _AdviceRun:
     def config(self, setting: AdditionSetting) -> Config:
         """Return the configuration of the trials of a setting."""
         overrides, provenance = self.overrides, base_provenance(self.model)
-        spec, name = resolve_addition(None, setting, self.model.architecture.depth)
+        spec, name = resolve_addition(None, setting, self.model.architecture)
         training = training_config(provenance, overrides, name)
         if training.steps is not None:
             # Two validations: one at the middle, so that it is seen whether the curve still rises.
@@ -399,7 +399,7 @@ class _AdviceRun:
         return _conclude(self.structure, self.folder, results, len(training), (split, (*notes, *warnings)))
 
     def _plan(self, setting: AdditionSetting, init_from: str) -> AdditionPlan:
-        spec, _ = resolve_addition(None, setting, self.model.architecture.depth)
+        spec, _ = resolve_addition(None, setting, self.model.architecture)
         config = self.config(setting)
         return AdditionPlan(
             model=self.model,

@@ -247,7 +247,7 @@ def run_comparison(
     manifest = open_manifest(data, structure)
     folder = Path(options.out) if options.out is not None else Path("runs") / f"compare-{structure}"
     refuse_folder_in_model(model, folder)
-    spec, setting = resolve_addition(addition.spec, addition.setting, model.architecture.depth)
+    spec, setting = resolve_addition(addition.spec, addition.setting, model.architecture)
     training, rates = _training(model, overrides, setting)
     config = run_config(
         model,

@@ -40,7 +40,7 @@ from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ConfigError, ImageError, ManifestError, RepmodeError, did_you_mean
 from repmode_cl.model import Model
-from repmode_cl.nn import AdditionSpec
+from repmode_cl.nn import AdditionSpec, Architecture
 from repmode_cl.training import Precision
 from repmode_cl.workflows.options import TrainingOverrides
 from repmode_cl.workflows.training_records import base_split
@@ -293,7 +293,7 @@ def run_config(
 
 
 def resolve_addition(
-    spec: object, setting: str | None, depth: int
+    spec: object, setting: str | None, architecture: Architecture
 ) -> tuple[AdditionSpec, AdditionSetting | None]:
     """Return how a structure is added, and the named setting that this is of; None is none.
 
@@ -303,8 +303,8 @@ def resolve_addition(
         An `AdditionSpec`; ``None``: that of the setting.
     setting
         Its name; ``None``: no setting if there is a `spec`, else the default one.
-    depth
-        Of the network.
+    architecture
+        The network's.
 
     Raises
     ------
@@ -321,9 +321,14 @@ def resolve_addition(
     if spec is None:
         known = known or DEFAULT_SETTING
         spec = AdditionSpec(**kind_of_setting(known))
-    if known is not None and isinstance(spec, AdditionSpec) and spec.expert == ADDITION_SETTINGS[known]["expert"]:
-        spec = replace(spec, expert=expert_of_setting(known, depth))
-    return _check_spec(spec, depth), known
+    if (
+        known is not None
+        and isinstance(spec, AdditionSpec)
+        and spec.expert == ADDITION_SETTINGS[known]["expert"]
+    ):
+        fitting = expert_of_setting(known, width=architecture.width, depth=architecture.depth)
+        spec = replace(spec, expert=fitting)
+    return _check_spec(spec, architecture.depth), known
 
 
 def _check_spec(spec: object, depth: int) -> AdditionSpec:

@@ -21,28 +21,42 @@ from repmode_cl.config.addition_settings import (
 )
 from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
-from repmode_cl.nn import AdditionSpec
+from repmode_cl.nn import AdditionSpec, Architecture
 from repmode_cl.workflows.options import TrainingOverrides
 from repmode_cl.workflows.training_settings import addition_rate, resolve_addition
 
 SMALL, BEST = ADDITION_SETTINGS["small"], ADDITION_SETTINGS["best"]
 
 
-def kind_at_depth(setting: AdditionSetting, depth: int) -> AdditionSpec:
-    return AdditionSpec(**kind_of_setting(setting) | {"expert": expert_of_setting(setting, depth)})
+def kind_in(setting: AdditionSetting, width: int, depth: int) -> AdditionSpec:
+    expert = expert_of_setting(setting, width=width, depth=depth)
+    return AdditionSpec(**kind_of_setting(setting) | {"expert": expert})
 
 
 @pytest.mark.parametrize(
-    ("depth", "expert"), [(1, "8,8"), (2, "8,8,3"), (3, "8,8,3,1"), (4, "8,8,3,1,1"), (6, "8,8,3,1,1,1,1")]
+    ("width", "depth", "expert"),
+    [
+        (8, 1, "8,8"),
+        (8, 2, "8,8,3"),
+        (8, 3, "8,8,3,1"),
+        (32, 4, "8,8,3,1,1"),
+        (8, 6, "8,8,3,1,1,1,1"),
+        (4, 3, "4,4,2,1"),
+        (1, 3, "1,1,1,1"),
+    ],
 )
-def test_ranks_of_a_setting_are_those_of_the_network_s_levels(depth: int, expert: str) -> None:
-    """Deeper levels take the last rank; a network with fewer levels has no use for the last ones."""
-    assert expert_of_setting("small", depth) == f"lowrank:{expert}"
-    assert expert_of_setting("best", depth) == "conv3"
-    assert resolve_addition(None, None, depth) == (kind_at_depth("small", depth), "small")
+def test_ranks_of_a_setting_are_those_of_the_network_s_levels(width: int, depth: int, expert: str) -> None:
+    """Deeper levels take the last rank; fewer levels have no use for the last ones; narrow networks have less."""
+    assert expert_of_setting("small", width=width, depth=depth) == f"lowrank:{expert}"
+    assert expert_of_setting("best", width=width, depth=depth) == "conv3"
+    architecture = Architecture(width=width, depth=depth)
+    assert resolve_addition(None, None, architecture) == (kind_in("small", width, depth), "small")
     small = {"name": "experts_frozen", "setting": "small"}
     config = load_config("quickstart").model_dump(mode="json", exclude={"strategies", "comparisons"})
-    config |= {"strategies": [small, {**small, "expert": "lowrank:2"}], "network": {"depth": depth, "width": 4}}
+    config |= {
+        "strategies": [small, {**small, "expert": "lowrank:2"}],
+        "network": {"depth": depth, "width": width},
+    }
     config["data"]["simulate"]["shape"] = [2**depth, 2**depth, 2**depth]
     config["patch"]["size"] = [2**depth, 2**depth, 2**depth]
     read = Config.model_validate(config)
@@ -73,16 +87,16 @@ def test_only_settings_that_there_are_and_only_of_additions() -> None:
     with pytest.raises(ValidationError, match="setting is an option of experts_frozen, not of fine_tuning"):
         StrategyConfig.model_validate({"name": "fine_tuning", "setting": "small"})
     with pytest.raises(ConfigError, match=r"setting 'smal' \(did you mean 'small'\?\)"):
-        resolve_addition(None, "smal", 3)
+        resolve_addition(None, "smal", Architecture())
 
 
 def test_a_specification_is_of_no_setting_unless_one_is_named() -> None:
-    assert resolve_addition(None, None, 3) == (
-        kind_at_depth(DEFAULT_SETTING, 3),
+    assert resolve_addition(None, None, Architecture(depth=3)) == (
+        kind_in(DEFAULT_SETTING, Architecture().width, 3),
         DEFAULT_SETTING,
     )
-    assert resolve_addition(AdditionSpec(), None, 3) == (AdditionSpec(), None)
-    assert resolve_addition(AdditionSpec("conv1"), "best", 3) == (AdditionSpec("conv1"), "best")
+    assert resolve_addition(AdditionSpec(), None, Architecture()) == (AdditionSpec(), None)
+    assert resolve_addition(AdditionSpec("conv1"), "best", Architecture()) == (AdditionSpec("conv1"), "best")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +121,7 @@ def test_where_the_rate_comes_from(
 @pytest.mark.parametrize(
     ("options", "spec", "rate", "setting"),
     [
-        ((), kind_at_depth("small", 1), SMALL["learning_rate"], "small"),
+        ((), kind_in("small", 4, 1), SMALL["learning_rate"], "small"),
         (("--setting", "best"), AdditionSpec(**kind_of_setting("best")), BEST["learning_rate"], "best"),
         (
             ("--setting", "small", "--expert", "lowrank:2"),
@@ -116,7 +130,7 @@ def test_where_the_rate_comes_from(
             "small",
         ),
         (("--expert", "conv1"), AdditionSpec("conv1"), 0.02, None),
-        (("--learning-rate", "0.003"), kind_at_depth("small", 1), 0.003, "small"),
+        (("--learning-rate", "0.003"), kind_in("small", 4, 1), 0.003, "small"),
     ],
 )
 def test_what_add_trains(
