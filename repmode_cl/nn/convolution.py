@@ -66,12 +66,13 @@ def _is_shallow(x: Tensor, kernel: Tensor) -> bool:
 def _is_slow_alone(x: Tensor, kernel: Tensor) -> bool:
     """Return whether training on two samples takes less time than on one: a third of it in a U-Net's first levels.
 
-    On CPUs PyTorch computes one sample with a kernel of 3 by its own loops, not by oneDNN, unless channels times planes
-    times rows are more than 20,480. Single samples come of batches that mix structures.
+    On CPUs PyTorch computes one sample in float32 with a kernel of 3 by its own loops, not by oneDNN, unless channels
+    times planes times rows are more than 20,480. Single samples come of batches that mix structures.
     """
     return (
         len(x) == 1
         and x.device.type == "cpu"
+        and (not torch.is_autocast_enabled("cpu") or _is_shallow(x, kernel))
         and x.shape[1] > 1
         and max(kernel.shape[2:]) == 3
         and x[0, 0].numel() >= 512
