@@ -19,8 +19,8 @@ __all__ = [
 AdditionSetting = Literal["small", "best"]
 
 #: Options of `experts_frozen` by the name of a setting, chosen by the studies in docs/results; the others have their
-#: defaults. ``small``: an eighth of the bytes of a plain network with kernel 3. ``best``: as many as one. Ranks by level
-#: are those of networks of width 8 or more and depth 3; others take what `expert_of_setting` makes of them.
+#: defaults. ``small``: an eighth of the bytes of a plain network with kernel 3. ``best``: as many as one. Ranks by
+#: level are those of networks of width 8 or more and depth 3; others take what `expert_of_setting` makes of them.
 ADDITION_SETTINGS: Mapping[AdditionSetting, Mapping[str, Any]] = {
     "small": {
         "expert": "lowrank:8,8,3,1",
