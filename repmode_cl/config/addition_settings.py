@@ -56,7 +56,7 @@ def expert_of_setting(setting: AdditionSetting, *, width: int, depth: int) -> st
 def is_expert_of_setting(expert: str, setting: AdditionSetting) -> bool:
     """Return whether `expert` is the setting's, in a network of any size."""
     if "," not in expert:
-        return expert == ADDITION_SETTINGS[setting]["expert"]
+        return bool(expert == ADDITION_SETTINGS[setting]["expert"])
     depth = expert.count(",")
     widths = range(1, _CHOSEN_AT_WIDTH + 1)
     return any(expert == expert_of_setting(setting, width=width, depth=depth) for width in widths)
