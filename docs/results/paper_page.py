@@ -1,6 +1,7 @@
 """Make the tables of paper.md from the configurations and the results here: ``python docs/results/paper_page.py``.
 
-A study that has been run has a folder here with its results.csv; the rows of one that has none say so.
+A study that has been run has a folder here with its results.csv, or a folder for each seed that holds one; the rows of one
+that has none say so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from repmode_cl.config import load_config
 from repmode_cl.data.pipeline import available_structures
+from repmode_cl.evaluation.performance_matrix import relative_improvement
 from repmode_cl.report.tables.paper_comparison import improvement_text, order_lines, order_table, paper_table
 from repmode_cl.report.tables.paper_figures import PAPER_METRICS, paper_tables, systems_of_run
 from repmode_cl.results import ResultsTable
@@ -28,6 +30,9 @@ NOT_RUN = "not run yet"
 
 #: Studies with a table each.
 STUDIES = ("table1", "table1_incremental", "table2", "table3")
+
+#: Studies that a search writes with the rates that it chose, and the search.
+SEARCHED = {"table1": "tuning_table1", "table1_incremental": "tuning_table1_incremental"}
 
 #: Figure of the paper, structure, and the run and section of its report that show it.
 FIGURES = (
@@ -51,12 +56,23 @@ def study(name: str) -> tuple[RunInfo, ResultsTable | None]:
         joint_titles=[one.title for one in config.strategies if "joint" in (one.name, one.mode)],
         task_labels={},
     )
-    path = HERE / name / "results.csv"
-    if not path.exists():
+    results = results_of(name)
+    if results is None:
         return info, None
-    results = ResultsTable.read(path)
     trials = {Trial(row.strategy, row.stream, row.seed) for row in results}
     return dataclasses.replace(info, finished=frozenset(trials & set(info.trials))), results
+
+
+def results_of(name: str) -> ResultsTable | None:
+    """Return the results of a study that are here, of all its seeds; None where there are none."""
+    whole, seeds = HERE / name / "results.csv", sorted((HERE / name).glob("seed_*/results.csv"))
+    if not whole.exists() and not seeds:
+        return None
+    results = ResultsTable()
+    for path in [whole] if whole.exists() else seeds:
+        for row in ResultsTable.read(path):
+            results.append(*row)
+    return results
 
 
 def study_lines(name: str) -> list[str]:
@@ -72,7 +88,9 @@ def study_lines(name: str) -> list[str]:
     many = table.number == 3
     structures = [name for _, name in table.figures] if many else ["all"]
     heads = ["in the paper", *(["structure"] if many else []), "command, and strategy in its tables"]
-    heads += ["paper: MSE, MAE, R2", "here: MSE, MAE, R2", "ΔImp R2 (%): paper", "here [95%]"]
+    heads += ["paper: MSE, MAE, R2", "here: MSE, MAE, R2"]
+    heads += ["ΔImp (%) of MSE, MAE, R2: paper", "here [R2: 95%]"]
+    run = f"runs/{SEARCHED[name]}/study-{name}.yaml" if name in SEARCHED else name
     lines = [_line(heads), _line(["---"] * len(heads))]
     for structure in dict.fromkeys(structures):
         for title, system in found.systems.items():
@@ -82,7 +100,7 @@ def study_lines(name: str) -> list[str]:
                     [
                         system,
                         *([structure.replace("_", " ")] if many else []),
-                        f"`repmode-cl bench {name}`, `{title}`",
+                        f"`repmode-cl bench {run}`, `{title}`",
                         _printed(table.figures[system, structure]),
                         NOT_RUN if row is None else _printed(row),
                         _improvement(table.number, system, structure),
@@ -97,16 +115,24 @@ def study_lines(name: str) -> list[str]:
 def _improvement_here(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
-    return "reference" if row["strategy"] == row["reference"] else improvement_text(row, "improvement_r2")
+    if row["strategy"] == row["reference"]:
+        return "reference"
+    others = [row[f"improvement_{metric}"] for metric in ("mse", "mae")]
+    values = ["-" if value is None else f"{value:+.2f}" for value in others]
+    return "&nbsp;".join([*values, improvement_text(row, "improvement_r2")])
 
 
 def _improvement(number: int, system: str, structure: str) -> str:
-    """Return the paper's improvement of R2: printed, or of its figures."""
+    """Return the paper's improvements: printed, or of its figures."""
     table = paper_tables()[number]
+    if system == table.reference:
+        return "reference"
     if system in table.improvement:
-        return f"{table.improvement[system]['r2']:+.2f}"
-    value, reference = (table.figures[name, structure]["r2"] for name in (system, table.reference))
-    return f"{100 * (value - reference) / reference:+.2f}"
+        values = [table.improvement[system][metric] for metric in PAPER_METRICS]
+    else:
+        mine, reference = (table.figures[name, structure] for name in (system, table.reference))
+        values = [relative_improvement(mine[metric], reference[metric], metric) for metric in PAPER_METRICS]
+    return "&nbsp;".join(f"{value:+.2f}" for value in values)
 
 
 def figure_lines() -> list[str]:
@@ -114,7 +140,7 @@ def figure_lines() -> list[str]:
     lines = [_line(["figure", "structure", "here", "command", "result"]), _line(["---"] * 5)]
     sections = {"gates": "Which experts a structure uses", "side-by-side": "The best rival and ours"}
     for number, structure, section in FIGURES:
-        run = (HERE / "table1" / "results.csv").exists()
+        run = results_of("table1") is not None
         lines.append(
             _line(
                 [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,21 @@ from stored_model import liven
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
+from repmode_cl.store import registry
 
 KINDS = {
-    "outside": AdditionSpec(gate="outside", scale=True),
+    "outside": AdditionSpec(gate="outside"),
+    "scaled": AdditionSpec(gate="outside", scale=True),
+    "outside, sees all": AdditionSpec(gate="outside", sees="all"),
+    "ranks in the softmax": AdditionSpec("lowrank:2,1", resampling="base"),
     "ranks": AdditionSpec("lowrank:2,1", resampling="base", gate="outside"),
     "decoder": AdditionSpec("conv1", blocks="decoder"),
+    "encoder": AdditionSpec("conv3", blocks="encoder"),
 }
 
 
 def add(model: Model, name: str, spec: AdditionSpec, seed: int = 0, *, replace: bool = False) -> None:
-    network = model.network([])
+    network = model.network(None if spec.sees == "all" else [])
     network.add_structure(name, spec, seed=seed)
     liven(network, f".own.{name}.")
     generator = torch.Generator().manual_seed(seed)
@@ -55,7 +61,10 @@ def test_stored_verified_exchanged_and_replaced(model_path: Path, tmp_path: Path
     assert file_version(model_path / model.entries["golgi"].file) == "3"
     assert file_version(model_path / model.entries["nucleolus"].file) == "2"
     opened = Model.open(model_path)
-    assert opened.entries["golgi"].spec == KINDS[kind]
+    spec = opened.entries["golgi"].spec
+    assert spec is not None
+    assert replace(spec, needs=()) == KINDS[kind]
+    assert bool(spec.needs) == (KINDS[kind].sees == "all")
     assert opened.verify().bit_identical
     for name, kernels in known.items():
         now = opened.network([name]).kernels(name)
@@ -79,6 +88,15 @@ def test_stored_verified_exchanged_and_replaced(model_path: Path, tmp_path: Path
     opened.rollback(len(opened.history) - 1)
     assert opened.entries["golgi"].digest == first
     assert opened.verify().bit_identical
+
+
+def test_a_program_of_before_refuses_the_model_by_its_version(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(Model.open(model_path), "golgi", KINDS["ranks in the softmax"])
+    monkeypatch.setattr(registry, "REGISTRY_VERSIONS", (1, 2))
+    with pytest.raises(ModelError, match=r"registry\.json.*version 3"):
+        Model.open(model_path)
 
 
 def test_a_version_that_does_not_fit_the_kind_is_refused(model_path: Path, tmp_path: Path) -> None:

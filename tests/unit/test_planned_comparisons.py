@@ -125,6 +125,23 @@ def test_streams_of_the_two_may_differ():
     assert row["claim"] == "ours (images-1) is ahead of multi (images-4)"
 
 
+def test_orders_enter_the_interval_of_a_claim():
+    def jitter(title: str, seed: int, stream: str) -> float:
+        return 0.04 * (stream == "order-1") if title == "ours" else 0.0
+
+    table, info = make(range(10), streams=("order-0", "order-1"), jitter=jitter)
+    both, one = rows_of(
+        table,
+        info,
+        {"first": "ours", "second": "multi"},
+        {"first": "ours", "second": "multi", "first_stream": "order-0"},
+    )
+    assert both["difference"] == pytest.approx(0.05 + 0.02)
+    # All seeds agree: the whole spread is that of the two orders.
+    assert (both["low"], both["high"]) == (pytest.approx(0.05), pytest.approx(0.09))
+    assert (one["low"], one["high"]) == (pytest.approx(0.05), pytest.approx(0.05))
+
+
 def test_the_terminal_says_the_verdict():
     table = render_planned(rows_of(*make(range(8)), {"first": "ours", "second": "multi"}))
     assert list(table.columns[-1].cells) == ["holds"]

@@ -8,9 +8,17 @@ from statistics import fmean
 from typing import Any
 
 from repmode_cl.config.comparison_schema import PlannedComparison
-from repmode_cl.evaluation.paired_differences import Values, paired_differences, structure_values
-from repmode_cl.evaluation.significance import ALPHA, compare, holm, smallest_p
-from repmode_cl.report.tables.selection import chosen_streams, seeds_with_results
+from repmode_cl.evaluation.paired_differences import (
+    TrialValues,
+    Values,
+    paired_differences,
+    paired_trials,
+    structure_values,
+    trial_values,
+)
+from repmode_cl.evaluation.seeds_and_orders import compare_trials
+from repmode_cl.evaluation.significance import ALPHA, PairedComparison, compare, holm, smallest_p
+from repmode_cl.report.tables.selection import are_orders, chosen_streams, seeds_with_results
 from repmode_cl.results.results_table import ResultsTable
 from repmode_cl.results.run_info import RunInfo
 
@@ -25,7 +33,8 @@ _COSTS = ("added_bytes", "cpu_seconds")
 def planned_table(results: ResultsTable, run_info: RunInfo | Mapping[str, Any]) -> list[dict[str, Any]]:
     """Answer the comparisons that the run's configuration planned, in its order.
 
-    R2 is averaged over the structures after the base, and paired by seed. "Ahead" holds where the p of the sign-flip
+    R2 is averaged over the structures after the base, and paired by seed; of several orders, interval and p are over
+    seeds and orders. "Ahead" holds where the p of the sign-flip
     test, corrected by Holm's method over all planned claims of that kind, is below .05 and the 95% interval lies above
     0. "Not lower" holds where that interval lies above the allowed difference.
 
@@ -59,7 +68,9 @@ def _row(results: ResultsTable, info: RunInfo, one: PlannedComparison) -> dict[s
     first = _values(results, info, one.first, first_stream, one)
     second = _values(results, info, one.second, second_stream, one)
     paired = paired_differences(first, second, "r2")
-    comparison = compare(paired.values) if paired.seeds and paired.structures else None
+    comparison = None
+    if paired.seeds and paired.structures:
+        comparison = _of_orders(results, info, one) or compare(paired.values)
     return {
         "claim": one.text,
         "first": one.first,
@@ -83,6 +94,25 @@ def _row(results: ResultsTable, info: RunInfo, one: PlannedComparison) -> dict[s
             for key, metric in zip(("bytes_share", "seconds_share"), _COSTS, strict=True)
         },
     }
+
+
+def _of_orders(results: ResultsTable, info: RunInfo, one: PlannedComparison) -> PairedComparison | None:
+    """Return the comparison over seeds and orders; None where the claim is not about several orders."""
+    streams = chosen_streams(info, None if one.first_stream is None else (one.first_stream,))
+    if not are_orders(info, streams):
+        return None
+
+    def values(title: str) -> TrialValues:
+        return trial_values(
+            results,
+            title,
+            "r2",
+            {name: info.streams[name] for name in streams},
+            seeds_with_results(results, info, title, streams),
+            when=one.when,
+        )
+
+    return compare_trials(paired_trials(values(one.first), values(one.second), "r2")[0])
 
 
 def _values(
