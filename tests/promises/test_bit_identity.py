@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from repmode_cl.config import TrainingConfig
+from repmode_cl.config.addition_settings import ADDITION_SETTINGS, expert_of_setting, kind_of_setting
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ModelError
 from repmode_cl.model import Model
@@ -45,6 +46,14 @@ TRAINING = TrainingConfig(
     precision="float32",
     device="cpu",
 )
+#: The settings of `add`, as they are fitted to this network.
+SETTINGS = [
+    AdditionSpec(
+        **kind_of_setting(name)
+        | {"expert": expert_of_setting(name, width=ARCHITECTURE.width, depth=ARCHITECTURE.depth)}
+    )
+    for name in ADDITION_SETTINGS
+]
 OPTIMISERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
@@ -210,10 +219,12 @@ def build(
     strategy: type[ExpertsFrozen] = Strategy,
     network: type[RepModeUNet] = RepModeUNet,
     spec: AdditionSpec | None = None,
+    init_from: str = "none",
 ) -> ExpertsFrozen:
     return strategy(
         model=network(ARCHITECTURE, BASE),
         spec=spec,
+        init_from=init_from,
         stream=setting.stream(),
         training=TRAINING,
         patch=PATCH,
@@ -229,14 +240,18 @@ def build(
         ("sgd", AdditionSpec(sees="all"), True),
         ("adamw", AdditionSpec(norm="base"), False),
         ("sgd", AdditionSpec(sees="all", gate="outside", scale=True), True),
+        *(("adamw", spec, True) for spec in SETTINGS),
     ],
-    ids=["sgd", "adamw-shared_norms-stored_at_the_end", "outside_the_softmax"],
+    ids=["sgd", "adamw-shared_norms-stored_at_the_end", "outside_the_softmax", *ADDITION_SETTINGS],
 )
 def test_predictions_never_change(
     setting: Setting, optimiser: str, spec: AdditionSpec, store_each: bool
 ) -> None:
     strategy = type("Chosen", (Strategy,), {"optimiser": optimiser})
-    check_that_nothing_changes(setting, build(setting, strategy, spec=spec), store_each=store_each)
+    start = "best" if spec in SETTINGS else "none"
+    chosen = build(setting, strategy, spec=spec, init_from=start)
+    check_that_nothing_changes(setting, chosen, store_each=store_each)
+    assert set(chosen.started_from) == (set(ADDED) if start == "best" else set())
 
 
 # -- and that it would be noticed -------------------------------------------------------------------------------
