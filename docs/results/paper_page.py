@@ -1,7 +1,7 @@
 """Make the tables of paper.md from the configurations and the results here: ``python docs/results/paper_page.py``.
 
-A study that has been run has a folder here with its results.csv, or with a folder for each seed that holds one; the rows
-of a study that has none say so.
+A study that has been run has a folder here with its results.csv, or with a folder for each seed that holds one; rows
+of a study that has neither say so.
 """
 
 from __future__ import annotations

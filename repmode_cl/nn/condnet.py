@@ -123,6 +123,8 @@ class CondNet(ConditionedUNet):
         last_layer: Literal["own", "shared"] = "own",
         seed: int = 0,
     ) -> None:
+        if last_layer not in ("own", "shared"):
+            raise ValueError(f"last_layer is own or shared, not {last_layer!r}")
         generator = torch.Generator().manual_seed(seed)
         super().__init__(architecture, kernel, generator)
         self.slots = slots

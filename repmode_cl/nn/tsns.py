@@ -227,6 +227,8 @@ class TSNs(ConditionedUNet):
         condition: Literal["scales", "code"] = "scales",
         seed: int = 0,
     ) -> None:
+        if condition not in ("scales", "code"):
+            raise ValueError(f"condition is scales or code, not {condition!r}")
         generator = torch.Generator().manual_seed(seed)
         super().__init__(architecture, kernel, generator)
         self.slots = slots

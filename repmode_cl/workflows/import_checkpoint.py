@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+from repmode_cl.data.voxel_size_check import voxel_size_record
 from repmode_cl.errors import ModelError, StructureError
 from repmode_cl.model import Model
 from repmode_cl.nn.authors_state import network_of_authors_state
@@ -18,6 +20,9 @@ __all__ = ["AUTHORS_RECIPE", "AUTHORS_VOXEL_SIZE", "AUTHORS_WINDOW", "import_che
 #: How the authors' code prepares images: z-score, then cubic resampling of y and x.
 AUTHORS_RECIPE = PreprocessingRecipe(axes="xy", order=3, before_resampling=True)
 AUTHORS_VOXEL_SIZE = (0.29, 0.29, 0.29)
+
+#: um (z, y, x) of the images of their collection, before they are resampled (paper, section 4.1).
+_AUTHORS_IMAGES = (0.29, 0.108, 0.108)
 #: Voxels (z, y, x) of their patches and windows.
 AUTHORS_WINDOW = (32, 128, 128)
 
@@ -60,6 +65,9 @@ def import_checkpoint(
     Notes
     -----
     A gate row is what their linear layer gives for the structure's one-hot, rounded to float32: column plus bias.
+
+    With the authors' grid, new images may have any voxel size from that of their collection to that of the grid. With
+    another one the sizes of the training images are not known.
     """
     file, out = Path(file), Path(out)
     names = [check_structure_name(name) for name in structures]
@@ -85,5 +93,15 @@ def import_checkpoint(
                 "what": "checkpoint of the code of RepMode's authors",
             },
             "patch": list(window),
+            **(
+                _training_voxels()
+                if voxel_size is not None and tuple(voxel_size) == AUTHORS_VOXEL_SIZE
+                else {}
+            ),
         },
     )
+
+
+def _training_voxels() -> dict[str, Any]:
+    """Return the record of the voxel sizes that images may have had in training with the authors' grid."""
+    return voxel_size_record([_AUTHORS_IMAGES, AUTHORS_VOXEL_SIZE])

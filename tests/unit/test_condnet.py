@@ -143,3 +143,8 @@ def test_later_structures_leave_the_norms_of_the_decoder_as_they_are() -> None:
     # So the condition acts although all of a batch are of one structure.
     acts = shift(scrambled(network), ("golgi", "golgi")).max()
     assert shift(network.train(), ("golgi", "golgi")).max() > 0.1 * acts > 0
+
+
+def test_another_last_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"last_layer is .* not 'all'"):
+        CondNet(Architecture(2, 1), 3, ("dna",), last_layer="all")  # type: ignore[arg-type]

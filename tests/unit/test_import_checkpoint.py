@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
-from repmode_cl.errors import ModelError, StructureError
+from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
+from repmode_cl.errors import ImageError, ModelError, StructureError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.nn.authors_state import network_of_authors_state
+from repmode_cl.store import authors_checkpoint
 from repmode_cl.workflows.import_checkpoint import import_checkpoint
 
 TASKS = ("mitochondria", "dna", "nucleolus")
@@ -275,6 +277,52 @@ def test_compressed_archives_and_other_files_are_refused(tmp_path):
         import_checkpoint(other, tmp_path / "model", TASKS, **SMALL)
 
 
+def test_archives_of_other_sizes_than_torch_writes_are_refused(tmp_path, monkeypatch):
+    def refused(content, message):
+        file = saved(tmp_path, authors_state(depth=1))
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, data in content:
+                archive.writestr(name, data)
+        if "claims" in message:
+            # The directory's size of the entry, which stands before its name: four bytes at 24 of its record.
+            data = bytearray(file.read_bytes())
+            place = data.rindex(b"PK\x01\x02")
+            data[place + 20 : place + 28] = 2 * (1 << 30).to_bytes(4, "little")
+            file.write_bytes(data)
+        with pytest.raises(ModelError, match=message):
+            import_checkpoint(file, tmp_path / "model", TASKS, **SMALL)
+        assert not (tmp_path / "model").exists()
+
+    refused([("a/data.pkl", b"."), ("b/data.pkl", b".")], "has no pickle, several, or one that is too large")
+    refused([("a/data", b".")], "has no pickle")
+    refused([("a/data.pkl", b".")], "claims more bytes than it has")
+    monkeypatch.setattr(authors_checkpoint, "_LARGEST_PICKLE", 3)
+    refused([("a/data.pkl", b"....")], "one that is too large")
+    monkeypatch.setattr(authors_checkpoint, "_MOST_ENTRIES", 2)
+    refused([(str(number), b"") for number in range(3)], "has 3 entries, more than any network has tensors")
+
+
+@pytest.mark.parametrize("code", [b"i", b"\x82"])
+def test_other_ways_to_name_things_are_refused(tmp_path, code):
+    """INST and EXT1 name what they call in other places than GLOBAL does."""
+    pickled = {b"i": b"(ios\nmkdir\n.", b"\x82": b"\x82\x01."}[code]
+    file = rewritten(saved(tmp_path, authors_state(depth=1)), lambda _: pickled)
+    with pytest.raises(ModelError, match=r"its pickle names '(INST|EXT1)\..*nothing of it was run"):
+        import_checkpoint(file, tmp_path / "model", TASKS, **SMALL)
+
+
+def test_images_of_the_authors_collection_fit_and_coarser_ones_do_not(tmp_path):
+    file = saved(tmp_path, checkpoint(authors_state(depth=1)))
+    model = import_checkpoint(file, tmp_path / "model", TASKS)
+    trained = trained_voxels(model.entries["dna"].provenance, model.voxel_size)
+    for size in ((0.29, 0.108, 0.108), (0.29, 0.29, 0.29)):
+        assert check_voxel_size(size, trained, "image.tif") is None
+    with pytest.raises(ImageError, match="coarser on z, y, x"):
+        check_voxel_size((1.0, 1.0, 1.0), trained, "image.tif")
+    other = import_checkpoint(file, tmp_path / "other", TASKS, voxel_size=(1.0, 1.0, 1.0))
+    assert not trained_voxels(other.entries["dna"].provenance, other.voxel_size).recorded
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
 def test_a_file_cut_short_is_refused(tmp_path, part):
     file = saved(tmp_path, checkpoint(authors_state(depth=1)))
@@ -310,6 +358,11 @@ def test_tensors_larger_than_the_file_are_refused_before_memory_is_taken(tmp_pat
         ),
         (lambda s: s.update({"more": torch.zeros(1)}), "has a tensor 'more'"),
         (lambda s: s.pop("conv_out.gate.weight"), "no state of the network of RepMode's authors"),
+        (
+            lambda s: s.update({"conv_out.gate.weight": torch.zeros(5)}),
+            "the shapes of its first and last block are not those",
+        ),
+        (lambda s: s.update({"conv_out.gate.weight": torch.zeros(5, 0)}), "first or last block is empty"),
         (
             lambda s: s.update({"conv_out.gate.bias": torch.zeros(6)}),
             r"'conv_out.gate.bias' is torch.float32 \(6,\)",

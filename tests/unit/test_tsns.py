@@ -150,3 +150,8 @@ def test_a_structure_that_is_trained_with_all_takes_the_next_code() -> None:
     network.add_base_structure("tubulin", seed=1)
     with pytest.raises(StructureError, match="the network has 5 slots, and all are taken"):
         network.add_base_structure("desmosomes", seed=1)
+
+
+def test_another_kind_of_condition_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"condition is .* not 'all'"):
+        TSNs(Architecture(2, 1), 3, ("dna",), condition="all")  # type: ignore[arg-type]

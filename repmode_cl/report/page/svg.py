@@ -224,7 +224,8 @@ def stacked_bar(weights: Mapping[str, float], styles: Mapping[str, int]) -> Mark
     Parameters
     ----------
     weights
-        Expert -> mean gate weight; they sum to 1.
+        Expert -> mean gate weight. Shares are of their sum, which is 1 but with sigmoid gates and experts outside the
+        softmax.
     styles
         Expert -> number of its colour; those that have none are fresh experts of additions.
     """
