@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tiny_strategies import (
     configured,
     differing,
     learn,
+    one_masked_image,
     predictions,
     state_of,
 )
@@ -321,16 +321,7 @@ def test_resumed_in_the_middle_it_ends_with_the_same_bits(
 def test_accumulation_masks_and_one_image_are_learned_from(
     rival: str, samples: list[Sample], tmp_path: Path
 ) -> None:
-    few = [s for s in samples if s.split != "train" or s.image_id == f"{s.structure}-0"]
-    # Of what is masked, the target is far off: only a mask that counts keeps it out of the loss.
-    random, masked = np.random.default_rng(0), []
-    for number, sample in enumerate(few):
-        mask = (random.random(sample.shape) > 0.3).astype(np.float32)
-        target = np.where(mask > 0, np.load(sample.target), 1e4).astype(np.float32)
-        paths = [tmp_path / f"{number}-{part}.npy" for part in ("mask", "target")]
-        for path, volume in zip(paths, (mask, target), strict=True):
-            np.save(path, volume)
-        masked.append(replace(sample, mask=paths[0], target=paths[1]))
+    masked = one_masked_image(samples, tmp_path)
     training = ONCE.model_copy(update={"batch_size": 4, "accumulate": 2})
     losses: list[float] = []
     strategy = made(rival, masked, training=training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,20 @@ def predictions(strategy: StructureStrategy, structures: Iterable[str]) -> dict[
     # A network that died of its training would predict 0 whatever happened to it.
     assert all(prediction.std() > 1e-3 for prediction in found.values())
     return found
+
+
+def one_masked_image(samples: Sequence[Sample], folder: Path) -> list[Sample]:
+    """Return the samples with masks, and of each structure's training images only the first.
+
+    Of what is masked, the target is far off: only a mask that counts keeps it out of the loss.
+    """
+    few = [s for s in samples if s.split != "train" or s.image_id == f"{s.structure}-0"]
+    random, masked = np.random.default_rng(0), []
+    for number, sample in enumerate(few):
+        mask = (random.random(sample.shape) > 0.3).astype(np.float32)
+        target = np.where(mask > 0, np.load(sample.target), 1e4).astype(np.float32)
+        paths = [folder / f"{number}-{part}.npy" for part in ("mask", "target")]
+        for path, volume in zip(paths, (mask, target), strict=True):
+            np.save(path, volume)
+        masked.append(replace(sample, mask=paths[0], target=paths[1]))
+    return masked

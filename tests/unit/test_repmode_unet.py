@@ -8,6 +8,8 @@ import torch
 
 from repmode_cl.errors import ImageError, ModelError, StructureError, UnknownStructureError
 from repmode_cl.nn import AdditionSpec, Architecture, PlainUNet, RepModeUNet, smallest_size
+from repmode_cl.nn.experts import uninitialised_weights
+from repmode_cl.nn.multi_head_unet import MultiHeadUNet
 
 SMALL = Architecture(width=3, depth=2)
 
@@ -44,6 +46,13 @@ PAPER_COUNTS = {
     "plain k3": 23_276_864,
     "plain k5": 100_152_768,
 }
+#: Of twelve structures.
+MULTI_HEAD_COUNTS = {
+    ("decoder", 3): 116_189_728,
+    ("decoder", 5): 474_587_488,
+    ("last", 3): 23_286_368,
+    ("last", 5): 100_196_768,
+}
 ADDITION_COUNTS = {
     ("none", "own"): 2_111_493,
     ("none", "base"): 22_533,
@@ -64,6 +73,10 @@ def test_parameter_counts_at_the_papers_width():
     assert count(RepModeUNet(Architecture(), twelve)) == PAPER_COUNTS["repmode, 12 structures"]
     assert count(PlainUNet(32, 4, 3)) == PAPER_COUNTS["plain k3"]
     assert count(PlainUNet(32, 4, 5)) == PAPER_COUNTS["plain k5"]
+    for (head, kernel), expected in MULTI_HEAD_COUNTS.items():
+        with uninitialised_weights():
+            network = MultiHeadUNet(Architecture(), kernel, twelve, head=head)
+        assert count(network) == expected
 
 
 @pytest.mark.parametrize(("expert", "resampling"), ADDITION_COUNTS)
