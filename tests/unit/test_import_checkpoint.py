@@ -216,6 +216,16 @@ def test_by_the_command(tmp_path):
     }
 
 
+@pytest.mark.parametrize("window", ["8,16", "8,16,0", "8,16,sixteen", ""])
+def test_a_window_that_is_none_is_refused_by_the_command(tmp_path, window):
+    file = saved(tmp_path, checkpoint(authors_state(depth=1)))
+    arguments = ["import", "checkpoint", str(file), str(tmp_path / "model"), "--structures", ",".join(TASKS)]
+    result = CliRunner().invoke(app, [*arguments, "--window", window], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert "give three numbers of voxels" in " ".join(result.output.split())
+    assert not (tmp_path / "model").exists()
+
+
 class Hostile:
     def __init__(self, target):
         self.target = target
