@@ -186,6 +186,16 @@ def test_verdicts_in_the_strategy_table_are_from_the_rows_point_of_view():
     assert our_strategy(RunInfo.of(make()[1])) == "ours"
 
 
+def test_without_additions_ours_is_repmode_trained_jointly():
+    _, info = make()
+    plain = {"name": "joint", "bit_identical": None, "options": {"name": "joint", "kernel": 3}}
+    others = {title: one for title, one in info["strategies"].items() if not title.startswith("ours")}
+    info |= {"strategies": {"plain": plain, **others}}
+    assert our_strategy(RunInfo.of(info)) is None
+    info |= {"streams": {name: [["a", "b", "c"]] for name in info["streams"]}}
+    assert our_strategy(RunInfo.of(info)) == "joint"
+
+
 def test_the_structure_table():
     rows = structure_table(*make(range(2)), metric="r2")
     assert [row["structure"] for row in rows[:: len(KINDS)]] == ["a", "b", "c"]

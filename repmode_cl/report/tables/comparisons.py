@@ -42,9 +42,13 @@ ALL_ADDED, ALL = "all added", "all"
 def our_strategy(info: RunInfo) -> str | None:
     """Return the title of the first experts-frozen strategy with the common steps; None in a run without one.
 
-    Where none has those, the first with more steps, else the first at all.
+    Where none has those, the first with more steps, else the first at all. In a run without one that adds no structure,
+    as the paper's Tables 1 and 2, ours is joint training of RepMode's network.
     """
     titles = [title for title, kind in info.strategies.items() if kind == "experts_frozen"]
+    if not titles and not any(info.added_of(stream) for stream in info.streams):
+        joint = [title for title, kind in info.strategies.items() if kind == "joint"]
+        titles = [title for title in joint if info.options.get(title, {}).get("kernel") is None]
     order = ("common", "longer", "shorter")
     return min(titles, key=lambda title: order.index(info.budget_of(title)), default=None)
 
