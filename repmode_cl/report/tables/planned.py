@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from repmode_cl.config.comparison_schema import PlannedComparison
 from repmode_cl.evaluation.paired_differences import (
-    TrialValues,
     Values,
     paired_differences,
     paired_trials,
@@ -102,31 +101,25 @@ def _of_orders(results: ResultsTable, info: RunInfo, one: PlannedComparison) -> 
     if not are_orders(info, streams):
         return None
 
-    def values(title: str) -> TrialValues:
-        return trial_values(
-            results,
-            title,
-            "r2",
-            {name: info.streams[name] for name in streams},
-            seeds_with_results(results, info, title, streams),
-            when=one.when,
-        )
-
-    return compare_trials(paired_trials(values(one.first), values(one.second), "r2")[0])
+    first, second = (
+        trial_values(results, title, "r2", *_part(results, info, title, one.first_stream), when=one.when)
+        for title in (one.first, one.second)
+    )
+    return compare_trials(paired_trials(first, second, "r2")[0])
 
 
 def _values(
     results: ResultsTable, info: RunInfo, title: str, stream: str | None, one: PlannedComparison
 ) -> Values:
+    return structure_values(results, title, "r2", *_part(results, info, title, stream), when=one.when)
+
+
+def _part(
+    results: ResultsTable, info: RunInfo, title: str, stream: str | None
+) -> tuple[dict[str, Sequence[Sequence[str]]], Sequence[int]]:
+    """Return the streams that a claim is about, with their experiences, and the seeds that finished them."""
     streams = chosen_streams(info, None if stream is None else (stream,))
-    return structure_values(
-        results,
-        title,
-        "r2",
-        {name: info.streams[name] for name in streams},
-        seeds_with_results(results, info, title, streams),
-        when=one.when,
-    )
+    return {name: info.streams[name] for name in streams}, seeds_with_results(results, info, title, streams)
 
 
 def _mean(values: Values, seeds: tuple[int, ...], structures: tuple[str, ...]) -> float | None:
