@@ -1,7 +1,14 @@
-"""Draw the figures of this folder from its results.csv files: ``python docs/results/figures.py``."""
+"""Draw the figures of this folder: ``python docs/results/figures.py [RUN]``.
+
+Those of studies are drawn from their results.csv, the paper's Figure 6 from the gates.json of `table1`. Figure 7 needs
+predictions, which are not in this folder: it is drawn where RUN, a run of `table1`, is given.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,7 +16,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from repmode_cl.config import load_config
+from repmode_cl.report.page.difference_boxes import side_by_side
 from repmode_cl.results import ResultsTable
+from repmode_cl.results.gates import GATES, read_gates
+from repmode_cl.results.run_folder import read_run
 
 HERE = Path(__file__).parent
 #: Title of a strategy -> what the legend calls it, colour, dashes.
@@ -31,8 +41,21 @@ NEVER_FORGET = {
     "lora_k3_rank32_from_best": ("LoRA, rank 32", "#8e5ea2", True),
 }
 
+#: Structures of the paper's Figure 6, and of its Figure 7.
+GATES_SHOWN = ("cell_membrane", "mitochondria", "nucleolus", "nuclear_envelope")
+COMPARED = ("microtubule", "actin_filament", "dna")
 
-def main() -> None:
+#: Colour of each expert.
+EXPERTS = {
+    "conv5": "#0b6e75",
+    "conv3": "#4fb3a9",
+    "conv1": "#b7dfd8",
+    "avg3": "#e0a458",
+    "avg5": "#b9770e",
+}
+
+
+def main(run: str | None = None) -> None:
     """Write the figures."""
     mpl.rcParams.update(
         {
@@ -45,6 +68,53 @@ def main() -> None:
     )
     draw_twelve_structures()
     draw_never_forget()
+    if (HERE / "table1" / "seed_0" / GATES).exists():
+        draw_gates()
+    if run is not None:
+        draw_side_by_side(Path(run))
+
+
+def draw_gates() -> None:
+    """Write ``paper_figure_6.svg``: share of each expert in each block, mean over channels, for four structures."""
+    gates = read_gates(HERE / "table1" / "seed_0" / GATES)
+    figure, axes = plt.subplots(1, len(GATES_SHOWN), figsize=(11, 3.2), sharey=True, layout="constrained")
+    for axis, name in zip(axes, GATES_SHOWN, strict=True):
+        blocks = gates[name]
+        below = np.zeros(len(blocks))
+        for expert, colour in EXPERTS.items():
+            share = np.array([weights[expert] for weights in blocks.values()])
+            axis.bar(range(len(blocks)), share, 0.9, bottom=below, color=colour, label=expert)
+            below += share
+        axis.set(title=name.replace("_", " "), xlabel="block", ylim=(0, 1), xlim=(-0.6, len(blocks) - 0.4))
+        axis.set_xticks(range(len(blocks)), list(blocks), rotation=90, fontsize=7)
+    axes[0].set_ylabel("gate weight")
+    axes[-1].legend(frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left")
+    figure.savefig(HERE / "paper_figure_6.svg", metadata={"Date": None})
+
+
+def draw_side_by_side(folder: Path) -> None:
+    """Write ``paper_figure_7.png``: three structures as the best rival and ours predict them, differences boxed."""
+    compared = side_by_side(read_run(folder))
+    if compared is None:
+        raise SystemExit(f"{folder}: no run that repeats a table of the paper, or without predictions")
+    shown = {one.structure: one for one in compared.structures}
+    columns = len(next(iter(shown.values())).panels)
+    figure, axes = plt.subplots(len(COMPARED), columns, figsize=(9, 7), layout="constrained")
+    for row, name in zip(axes, COMPARED, strict=True):
+        for axis, panel in zip(row, shown[name].panels, strict=True):
+            png = base64.b64decode(panel.uri.partition(",")[2])
+            axis.imshow(plt.imread(io.BytesIO(png), format="png"), cmap="gray", interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_title(f"{panel.title}\n{panel.note}", fontsize=8)
+            for box in shown[name].boxes if panel.boxed else ():
+                square = plt.Rectangle(
+                    (box.x - 0.5, box.y - 0.5), box.side, box.side, fill=False, color="#f2c14e", linewidth=1.4
+                )
+                axis.add_patch(square)
+                axis.text(box.x + 1, box.y + 1, box.name, color="#f2c14e", va="top", fontsize=8)
+        row[0].set_ylabel(name.replace("_", " "))
+    figure.savefig(HERE / "paper_figure_7.png", dpi=110, metadata={"Software": None})
 
 
 def draw_never_forget() -> None:
@@ -131,4 +201,4 @@ def draw_twelve_structures() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -16,6 +16,9 @@ GATES = "gates.json"
 #: Structure -> block -> expert -> gate weight, mean over channels (paper, Fig. 6).
 GateWeights = dict[str, dict[str, dict[str, float]]]
 
+#: Parts of a network in the order in which an image passes them.
+_PARTS = ("encoder", "bottleneck", "decoder", "head")
+
 
 def write_gates(path: Path, gates: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
     """Write the gate weights; None (null) stands for a weight that is not finite, as after training diverged."""
@@ -23,7 +26,9 @@ def write_gates(path: Path, gates: Mapping[str, Mapping[str, Mapping[str, float 
 
 
 def read_gates(path: Path) -> GateWeights:
-    """Read what `write_gates` wrote; blocks with a weight that is not finite are left out.
+    """Read what `write_gates` wrote, blocks in the order of the network; without those whose weights are not finite.
+
+    The file has names in alphabetical order, in which the decoder would stand before the encoder.
 
     Raises
     ------
@@ -37,10 +42,18 @@ def read_gates(path: Path) -> GateWeights:
         return {
             structure: {
                 block: {expert: float(weight) for expert, weight in weights.items()}
-                for block, weights in blocks.items()
+                for block, weights in sorted(blocks.items(), key=lambda item: _place(item[0]))
                 if None not in weights.values()
             }
             for structure, blocks in gates.items()
         }
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"it holds no gate weights of structures and blocks ({error})") from error
+
+
+def _place(block: str) -> tuple[int, list[int]]:
+    """Return where a block such as ``encoder.1.0`` stands: its part, level and number; levels of the decoder go up."""
+    part, *numbers = block.split(".")
+    level, *rest = [int(number) for number in numbers] or [0]
+    known = _PARTS.index(part) if part in _PARTS else len(_PARTS)
+    return known, [-level if part == "decoder" else level, *rest]
