@@ -14,7 +14,8 @@ def test_blocks_are_read_in_the_order_in_which_an_image_passes_them(tmp_path):
     gates = read_gates(tmp_path / "gates.json")
 
     expected = [name for name, _ in network.named_blocks()]
-    assert expected[:2] == ["encoder.0.0", "encoder.0.1"] and expected[-2:] == ["decoder.0.1", "head"]
+    assert expected[:2] == ["encoder.0.0", "encoder.0.1"]
+    assert expected[-2:] == ["decoder.0.1", "head"]
     for name in ("dna", "nucleolus"):
         assert list(gates[name]) == expected
         for block, weights in network.gate_weights(name).items():
