@@ -31,9 +31,6 @@ NOT_RUN = "not run yet"
 #: Studies with a table each.
 STUDIES = ("table1", "table1_incremental", "table2", "table3")
 
-#: Studies that a search writes with the rates that it chose, and the search.
-SEARCHED = {"table1": "tuning_table1", "table1_incremental": "tuning_table1_incremental"}
-
 #: Figure of the paper, structure, and the run and section of its report that show it.
 FIGURES = (
     *((6, name, "gates") for name in ("cell_membrane", "mitochondria", "nucleolus", "nuclear_envelope")),
@@ -90,7 +87,6 @@ def study_lines(name: str) -> list[str]:
     heads = ["in the paper", *(["structure"] if many else []), "command, and strategy in its tables"]
     heads += ["paper: MSE, MAE, R2", "here: MSE, MAE, R2"]
     heads += ["ΔImp (%) of MSE, MAE, R2: paper", "here [R2: 95%]"]
-    run = f"runs/{SEARCHED[name]}/study-{name}.yaml" if name in SEARCHED else name
     lines = [_line(heads), _line(["---"] * len(heads))]
     for structure in dict.fromkeys(structures):
         for title, system in found.systems.items():
@@ -100,7 +96,7 @@ def study_lines(name: str) -> list[str]:
                     [
                         system,
                         *([structure.replace("_", " ")] if many else []),
-                        f"`repmode-cl bench {run}`, `{title}`",
+                        f"`repmode-cl bench {name}`, `{title}`",
                         _printed(table.figures[system, structure]),
                         NOT_RUN if row is None else _printed(row),
                         _improvement(table.number, system, structure),
