@@ -37,6 +37,9 @@ FIGURES = (
     *((7, name, "side-by-side") for name in ("microtubule", "actin_filament", "dna")),
 )
 
+#: Figure of the paper -> where `figures.py` draws it.
+DRAWN = {6: "paper_figure_6.svg", 7: "paper_figure_7.png"}
+
 
 def study(name: str) -> tuple[RunInfo, ResultsTable | None]:
     """Return what a study is made of, and its results where they are here; what it has of them is finished."""
@@ -136,7 +139,7 @@ def figure_lines() -> list[str]:
     lines = [_line(["figure", "structure", "here", "command", "result"]), _line(["---"] * 5)]
     sections = {"gates": "Which experts a structure uses", "side-by-side": "The best rival and ours"}
     for number, structure, section in FIGURES:
-        run = results_of("table1") is not None
+        drawn = DRAWN[number]
         lines.append(
             _line(
                 [
@@ -144,7 +147,7 @@ def figure_lines() -> list[str]:
                     structure.replace("_", " "),
                     f"section “{sections[section]}” of the run's page",
                     "`repmode-cl report runs/table1`",
-                    "see [Table 1](#table-1)" if run else NOT_RUN,
+                    f"[drawn]({drawn}), seed 0" if (HERE / drawn).exists() else NOT_RUN,
                 ]
             )
         )
