@@ -15,7 +15,8 @@ conv 1 x 1 x 1, norm, ReLU, conv K x K x K] of one channel, with biases.
 From the authors' code: the pooled inputs and the one stem for all, the residual blocks, that both paths to a level
 have the same number of convolutions, the output branches, and the fusion net with average plus maximum. Known of
 RepMode's adaptation: a Multi-Head network plus the pyramid. Chosen here, in 3D: the first level of the backbone's
-encoder, with its batch norm, is the stem; the backbone's own blocks, resampling and skips otherwise; that a structure's
+encoder is the stem; its batch norms have running statistics for each level, because pooled images are smoother, and one
+set for all is right for none of them; the backbone's own blocks, resampling and skips otherwise; that a structure's
 maps are of one channel, and those of other structures are not computed (in place of the target adaptive loss); one
 loss, of the fused map, in one stage (theirs: the five maps first, with deep supervision, then the fusion on top). The
 strategy's option `deep_supervision` adds the mean loss of the maps (`PIPOFAN.predict_maps`).
@@ -42,7 +43,7 @@ from repmode_cl.nn.experts import kaiming, uniform
 from repmode_cl.nn.per_structure_layers import StructureGroups, apply_by_structure
 from repmode_cl.nn.plain_unet import PlainBlock
 
-__all__ = ["FusionNet", "PIPOFAN", "ResidualBlock"]
+__all__ = ["PIPOFAN", "FusionNet", "PooledStem", "ResidualBlock"]
 
 
 class _NormedConvolution(nn.Module):
@@ -81,6 +82,31 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, context: Any = None) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X)."""
         return cast(Tensor, self.second(self.first(x)) + self.bridge(x))
+
+
+class PooledStem(nn.Module):
+    """The stem for the images of one level: its weights, scales and shifts, and statistics of the level.
+
+    Parameters
+    ----------
+    stem
+        The blocks of the encoder's first level.
+    """
+
+    def __init__(self, stem: Iterable[nn.Module]) -> None:
+        super().__init__()
+        #: A tuple, so that the blocks and their parameters are registered once, in the encoder.
+        self.blocks = tuple(cast(PlainBlock, block) for block in stem)
+        self.norms = nn.ModuleList(nn.BatchNorm3d(len(block.weight)) for block in self.blocks)
+        for block, norm in zip(self.blocks, self.norms, strict=True):
+            shared = cast(nn.BatchNorm3d, block.norm)
+            norm.weight, norm.bias = shared.weight, shared.bias
+
+    def forward(self, x: Tensor, context: Any = None) -> Tensor:
+        """(N, 1, Z, Y, X) -> (N, C, Z, Y, X)."""
+        for block, norm in zip(self.blocks, self.norms, strict=True):
+            x = torch.relu(norm(convolve(x, block.weight)))
+        return x
 
 
 class FusionNet(nn.Module):
@@ -170,6 +196,8 @@ class PIPOFAN(ConditionedUNet):
             self._level(level)[0] = PlainBlock(
                 2 * widths[level - 1], widths[level], kernel, activation=True, generator=generator
             )
+        #: The stem for x_1, x_2, ...
+        self.pooled_stems = nn.ModuleList(PooledStem(self._level(0)) for _ in range(self.depth))
         #: The residual blocks of F_1, F_2, ...: none for the first.
         self.input_blocks = nn.ModuleList(chain(widths[:level]) for level in range(1, self.depth + 1))
         #: The residual blocks before the maps 0, 1, ...: none for the first.
@@ -218,13 +246,14 @@ class PIPOFAN(ConditionedUNet):
 
             return run(stage, layers, *inputs)
 
-        size, image, stem = x.shape[2:], x, self._level(0)
-        x = through(stem, image)
+        size, image = x.shape[2:], x
+        x = through(self._level(0), image)
         skips = []
         for level in range(1, self.depth + 1):
             skips.append(x)
             image = F.avg_pool3d(image, 2)
-            side = through([*stem, *cast(nn.ModuleList, self.input_blocks[level - 1])], image)
+            stem, blocks = self.pooled_stems[level - 1], cast(nn.ModuleList, self.input_blocks[level - 1])
+            side = through([stem, *blocks], image)
             x = through(self._level(level), through([self.down[level - 1]], x), side)
         maps = [self._map(self.depth, x, size, through, context)]
         for level in reversed(range(self.depth)):

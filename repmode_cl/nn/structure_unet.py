@@ -59,8 +59,10 @@ class StructureUNet(UNet):
         """Set training mode, except for frozen norms, whose running statistics must never drift."""
         super().train(mode)
         if self._trainable is not None:
-            for name, module in self.named_modules():
-                if isinstance(module, nn.BatchNorm3d) and f"{name}.weight" not in self._trainable:
+            # By the parameter and not by its name: norms may share one, which has the name of the first.
+            trained = {id(one) for name, one in self.named_parameters() if name in self._trainable}
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm3d) and id(module.weight) not in trained:
                     module.eval()
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -55,14 +56,23 @@ def pair(state: dict[str, Tensor], place: str, x: Tensor) -> Tensor:
     return block(state, f"{place}.1", block(state, f"{place}.0", x))
 
 
+def stem(state: dict[str, Tensor], level: int, x: Tensor) -> Tensor:
+    """Return the stem's output for a pooled image: its own weights, the statistics of the level."""
+    own = {
+        key.removeprefix("encoder.0."): value for key, value in state.items() if key.startswith("encoder.0.")
+    }
+    for number in (0, 1):
+        for name in ("running_mean", "running_var"):
+            own[f"{number}.norm.{name}"] = state[f"pooled_stems.{level - 1}.norms.{number}.{name}"]
+    return block(own, "1", block(own, "0", x))
+
+
 def one_sample(state: dict[str, Tensor], x: Tensor, name: str) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return the prediction of one sample, the share of each map, and the maps."""
     images = [x, pooled(x), pooled(pooled(x))]
     levels = [pair(state, "encoder.0", x)]
     for level in (1, 2):
-        side = residuals(
-            state, f"input_blocks.{level - 1}", level - 1, pair(state, "encoder.0", images[level])
-        )
+        side = residuals(state, f"input_blocks.{level - 1}", level - 1, stem(state, level, images[level]))
         joined = torch.cat([down(state, level - 1, levels[-1]), side], dim=1)
         levels.append(pair(state, "bottleneck" if level == DEPTH else "encoder.1", joined))
     outputs = {DEPTH: levels[-1]}
@@ -120,13 +130,35 @@ def test_the_first_convolution_of_a_level_reads_what_comes_down_and_the_pooled_i
 def test_the_stem_sees_each_image_of_the_pyramid_in_a_separate_call() -> None:
     network = PIPOFAN(Architecture(2, DEPTH, ("conv3",)), 3, STRUCTURES, seed=1)
     sizes: list[int] = []
-    network.encoder[0][0].register_forward_hook(
-        lambda module, inputs, output: sizes.append(len(inputs[0][0, 0]))
-    )
+    for norm_ in [network.encoder[0][0].norm, *(one.norms[0] for one in network.pooled_stems)]:
+        norm_.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0][0, 0])))
     fused: list[Tensor] = []
     network.fusion.register_forward_hook(lambda module, inputs, output: fused.append(inputs[0]))
     network.train()(volume().float(), "dna")
     assert sizes == [8, 4, 2]
-    assert int(network.encoder[0][0].norm.num_batches_tracked) == 3
     assert [tuple(one.shape) for one in fused] == [(3, 1, 8, 8, 8)] * 3
     assert int(network.fusion.first.norm.num_batches_tracked) == 3
+
+
+def test_the_stem_has_one_set_of_parameters_and_statistics_of_each_level() -> None:
+    network = PIPOFAN(Architecture(2, DEPTH, ("conv3",)), 3, STRUCTURES, seed=1)
+    assert not any(name.startswith("pooled_stems") for name, _ in network.named_parameters())
+    assert network.pooled_stems[1].norms[0].weight is network.encoder[0][0].norm.weight
+    x = volume().float()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.momentum = 1.0  # statistics of this batch alone
+    # Calls of a level are normed by its own statistics in training; with those kept, evaluation computes the same.
+    trained = network.train()
+    with torch.no_grad():
+        convolved = F.conv3d(pooled(x), network.encoder[0][0].weight, padding=1)
+        trained(x, "dna")
+    own = network.pooled_stems[0].norms[0]
+    torch.testing.assert_close(own.running_mean, convolved.mean((0, 2, 3, 4)))
+    torch.testing.assert_close(own.running_var, convolved.transpose(0, 1).flatten(1).var(1))
+    assert not torch.allclose(own.running_var, network.encoder[0][0].norm.running_var, rtol=0.1)
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        twin.encoder[0][0].weight.mul_(2.0)
+        assert not torch.equal(twin.eval()(x, "dna"), network.eval()(x, "dna"))
+    assert twin.pooled_stems[0].blocks[0] is twin.encoder[0][0]
