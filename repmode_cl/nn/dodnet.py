@@ -11,8 +11,11 @@ with ``theta = (W_1, W_2, W_3, b_1, b_2, b_3)``, in this order. The decoder's la
 From the authors' code: the one-hot code, its concatenation with the pooled features, a controller that is one linear
 layer without activation, the order of its outputs, the 8 channels, and a head with biases and without activation at
 its end. Theirs is another backbone, with residual blocks, group norm, added skips and two output channels (organ and
-tumour), trained on dice and cross entropy. Chosen here: the backbone of the comparison, one output channel, and that
-the pooled features and the decoder's are taken after the backbone's batch norm and ReLU, in place of theirs.
+tumour), trained on dice and cross entropy. Chosen here: the backbone of the comparison, one output channel, that
+the pooled features and the decoder's are taken after the backbone's batch norm and ReLU, in place of theirs, and that W
+is stored times C and reads the pooled features over C. That is the same function; but those features are not negative,
+and a step of Adam moves each weight by as much: it would move a generated number by C times what a step of its bias
+does, and in twenty steps the ReLUs of the head are dead.
 
 The one-hot's columns of the controller are the only parameters of a structure: a vector of 153 numbers.
 """
@@ -72,13 +75,14 @@ class Controller(nn.Module):
         super().__init__()
         inputs = channels + structures
         bound = 1 / math.sqrt(inputs)
-        self.weight = uniform((sum(_SIZES), channels), bound, generator)
+        self.weight = uniform((sum(_SIZES), channels), channels * bound, generator)
         self.bias = uniform((sum(_SIZES),), bound, generator)
         self.columns = StructureVectors(sum(_SIZES), inputs)
 
     def forward(self, features: Tensor, groups: StructureGroups) -> Tensor:
         """(N, C, Z, Y, X) -> the generated weights, (N, 153)."""
-        shared = F.linear(features.mean((2, 3, 4)), self.weight, self.bias)
+        pooled = features.mean((2, 3, 4)) / features.shape[1]
+        shared = F.linear(pooled, self.weight, self.bias)
         return shared + cast(Tensor, self.columns(groups))
 
 

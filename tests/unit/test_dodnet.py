@@ -24,7 +24,8 @@ def one_sample(state: dict[str, Tensor], x: Tensor, name: str) -> Tensor:
     pooled = torch.stack([channel.mean() for channel in deepest[0]])
     onehot = torch.tensor([float(name == one) for one in STRUCTURES], dtype=torch.float64)
     columns = [state[f"controller.columns.own.{one}.values"] for one in STRUCTURES]
-    matrix = torch.cat([state["controller.weight"], torch.stack(columns, dim=1)], dim=1)
+    stored = state["controller.weight"]  # times the number of features
+    matrix = torch.cat([stored / stored.shape[1], torch.stack(columns, dim=1)], dim=1)
     numbers = (matrix @ torch.cat([pooled, onehot]) + state["controller.bias"]).tolist()
     assert len(numbers) == 153
 

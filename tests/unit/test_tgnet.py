@@ -42,7 +42,9 @@ def one_sample(state: dict[str, Tensor], x: Tensor, name: str) -> Tensor:
         return torch.cat([skip * a, up], dim=1)
 
     deepest, features = reference_features(state, x, 2, encoded=residual, joined=attended)
-    theta = with_onehot(state, "controller", state["controller.weight"], deepest[0].flatten(1).mean(1), name)
+    stored = state["controller.weight"]  # times the number of features
+    pooled_features = deepest[0].flatten(1).mean(1)
+    theta = with_onehot(state, "controller", stored / len(pooled_features), pooled_features, name)
     w_1, w_2, w_3, b_1, b_2, b_3 = (theta + state["controller.bias"]).split((64, 64, 8, 8, 8, 1))
     h = F.conv3d(features, state["head.weight"], state["head.bias"])[0].flatten(1)
     h = (w_1.reshape(8, 8) @ h + b_1[:, None]).clamp(min=0)
