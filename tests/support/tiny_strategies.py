@@ -137,8 +137,8 @@ def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def predictions(strategy: StructureStrategy, structures: Iterable[str]) -> dict[str, Tensor]:
     volume = torch.from_numpy(normalised(np.random.default_rng(7).normal(size=SHAPE)))
     found = {name: torch.from_numpy(strategy.predict(volume, name)) for name in structures}
-    # A network that died of its training would predict 0 whatever happened to it.
-    assert all(prediction.std() > 1e-3 for prediction in found.values())
+    # A network that died of its training would predict one number whatever happened to it.
+    assert all(prediction.std() > 1e-4 for prediction in found.values())
     return found
 
 
