@@ -138,7 +138,7 @@ def predictions(strategy: StructureStrategy, structures: Iterable[str]) -> dict[
     volume = torch.from_numpy(normalised(np.random.default_rng(7).normal(size=SHAPE)))
     found = {name: torch.from_numpy(strategy.predict(volume, name)) for name in structures}
     # A network that died of its training would predict one number whatever happened to it.
-    assert all(prediction.std() > 1e-4 for prediction in found.values())
+    assert all(prediction.std() > 1e-3 for prediction in found.values())
     return found
 
 
