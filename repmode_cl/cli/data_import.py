@@ -213,8 +213,11 @@ def mitotic(
         Path, typer.Argument(metavar="FOLDER", help="Files such as ACTB_M1.ome.tif: gene and stage.")
     ],
     dye: Annotated[Dye, typer.Option(help="The dye that structures are predicted from.")] = Dye.MEMBRANE,
+    val_stages: Annotated[
+        str, typer.Option(metavar="N,N|none", help="Stages of mitosis (1 to 7) that validate.")
+    ] = "5",
     test_stages: Annotated[
-        str, typer.Option(metavar="N,N", help="Stages of mitosis (1 to 7) that are only tested on.")
+        str, typer.Option(metavar="N,N", help="Stages that test; the others train.")
     ] = "6,7",
     out: OutOption = Path("mitotic.csv"),
     voxel_size: VoxelOption = None,
@@ -230,18 +233,26 @@ def mitotic(
 
       repmode-cl data import mitotic mitotic --dye membrane --out mitotic.csv
     """
-    parts = [part.strip() for part in test_stages.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise RepmodeError(f"--test-stages {test_stages!r}: give whole numbers such as 6,7")
+    validating = [] if val_stages == "none" else _parse_stages("--val-stages", val_stages)
+    testing = _parse_stages("--test-stages", test_stages)
     from repmode_cl.data.importers.mitotic import import_mitotic
 
     imported = import_mitotic(
         directory,
         dye=dye.value,
-        test_stages=[int(part) for part in parts],
+        val_stages=validating,
+        test_stages=testing,
         voxel_size=parse_voxel_size(voxel_size),
     )
     _write(out, imported, keep_going, overwrite)
+
+
+def _parse_stages(option: str, text: str) -> list[int]:
+    """Read ``6,7`` as whole numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise RepmodeError(f"{option} {text!r}: give whole numbers such as 6,7")
+    return [int(part) for part in parts]
 
 
 def _parse_targets(texts: list[str] | None) -> dict[str, str] | None:

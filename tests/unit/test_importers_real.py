@@ -289,7 +289,8 @@ def test_cells_are_split_by_stage_and_cut_to_their_masks(cells: Path, tmp_path: 
         rows = found.for_structure(structure)
         assert {row.signal.name for row in rows} == {f"{gene}_M{stage}.ome.tif" for stage in range(1, 8)}
         assert {row.signal.name[-9] for row in rows if row.split == "test"} == {"6", "7"}
-        assert Counter(row.split for row in rows) == {"train": 5, "test": 2}
+        assert {row.signal.name[-9] for row in rows if row.split == "val"} == {"5"}
+        assert Counter(row.split for row in rows) == {"train": 4, "val": 1, "test": 2}
     for row in found.rows:
         assert (row.signal_channel, row.target_channel, row.mask_channel) == (0, 2, 3)
         assert row.mask == row.signal == row.target
@@ -298,6 +299,9 @@ def test_cells_are_split_by_stage_and_cut_to_their_masks(cells: Path, tmp_path: 
     assert {row.signal_channel for row in by_dna} == {1}
     assert {row.voxel_size for row in by_dna} == {(0.3, 0.1, 0.1)}
     assert {row.signal.name[-9] for row in by_dna if row.split == "test"} == {"1"}
+    code, said = run("data", "import", "mitotic", cells, "--out", out, "--overwrite", "--val-stages", "none")
+    assert code == 0, said
+    assert Counter(row.split for row in read_manifest(out).rows) == {"train": 50, "test": 20}
 
 
 def test_cells_that_cannot_be_used(cells: Path, tmp_path: Path) -> None:
@@ -326,11 +330,24 @@ def test_cells_that_cannot_be_used(cells: Path, tmp_path: Path) -> None:
     assert {row.signal.name[-9] for row in read_manifest(out).for_structure("nucleolus")} == {"1", "6", "7"}
 
 
-@pytest.mark.parametrize("stages", ["0", "8", "1,2,3,4,5,6,7", "one", ""])
-def test_stages_that_leave_nothing(cells: Path, tmp_path: Path, stages: str) -> None:
-    code, said = run("data", "import", "mitotic", cells, "--out", tmp_path / "m.csv", "--test-stages", stages)
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        (("--test-stages", "0"), "stages that test [0]: give some of 1 to 7, not all"),
+        (("--test-stages", "8"), "stages that test [8]"),
+        (("--test-stages", "1,2,3,4,5,6,7"), "stages that test [1, 2, 3, 4, 5, 6, 7]"),
+        (("--test-stages", "one"), "--test-stages 'one': give whole numbers such as 6,7"),
+        (("--test-stages", ""), "--test-stages ''"),
+        (("--val-stages", "0"), "stages that validate [0]: give some of 1 to 7, or none"),
+        (("--val-stages", "all"), "--val-stages 'all'"),
+        (("--val-stages", "6"), "stage 6 is to validate and to test"),
+        (("--val-stages", "1,2,3,4,5"), "no stage is left to train"),
+    ],
+)
+def test_stages_that_leave_nothing(cells: Path, tmp_path: Path, stages: tuple[str, str], says: str) -> None:
+    code, said = run("data", "import", "mitotic", cells, "--out", tmp_path / "m.csv", *stages)
     assert code == 2
-    assert "stages" in said
+    assert says in said
     assert not (tmp_path / "m.csv").exists()
 
 

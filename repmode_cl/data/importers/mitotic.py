@@ -1,7 +1,7 @@
 """Import of single cells in mitosis: ten tagged structures, each predicted from a dye of the same cell.
 
 There is no transmitted light in these images: the input is the fluorescence of a membrane or a DNA dye. Each file holds
-one cell in one of seven stages; stages that are tested on are not trained on.
+one cell in one of seven stages; stages that validate or test are not trained on.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def import_mitotic(
     folder: str | Path,
     *,
     dye: Literal["membrane", "dna"] = "membrane",
+    val_stages: Collection[int] = (5,),
     test_stages: Collection[int] = (6, 7),
     voxel_size: tuple[float, float, float] | None = None,
 ) -> ImportedRows:
@@ -62,8 +63,8 @@ def import_mitotic(
         and mask of the cell.
     dye
         What the structures are predicted from.
-    test_stages
-        Stages that test; the others train.
+    val_stages, test_stages
+        Stages that validate (none: empty) and that test; the others train.
     voxel_size
         (z, y, x) in um, written into every row; None takes what the files say.
 
@@ -78,11 +79,7 @@ def import_mitotic(
         If there is no such folder or no such file, or the stages leave nothing to train or to test.
     """
     folder = Path(folder)
-    tested = set(test_stages)
-    if not tested or not tested < set(STAGES):
-        raise ManifestError(
-            f"stages that test {sorted(tested)}: give some of {STAGES.start} to {STAGES.stop - 1}, not all"
-        )
+    splits = _splits(set(val_stages), set(test_stages))
     if not folder.is_dir():
         raise ManifestError(f"{folder}: there is no such folder")
     imported = ImportedRows()
@@ -118,11 +115,34 @@ def import_mitotic(
             continue
         imported.rows.append(
             Row(
-                0, TAGGED[gene], path, _DYES[dye], path, _STRUCTURE, "test" if stage in tested else "train",
+                0, TAGGED[gene], path, _DYES[dye], path, _STRUCTURE, splits[stage],
                 region=region, mask=path, mask_channel=_MASK, voxel_size=voxel_size,
             )
         )  # fmt: skip
     return imported
+
+
+def _splits(validating: set[int], testing: set[int]) -> dict[int, str]:
+    """Return the split of each stage.
+
+    Raises
+    ------
+    ManifestError
+        If a stage is unknown or in both, or if nothing is left to train or to test.
+    """
+    known = f"{STAGES.start} to {STAGES.stop - 1}"
+    if not testing or not testing < set(STAGES):
+        raise ManifestError(f"stages that test {sorted(testing)}: give some of {known}, not all")
+    if not validating < set(STAGES):
+        raise ManifestError(f"stages that validate {sorted(validating)}: give some of {known}, or none")
+    if both := sorted(validating & testing):
+        raise ManifestError(f"stage {both[0]} is to validate and to test: give each stage one of the two")
+    if validating | testing == set(STAGES):
+        raise ManifestError(
+            f"stages that validate {sorted(validating)} and test {sorted(testing)}: no stage is left to train"
+        )
+    held = dict.fromkeys(validating, "val") | dict.fromkeys(testing, "test")
+    return {stage: held.get(stage, "train") for stage in STAGES}
 
 
 def _cell_region(path: Path) -> Region:
