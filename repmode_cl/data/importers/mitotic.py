@@ -76,7 +76,7 @@ def import_mitotic(
     Raises
     ------
     ManifestError
-        If there is no such folder or no such file, or the stages leave nothing to train or to test.
+        If there is no such folder or no such file, a stage is unknown or in both, or none is left to train or to test.
     """
     folder = Path(folder)
     splits = _splits(set(val_stages), set(test_stages))
