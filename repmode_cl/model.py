@@ -12,15 +12,16 @@ dies at any instant leaves the old model or the new one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repmode_cl.data.split_record import TrainingRecords, read_split_record
 from repmode_cl.errors import ImageError, StructureError, UnknownStructureError
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.nn import RepModeUNet
@@ -38,7 +39,13 @@ from repmode_cl.store.verify import verify_model
 from repmode_cl.store.verify_report import Level, VerifyReport
 from repmode_cl.store.versions import GarbageReport, collect_garbage, remove, roll_back
 
+if TYPE_CHECKING:
+    from repmode_cl.config import DataConfig
+
 __all__ = ["Model", "check_prediction_request"]
+
+#: Name of the base's record of images; its structures were trained jointly and share it.
+BASE = "the base"
 
 
 class Model(ModelSnapshot):
@@ -153,6 +160,40 @@ class Model(ModelSnapshot):
     def verify(self, level: Level = "predictions", against: str | Path | None = None) -> VerifyReport:
         """Check the model on disk against its records, and with `against` also against a copy; see `verify_model`."""
         return verify_model(self.path, level, against)
+
+    # -- what it was trained on ------------------------------------------------------------------------
+
+    def data_settings(self) -> DataConfig:
+        """Return how its base's images were split and prepared, as the section `data` of a configuration; no manifest.
+
+        A model that does not record its split has the defaults.
+        """
+        # Commands that only show or predict do not wait for the schema.
+        from repmode_cl.config import DataConfig, PreprocessingConfig
+        from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+
+        recipe = PreprocessingRecipe.from_json(self.preprocessing)
+        return DataConfig(
+            **self.training_records().records[BASE].settings,
+            preprocessing=PreprocessingConfig(voxel_size=self.voxel_size, **recipe.to_settings()),
+        )
+
+    def training_records(self, learned_from: Iterable[str] = ()) -> TrainingRecords:
+        """Return the records of the images that it learned from, for a training that builds on it.
+
+        Parameters
+        ----------
+        learned_from
+            Additions whose weights are used, in addition to the base: seen, started from, or measured. Names of base
+            structures count as the base.
+        """
+        base = self.base_structures
+        records = {BASE: read_split_record(self.entries[base[0]].provenance)}
+        for name, entry in self.entries.items():
+            if name not in base:
+                records[name] = read_split_record(entry.provenance)
+        additions = [name for name in dict.fromkeys(learned_from) if name not in base]
+        return TrainingRecords(records, [BASE, *additions])
 
     # -- changing ------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from repmode_cl.data.patches.dataset import PatchDataset, VolumeDataset
 from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
+from repmode_cl.model import Model
 from repmode_cl.scenarios.image_allocation import training_images
 from repmode_cl.scenarios.stream_variants import experience_names, task_labels
 
@@ -214,6 +215,7 @@ def structure_stream(
     seed: int = 0,
     flips: bool | Sequence[str] = True,
     data: DataConfig | None = None,
+    model: Model | None = None,
     batch: int | None = None,
     structures_per_batch: int | None = None,
     images_each: int | None = None,
@@ -243,7 +245,10 @@ def structure_stream(
     flips
         Flip at random on each axis, on none, or on the axes listed.
     data
-        Splits and preprocessing; its `manifest` is not used.
+        Splits and preprocessing; its `manifest` is not used. ``None``: those of `model`, or the defaults.
+    model
+        A stored model whose network is trained on: images are prepared as its own were, and those that it knows keep
+        their splits.
     batch, structures_per_batch
         Arrange the patches so that each batch of `batch` shows at most so many structures; ``None`` mixes freely.
     images_each
@@ -258,6 +263,11 @@ def structure_stream(
         One experience per structure after the base. Building it prepares the images; each experience reaches
         its own structures' images only.
 
+    Raises
+    ------
+    ConfigError
+        If `data` and `model` are given, or `base` is not the model's.
+
     Notes
     -----
     Which images are held out is the script's decision: where they lie too near those that are trained on, which
@@ -265,6 +275,17 @@ def structure_stream(
     images to hold any out, and which images have missing chunks.
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(Path(manifest))
+    if model is not None:
+        if data is not None:
+            raise ConfigError(
+                "data and model are given: images are prepared as the model says; leave out data"
+            )
+        if tuple(base) not in ((), model.base_structures):
+            raise ConfigError(
+                f"base {list(base)}: the base of the model {model.path} is {list(model.base_structures)}; leave base "
+                "out"
+            )
+        base, data = model.base_structures, model.data_settings()
     values: dict[str, Any] = {"base": tuple(base)}
     if isinstance(order, int):
         values["order_seed"] = order
@@ -280,7 +301,7 @@ def structure_stream(
         Path(cache),
         structures=structures,
         manifest=manifest,
-        held_out=HeldOutCheck(patch, refuse=False),
+        held_out=HeldOutCheck(patch, None if model is None else model.training_records(), refuse=False),
     )
     for note in notes:
         _log.warning(note)

@@ -230,7 +230,7 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
     from repmode_cl.utils.process_pool import workers_here
     from repmode_cl.workflows.add_structure import run_addition
     from repmode_cl.workflows.addition_dry_run import dry_run_add
-    from repmode_cl.workflows.addition_plan import replacement_spec
+    from repmode_cl.workflows.addition_plan import replacement_kind
     from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 
     same = (
@@ -256,7 +256,7 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
     given, setting = kind_of_addition(values["setting"], {key: values[key] for key in keys})
     spec = AdditionSpec(**given) if given else None
     if replace:
-        spec = replacement_spec(values["model"], structure, given)
+        spec, setting = replacement_kind(values["model"], structure, given, setting)
     options = AdditionOptions(
         spec=spec,
         setting=setting,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +89,17 @@ def export(
     if every == bool(structure):
         raise RepmodeError("give --structure NAME (once or more often) or --all, which structures to export")
     voxel_size_um = parse_voxel_size(voxel_size)
+    if image is None:
+        _refuse_unused(
+            {
+                "--channel": channel is not None,
+                "--scene": scene is not None,
+                "--t": t is not None,
+                "--voxel-size": voxel_size is not None,
+                "--force": force,
+            },
+            "said of an image; name it with --image, or leave this out",
+        )
     from repmode_cl.export.bioimageio_package import check_packable
     from repmode_cl.export.export_structure import export_paths, export_structure
     from repmode_cl.export.volumes import part_of_image, simulated_volume
@@ -105,6 +116,16 @@ def export(
         voxel_size=voxel_size_um,
         force=force,
     )
+    if chosen != "bioimageio":
+        _refuse_unused(
+            {
+                "--author": bool(author),
+                "--licence": licence is not None,
+                "--cite": bool(cite),
+                "--training-data": bool(training_data),
+            },
+            f"written into bioimage.io packages (.zip) only, not into {chosen} files; leave this out",
+        )
     attribution = read_attribution(author, licence, cite, training_data)
     if chosen == "bioimageio":
         if image is None:
@@ -124,6 +145,12 @@ def export(
             typer.echo(f"note: {note}", err=True)
         exported = export_structure(opened, name, path, chosen, volume, attribution)
         typer.echo(f"{path}: {name}, run by {exported.parity.runtime}; {exported.parity.text}")
+
+
+def _refuse_unused(given: Mapping[str, bool], why: str) -> None:
+    """Refuse the options that were given (`given` says which) and would be ignored."""
+    if unused := [option for option, is_given in given.items() if is_given]:
+        raise RepmodeError(f"{', '.join(unused)}: {why}")
 
 
 def _once(names: Sequence[str]) -> list[str]:

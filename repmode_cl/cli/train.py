@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
+#: Keys of `experts_frozen` that a base is trained by, or that `add` takes from its record.
+_OF_A_BASE = {
+    "name",
+    "label",
+    "network",
+    "base_learning_rate",
+    "learning_rate",
+    "decay_to_base",
+    "gate_steps",
+}
+
 
 def train(
     ctx: typer.Context,
@@ -51,6 +62,8 @@ def train(
     check_base(loaded)
     if unused := _unused_settings(loaded):
         typer.echo(f"note: not used by train: {', '.join(unused)}", err=True)
+    if note := _unused_choices(loaded):
+        typer.echo(f"note: {note}", err=True)
     report_start(ctx, out)
     if note := _unused_steps(loaded):
         typer.echo(f"note: {note}", err=True)
@@ -79,11 +92,29 @@ def _unused_settings(config: Config) -> list[str]:
         if key != "base" and getattr(stream, key) != type(stream).model_fields[key].default
     ]
     seeds = [str(seed) for seed in config.seeds[1:]]
+    whole = [
+        key
+        for key in ("evaluation", "plugins", "loggers", "search", "comparisons", "output")
+        if getattr(config, key) != type(config).model_fields[key].default
+    ]
     return [
         *([f"the strategies {', '.join(others)}"] if others else []),
         *keys,
+        *whole,
         *([f"the seeds {', '.join(seeds)} (only the first is)"] if seeds else []),
     ]
+
+
+def _unused_choices(config: Config) -> str:
+    """Return what to say where a configuration says how structures are added, which `add` is told; else ""."""
+    from repmode_cl.config.addition_settings import DEFAULT_SETTING
+
+    own = next((strategy for strategy in config.strategies if strategy.name == "experts_frozen"), None)
+    named = own.model_fields_set - _OF_A_BASE if own is not None else set()
+    if own is None or not named or (named == {"setting"} and own.setting == DEFAULT_SETTING):
+        return ""
+    listed = ", ".join(f"{key}: {getattr(own, key)}" for key in type(own).model_fields if key in named)
+    return f"not used by train, nor by add, which has options for them: {listed} (of {own.title})"
 
 
 def _unused_steps(config: Config) -> str:

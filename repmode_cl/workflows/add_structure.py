@@ -60,6 +60,7 @@ def add_structure(
     structure: str,
     data: str | Path | Manifest,
     *,
+    setting: str | None = None,
     spec: AdditionSpec | None = None,
     init_from: str | None = None,
     steps: int | None = None,
@@ -92,10 +93,12 @@ def add_structure(
         Name of the new structure; only the manifest's rows of that name are read.
     data
         Manifest of image pairs.
+    setting
+        ``small`` or ``best``: what the structure gets, its rate and its start. ``None``: ``small``, unless `spec` is
+        given; with `replace`, that of the version that it replaces.
     spec
-        What the structure gets, `AdditionSpec()` for the paper's; ``None``: the setting ``small`` of the command, or,
-        with `replace`, what the version has that it replaces. With a specification, the rate by default is not that of
-        a setting.
+        What the structure gets, `AdditionSpec()` for the paper's. ``None``: what the setting says, or, with `replace`,
+        what the version has that it replaces. Without a `setting` beside it, rate and start are not those of one.
     init_from
         What it starts from: ``none`` is chance; the name of a known structure, near whose mode it starts; ``best``, the
         known structure whose mode has the lowest squared error on a sample of the training patches. ``None``: ``best``
@@ -162,7 +165,9 @@ def add_structure(
         model,
         structure,
         data,
-        AdditionOptions(spec=spec, init_from=init_from, min_r2=min_r2, stage=stage, replace=replace),
+        AdditionOptions(
+            spec=spec, setting=setting, init_from=init_from, min_r2=min_r2, stage=stage, replace=replace
+        ),
         TrainingOverrides(
             steps=steps,
             epochs=epochs,

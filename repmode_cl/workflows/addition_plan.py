@@ -38,8 +38,8 @@ from repmode_cl.utils.devices import resolve_device
 from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 from repmode_cl.workflows.pending_training import CHECKPOINT, read_request, rows_digest
 from repmode_cl.workflows.train_one_experience import resume_config_text
-from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import (
+    addition_notes,
     addition_strategy,
     base_provenance,
     open_manifest,
@@ -51,7 +51,7 @@ from repmode_cl.workflows.training_settings import (
 __all__ = [
     "AdditionPlan",
     "plan_addition",
-    "replacement_spec",
+    "replacement_kind",
     "INIT_CHOICES",
     "check_min_r2",
     "check_held_out",
@@ -150,7 +150,7 @@ class AdditionPlan:
         started_from = self.model.structures if self.init_from == "best" else [self.init_from]
         if self.init_from == "none":
             started_from = []
-        return records_of(self.model, [*(name for name, _ in self.needs), *started_from])
+        return self.model.training_records([*(name for name, _ in self.needs), *started_from])
 
     def network(self) -> RepModeUNet:
         """Load what the structure needs of the model, and give it its own fresh layers; on the CPU."""
@@ -252,6 +252,8 @@ def plan_addition(
         patch = replaced.provenance["patch"]
         if patch != provenance.get("patch"):
             notes.append(f"the patch is that of the version that it replaces: {_patch_text(patch)}")
+    if replaced is None:
+        notes += addition_notes(provenance, overrides, spec, setting, init_from)
     config = run_config(
         model,
         manifest,
@@ -284,15 +286,18 @@ def _interrupted_with_former_default(model: Model, structure: str) -> bool:
     return request is not None and request["spec"] == AdditionSpec().to_json()
 
 
-def replacement_spec(model: Path, structure: str, changes: Mapping[str, Any]) -> AdditionSpec | None:
-    """Return what a replacement gets: the kind of the version that it replaces, except for `changes`.
+def replacement_kind(
+    model: Path, structure: str, changes: Mapping[str, Any], setting: str | None
+) -> tuple[AdditionSpec | None, str | None]:
+    """Return what a replacement gets, and its setting: those of the version that it replaces, except for `changes`.
 
-    None where nothing changes, or the model has no such addition, which `plan_addition` reports.
+    No specification where nothing changes, or the model has no such addition, which `plan_addition` reports.
     """
     entry = Model.open(model).entries.get(structure)
     if not changes or entry is None or entry.spec is None:
-        return None
-    return replace(entry.spec, **({"needs": ()} | dict(changes)))
+        return None, setting
+    kept = (entry.provenance.get("addition") or {}).get("setting")
+    return replace(entry.spec, **({"needs": ()} | dict(changes))), setting or kept
 
 
 def _patch_text(patch: Sequence[object]) -> str:

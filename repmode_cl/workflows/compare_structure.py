@@ -61,7 +61,6 @@ from repmode_cl.workflows.train_one_experience import (
     train_experience,
     verdict_evidence,
 )
-from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import (
     addition_strategy,
     base_provenance,
@@ -487,7 +486,7 @@ class ComparisonRun:
             test_fraction=data.test_fraction,
             val_fraction=data.val_fraction,
             record=cache / "splits.json",
-            earlier=follow_records(self.manifest.rows, records_of(self.model), digest),
+            earlier=follow_records(self.manifest.rows, self.model.training_records(), digest),
             digest=digest,
         )
         rows, notes = [], []
@@ -497,7 +496,7 @@ class ComparisonRun:
             problems = learned_images(
                 own_rows,
                 splits,
-                records_of(self.model, [name, *needs]),
+                self.model.training_records([name, *needs]),
                 patch=self.config.patch.size,
                 preprocessing=data.preprocessing,
                 digest=digest,

@@ -53,7 +53,6 @@ from repmode_cl.utils.extras import install_command
 from repmode_cl.utils.progress import task
 from repmode_cl.workflows.comparison_folder import exclusive_comparison
 from repmode_cl.workflows.options import EvaluationOptions
-from repmode_cl.workflows.training_records import records_of
 from repmode_cl.workflows.training_settings import base_patch, refuse_voxel_sizes
 
 __all__ = ["evaluate_model"]
@@ -316,7 +315,7 @@ class EvaluationRun:
         for name in self.structures:
             own = self.manifest.for_structure(name)
             needs = [need for need, _ in self.model.entries[name].needs]
-            records = records_of(self.model, [name, *needs])
+            records = self.model.training_records([name, *needs])
             try:
                 problems = learned_images(
                     own,

@@ -18,10 +18,8 @@ from pydantic import ValidationError
 
 from repmode_cl.config import (
     Config,
-    DataConfig,
     InferenceConfig,
     PatchConfig,
-    PreprocessingConfig,
     StrategyConfig,
     TrainingConfig,
 )
@@ -36,14 +34,12 @@ from repmode_cl.config.error_messages import describe_errors
 from repmode_cl.config.field_types import check_fresh_expert
 from repmode_cl.data.manifest import Manifest, Problem, read_manifest
 from repmode_cl.data.preprocessing.prepare import voxel_size_of
-from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ConfigError, ImageError, ManifestError, RepmodeError, did_you_mean
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture
 from repmode_cl.training import Precision
 from repmode_cl.workflows.options import TrainingOverrides
-from repmode_cl.workflows.training_records import base_split
 
 __all__ = [
     "base_provenance",
@@ -54,6 +50,7 @@ __all__ = [
     "run_config",
     "resolve_addition",
     "addition_rate",
+    "addition_notes",
     "precision_note",
     "voxel_size_problems",
     "refuse_voxel_sizes",
@@ -116,6 +113,42 @@ def addition_rate(
         return rate
     own: float | Mapping[str, float] | None = ADDITION_SETTINGS[setting].get("learning_rate")
     return own
+
+
+def addition_notes(
+    provenance: Mapping[str, Any],
+    overrides: TrainingOverrides,
+    spec: AdditionSpec,
+    setting: AdditionSetting | None,
+    init_from: str,
+) -> list[str]:
+    """Return what a person should know of an addition's kind and rate, where both are not those of its setting.
+
+    Parameters
+    ----------
+    provenance
+        Of the base, from `base_provenance`.
+    overrides
+        Their rate is none to speak of: it was asked for.
+    spec, setting, init_from
+        As of the addition; without a setting the specification was given.
+    """
+    if setting is None:
+        rate = "" if overrides.learning_rate is not None else ", the rate is that of the base's configuration"
+        start = {"none": "from chance", "best": "from what fits best"}.get(init_from, f"from {init_from}")
+        return [
+            f"this is no setting: the kind is {spec.text}, what is not named is the paper's{rate}, and it starts "
+            f"{start}; with a setting named, small or best, what is not named is the setting's"
+        ]
+    named = provenance.get("addition") or {}
+    rate, own = named.get("learning_rate"), ADDITION_SETTINGS[setting]["learning_rate"]
+    if overrides.learning_rate is not None or named.get("setting") == setting or rate in (None, own):
+        return []
+    whose = f"the setting {named['setting']}" if named.get("setting") else "additions without a setting"
+    return [
+        f"the base's configuration names the learning rate {rate} for {whose}; this is {setting}, which has its own, "
+        f"{own:g}"
+    ]
 
 
 def training_config(
@@ -268,16 +301,8 @@ def run_config(
         seeds=(seed,),
         training=training,
         strategies=(strategy or StrategyConfig(name="experts_frozen"),),
-        data=DataConfig(
-            manifest=str(manifest.path),
-            cache=str(cache),
-            # Images are split as for the base, as far as that is recorded.
-            **base_split(model).settings,
-            preprocessing=PreprocessingConfig(
-                voxel_size=model.voxel_size,
-                **PreprocessingRecipe.from_json(model.preprocessing).to_settings(),
-            ),
-        ),
+        # Images are split as for the base, as far as that is recorded.
+        data=model.data_settings().model_copy(update={"manifest": str(manifest.path), "cache": str(cache)}),
         patch=PatchConfig(
             size=(z, y, x),
             flips=provenance.get("flips", True),

@@ -196,6 +196,30 @@ def test_voxel_sizes(size: tuple[float, float, float] | None, kind: str) -> None
     assert (found[0] if found else "") == (f"voxel size {kind}" if kind else "")
 
 
+@pytest.mark.parametrize(
+    ("voxel_size", "recipe", "said"),
+    [
+        (
+            (0.3, 0.41, 0.41),
+            PreprocessingRecipe(),
+            "along y voxels become 2.05 times as large (0.2 to 0.41 um)",
+        ),
+        ((0.61, 0.2, 0.2), PreprocessingRecipe(), "along z"),
+        ((0.6, 0.4, 0.4), PreprocessingRecipe(), ""),
+        ((0.3, 0.9, 0.9), PreprocessingRecipe(anti_alias=True), ""),
+        ((0.9, 0.4, 0.4), PreprocessingRecipe(axes="xy"), ""),
+        (None, PreprocessingRecipe(), ""),
+    ],
+)
+def test_voxels_that_become_much_larger_without_a_blur(
+    images: Path, voxel_size: tuple[float, float, float] | None, recipe: PreprocessingRecipe, said: str
+) -> None:
+    found = look(images, *rows("target0.tif"), voxel_size=voxel_size, recipe=recipe, read_voxels=False)
+    warnings = [problem for problem in found.problems if problem.kind == "detail lost"]
+    assert len(warnings) == bool(said)
+    assert not said or (said in warnings[0].message and "anti_alias: true" in warnings[0].message)
+
+
 def test_the_same_image_in_two_files(images: Path) -> None:
     """Saved again, in another type and compressed: no byte of the files is alike."""
     signal = np.round(100 * pair(0)[0]).astype(np.int16)

@@ -16,9 +16,10 @@ from repmode_cl.config import DataConfig, StreamConfig
 from repmode_cl.data.manifest import Row, read_manifest, write_manifest
 from repmode_cl.data.readers import Region
 from repmode_cl.data.split_record import ImagePart, read_split_record
-from repmode_cl.errors import ManifestError
+from repmode_cl.errors import ConfigError, ManifestError
 from repmode_cl.model import Model
 from repmode_cl.results.comparison import Comparison
+from repmode_cl.scenarios import StructureStream, structure_stream
 from repmode_cl.workflows.add_structure import add_structure
 from repmode_cl.workflows.compare_structure import ComparisonRun, compare_structure
 from repmode_cl.workflows.train_base import train_base
@@ -88,6 +89,32 @@ def test_an_addition_keeps_the_split_of_the_base(
         for content, parts in read_split_record(Model.open(trained).entries["dna"].provenance).images.items()
     }
     assert record.settings["split_seed"] == SPLIT_SEED
+
+
+def trained_and_tested(stream: StructureStream) -> dict[str, str]:
+    """Return the split of each signal file that trains or tests, by its digest."""
+    parts = (*stream.images, *stream.tests)
+    return {sample.source: sample.split for part in parts for sample in part}
+
+
+def test_a_stream_of_a_stored_model_prepares_and_splits_as_the_model_did(
+    trained: Path, images: Path, tmp_path: Path
+) -> None:
+    model = Model.open(trained)
+    options: dict[str, Any] = {"cache": tmp_path / "cache", "patch": (4, 8, 8)}
+    stream = structure_stream(images, ["nucleolus"], model=model, **options)
+    assert stream.experiences == (model.base_structures, ("nucleolus",))
+    splits = trained_and_tested(stream)
+    others = trained_and_tested(structure_stream(images, ["nucleolus"], base=BASE, **options))
+    recorded = read_split_record(model.entries["dna"].provenance)
+    assert splits == {
+        content: split for content, [(_, split), *_] in recorded.images.items() if split != "val"
+    }
+    assert others != splits
+    with pytest.raises(ConfigError, match="leave out data"):
+        structure_stream(images, ["nucleolus"], model=model, data=DataConfig(), **options)
+    with pytest.raises(ConfigError, match=r"base of the model .* is \['dna', .*leave base out"):
+        structure_stream(images, ["nucleolus"], base=("dna",), model=model, **options)
 
 
 def test_what_trained_the_base_is_not_held_out(

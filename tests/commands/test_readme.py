@@ -119,7 +119,8 @@ def check_command(words: list[str]) -> None:
         name = words.pop(0)
         assert name in command.commands, f"there is no command {name}"
         command = command.commands[name]
-    command.make_context(name, words)
+    if words != ["--help"]:  # it would print the help and leave
+        command.make_context(name, words)
 
 
 SHELL = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tiny_addition import added, dry_run, make_base
@@ -45,3 +46,18 @@ def test_an_option_of_replace_changes_only_that(manifest: Path, tmp_path: Path) 
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     assert Model.open(model).entries["nucleolus"].spec == AdditionSpec(expert="conv3", norm="base")
+
+
+def test_an_option_of_replace_keeps_the_setting(manifest: Path, tmp_path: Path) -> None:
+    model = make_base(tmp_path / "model")
+    added(model, manifest, setting="small", steps=2)
+    before = Model.open(model).entries["nucleolus"]
+    words = ["replace", model, "--structure", "nucleolus", "--data", manifest, "--steps", 2, "--norm", "base"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    after = Model.open(model).entries["nucleolus"]
+    assert before.spec is not None
+    assert after.spec == replace(before.spec, norm="base")
+    assert after.provenance["addition"]["setting"] == "small"
+    assert after.provenance["addition"]["learning_rate"] == before.provenance["addition"]["learning_rate"]
+    assert after.provenance["init"]["asked"] == "best"

@@ -63,9 +63,38 @@ def test_train_says_what_of_a_benchmark_it_does_not_use(
         app, ["train", str(tmp_path / "bench.yaml"), "--out", str(tmp_path / "model")]
     )
     assert result.exit_code == 0, result.output
-    unused = "the strategies fine_tuning, multi_net, stream.order, the seeds 4 (only the first is)"
+    unused = "the strategies fine_tuning, multi_net, stream.order, output, the seeds 4 (only the first is)"
     assert f"note: not used by train: {unused}\n" in result.stderr
     assert "note: dna: no image validates\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        (
+            ["strategies=[{name: experts_frozen, setting: best, steps: 20, learning_rate: 1.0e-3}]"],
+            "not used by train, nor by add, which has options for them: steps: 20, setting: best "
+            "(of experts_frozen_best",
+        ),
+        (
+            ["evaluation.measures=[ssim]", "output=elsewhere"],
+            "not used by train: the strategies warm_copy, fine_tuning, multi_net, stream.order, evaluation, output",
+        ),
+        (["strategies=[{name: experts_frozen, learning_rate: 1.0e-3}]"], ""),
+    ],
+)
+def test_choices_that_train_does_not_use_are_said(
+    settings: list[str], note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*args: object, **options: object) -> None:
+        raise RepmodeError("reached")
+
+    monkeypatch.setattr(train_base, "train_base", train)
+    given = [part for setting in settings for part in ("--set", setting)]
+    result = CliRunner().invoke(app, ["train", "quickstart", "--out", str(tmp_path / "model"), *given])
+    assert "reached" in result.stderr, result.output
+    assert note in result.stderr
+    assert ("nor by add" in result.stderr) == ("nor by add" in note)
 
 
 @pytest.mark.parametrize(

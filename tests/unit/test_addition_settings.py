@@ -23,7 +23,7 @@ from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture
 from repmode_cl.workflows.options import TrainingOverrides
-from repmode_cl.workflows.training_settings import addition_rate, resolve_addition
+from repmode_cl.workflows.training_settings import addition_notes, addition_rate, resolve_addition
 
 SMALL, BEST = ADDITION_SETTINGS["small"], ADDITION_SETTINGS["best"]
 
@@ -116,6 +116,37 @@ def test_where_the_rate_comes_from(
 ) -> None:
     overrides = TrainingOverrides(learning_rate=given)
     assert addition_rate({"addition": named}, overrides, setting) == rate
+
+
+@pytest.mark.parametrize(
+    ("named", "given", "setting", "said"),
+    [
+        (
+            {"learning_rate": 1e-3},
+            None,
+            "small",
+            "names the learning rate 0.001 for additions without a setting",
+        ),
+        (
+            {"learning_rate": 1e-3, "setting": "best"},
+            None,
+            "small",
+            "0.001 for the setting best; this is small",
+        ),
+        ({"learning_rate": 1e-3, "setting": "small"}, None, "small", None),
+        ({"learning_rate": 1e-3}, 0.01, "small", None),
+        ({"learning_rate": SMALL["learning_rate"]}, None, "small", None),
+        ({}, None, "small", None),
+        ({}, None, None, "this is no setting: the kind is conv3, base's norm"),
+    ],
+)
+def test_a_rate_or_kind_beside_the_setting_is_said(
+    named: dict[str, Any], given: float | None, setting: Any, said: str | None
+) -> None:
+    overrides, spec = TrainingOverrides(learning_rate=given), AdditionSpec(norm="base")
+    notes = addition_notes({"addition": named}, overrides, spec, setting, "none")
+    assert len(notes) == (said is not None)
+    assert said is None or said in notes[0]
 
 
 @pytest.mark.parametrize(

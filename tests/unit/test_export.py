@@ -392,6 +392,27 @@ def test_a_package_needs_people_a_licence_and_an_image(stored: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--licence", "MIT", "--author", "Ada"],
+            "--author, --licence: written into bioimage.io packages (.zip)",
+        ),
+        (["--channel", "0", "--t", "0", "--force"], "--channel, --t, --force: said of an image"),
+    ],
+)
+def test_options_that_would_not_be_used_are_refused(
+    more: list[str], message: str, stored: Path, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(
+        app, ["export", str(stored), str(tmp_path / "dna.onnx"), "--structure", "dna", *more]
+    )
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_preprocessing_that_the_format_lacks_is_refused(tmp_path: Path) -> None:
     recipe = {"normalisation": "z-score between percentiles", "order": 1, "percentiles": [1.0, 99.0]}
     shape = Architecture(width=2, depth=1, experts=("conv3",))

@@ -314,6 +314,7 @@ def test_a_row_for_every_channel(stacks: Path) -> None:
     ]
     chosen = import_channels([stacks / "a.ome.tif"], signal=0, targets={"dna": "1"})
     assert [(row.structure, row.target_channel) for row in chosen.rows] == [("dna", 1)]
+    assert "left out, as no target names them: 1 channel (EGFP-tubulin)" in chosen.notes
 
 
 def test_scenes_and_times_need_a_choice(stacks: Path) -> None:

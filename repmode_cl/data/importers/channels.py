@@ -66,12 +66,15 @@ def import_channels(
         others = "".join(f"; {note}" for note in imported.notes)
         raise ManifestError(f"no image file ({', '.join(_SUFFIXES)}) was found{others}")
     names: dict[str, str] = {}
+    left: dict[str, None] = {}
     for path in track(files, "reading headers", len(files)):
         try:
-            imported.rows += _rows(path, signal, structures, scenes, times, voxel_size, names)
+            imported.rows += _rows(path, signal, structures, scenes, times, voxel_size, names, left)
         except ImageError as error:
             imported.skipped.append(Skipped.of(path, error))
     imported.notes += [f"channel {channel!r}: structure {name}" for channel, name in names.items()]
+    if left:
+        imported.notes.append(f"left out, as no target names them: {listed_names(list(left), 'channel')}")
     return imported
 
 
@@ -107,7 +110,9 @@ def _rows(
     times: str | None,
     voxel_size: tuple[float, float, float] | None,
     names: dict[str, str],
+    left: dict[str, None],
 ) -> list[Row]:
+    """Return the rows of a file; `names` gets structures of channels, `left` the channels that no target names."""
     with open_image(path) as image:
         numbers = _parse_numbers(scenes, len(image.scenes), image.scenes, path, "scene")
     rows: list[Row] = []
@@ -117,6 +122,8 @@ def _rows(
             if structures:
                 given = {image.channel_index(channel): channel for channel in structures}
                 structures_by_channel = {channel: structures[by_user] for channel, by_user in given.items()}
+                taken = {light, *given}
+                left |= dict.fromkeys(n for c, n in enumerate(image.channel_names) if c not in taken)
             else:
                 structures_by_channel = _name_channels(image, light, names)
                 given = {channel: image.channel_names[channel] for channel in structures_by_channel}

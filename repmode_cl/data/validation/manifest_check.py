@@ -27,6 +27,8 @@ __all__ = ["inspect_manifest", "CheckOptions", "Inspection"]
 
 #: Version of what `Inspection.as_json` returns.
 _FORMAT = 1
+#: Factor above which voxels that become larger are remarked on, where nothing is blurred before.
+_MOST_WITHOUT_BLUR = 2
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class CheckOptions:
         Voxel size (z, y, x) in um that images are resampled to; None keeps their own.
     recipe
         Other settings of preprocessing (`PreprocessingRecipe.of` of a configuration's ``data.preprocessing``): the
-        axes that are resampled, and whether constant images are allowed. The default resamples all axes and refuses
-        constant images.
+        axes that are resampled, a blur before that, and whether constant images are allowed. The default resamples all
+        axes without a blur and refuses constant images.
     structures
         Structures whose images are checked; None checks all. A line that cannot be understood is always reported.
     thumbnails
@@ -243,7 +245,7 @@ def inspect_manifest(path: str | Path, options: CheckOptions | None = None) -> I
     )
     for one in inspected:
         problems += one.problems
-    problems += _unlikely_voxel_sizes(inspected)
+    problems += _voxel_size_warnings(inspected, options)
     problems += _scene_name_conflicts(inspected)
     half = tuple(math.ceil(size / 2) for size in options.patch_size)
     gap = (options.gap,) * 3 if isinstance(options.gap, int) else options.gap
@@ -334,20 +336,38 @@ def _flat(
     return Problem(one.row.number, column, message, severity="warning", kind="flat")
 
 
-def _unlikely_voxel_sizes(inspected: Sequence[InspectedRow]) -> list[Problem]:
-    """Return warnings about unlikely voxel sizes, once for each file."""
+def _voxel_size_warnings(inspected: Sequence[InspectedRow], options: CheckOptions) -> list[Problem]:
+    """Return warnings about voxel sizes that are unlikely, or lose detail by resampling, once for each file."""
     problems, reported = [], set()
     for one in inspected:
         row, signal = one.row, one.images.get("signal")
         if signal is None or (row.signal, row.voxel_size) in reported:
             continue
         reported.add((row.signal, row.voxel_size))
-        warning = voxel_size_warning(one.voxel_size, row.signal)
+        warning = voxel_size_warning(one.voxel_size, row.signal) or _aliasing(one, options)
         if warning is not None:
             kind, message = warning
             column = "voxel_size_zyx" if row.voxel_size else "signal"
             problems.append(Problem(row.number, column, message, severity="warning", kind=kind))
     return problems
+
+
+def _aliasing(one: InspectedRow, options: CheckOptions) -> tuple[str, str] | None:
+    """Return kind and message where voxels become much larger without a blur; None where they do not."""
+    own, wanted, recipe = one.voxel_size, options.voxel_size, options.recipe
+    # `before_resampling` is the authors' way, which has no blur.
+    if own is None or wanted is None or recipe.anti_alias or recipe.before_resampling:
+        return None
+    target = recipe.target_voxel(own, wanted)
+    factor, axis = max((to / edge, axis) for edge, to, axis in zip(own, target, "zyx", strict=True))
+    if factor <= _MOST_WITHOUT_BLUR:
+        return None
+    return (
+        "detail lost",
+        f"{one.row.signal}: along {axis} voxels become {factor:.3g} times as large ({own['zyx'.index(axis)]:g} to "
+        f"{target['zyx'.index(axis)]:g} um) without a blur: finer detail turns into a pattern that is not there; set "
+        "data.preprocessing.anti_alias: true, or a smaller voxel_size",
+    )
 
 
 def _scene_name_conflicts(inspected: Sequence[InspectedRow]) -> list[Problem]:
