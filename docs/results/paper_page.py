@@ -25,6 +25,9 @@ from repmode_cl.scenarios import stream_variants
 HERE = Path(__file__).parent
 PAGE = HERE / "paper.md"
 
+#: Fewest seeds of which an interval is printed; fewer allow no p-value below .05.
+MIN_SEEDS = 6
+
 #: What stands in place of figures that are not there.
 NOT_RUN = "not run yet"
 
@@ -78,19 +81,20 @@ def results_of(name: str) -> ResultsTable | None:
 def study_lines(name: str) -> list[str]:
     """Return the table of a study: a row for each strategy, in Table 3 for each of them and its structures."""
     info, results = study(name)
+    run = [] if results is None else sorted({row.seed for row in results})
     found = systems_of_run(info, [""])
     if found is None:
         raise ValueError(f"{name}: repeats none of the paper's tables")
     table = found.table
     rows = {} if results is None else {
-        (row["strategy"], row["structure"]): row for row in paper_table(results, info)
+        (row["strategy"], row["structure"]): _without_interval(row, run) for row in paper_table(results, info)
     }  # fmt: skip
     many = table.number == 3
     structures = [name for _, name in table.figures] if many else ["all"]
     heads = ["in the paper", *(["structure"] if many else []), "command, and strategy in its tables"]
     heads += ["paper: MSE, MAE, R2", "here: MSE, MAE, R2"]
     heads += ["ΔImp (%) of MSE, MAE, R2: paper", "here [R2: 95%]"]
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines = [*_seed_lines(info.seeds, run), _line(heads), _line(["---"] * len(heads))]
     for structure in dict.fromkeys(structures):
         for title, system in found.systems.items():
             row = rows.get((title, structure))
@@ -107,8 +111,33 @@ def study_lines(name: str) -> list[str]:
                     ]
                 )
             )
-    orders = [] if results is None else order_lines(order_table(results, info))
+    orders = (
+        []
+        if results is None
+        else order_lines([_without_interval(row, run) for row in order_table(results, info)])
+    )
     return [*lines, *([""] if orders else []), *(f"- {line}" for line in orders)]
+
+
+def _seed_lines(planned: Sequence[int], run: Sequence[int]) -> list[str]:
+    """Return what stands above a study's table: the seeds that were run, and what they allow."""
+    if not run:
+        return []
+    which = f"Seeds run: {', '.join(map(str, run))}"
+    open_ = [seed for seed in planned if seed not in run]
+    still = f"; {', '.join(map(str, open_))} are open" if open_ else ""
+    few = "" if len(run) >= MIN_SEEDS else f" Fewer than {MIN_SEEDS} seeds allow no interval."
+    return [f"{which}{still}.{few}", ""]
+
+
+def _without_interval(row: Mapping[str, Any], run: Sequence[int]) -> dict[str, Any]:
+    """Return a row without its intervals where too few seeds were run."""
+    if len(run) >= MIN_SEEDS:
+        return dict(row)
+    return {
+        key: None if key in ("low", "high") or key.endswith(("_low", "_high")) else value
+        for key, value in row.items()
+    }
 
 
 def _improvement_here(row: Mapping[str, Any] | None) -> str:

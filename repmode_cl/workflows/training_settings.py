@@ -134,10 +134,12 @@ def addition_notes(
         As of the addition; without a setting the specification was given.
     """
     if setting is None:
-        rate = "" if overrides.learning_rate is not None else ", the rate is that of the base's configuration"
+        from_base = (
+            "" if overrides.learning_rate is not None else ", the rate is that of the base's configuration"
+        )
         start = {"none": "from chance", "best": "from what fits best"}.get(init_from, f"from {init_from}")
         return [
-            f"this is no setting: the kind is {spec.text}, what is not named is the paper's{rate}, and it starts "
+            f"this is no setting: the kind is {spec.text}, what is not named is the paper's{from_base}, and it starts "
             f"{start}; with a setting named, small or best, what is not named is the setting's"
         ]
     named = provenance.get("addition") or {}
