@@ -176,7 +176,7 @@ def figure_lines() -> list[str]:
                     structure.replace("_", " "),
                     f"section “{sections[section]}” of the run's page",
                     "`repmode-cl report runs/table1`",
-                    f"[drawn]({drawn}), seed 0" if (HERE / drawn).exists() else NOT_RUN,
+                    f"[drawn]({drawn}), seed 2" if (HERE / drawn).exists() else NOT_RUN,
                 ]
             )
         )
