@@ -62,6 +62,7 @@ from repmode_cl.workflows.train_one_experience import (
     verdict_evidence,
 )
 from repmode_cl.workflows.training_settings import (
+    addition_notes,
     addition_strategy,
     base_provenance,
     open_manifest,
@@ -273,6 +274,7 @@ def run_comparison(
     )
     finished = (folder / COMPARISON).exists() and not options.restart
     notes = [] if finished else refuse_voxel_sizes(model, manifest, structure, force=overrides.force)
+    notes += addition_notes(base_provenance(model), overrides, spec, setting, methods.init_from)
     with exclusive_comparison(folder, _request(model, manifest, methods, known), restart=options.restart):
         if not (folder / COMPARISON).exists():
             run = ComparisonRun(model, manifest, methods, folder, known, overrides.workers)
@@ -396,6 +398,7 @@ class ComparisonRun:
             needs=(),
             init_from=self.methods.init_from,
             precision=inherit_precision(precision, self.device, base_precision),
+            notes=tuple(warnings),
         )
         self.samples, notes = prepared_samples(
             self.config.data,
@@ -583,7 +586,7 @@ class ComparisonRun:
                     strategy,
                     self.samples,
                     held_out=held_out_images(self.samples)[0],
-                    notes=[],
+                    notes=plan.notes,
                     init={} if init is None else init.to_json(),
                 )
                 | {EVIDENCE: {structure: evidence}},

@@ -146,11 +146,8 @@ def addition_notes(
     rate, own = named.get("learning_rate"), ADDITION_SETTINGS[setting]["learning_rate"]
     if overrides.learning_rate is not None or named.get("setting") == setting or rate in (None, own):
         return []
-    whose = f"the setting {named['setting']}" if named.get("setting") else "additions without a setting"
-    return [
-        f"the base's configuration names the learning rate {rate} for {whose}; this is {setting}, which has its own, "
-        f"{own:g}"
-    ]
+    whose = f" for {named['setting']}" if named.get("setting") else ""
+    return [f"the rate {rate}{whose} in the base's configuration is not used: {setting} has its own, {own:g}"]
 
 
 def training_config(
