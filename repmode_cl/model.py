@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repmode_cl.data.split_record import TrainingRecords, read_split_record
+from repmode_cl.data.split_record import SplitRecord, TrainingRecords, read_split_record
 from repmode_cl.errors import ImageError, StructureError, UnknownStructureError
 from repmode_cl.inference.sliding_window import sliding_window
 from repmode_cl.nn import RepModeUNet
@@ -174,9 +174,13 @@ class Model(ModelSnapshot):
 
         recipe = PreprocessingRecipe.from_json(self.preprocessing)
         return DataConfig(
-            **self.training_records().records[BASE].settings,
+            **self._base_record.settings,
             preprocessing=PreprocessingConfig(voxel_size=self.voxel_size, **recipe.to_settings()),
         )
+
+    @property
+    def _base_record(self) -> SplitRecord:
+        return read_split_record(self.entries[self.base_structures[0]].provenance)
 
     def training_records(self, learned_from: Iterable[str] = ()) -> TrainingRecords:
         """Return the records of the images that it learned from, for a training that builds on it.
@@ -188,7 +192,7 @@ class Model(ModelSnapshot):
             structures count as the base.
         """
         base = self.base_structures
-        records = {BASE: read_split_record(self.entries[base[0]].provenance)}
+        records = {BASE: self._base_record}
         for name, entry in self.entries.items():
             if name not in base:
                 records[name] = read_split_record(entry.provenance)

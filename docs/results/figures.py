@@ -45,6 +45,9 @@ NEVER_FORGET = {
 GATES_SHOWN = ("cell_membrane", "mitochondria", "nucleolus", "nuclear_envelope")
 COMPARED = ("microtubule", "actin_filament", "dna")
 
+#: Gates of a whole run of `table1`.
+GATES_FILE = HERE / "table1" / "seed_2" / GATES
+
 #: Colour of each expert.
 EXPERTS = {
     "conv5": "#0b6e75",
@@ -68,7 +71,7 @@ def main(run: str | None = None) -> None:
     )
     draw_twelve_structures()
     draw_never_forget()
-    if (HERE / "table1" / "seed_2" / GATES).exists():
+    if (GATES_FILE).exists():
         draw_gates()
     if run is not None:
         draw_side_by_side(Path(run))
@@ -76,7 +79,7 @@ def main(run: str | None = None) -> None:
 
 def draw_gates() -> None:
     """Write ``paper_figure_6.svg``: share of each expert in each block, mean over channels, for four structures."""
-    gates = read_gates(HERE / "table1" / "seed_2" / GATES)
+    gates = read_gates(GATES_FILE)
     figure, axes = plt.subplots(1, len(GATES_SHOWN), figsize=(11, 3.2), sharey=True, layout="constrained")
     for axis, name in zip(axes, GATES_SHOWN, strict=True):
         blocks = gates[name]

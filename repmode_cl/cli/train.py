@@ -106,7 +106,7 @@ def _unused_settings(config: Config) -> list[str]:
 
 
 def _unused_choices(config: Config) -> str:
-    """Return what to say where a configuration says how structures are added, which `add` is told; else ""."""
+    """Return what to say where a configuration says how structures are added, as only options of `add` can; else ""."""
     from repmode_cl.config.addition_settings import DEFAULT_SETTING
 
     own = next((strategy for strategy in config.strategies if strategy.name == "experts_frozen"), None)

@@ -122,7 +122,7 @@ def addition_notes(
     setting: AdditionSetting | None,
     init_from: str,
 ) -> list[str]:
-    """Return what a person should know of an addition's kind and rate, where both are not those of its setting.
+    """Return what a person should know of an addition's kind and rate, where one of them is not that of a setting.
 
     Parameters
     ----------
