@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from repmode_cl.config import StrategyConfig
+from repmode_cl.errors import ConfigError
 from repmode_cl.nn.adaptations import AdaptationKind, AdaptationSpec
 from repmode_cl.strategies.frozen_base import FrozenBase, last_layer_base
 from repmode_cl.utils.memory import tensor_bytes
@@ -24,6 +25,14 @@ class Piggyback(FrozenBase):
     """
 
     kind: ClassVar[AdaptationKind] = "piggyback"
+
+    def __init__(self, *, init_from: str = "none", **kwargs: Any) -> None:
+        if init_from != "none":
+            raise ConfigError(
+                f"init_from is {init_from}: Piggyback starts each mask from all weights, as its publication does, and "
+                "stored masks have no scores to copy; leave it out"
+            )
+        super().__init__(**kwargs)
 
     @classmethod
     def shared_base(cls, options: StrategyConfig) -> str | None:

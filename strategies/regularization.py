@@ -138,7 +138,12 @@ class GradientImportance(RegularizationStrategy):
         """Return one patch of each image, however the experience's batches are composed."""
         images, trained = self.stream.images[number], self.stream.patches[number]
         return PatchDataset(
-            images, patch=trained.patch, seed=trained.seed, length=len(images), flips=trained.flips
+            images,
+            patch=trained.patch,
+            seed=trained.seed,
+            length=len(images),
+            flips=trained.flips,
+            foreground=trained.foreground,
         )
 
     def _quantities(self, number: int, item: int, output: Tensor, target: Tensor) -> Iterator[Tensor]:

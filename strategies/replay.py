@@ -109,7 +109,12 @@ class RehearsalStrategy(FineTuning):
             return drawn
         new = self.stream.patches[number]
         return [
-            one.crop(new.patch, digest_of("crop", sequence, self.seed, number, first + place), new.flips)
+            one.crop(
+                new.patch,
+                digest_of("crop", sequence, self.seed, number, first + place),
+                new.flips,
+                new.foreground,
+            )
             for place, one in enumerate(drawn)
         ]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from repmode_cl.data.patches.dataset import PatchDataset
+from repmode_cl.data.patches.foreground import bright_voxels
 from repmode_cl.data.sample import digest_of
 
 __all__ = ["BufferedPatch", "PatchBuffer", "join_patches"]
@@ -40,7 +41,9 @@ class BufferedPatch:
         parts = (self.signal, self.target, self.prediction)
         return sum(4 * part.numel() for part in parts if part is not None)
 
-    def crop(self, size: Sequence[int], seed: builtins.bytes, flips: Iterable[str]) -> BufferedPatch:
+    def crop(
+        self, size: Sequence[int], seed: builtins.bytes, flips: Iterable[str], foreground: float = 0.0
+    ) -> BufferedPatch:
         """Cut a patch of `size` (z, y, x) from this one, as `PatchDataset` cuts its patches.
 
         Parameters
@@ -48,13 +51,21 @@ class BufferedPatch:
         size
             At most that of this patch on each axis.
         seed
-            At least 25 bytes that decide place and flips.
+            32 bytes that decide place and flips.
         flips
             Axes that may be flipped.
+        foreground
+            Chance, 0 to 1, that the patch is centred on a bright voxel of the target, where there is one.
         """
         cuts, turned = [], []
+        centre = (
+            self._bright_voxel(seed) if int.from_bytes(seed[25:28], "big") < foreground * 2.0**24 else None
+        )
         for axis, (whole, part) in enumerate(zip(self.signal.shape[1:], size, strict=True)):
-            start = int.from_bytes(seed[8 * axis : 8 * axis + 8], "big") % (whole - part + 1)
+            if centre is None:
+                start = int.from_bytes(seed[8 * axis : 8 * axis + 8], "big") % (whole - part + 1)
+            else:
+                start = min(max(0, centre[axis] - part // 2), whole - part)
             cuts.append(slice(start, start + part))
             if "zyx"[axis] in flips and seed[24] >> axis & 1:
                 turned.append(axis + 1)
@@ -65,6 +76,12 @@ class BufferedPatch:
 
         prediction = None if self.prediction is None else cut(self.prediction)
         return replace(self, signal=cut(self.signal), target=cut(self.target), prediction=prediction)
+
+    def _bright_voxel(self, seed: builtins.bytes) -> Sequence[int] | None:
+        """Return a voxel of the target that is bright and counts, chosen by the last bytes of `seed`."""
+        mask = self.target[1].numpy() if self.target.shape[0] == 2 else None
+        places = bright_voxels(self.target[0].numpy(), mask)
+        return places[int.from_bytes(seed[28:32], "big") % len(places)].tolist() if len(places) else None
 
 
 #: Returns what is predicted of a patch, (1, z, y, x).

@@ -45,6 +45,11 @@ class SynapticIntelligence(RegularizationStrategy):
             raise ConfigError(f"damping is {damping}: it divides, and must be more than 0")
         if damping is not None:
             self.damping = damping
+        if not self.selects_state:
+            raise ConfigError(
+                "a plugin selects the state that an experience ends with, so that the path to it is not known: train "
+                "synaptic intelligence without it"
+            )
         self._start: dict[str, Tensor] = {}
         self._path: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}  # the path up to the best validated state

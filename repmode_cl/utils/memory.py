@@ -119,9 +119,13 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def parameter_bytes(network: torch.nn.Module, names: Sequence[str]) -> tuple[int, int]:
-    """Return scalars and bytes of the named state-dict entries; counters of batch norms do not count."""
+    """Return scalars and bytes of the named state-dict entries.
+
+    Counters of batch norms do not count, and a tensor that has several names counts once.
+    """
     state = network.state_dict()
-    chosen = [state[name] for name in names if state[name].is_floating_point()]
+    floating = (state[name] for name in names if state[name].is_floating_point())
+    chosen = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in floating}.values()
     return sum(t.numel() for t in chosen), tensor_bytes(chosen)
 
 

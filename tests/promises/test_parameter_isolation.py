@@ -106,6 +106,12 @@ def weights_of(strategy: StructureStrategy) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
+def test_masks_start_from_all_weights(samples: list[Sample]) -> None:
+    network = configured("piggyback", samples, STREAM[:2]).network
+    with pytest.raises(ConfigError, match="init_from is best: Piggyback starts each mask from all weights"):
+        Piggyback(model=network, init_from="best")
+
+
 def test_the_smallest_free_weights_of_each_layer_are_pruned(samples: list[Sample]) -> None:
     """Watched step by step: what is trained, what is pruned, and what is never touched."""
     training = TRAINING.model_copy(update={"steps": 6, "base_steps": 6, "weight_decay": 0.1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from torch import Tensor
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.patches.dataset import PatchDataset
-from repmode_cl.data.sample import Sample
+from repmode_cl.data.sample import Sample, digest_of
 from repmode_cl.strategies import FineTuning, Replay, StructureStrategy
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.registry import base_key_of
-from repmode_cl.strategies.replay_buffer import PatchBuffer
+from repmode_cl.strategies.replay_buffer import BufferedPatch, PatchBuffer
 
 TWO = STREAM[:2]
 #: Strategy -> options with which it is not fine-tuning, and with which it is.
@@ -230,6 +231,45 @@ def test_fresh_patches_are_cut_from_regions_that_are_kept(samples: list[Sample],
     checkpoint.save(cut)
     checkpoint.resume(resumed)
     assert differing(state_of(learn(resumed, 1)), state_of(strategy)) == set()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_patches_of_regions_are_centred_on_bright_voxels_where_new_ones_are(masked: bool) -> None:
+    """Of a region with two bright voxels, one of which a mask leaves out, and of one without any."""
+    target = torch.zeros(1 + masked, 9, 9, 9)
+    target[0, 4, 4, 4] = target[0, 0, 8, 3] = 5.0
+    if masked:
+        target[1] = 1.0
+        target[1, 0, 8, 3] = 0.0
+    region = BufferedPatch(0, 0, "dna", "one", torch.arange(729.0).reshape(1, 9, 9, 9), target)
+    inside: dict[float, set[float]] = {}
+    for share in (0.0, 0.5, 1.0):
+        cut = [region.crop((3, 3, 3), digest_of("crop", number), (), share) for number in range(100)]
+        inside[share] = {float(one.signal[0, 1, 1, 1]) for one in cut}
+    centre, corner = 4 * 81 + 4 * 9 + 4, 1 * 81 + 7 * 9 + 3  # the second one's window is moved inside
+    assert inside[1.0] == {centre} if masked else {centre, corner}
+    assert len(inside[0.0]) > len(inside[0.5]) > 20
+    dark = replace(region, target=torch.zeros_like(target))
+    assert (
+        len({float(dark.crop((3, 3, 3), digest_of(n), (), 1.0).signal[0, 1, 1, 1]) for n in range(50)}) > 20
+    )
+
+
+def test_replay_centres_patches_of_regions_as_new_ones_are(samples: list[Sample]) -> None:
+    options = {"buffer": 3, "region": (6, 12, 12), "replay_batch": 4}
+    strategy = learn(configured("replay", samples, TWO, foreground=1.0, **options), 0)
+    assert isinstance(strategy, Replay)
+    shares: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        crop = BufferedPatch.crop
+
+        def spy(self: BufferedPatch, *given: Any) -> BufferedPatch:
+            shares.append(given[3])
+            return crop(self, *given)
+
+        patch.setattr(BufferedPatch, "crop", spy)
+        learn(strategy, 1)
+    assert shares == [1.0] * 4 * TRAINING.steps
 
 
 def test_cumulative_sees_all_images_so_far_and_joint_all(samples: list[Sample]) -> None:

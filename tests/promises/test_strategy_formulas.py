@@ -14,6 +14,7 @@ from torch import Tensor
 
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import Sample
+from repmode_cl.errors import ConfigError
 from repmode_cl.strategies import AGEM, EWC, MAS, DERPlusPlus, LwF, StructureStrategy, SynapticIntelligence
 from repmode_cl.training import masked_mse
 
@@ -23,13 +24,16 @@ ONE_STEP = TRAINING.model_copy(
 )
 
 
+@pytest.mark.parametrize("foreground", [0.0, 1.0])
 @pytest.mark.parametrize(("name", "kind"), [("ewc", EWC), ("mas", MAS)])
-def test_importances_are_those_of_the_publication(samples: list[Sample], name: str, kind: type) -> None:
-    strategy = learn(configured(name, samples, TWO, training=ONE_STEP), 0)
+def test_importances_are_those_of_the_publication(
+    samples: list[Sample], name: str, kind: type, foreground: float
+) -> None:
+    strategy = learn(configured(name, samples, TWO, training=ONE_STEP, foreground=foreground), 0)
     assert isinstance(strategy, kind)
     network = strategy.network.eval()
     images = [s for s in samples if s.structure in BASE and s.split == "train"]
-    patches = PatchDataset(images, patch=PATCH, seed=0, length=6)
+    patches = PatchDataset(images, patch=PATCH, seed=0, length=6, foreground=foreground)
     assert {patches.sample_of(item) for item in range(6)} == set(
         images
     )  # more than four patches were trained on
@@ -136,13 +140,72 @@ def test_synaptic_intelligence_follows_the_path(samples: list[Sample]) -> None:
     assert strategy.importance[name].max() > 0
 
 
+@pytest.mark.parametrize("selected", [2, 4])
+def test_the_path_is_without_the_penalty_and_ends_at_the_kept_state(
+    samples: list[Sample], selected: int
+) -> None:
+    """Of a second experience with a strong penalty, which keeps the state after step 2 of 4, or the last."""
+    training = ONE_STEP.model_copy(update={"steps": 4, "validate_every": 1})
+    strategy = learn(configured("synaptic_intelligence", samples, TWO, training=training, strength=50.0), 0)
+    assert isinstance(strategy, SynapticIntelligence)
+    name = "bottleneck.0.experts.conv3.weight"
+    weight = strategy.network.get_parameter(name)
+    importance, anchor = strategy.importance[name].clone(), strategy.anchor[name].clone()
+    start, before = weight.detach().clone(), weight.detach().clone()
+    path, pulls = torch.zeros_like(weight), []
+    judge = strategy._validation_figures
+
+    def judged(*given: Any) -> Any:
+        figures, _, known = judge(*given)
+        return figures, abs(strategy.progress.step - selected) + 1.0, known
+
+    strategy._validation_figures = judged  # type: ignore[method-assign]
+
+    def look(strategy: StructureStrategy) -> None:
+        nonlocal path, before
+        assert weight.grad is not None
+        pull = 50.0 * importance * (before - anchor)
+        pulls.append(float(pull.abs().max()))
+        if strategy.progress.step <= selected:
+            path = path - (weight.grad - pull) * (weight.detach() - before)
+        before = weight.detach().clone()
+
+    strategy.listeners.append(look)
+    learn(strategy, 1)
+    assert len(pulls) == 4
+    assert pulls[1] > 1e-4  # of the first step it is 0: the weights are where they were anchored
+    assert strategy.selection.step == selected
+    divisor = (weight.detach() - start).square() + strategy.damping
+    torch.testing.assert_close(
+        strategy.importance[name] - importance, (path.clamp_min(0) / divisor).detach(), rtol=1e-3, atol=1e-7
+    )
+
+
+def test_a_path_to_a_state_that_a_plugin_selects_is_refused(samples: list[Sample]) -> None:
+    from avalanche.training.plugins import EarlyStoppingPlugin
+
+    plugin = EarlyStoppingPlugin(patience=1, val_stream_name="val")
+    strategy = configured("synaptic_intelligence", samples, TWO, training=ONE_STEP)
+    with pytest.raises(ConfigError, match="train synaptic intelligence without it"):
+        SynapticIntelligence(
+            model=strategy.network, stream=strategy.stream, training=ONE_STEP, plugins=[plugin]
+        )
+
+
 def test_a_gem_projects_what_would_harm(samples: list[Sample]) -> None:
     strategy = learn(configured("a_gem", samples, TWO, training=ONE_STEP, buffer=4), 0)
     assert isinstance(strategy, AGEM)
     strategy.experience = strategy.stream.train[1]
     strategy.check_model_and_optimizer()
     parameters = [p for p in strategy.optimized_param_id.values() if p.requires_grad]
-    reference = strategy._reference_gradient(parameters)
+    drawn = strategy.drawn_patches(0, 1)
+    kept = [(one.experience, one.item) for one in strategy.buffer.patches]
+    assert len(drawn) == strategy.replay_batch == 2
+    assert all((one.experience, one.item) in kept for one in drawn)
+    strategy.model.train()
+    output = strategy.model(torch.stack([one.signal for one in drawn]), [one.structure for one in drawn])
+    loss = (output - torch.stack([one.target[:1] for one in drawn])).square().mean()
+    reference = torch.autograd.grad(loss, parameters, allow_unused=True)
     assert sum(r is not None for r in reference) > 10
     for sign in (1.0, -1.0):
         for parameter, r in zip(parameters, reference, strict=True):
@@ -226,13 +289,29 @@ def test_distillation_adds_the_error_to_the_old_predictions(samples: list[Sample
     old = {name: strategy.network.fuse(name) for name in BASE}
     losses: list[float] = []
     expected: list[float] = []
+    seen: list[tuple[Tensor, list[str], Tensor]] = []
+    predict = strategy.model.forward
+
+    def watch(x: Tensor, names: list[str]) -> Tensor:
+        output = predict(x, names)
+        if strategy.is_training:
+            seen.append((x, names, output.detach()))
+        return cast(Tensor, output)
+
+    strategy.model.forward = watch  # type: ignore[method-assign, assignment]
 
     def look(strategy: StructureStrategy) -> None:
-        students = cast(LwF, strategy)._students
-        assert list(students) == list(BASE)
+        [(x, names, output)] = seen
+        seen.clear()
+        assert sorted(set(names)) == sorted((*BASE, "nucleolus"))
+        errors = {name: [] for name in BASE}
         with torch.no_grad():
-            kept = [(students[name] - old[name](strategy.mb_x)).square().mean() for name in BASE]
-            new = masked_mse(strategy.mb_output, strategy.mb_y)
+            for place, name in enumerate(names):
+                assert torch.equal(x[place], strategy.mb_x[place % len(strategy.mb_x)])
+                if name in old:
+                    errors[name].append((output[place] - old[name](x[place : place + 1])[0]).square().mean())
+            kept = [torch.stack(found).mean() for found in errors.values()]
+            new = masked_mse(output[: len(strategy.mb_y)], strategy.mb_y)
         expected.append(float(new + 2.0 * sum(kept) / 2))
         losses.append(float(strategy.loss.detach()))
 

@@ -100,17 +100,18 @@ def configured(
     *,
     seed: int = 0,
     training: TrainingConfig = TRAINING,
+    foreground: float = 0.0,
     **options: Any,
 ) -> StructureStrategy:
     """Build a strategy as a benchmark does: from its section of a configuration."""
     section = StrategyConfig(name=name, **options)
     config = Config(
         name="tiny", network=NetworkConfig(width=4, depth=1, experts=ARCHITECTURE.experts),
-        patch=PatchConfig(size=PATCH), training=training, strategies=(section,),
+        patch=PatchConfig(size=PATCH, foreground=foreground), training=training, strategies=(section,),
     )  # fmt: skip
     kind, full = strategy_class(section), strategy_section(section)
     stream = stream_of_samples(
-        samples, kind.regroup(experiences, full)[0], PatchSampling(PATCH), seed=seed,
+        samples, kind.regroup(experiences, full)[0], PatchSampling(PATCH, foreground=foreground), seed=seed,
         labels=task_labels(experiences), arrivals=experiences,
         count=lambda names, images: patch_count(
             training, kind.steps_of(training, full, experiences, names, images), images
