@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from repmode_cl.errors import StructureError
 
-__all__ = ["TWELVE_STRUCTURES", "DATASET_NAMES", "check_structure_name"]
+__all__ = ["TWELVE_STRUCTURES", "DATASET_NAMES", "check_new_structure_name", "check_structure_name"]
 
 #: Structure -> the name of its data set in the public label-free collection (paper, Table 1).
 DATASET_NAMES = MappingProxyType(
@@ -51,6 +51,13 @@ _RESERVED = frozenset(
     """.split()  # noqa: SIM905 - a list of 90 quoted words is no easier to read
 )
 
+#: Names of devices, which no file has on Windows, whatever its suffix.
+_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))]
+)
+#: What an addition may start from besides structures.
+_KEYWORDS = ("none", "best")
+
 
 def check_structure_name(name: str) -> str:
     """Return `name` if it can name a structure.
@@ -72,5 +79,26 @@ def check_structure_name(name: str) -> str:
     if name in _RESERVED:
         raise StructureError(
             f"structure name {name!r} is reserved: choose a longer one, such as '{name}_structure'"
+        )
+    return name
+
+
+def check_new_structure_name(name: str) -> str:
+    """Return `name` if a structure that is learned from now on can have it.
+
+    Models, manifests and packs of earlier versions may have a name that is refused here, and stay readable.
+
+    Raises
+    ------
+    StructureError
+        As of `check_structure_name`, or if Windows has no file of that name, or it is a keyword of ``--init-from``.
+    """
+    check_structure_name(name)
+    if name in _DEVICES or name in _KEYWORDS:
+        why = "files and folders of that name cannot exist on Windows"
+        if name in _KEYWORDS:
+            why = f"it means something else in --init-from ({', '.join(_KEYWORDS)})"
+        raise StructureError(
+            f"{name!r} cannot be the name of a new structure: {why}; choose a longer one, such as '{name}_structure'"
         )
     return name

@@ -12,7 +12,7 @@ from torch import nn
 
 from repmode_cl.config import Config, TrainingConfig
 from repmode_cl.data.geometry import VoxelSize
-from repmode_cl.data.manifest import Row, read_manifest
+from repmode_cl.data.manifest import Row, as_written, read_manifest
 from repmode_cl.data.phantom.field import SIMULATED_VOXEL
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import Region, open_image
@@ -41,7 +41,7 @@ def windows_of_row(config: Config, row: Row) -> int:
     ImageError, OSError
         If the header cannot be read.
     """
-    with open_image(row.signal, scene=row.scene) as image:
+    with open_image(row.signal, scene=as_written(row.scene)) as image:
         shape = (row.region or Region()).shape_in(image.shape)
         return _windows(config, shape, row.voxel_size or image.voxel_size)
 

@@ -14,13 +14,13 @@ from repmode_cl.benchmark.rehearsal import rehearse
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError, ImageError, RepmodeError
-from repmode_cl.nn import smallest_size
 from repmode_cl.scenarios import PatchSampling, StreamVariant, stream_of_samples, task_labels
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.extensions import check_extensions
 from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
 from repmode_cl.training import resolve_precision
 from repmode_cl.training.checkpoint import random_state, set_random_state
+from repmode_cl.training.size_check import check_patches, check_window
 
 __all__ = ["check_strategies"]
 
@@ -48,19 +48,19 @@ def check_strategies(
     ConfigError
         If a user's own class or its file is missing or cannot be imported, if the class cannot be made with its
         options or would not know added structures, if first steps, evaluation or fused network fail in a rehearsal, or
-        if a strategy's `check` refuses a stream; or if patches are too small for the networks.
+        if a strategy's `check` refuses a stream; or if patches or windows are too small for the networks.
 
     Notes
     -----
     A user's own strategy is made once for each stream, on the CPU, for images that do not exist: one that reads
     images when it is made is not checked so.
     """
-    _check_patches(config)
+    _check_sizes(config)
     check_extensions(config)
     for options in config.strategies:
         kind, own_config = strategy_class(options), config.of_strategy(options)
         if options.network is not None:
-            _check_patches(own_config)
+            _check_sizes(own_config)
         for variant in streams.values():
             with _errors_named(options):
                 kind.check(own_config, strategy_section(options), variant.experiences)
@@ -73,22 +73,9 @@ def check_strategies(
                 rehearse(config, options, next(iter(streams.values())))
 
 
-def _check_patches(config: Config) -> None:
-    """Refuse patches that the networks cannot compute, or that leave batch norm a single value."""
-    size, depth = config.patch.size, config.network.depth
-    least = smallest_size(depth)
-    if min(size) < least:
-        raise ConfigError(
-            f"patch.size is {list(size)}, and a network of network.depth {depth} needs at least {least} voxels along "
-            "each axis: set larger patches or less depth"
-        )
-    patches = config.training.batch_size // config.training.accumulate
-    if patches == 1 and all(voxels <= 1 << depth for voxels in size):
-        raise ConfigError(
-            f"patch.size {list(size)} at network.depth {depth} leaves one voxel on the lowest level, and training "
-            "computes one patch at a time (batch_size / accumulate): batch norm needs two values; set larger patches, "
-            "larger batches or less depth"
-        )
+def _check_sizes(config: Config) -> None:
+    check_patches(config, config.network.depth)
+    check_window(config, config.network.depth)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ from repmode_cl.results.trial_record import (
 )
 from repmode_cl.scenarios import StreamVariant, stream_variants, task_labels
 from repmode_cl.strategies.registry import base_key_of, code_digest, strategy_class, strategy_section
+from repmode_cl.structures import check_new_structure_name
 from repmode_cl.training import refuse_distributed
 from repmode_cl.utils.locks import exclusive
 from repmode_cl.utils.process_pool import workers_here
@@ -128,6 +129,8 @@ def run_benchmark(
     ConfigError
         If the folder holds a run already and `resume` is not given, or a run of another configuration, or another
         process is at work at it; or if the configuration is that of a search.
+    StructureError
+        If a structure has a name that no new one may have.
     TrialsFailedError
         If trials failed; raised at the end.
     """
@@ -137,6 +140,9 @@ def run_benchmark(
         )
     check_measures(config.evaluation.measures)
     streams = stream_variants(config.stream, available_structures(config))
+    if not resume:  # a run of an earlier version may have other names
+        for name in {one for variant in streams.values() for names in variant.experiences for one in names}:
+            check_new_structure_name(name)
     check_planned_streams(config.comparisons, streams)
     check_strategies(config, streams, rehearse_all=dry_run)
     if dry_run:

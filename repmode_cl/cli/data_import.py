@@ -145,10 +145,9 @@ def channels(
     """
     from repmode_cl.data.importers.channels import import_channels
 
-    number = int(signal) if signal.isascii() and signal.isdigit() else signal
     imported = import_channels(
         files,
-        signal=number,
+        signal=signal,
         targets=_parse_targets(target),
         scenes=scene,
         times=t,

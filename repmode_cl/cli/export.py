@@ -16,7 +16,7 @@ from repmode_cl.cli.attribution import (
     TrainingDataOption,
     read_attribution,
 )
-from repmode_cl.cli.options import ForceOption, ReadModelArgument, number_or_name, parse_voxel_size
+from repmode_cl.cli.options import ForceOption, ReadModelArgument, parse_voxel_size
 from repmode_cl.errors import RepmodeError
 
 __all__ = ["export"]
@@ -110,8 +110,8 @@ def export(
     names = list(opened.structures) if every else _once(structure or [])
     paths, chosen = export_paths(out, names, None if format_ is None else format_.value)
     options = PredictionOptions(
-        channel=number_or_name(channel),
-        scene=number_or_name(scene),
+        channel=channel,
+        scene=scene,
         t=t,
         voxel_size=voxel_size_um,
         force=force,

@@ -47,7 +47,6 @@ __all__ = [
     "Gate",
     "Sees",
     "LayerSource",
-    "number_or_name",
     "parse_size",
     "parse_voxel_size",
     "parse_structures",
@@ -252,11 +251,6 @@ def parse_voxel_size(text: str | None) -> tuple[float, float, float] | None:
             f"--voxel-size {text!r}: give three positive numbers z,y,x in um such as 0.29,0.1,0.1"
         )
     return z, y, x
-
-
-def number_or_name(text: str | None) -> str | int | None:
-    """Read the value of --channel or --scene: a number from 0 on, or a name."""
-    return int(text) if text is not None and text.isdecimal() else text
 
 
 def parse_structures(text: str, option: str) -> tuple[str, ...]:

@@ -124,6 +124,8 @@ def _status(structure: PendingStructure, model: Path, entries: Mapping[str, Entr
             f"{text}; but the model has a {name!r} by now (version {active.digest[:8]}), which stays: "
             f"{command('remove', model, name)} first, then {next_step}; or {discard_it}"
         )
+    if active is None and replace and entry is not None:
+        return f"{text}; the version that it was to replace was removed meanwhile: {next_step} adds it"
     if active is None and replace:
         return (
             f"{text}; but the model no longer has the version that it is to replace: "

@@ -16,7 +16,6 @@ from repmode_cl.cli.options import (
     ReadModelArgument,
     continue_with,
     fail,
-    number_or_name,
     parse_size,
     parse_voxel_size,
 )
@@ -244,7 +243,7 @@ def predict(
         names += [name for name in pending if name not in names]
     several = every or len(names) > 1
     options = PredictionOptions(
-        channel=number_or_name(channel),
+        channel=channel,
         window=window_size,
         overlap=FAST_OVERLAP if fast else overlap,
         device=device,
@@ -262,7 +261,7 @@ def predict(
         restart=restart,
         keep=out is not None,
     )
-    choice = PositionChoice(number_or_name(scene), _time(ctx, t))
+    choice = PositionChoice(scene, _time(ctx, t))
     if scheduler is not None and (pending or preview is not None):
         raise RepmodeError(
             "--scheduler predicts with what the model has, and makes no preview: leave out --pending and --preview"
@@ -452,9 +451,9 @@ def _light(text: str) -> tuple[float, float]:
     return mean, deviation
 
 
-def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str | int]:
+def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
     """Read ``dna=1`` or, of one structure, ``1``."""
-    targets: dict[str, str | int] = {}
+    targets: dict[str, str] = {}
     for text in texts or ():
         name, equals, channel = text.partition("=")
         if not (equals and name in names):
@@ -465,5 +464,5 @@ def _targets(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str, str
             name, channel = names[0], text
         if name in targets or not channel:
             raise RepmodeError(f"--target {text!r}: one channel for each structure is needed")
-        targets[name] = int(channel) if channel.isdecimal() else channel
+        targets[name] = channel
     return targets

@@ -82,7 +82,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         A YAML file, or a name of `shipped_config_names`; an existing file takes precedence.
     overrides
         ``key=value`` each, such as ``training.steps=50``, ``seeds=[0, 1]`` or ``strategies.0.expert=conv5``;
-        values are YAML. Later ones win.
+        values are YAML, and none may be empty. Later ones win.
 
     Returns
     -------
@@ -196,8 +196,24 @@ def _resolve_paths(data: dict[str, Any], keys: Iterable[strict_yaml.Path], folde
             holder = holder.get(part) if isinstance(holder, Mapping) else None
         if not isinstance(holder, dict) or not isinstance(holder.get(str(key[-1])), str):
             continue
-        path = Path(holder[str(key[-1])]).expanduser()
+        path = _expanded(holder[str(key[-1])], dotted(key))
         holder[str(key[-1])] = str(path if folder is None else (folder / path).resolve())
+
+
+def _expanded(text: str, key: str) -> Path:
+    """Return the path `text` of `key` with ``~`` expanded.
+
+    Raises
+    ------
+    ConfigError
+        If it names the home of a user that there is none of.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{key}: {text!r} begins with the home of a user that this machine does not know: give the whole path"
+        ) from error
 
 
 def _resolve_strategy_files(data: dict[str, Any], folder: Path) -> None:
@@ -207,16 +223,19 @@ def _resolve_strategy_files(data: dict[str, Any], folder: Path) -> None:
         if isinstance(named, list):
             # A name alone is short for a group of keys.
             data[section] = [{"name": one} if isinstance(one, str) else one for one in named]
-    listed = [data[key] for key in ("strategies", "plugins", "loggers") if isinstance(data.get(key), list)]
-    for one in (one for section in listed for one in section):
+    lists = {
+        key: data[key] for key in ("strategies", "plugins", "loggers") if isinstance(data.get(key), list)
+    }
+    for section, one in ((key, one) for key, listed in lists.items() for one in listed):
         if not isinstance(one, dict):
             continue
         options = one.get("options")
-        for holder, key in ((one, "name"), (options, "model")):
+        for holder, key, called in ((one, "name", "name"), (options, "model", "options.model")):
             if isinstance(holder, dict) and isinstance(name := holder.get(key), str) and ".py:" in name:
                 avalanche = "avalanche:" if name.startswith("avalanche:") else ""
                 path, _, wanted = name.removeprefix("avalanche:").rpartition(":")
-                holder[key] = f"{avalanche}{(folder / Path(path).expanduser()).resolve()}:{wanted}"
+                file = _expanded(path, f"{section}.{called}")
+                holder[key] = f"{avalanche}{(folder / file).resolve()}:{wanted}"
 
 
 def _resolve_studies(data: dict[str, Any], folder: Path) -> None:
@@ -229,7 +248,7 @@ def _resolve_studies(data: dict[str, Any], folder: Path) -> None:
     def resolved(one: Any) -> Any:
         if not isinstance(one, str) or one in shipped:
             return one
-        return str((folder / Path(one).expanduser()).resolve())
+        return str((folder / _expanded(one, "search.study")).resolve())
 
     search["study"] = [resolved(one) for one in study] if isinstance(study, list) else resolved(study)
 
@@ -243,6 +262,9 @@ def _parse_override(override: str) -> tuple[strict_yaml.Path, Any]:
             "or seeds=[0,1]"
         )
     document = strict_yaml.read_yaml(value, f"override {override!r}")
+    # An empty document is null too, and so would be a variable of the shell that is not set.
+    if document.value is None and value.strip().lower() not in ("null", "~"):
+        raise ConfigError(f"override {override!r}: has no value: give one, or null for none")
     return tuple(int(part) if part.isdecimal() else part for part in parts), document.value
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "COLUMNS",
     "read_manifest",
     "parse_manifest",
+    "as_written",
     "read_csv_text",
     "write_manifest",
 ]
@@ -60,7 +61,8 @@ class Row:
     signal, target
         Files of the transmitted light and of the fluorescence.
     signal_channel, target_channel
-        Name or number (from 0) of the channel; None where the file has only one.
+        Name or number (from 0) of the channel; None where the file has only one. A number is a name first, as
+        everything that a user writes (`as_written`).
     split
         "train", "val" or "test"; None leaves it to `repmode_cl.data.splits`.
     group
@@ -70,7 +72,7 @@ class Row:
     mask, mask_channel
         Image whose non-zero voxels count in loss and metrics; None counts all.
     scene, t
-        Scene (number from 0, or name) and time point (from 0) of the files that hold several.
+        Scene (name, or number from 0) and time point (from 0) of the files that hold several.
     voxel_size
         (z, y, x) in um, in place of what the files say.
     labels, labels_channel
@@ -329,8 +331,15 @@ def _parse_row(fields: dict[str, str], line: int, path: Path) -> tuple[Row | Non
     return (row if usable else None), problems
 
 
+def as_written(cell: str | int | None) -> str | None:
+    """Return the channel or scene of a row as text, which readers look up as a name before they take it as a number."""
+    return None if cell is None else str(cell)
+
+
 def _parse_channel(text: str) -> str | int:
-    return int(text) if text.isascii() and text.isdigit() else text
+    # Not "01", which would no longer be the name "01".
+    is_number = text.isascii() and text.isdigit() and text == str(int(text))
+    return int(text) if is_number else text
 
 
 def _parse_split(text: str) -> str:

@@ -26,7 +26,7 @@ from repmode_cl.errors import ConfigError, ManifestError, UnknownStructureError
 from repmode_cl.structures import TWELVE_STRUCTURES
 from repmode_cl.utils.process_pool import JobCluster
 
-__all__ = ["HeldOutCheck", "available_structures", "check_base", "prepared_samples"]
+__all__ = ["HeldOutCheck", "available_structures", "check_base", "check_cache", "prepared_samples"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,24 @@ def check_base(config: Config) -> tuple[str, ...]:
     return known
 
 
+def check_cache(folder: str | Path) -> Path:
+    """Return the folder of prepared images, which need not exist.
+
+    Raises
+    ------
+    ConfigError
+        If it is a file, or would lie below one.
+    """
+    folder = Path(folder)
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise ConfigError(
+            f"the folder of prepared images, {folder}, is no folder: {there} is a file; give another (--cache, or "
+            "data.cache)"
+        )
+    return folder
+
+
 def prepared_samples(
     data: DataConfig,
     folder: Path,
@@ -132,6 +150,8 @@ def prepared_samples(
 
     Raises
     ------
+    ConfigError
+        If the cache is a file.
     ManifestError
         If images cannot be used and `skipped` is not given, no image of a structure remains, or held-out voxels would
         be trained on.
@@ -151,7 +171,7 @@ def prepared_samples(
     elif manifest is None:
         path = Path(str(data.manifest))
     manifest = manifest if manifest is not None else read_manifest(path)
-    cache = Path(data.cache) if data.cache is not None else folder / "cache"
+    cache = check_cache(data.cache if data.cache is not None else folder / "cache")
     cache.mkdir(parents=True, exist_ok=True)
     digests = ContentDigests(cache / "contents.json")
     chosen = manifest.rows if structures is None else [r for r in manifest.rows if r.structure in structures]

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repmode_cl.data.preprocessing.content_digest import image_files
+from repmode_cl.data.preprocessing.content_digest import file_stamp, image_files
 from repmode_cl.inference.streaming.journal import PredictionJournal
 from repmode_cl.inference.writers.image_metadata import NAMESPACE
 from repmode_cl.utils.atomic_files import canonical_json
 
-__all__ = ["prediction_uuid", "is_predicted", "input_fingerprint", "stored_uuid"]
+__all__ = ["prediction_uuid", "are_predicted", "input_fingerprint", "stored_uuid"]
 
 #: Bytes at either end of each input file that its fingerprint covers.
 _SAMPLE_BYTES = 1 << 16
@@ -87,15 +87,18 @@ def prediction_uuid(request: Mapping[str, Any], structures: Sequence[str]) -> st
     return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, text)}"
 
 
-def is_predicted(path: Path, uuid: str, source: Path | str) -> bool:
-    """Tell whether `path` is the whole prediction `uuid` of an image that has not changed since.
+def are_predicted(uuids: Mapping[Path, str], source: Path | str) -> bool:
+    """Tell whether all paths are the whole predictions of these UUIDs, of an image that has not changed since.
 
     Of an image at a URL this is never known.
     """
-    if isinstance(source, str) or PredictionJournal.folder_of(path).exists() or stored_uuid(path) != uuid:
+    if isinstance(source, str) or not all(
+        stored_uuid(path) == uuid and not PredictionJournal.folder_of(path).exists()
+        for path, uuid in uuids.items()
+    ):
         return False
-    # The UUID covers both ends of the image; a change between them shows in its time.
-    return path.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    # The UUID covers both ends of the image; a change between them shows in the time of one of its files.
+    return min(path.stat().st_mtime_ns for path in uuids) >= file_stamp(source).mtime_ns
 
 
 def stored_uuid(path: Path) -> str | None:

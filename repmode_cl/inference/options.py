@@ -71,7 +71,8 @@ class PredictionOptions:
     Attributes
     ----------
     channel
-        Name or number (from 0) of the transmitted-light channel; None where the file has one channel.
+        Name or number (from 0) of the transmitted-light channel; None where the file has one channel. As of every
+        channel and scene here, a text is a name first, and an `int` a number.
     window, overlap
         Voxels (z, y, x) of a window on the model's grid, and the part its neighbour repeats (in [0, 1)); None takes
         the model's.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.collect import combined_uuid, take_plate_apart, write_plate, write_time_series
-from repmode_cl.inference.identity import is_predicted
+from repmode_cl.inference.identity import are_predicted
 from repmode_cl.inference.image_task import ImageOutcome, ImageTask, PlateOutput, PredictionPlan, TimeSeries
 from repmode_cl.inference.options import PredictedFile, PredictionOptions
 from repmode_cl.inference.positions import parts_folder
@@ -132,19 +132,29 @@ class PlanOutputs(AbstractContextManager["PlanOutputs"]):
 
     # -- what is there ----------------------------------------------------------------------------------------
 
-    def already_there(self) -> _Files:
-        """Return the records of the tasks of series and plates that an earlier call finished."""
+    def already_there(self, at_hand: Callable[[ImageTask], bool]) -> _Files:
+        """Return the records of the tasks of series and plates that an earlier call finished.
+
+        Parameters
+        ----------
+        at_hand
+            Tells whether the figures of a task are known; where those of one are not, its series or plate is made
+            again.
+        """
         if not self._keep:
             return {}
         known: _Files = {}
         surveys: dict[ImageTask, _Survey | None] = {}
         for plate in self._plan.plates:
-            if any(path.exists() for path in self._paths(plate.output)):
+            tasks = [task for tasks in plate.tasks.values() for task in tasks]
+            if all(map(at_hand, tasks)) and any(path.exists() for path in self._paths(plate.output)):
                 uuids = [self._uuids(tasks, surveys) for tasks in plate.tasks.values()]
                 known |= self._if_whole(plate, uuids, surveys)
         for series in self._plan.series:
-            if not known.keys() & set(series.tasks) and any(
-                path.exists() for path in self._paths(series.output)
+            if (
+                not known.keys() & set(series.tasks)
+                and all(map(at_hand, series.tasks))
+                and any(path.exists() for path in self._paths(series.output))
             ):
                 uuids = [self._task_uuids(task, surveys) for task in series.tasks]
                 known |= self._if_whole(series, uuids, surveys)
@@ -161,10 +171,12 @@ class PlanOutputs(AbstractContextManager["PlanOutputs"]):
         source = tasks[0].source
         whole = [uuids for uuids in parts if uuids is not None]
         paths = self._paths(output.output)
-        if len(whole) < len(parts) or not all(
-            is_predicted(path, combined_uuid([uuids[number] for uuids in whole]), source)
-            for number, path in enumerate(paths)
-        ):
+        if len(whole) < len(parts):
+            return {}
+        combined = {
+            path: combined_uuid([uuids[number] for uuids in whole]) for number, path in enumerate(paths)
+        }
+        if not are_predicted(combined, source):
             return {}
         self._waiting.pop(output.output)
         for path in paths:

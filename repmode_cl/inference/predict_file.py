@@ -30,11 +30,12 @@ from repmode_cl.data.preprocessing.normalisation import ZScore
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.data.readers.location import as_location
+from repmode_cl.data.readers.region import number_of
 from repmode_cl.data.readers.registry import refuse_folder
 from repmode_cl.data.validation.absent_chunks import absent_chunks_note
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, RepmodeError, UnknownStructureError
-from repmode_cl.inference.identity import input_fingerprint, is_predicted, prediction_uuid
+from repmode_cl.inference.identity import are_predicted, input_fingerprint, prediction_uuid
 from repmode_cl.inference.options import PredictedFile, PredictionOptions, network_precision
 from repmode_cl.inference.output_paths import output_paths
 from repmode_cl.inference.prepare_volume import target_score
@@ -440,7 +441,7 @@ class FilePrediction:
                 **input_fingerprint(self.in_path),
             },
             "channel": channel,
-            "scene": options.scene,
+            "scene": _recorded_scene(image, options.scene),
             "time": options.t,
             "voxel size": voxel_size,
             "outputs": [str(path.absolute()) for path in self.paths],
@@ -507,10 +508,8 @@ class FilePrediction:
 
     def _is_done(self, plan: _ImagePlan) -> bool:
         """Tell whether every output is there already."""
-        return all(
-            is_predicted(path, prediction_uuid(plan.request, structures), self.in_path)
-            for path, structures in self._contents.items()
-        )
+        uuids = {path: prediction_uuid(plan.request, names) for path, names in self._contents.items()}
+        return are_predicted(uuids, self.in_path)
 
     def _preview_existing(self, plan: _ImagePlan) -> None:
         """Hand to the preview what the files that are there already hold, on the image's grid."""
@@ -783,10 +782,23 @@ def check_image_choice(image: ImageReader, options: PredictionOptions, smallest:
         )
 
 
+def _recorded_scene(image: ImageReader, scene: int | str | None) -> int | str | None:
+    """Return what identifies a prediction's scene: a name, or for what looks like a number the scene's own number."""
+    if scene is None or not str(scene).isdecimal():
+        return scene
+    return image.scene_index(scene)
+
+
 def _choices(option: str, names: Sequence[str]) -> str:
-    """Write an option with each of `names`, or its number where another has the same name or it has none."""
+    """Write an option with each of `names`, or its number where another has the same name or it has none.
+
+    One whose number is the name of another is left out: nothing that a user could type means it.
+    """
     values = [
-        name if name and list(names).count(name) == 1 else str(number) for number, name in enumerate(names)
+        text
+        for number, name in enumerate(names)
+        for text in [name if name and names.count(name) == 1 else str(number)]
+        if number_of(text, names) == number
     ]
     listed = [f"{option} {shlex.quote(value)}" for value in values[:_LISTED]]
     return ", ".join(listed) + (", ..." if len(values) > _LISTED else "")

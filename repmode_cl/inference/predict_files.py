@@ -229,10 +229,15 @@ def predict_plan(
         earlier = read_prediction_table(table)
     outcomes: dict[ImageTask, ImageOutcome] = {}
 
+    targets = options.targets or {}
+
+    def at_hand(task: ImageTask) -> bool:
+        """Tell whether the earlier table has the figures that are wanted: of these targets and no others."""
+        rows = {name: earlier.get(row_key(_blank(task), name), {}) for name in targets}
+        return all(row.get("mse") and row.get("target") == str(targets[name]) for name, row in rows.items())
+
     def options_of(task: ImageTask) -> PredictionOptions:
-        keys = [row_key(_blank(task), name) for name in options.targets or {}]
-        at_hand = all(key in earlier and earlier[key]["mse"] for key in keys)
-        return replace(options, scene=task.scene, t=task.t, networks=networks, keep=keep and at_hand)
+        return replace(options, scene=task.scene, t=task.t, networks=networks, keep=keep and at_hand(task))
 
     def record(outcome: ImageOutcome, task: ImageTask) -> None:
         outcomes[task] = outcome
@@ -249,10 +254,10 @@ def predict_plan(
     def save() -> None:
         if table is not None:
             rows = [outcomes[task] for task in plan.tasks if task in outcomes]
-            write_prediction_table(table, rows, names, earlier)
+            write_prediction_table(table, rows, names, earlier, targets)
 
     with PlanOutputs(model, structure, plan, options, keep=keep) as together:
-        known = together.already_there()
+        known = together.already_there(at_hand)
         waiting = [task for task in plan.tasks if task not in known]
         for task, files in known.items():
             record(replace(_blank(task), files=files), task)

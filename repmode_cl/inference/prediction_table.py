@@ -39,6 +39,7 @@ TABLE_COLUMNS = (
     "unlike_limit",
     "scene",
     "t",
+    "target",
 )
 
 #: Columns of tables of the first version, with which those of all versions begin.
@@ -97,6 +98,7 @@ def write_prediction_table(
     outcomes: Sequence[ImageOutcome],
     structures: Sequence[str],
     earlier: Mapping[RowKey, Mapping[str, str]],
+    targets: Mapping[str, str | int],
 ) -> None:
     """Write the outcomes of images as CSV, one row for each image and structure, whole or not at all.
 
@@ -109,7 +111,9 @@ def write_prediction_table(
     structures
         Their names.
     earlier
-        Rows of an earlier call: figures of its predictions are copied from there.
+        Rows of an earlier call: figures of its predictions, and the targets that these are of, are copied from there.
+    targets
+        For each structure whose truth is in the images, its channel.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, TABLE_COLUMNS, lineterminator="\n")
@@ -128,9 +132,10 @@ def write_prediction_table(
                 row |= {"output": str(file.path), "status": status, "message": notes}
                 row["verdict"] = "" if file.verdict is None else str(file.verdict.level)
                 figures: Mapping[str, object] = {**(file.metrics or {}), **_unlike_columns(file)}
+                figures = {**figures, "target": targets.get(name, "")}
                 if file.existed:
                     figures = earlier.get(key, {})
-                row |= {column: figures.get(column, "") for column in (*_METRICS, *_UNLIKE)}
+                row |= {column: figures.get(column, "") for column in (*_METRICS, *_UNLIKE, "target")}
             row["seconds"] = f"{outcome.seconds:.2f}"
             writer.writerow(row)
     write_text(table, text.getvalue())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -15,10 +16,12 @@ PAPER_EXPERTS = ("conv5", "conv3", "conv1", "avg3", "avg5")
 
 def expert_labels(experts: Sequence[str]) -> tuple[str, ...]:
     """Return a name for each of a block's shared experts: ``conv1``, and ``conv1_2``, ``conv1_3`` for its repeats."""
-    return tuple(
-        spec if (number := experts[: place + 1].count(spec)) == 1 else f"{spec}_{number}"
-        for place, spec in enumerate(experts)
-    )
+    seen: Counter[str] = Counter()
+    labels = []
+    for spec in experts:
+        seen[spec] += 1
+        labels.append(spec if seen[spec] == 1 else f"{spec}_{seen[spec]}")
+    return tuple(labels)
 
 
 def kernel_size_of(spec: str) -> int:
@@ -111,6 +114,26 @@ class Architecture:
             self.gate
         ]
         return texts
+
+    def blocks(self) -> Iterator[tuple[str, int, int, tuple[str, ...]]]:
+        """Yield name, channels in and out, and shared experts of each block, from input to output, without a network.
+
+        Nothing is computed ahead, so that sizes which no network has can be looked at.
+        """
+        plain = (f"conv{self.plain_kernel}",)
+        encoder = self.experts if self.scope in ("both", "encoder") else plain
+        decoder = self.experts if self.scope in ("both", "decoder") else plain
+        before = 1
+        for level in range(self.depth + 1):
+            part, channels = f"encoder.{level}" if level < self.depth else "bottleneck", self.channels(level)
+            yield f"{part}.0", before, channels, encoder
+            yield f"{part}.1", channels, channels, encoder
+            before = channels
+        for level in reversed(range(self.depth)):
+            channels = self.channels(level)
+            yield f"decoder.{level}.0", 2 * channels, channels, decoder
+            yield f"decoder.{level}.1", channels, channels, decoder
+        yield "head", self.width, 1, decoder
 
     def channels(self, level: int) -> int:
         """Return the channels of `level`: `width` at 0, the bottleneck's at `depth`."""

@@ -48,8 +48,8 @@ def network_of_authors_state(
     Raises
     ------
     ModelError
-        If it is no such state, a tensor is missing, unexpected, or of another shape or type, or `structures` are not as
-        many as its tasks.
+        If it is no such state, a tensor is missing, unexpected, not finite, or of another shape or type, or
+        `structures` are not as many as its tasks.
     """
     state = _without_prefix(state)
     architecture, tasks = _read_sizes(state)
@@ -176,6 +176,12 @@ def _check_tensors(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
             f"the checkpoint's tensors have {total:,} bytes together, more than its file ({most_bytes:,}): "
             "it is damaged or forged"
         )
+    for name in shapes:
+        if not bool(torch.isfinite(state[name]).all()):
+            raise ModelError(
+                f"the checkpoint's {name!r} holds numbers that are not finite: it is damaged, or its training "
+                "diverged; import another one"
+            )
 
 
 def _check_pools(state: Mapping[str, Tensor]) -> None:

@@ -16,12 +16,15 @@ __all__ = [
     "ConvExpert",
     "Expert",
     "LowRankExpert",
+    "expert_shapes",
     "kaiming",
     "make_expert",
     "standard_normal",
     "uniform",
     "uninitialised_weights",
 ]
+
+_EXPERT = re.compile(r"conv(?P<conv>[135])|avg(?P<mean>[35])|lowrank:(?P<rank>[1-9][0-9]*)")
 
 _uninitialised_weights = ContextVar("uninitialised_weights", default=False)
 
@@ -188,6 +191,24 @@ class LowRankExpert(Expert):
         return (mix.T @ grad).reshape(rows.shape).permute(0, 4, 1, 2, 3), grad @ rows.flatten(1).T
 
 
+def expert_shapes(spec: str, c_in: int, c_out: int) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each weight of the expert that `make_expert` builds; parameters and errors of that."""
+    match = _match_expert(spec)
+    if match["rank"]:
+        rank = int(match["rank"])
+        return {"spatial": (rank, c_in, 3, 3, 3), "mix": (c_out, rank)}
+    return {"weight": (c_out, c_in, *[int(match["conv"] or 1)] * 3)}
+
+
+def _match_expert(spec: str) -> re.Match[str]:
+    match = _EXPERT.fullmatch(spec) if isinstance(spec, str) else None
+    if match is None:
+        raise ValueError(
+            f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R"
+        )
+    return match
+
+
 def make_expert(spec: str, c_in: int, c_out: int, generator: torch.Generator) -> Expert:
     """Build the expert that `spec` names.
 
@@ -205,12 +226,9 @@ def make_expert(spec: str, c_in: int, c_out: int, generator: torch.Generator) ->
     ValueError
         If `spec` names no expert.
     """
-    if match := re.fullmatch(r"conv([135])", spec):
-        return ConvExpert(c_in, c_out, int(match[1]), generator)
-    if match := re.fullmatch(r"avg([35])", spec):
-        return AvgExpert(c_in, c_out, int(match[1]), generator)
-    if match := re.fullmatch(r"lowrank:([1-9][0-9]*)", spec):
-        return LowRankExpert(c_in, c_out, int(match[1]), generator)
-    raise ValueError(
-        f"{spec!r} is no expert: choose conv1, conv3, conv5, avg3, avg5 or lowrank:R with a rank R"
-    )
+    match = _match_expert(spec)
+    if match["conv"]:
+        return ConvExpert(c_in, c_out, int(match["conv"]), generator)
+    if match["mean"]:
+        return AvgExpert(c_in, c_out, int(match["mean"]), generator)
+    return LowRankExpert(c_in, c_out, int(match["rank"]), generator)

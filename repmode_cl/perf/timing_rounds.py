@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from repmode_cl.training.timing import synchronise
+from repmode_cl.utils.memory import is_out_of_memory
 from repmode_cl.utils.progress import Task
 
 __all__ = ["Lazily", "TimingRow", "Timing", "alternate", "out_of_memory", "rows_of"]
@@ -178,9 +179,7 @@ def _time(work: Callable[[], object], device: torch.device | None) -> float | st
 
 def out_of_memory(error: BaseException) -> str | None:
     """Return what to tell of an error that means "out of memory"; ``None`` for any other."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
-        return "out of memory"
-    return None
+    return "out of memory" if is_out_of_memory(error) else None
 
 
 def rows_of(timings: Mapping[str, Timing], labels: Mapping[str, str], reference: str) -> list[TimingRow]:

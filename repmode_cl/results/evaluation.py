@@ -65,10 +65,13 @@ class CellValues:
     ----------
     truth, prediction
         Feature -> one value for each cell, by increasing label.
+    labels
+        Label of each cell; empty in an evaluation of an earlier version, which did not keep them.
     """
 
     truth: Mapping[str, list[float]]
     prediction: Mapping[str, list[float]]
+    labels: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(next(iter(self.truth.values()), []))
@@ -262,10 +265,10 @@ def write_evaluation(evaluation: ModelEvaluation) -> None:
         features = list(cells[0][2].truth)
         columns = [f"{name}_{of}" for name in features for of in ("truth", "prediction")]
         rows = [
-            [structure, image.line, cell + 1]
+            [structure, image.line, label]
             + [repr(side[name][cell]) for name in features for side in (values.truth, values.prediction)]
             for structure, image, values in cells
-            for cell in range(len(values))
+            for cell, label in enumerate(values.labels)
         ]
         _write_csv(evaluation.folder / "cells.csv", ["structure", "line", "cell", *columns], rows)
     value = {

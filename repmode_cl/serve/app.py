@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import open_image
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import RepmodeError
@@ -298,15 +299,18 @@ class _Server:
                 self.store.check_voxels(image.name, reader.shape)
                 voxel_size = options.voxel_size or reader.voxel_size
                 notes = _voxel_notes(served.model, structures, voxel_size, image, force)
-                voxels = math.prod(reader.shape)
-            # With what the file is written with, and what waits on the way.
-            channels = 1 + len(structures) * (1 + options.confidence + options.unlike_map)
-            needed = voxels * 4 * channels * 5 // 3
-            job = Job(image, served.model, structures, options, notes, result_bytes=needed)
+                shape = reader.shape
+            job = Job(image, served.model, structures, options, notes)
             try:
                 job_prediction(job).check()
             except RepmodeError as error:
                 raise RepmodeError(without_folder(str(error), image)) from error
+            # The result has the file's grid, and what is computed on the way the model's: the larger one counts.
+            recipe = PreprocessingRecipe.from_json(served.model.preprocessing)
+            grid = recipe.grid(shape, voxel_size, served.model.voxel_size)
+            # With what the file is written with, and what waits on the way.
+            channels = 1 + len(structures) * (1 + options.confidence + options.unlike_map)
+            job.result_bytes = max(math.prod(shape), math.prod(grid)) * 4 * channels * 5 // 3
             return job
 
     async def show_job(self, request: Request) -> Response:
@@ -423,7 +427,7 @@ async def _json(request: Request) -> dict[str, Any]:
     body = await _body(request)
     try:
         wanted = json.loads(body or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the request is no JSON ({error})") from None
     if not isinstance(wanted, dict):
         raise RequestError(400, "the request is no JSON object")

@@ -43,9 +43,10 @@ _DISK_RESERVE = 1 << 30
 # Received bytes between two looks at the disk.
 _LOOK_EVERY = 64 << 20
 
-# Characters that stay in the name of an upload; names of that length are kept whole.
+# Characters that do not stay in the name of an upload. Names of so many bytes are kept whole, of longer ones so many at
+# the end: file systems take 255 bytes, of which names of results and of temporary files need some more.
 _STRANGE = re.compile(r"[^\w .()+-]")
-_LONGEST_NAME = 120
+_LONGEST_NAME, _LONGEST_END = 160, 30
 
 
 @dataclass(eq=False)
@@ -348,8 +349,11 @@ def without_folder(text: str, image: StoredImage) -> str:
 def _safe_name(name: str) -> str:
     """Return the last part of a name without what no file system takes; its end, the suffix, is kept."""
     last = _STRANGE.sub("_", name.replace("\\", "/").rpartition("/")[2]).strip(" .")
-    if len(last) > _LONGEST_NAME:
-        last = last[: _LONGEST_NAME - 30] + last[-30:]
+    data = last.encode()
+    if len(data) > _LONGEST_NAME:
+        # A character that is cut in two goes as a whole.
+        parts = (data[: _LONGEST_NAME - _LONGEST_END], data[-_LONGEST_END:])
+        last = "".join(part.decode(errors="ignore") for part in parts)
     # Names that mean a folder to a reader (zarr.json), or a device to Windows, get a harmless one.
     if not last or "." not in last or last in ("zarr.json",) or last.split(".")[0].upper() in _DEVICES:
         last = f"image-{last}" if last else "image"

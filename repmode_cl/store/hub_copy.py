@@ -10,11 +10,20 @@ __all__ = ["hub_title", "refuse_hub_copy"]
 
 
 def hub_title(folder: Path) -> str | None:
-    """Return ``owner/name@commit`` of a folder of the hub library's cache; None for any other folder."""
-    repository = folder.parent.parent.name
-    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
-        return None
-    return f"{repository.removeprefix('models--').replace('--', '/', 1)}@{folder.name[:12]}"
+    """Return ``owner/name@commit`` of a folder of the hub library's cache, however it is named; None for any other.
+
+    Parameters
+    ----------
+    folder
+        The folder, ``.`` within it, or a link to it. Files in it that are links, as those of the cache are, do not
+        count: in a folder of one's own they are replaced, not written to.
+    """
+    # As it is named, too: the folder of a repository may be a link to another disk.
+    for place in (folder.resolve(), folder.absolute()):
+        repository = place.parent.parent.name
+        if place.parent.name == "snapshots" and repository.startswith("models--"):
+            return f"{repository.removeprefix('models--').replace('--', '/', 1)}@{place.name[:12]}"
+    return None
 
 
 def refuse_hub_copy(folder: Path) -> None:

@@ -5,22 +5,25 @@ The loaded tensors are the hashed ones, and there is never a second copy of a ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from repmode_cl.errors import ModelError
-from repmode_cl.nn import Architecture, RepModeUNet
-from repmode_cl.nn.experts import uninitialised_weights
+from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
+from repmode_cl.nn.architecture import expert_labels
+from repmode_cl.nn.experts import expert_shapes, uninitialised_weights
 from repmode_cl.store import record_files as records
 from repmode_cl.store.registry import Entry
+from repmode_cl.utils.safetensors_header import Slot
 from repmode_cl.utils.safetensors_io import TensorFile, open_tensors
 from repmode_cl.utils.tensor_digests import Described, stream_digest
 
-__all__ = ["check_structure_tensors", "load_base", "load_structure"]
+__all__ = ["check_structure_tensors", "find_missing_expert", "load_base", "load_structure"]
 
 
 def load_base(path: Path, document: Mapping[str, Any]) -> RepModeUNet:
@@ -39,10 +42,13 @@ def load_base(path: Path, document: Mapping[str, Any]) -> RepModeUNet:
         If a tensor is not the one that was stored.
     """
     architecture = Architecture.from_json(document["architecture"])
-    with uninitialised_weights():
-        network = RepModeUNet(architecture, document["base_structures"])
     with open_tensors(path / records.BASE) as file:
         records.check_version(file.path, file.header.metadata, [records.BASE_VERSION])
+        # Sizes are only numbers in the document: the file must hold so large a network before one is made.
+        for block, c_in, c_out, experts in architecture.blocks():
+            _check_experts(file, f"{block}.experts", experts, c_in, c_out)
+        with uninitialised_weights():
+            network = RepModeUNet(architecture, document["base_structures"])
         digest = _digest(file, records.base_facts(document), network.base_state())
         if digest != document["base"]["digest"]:
             raise _damage_error(file.path)
@@ -70,6 +76,12 @@ def load_structure(network: RepModeUNet, path: Path, entry: Entry, base: str) ->
     """
     with open_tensors(path / entry.file) as file:
         facts = _facts(file, entry, base)
+        try:
+            why = find_missing_expert(network, entry.spec or AdditionSpec(), file.header.tensors)
+        except ValueError as error:
+            raise ModelError(f"{file.path} ({entry.name}): {error}") from error
+        if why:
+            raise ModelError(f"{file.path} is damaged: {why}; put it back from a copy of the model")
         with uninitialised_weights():
             network.add_structure(entry.name, entry.spec)
         intact = False
@@ -82,11 +94,54 @@ def load_structure(network: RepModeUNet, path: Path, entry: Entry, base: str) ->
             raise _damage_error(file.path, entry)
 
 
+def find_missing_expert(network: RepModeUNet, spec: AdditionSpec, tensors: Mapping[str, Slot]) -> str:
+    """Return which expert of an addition its file lacks, of those whose size its specification chooses; or nothing.
+
+    The rank is only a number in the metadata: the file must hold so large an expert before one is made.
+
+    Parameters
+    ----------
+    network
+        The network that the addition is for.
+    spec
+        How it was added.
+    tensors
+        Those of its file.
+
+    Raises
+    ------
+    ValueError
+        If it names no expert, or ranks that are not as many as the network has levels.
+    """
+    for block, mode_block in network.named_mode_blocks():
+        expert = spec.expert_in(block, network.depth)
+        if expert == "none" or not mode_block.gated:
+            continue
+        kind, _, rank = expert.partition(":")
+        if kind != "lowrank":
+            expert_shapes(expert, mode_block.c_in, mode_block.c_out)
+            continue
+        slot = tensors.get(f"{block}.expert.spatial")
+        if slot is None or [str(slot.shape[0]), *slot.shape[1:]] != [rank, mode_block.c_in, 3, 3, 3]:
+            return f"it holds no expert of rank {short(rank)} for the block {block}"
+    return ""
+
+
 def check_structure_tensors(path: Path, entry: Entry, base: str) -> None:
     """Check the stored tensors of an addition without a network; errors of `load_structure`."""
     with open_tensors(path / entry.file) as file:
         if _digest(file, _facts(file, entry, base)) != entry.digest:
             raise _damage_error(file.path, entry)
+
+
+def _check_experts(file: TensorFile, block: str, experts: Sequence[str], c_in: int, c_out: int) -> None:
+    """Refuse a file without the weights of a block's shared experts."""
+    for label, spec in zip(expert_labels(experts), experts, strict=True):
+        for weight, shape in expert_shapes(spec, c_in, c_out).items():
+            name = f"{block}.{label}.{weight}"
+            slot = file.header.tensors.get(name)
+            if slot is None or slot.shape != shape:
+                raise _tensor_error(file.path, name, None if slot is None else slot.shape, shape)
 
 
 def _facts(file: TensorFile, entry: Entry, base: str) -> dict[str, Any]:
@@ -125,9 +180,13 @@ def _check_shapes(path: Path, described: Mapping[str, Described], state: Mapping
         name for name in expected if expected[name] != described[name]
     }
     name = min(differing)
-    raise ModelError(
-        f"{path} is damaged: its tensor {name!r} is {described.get(name, 'missing')}, the network's is "
-        f"{expected.get(name, 'none')}; put the file back from a copy of the model"
+    raise _tensor_error(path, name, described.get(name), expected.get(name))
+
+
+def _tensor_error(path: Path, name: str, found: object, needed: object) -> ModelError:
+    return ModelError(
+        f"{path} is damaged: its tensor {name!r} is {found or 'missing'}, the network's is {needed or 'none'}; put "
+        "the file back from a copy of the model"
     )
 
 

@@ -21,6 +21,7 @@ from repmode_cl.store import record_files as records
 from repmode_cl.store.candidate import Candidate
 from repmode_cl.store.commit import commit, restore_structure_file
 from repmode_cl.store.history import Action
+from repmode_cl.store.load_network import find_missing_expert
 from repmode_cl.store.pack_format import Pack, PackContents, read_pack, refuse_pack
 from repmode_cl.store.preconditions import check_addition
 from repmode_cl.store.probe import probe_shape, relative_difference
@@ -227,14 +228,8 @@ def _network_with_structure(model: ModelSnapshot, pack: Pack) -> RepModeUNet:
     network = model.network(spec.needs)
     slots = pack.header.tensors
     try:
-        for block, mode_block in network.named_mode_blocks():
-            kind, _, rank = spec.expert_in(block, network.depth).partition(":")
-            if kind != "lowrank":
-                continue
-            # The rank is only a number in the metadata: the file must hold so large an expert before one is made.
-            slot = slots.get(f"{block}.expert.spatial")
-            if slot is None or [str(slot.shape[0]), *slot.shape[1:]] != [rank, mode_block.c_in, 3, 3, 3]:
-                refuse_pack(pack.path, f"it holds no expert of rank {short(rank)} for the block {block}")
+        if why := find_missing_expert(network, spec, slots):
+            refuse_pack(pack.path, why)
         network.add_structure(name, spec)
         features = None if pack.entry.reliability is None else pack.entry.reliability.features
         if features is not None:

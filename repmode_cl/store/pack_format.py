@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from repmode_cl.errors import ModelError, StructureError
+from repmode_cl.errors import ModelError
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import record_files as records
+from repmode_cl.store.entry_checks import find_entry_problem, find_name_problem, is_digest
 from repmode_cl.store.registry import Entry
 from repmode_cl.store.untrusted_json import (
     MAX_DEPTH,
@@ -30,7 +31,6 @@ from repmode_cl.store.untrusted_json import (
     find_unsafe_value,
     is_too_deep,
 )
-from repmode_cl.structures import check_structure_name
 from repmode_cl.utils.atomic_files import canonical_json
 from repmode_cl.utils.safetensors_header import Header, read_header, strict_json
 from repmode_cl.utils.tensor_digests import from_raw_bytes, json_digest, tensor_digest
@@ -39,7 +39,6 @@ __all__ = ["Pack", "PackContents", "read_pack", "refuse_pack"]
 
 #: Metadata of a pack, and nothing else.
 _KEYS = {"format", "version", "record", "entry", "checksum"}
-_HEX = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"[0-9T:+.-]{10,40}")
 
 
@@ -183,7 +182,7 @@ def read_pack(path: str | Path) -> Pack:
     entry = _read_entry(path, values, header.size)
     facts = record.get("facts")
     base = facts.get("base") if isinstance(facts, dict) else None
-    if not isinstance(base, str) or not _HEX.fullmatch(base):
+    if not isinstance(base, str) or not is_digest(base):
         refuse_pack(path, "it does not state the base that it is for")
     pack = Pack(path, entry, base, header)
     expected = records.structure_versions(pack.spec, reliability=entry.reliability is not None)[-1]
@@ -220,7 +219,8 @@ def _read_canonical_json(path: Path, text: str, what: str) -> dict[str, Any]:
 def _read_entry(path: Path, values: dict[str, Any], size: int) -> Entry:
     """Return the entry in a pack's metadata, if it is exactly what `Entry.to_json` writes, with sane values."""
     name, spec, needs = values.get("name"), values.get("spec"), values.get("needs")
-    _check_name(path, name)
+    if why := find_name_problem(name):
+        refuse_pack(path, why)
     if values.get("kind") != "addition" or not isinstance(spec, dict) or not isinstance(needs, list):
         refuse_pack(path, f"{name!r} is no addition")
     local = {"file": path.name, "bytes": size, "sha256": ""}
@@ -233,46 +233,18 @@ def _read_entry(path: Path, values: dict[str, Any], size: int) -> Entry:
         ) from error
     if not same or local.keys() & values.keys():
         refuse_pack(path, "its entry is not what an entry of this version holds")
-    names = [need for need, _ in entry.needs]
-    for need in names:
-        _check_name(path, need)
-    stated = entry.spec.needs if entry.spec else None
-    if tuple(names) != stated or len(set(names)) < len(names) or name in names:
-        refuse_pack(
-            path,
-            f"the needs of {name!r} are inconsistent: its entry and its spec must list the same additions, each once",
-        )
-    proof = entry.proof
-    proof_digests = (proof.kernel_digest, proof.prediction_digest, proof.reference_digest)
-    digests = [entry.digest, *(digest for _, digest in entry.needs), *proof_digests]
-    if not all(isinstance(digest, str) and _HEX.fullmatch(digest) for digest in digests):
-        refuse_pack(path, "one of its digests is not 64 hexadecimal digits")
-    if type(entry.parameters) is not int:
-        refuse_pack(path, f"its number of parameters is {short(entry.parameters)}")
-    if not isinstance(entry.created, str) or not _TIME.fullmatch(entry.created):
+    if why := find_entry_problem(entry):
+        refuse_pack(path, why)
+    if not _TIME.fullmatch(entry.created):
         refuse_pack(path, f"its time is {short(entry.created)}")
-    if not isinstance(entry.provenance, dict) or not isinstance(entry.metrics, dict):
-        refuse_pack(path, "its provenance or its metrics are no JSON object")
-    _check_environment(path, proof.environment)
+    _check_environment(path, entry.proof.environment)
     if why := find_metadata_problem(entry.provenance, entry.metrics) or find_unsafe_value(values):
         refuse_pack(path, why)
     return entry
 
 
-def _check_name(path: Path, name: object) -> None:
-    if not isinstance(name, str) or len(name) > 64:
-        refuse_pack(path, f"{short(name)} is no name of a structure")
-    try:
-        check_structure_name(name)
-    except StructureError as error:
-        raise ModelError(f"{path} is refused: {error}") from error
-
-
 def _check_environment(path: Path, environment: Mapping[str, Any]) -> None:
-    """Refuse an environment that could do harm: so many threads are started, and its texts are shown."""
-    threads = environment.get("threads")
-    if type(threads) is not int or not 1 <= threads <= 1024:
-        refuse_pack(path, f"its proof was made with {short(threads)} threads, allowed are 1 to 1024")
+    """Refuse an environment whose texts, which are shown, could do harm."""
     if len(environment) > 64:
         refuse_pack(path, f"its proof's environment has {len(environment)} parts, allowed are 64")
     for key, value in environment.items():

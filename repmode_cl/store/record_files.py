@@ -7,7 +7,6 @@ the registry: it can leave the model by itself, and be added elsewhere.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from repmode_cl.errors import ModelError
 from repmode_cl.nn import AdditionSpec, Architecture
+from repmode_cl.store.entry_checks import BASE, STRUCTURE_FILE, STRUCTURES
+from repmode_cl.store.model_document import check_model_document
 from repmode_cl.store.proof import Proof
 from repmode_cl.store.registry import Entry, Registry, read_json_document
 from repmode_cl.utils.atomic_files import canonical_json, sha256_file
@@ -25,6 +26,9 @@ from repmode_cl.utils.safetensors_io import read_tensors, write_tensors
 from repmode_cl.utils.tensor_digests import json_digest, tensor_digest
 
 __all__ = [
+    "BASE",
+    "STRUCTURES",
+    "STRUCTURE_FILE",
     "base_facts",
     "check_size",
     "check_version",
@@ -46,8 +50,6 @@ MODEL_FORMAT = "repmode-cl model"
 #: and gates of the network (`Architecture.extended`), with preparation and with windows; version 4 with intensities
 #: of a data set (`PreprocessingRecipe.data_set`).
 MODEL_VERSIONS = (1, 2, 3, 4)
-BASE = "base.safetensors"
-STRUCTURES = "structures"
 RECORD_FORMAT = "repmode-cl record"
 #: Of a base's file, and of a structure's file without and with its entry.
 BASE_VERSION, BARE_VERSION, PACK_VERSION = "1", "1", "2"
@@ -56,8 +58,6 @@ EXTENDED_VERSION = "3"
 #: Of a structure's file whose entry has a `Reliability`, whatever its specification.
 RELIABILITY_VERSION = "4"
 PROOF = "proof."
-#: What a structure's file is named; any other is not ours.
-STRUCTURE_FILE = re.compile(r"[a-z][a-z0-9_]{0,63}-[0-9a-f]{8,64}\.safetensors")
 
 
 def base_facts(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,10 +107,11 @@ def model_version(document: Mapping[str, Any]) -> int:
 
 
 def read_model_document(path: Path, registry: Registry) -> dict[str, Any]:
-    """Read ``model.json`` and check that it is the one that the registry belongs to."""
+    """Read ``model.json``, and check that it is the one that the registry belongs to, and its values."""
     _, document = read_json_document(path / MODEL, MODEL_FORMAT, MODEL_VERSIONS)
     if sha256_file(path / MODEL) != registry.model_sha256:
         raise ModelError(f"{path / MODEL} is damaged or was edited: put it back from a copy of the model")
+    check_model_document(path / MODEL, document, registry)
     return document
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from repmode_cl.errors import ModelError, UnknownStructureError
@@ -31,6 +33,7 @@ __all__ = ["SIGNATURES", "SignatureReport", "SignedStatement", "sign_model", "ve
 SIGNATURES = "signatures"
 _FORMAT, _VERSION = "repmode-cl signature", 1
 _KEYS = {"format", "version", "statement", "public_key", "signature"}
+_SEEN = re.compile(r"[0-9a-f]{8,64}")
 #: Most bytes of a file, and most files: strangers write them.
 _MOST_BYTES, _MOST_FILES = 1 << 18, 100_000
 
@@ -170,15 +173,22 @@ def verify_signatures(
     keys
         Public keys that are trusted, for every part alike.
     includes
-        Digest of a statement (or its first 8 digits or more) that was seen before: a model without it is an older
+        Digest of a statement (or its first digits, at least 8) that was seen before: a model without it is an older
         copy, or another one.
 
     Raises
     ------
     ModelError
-        If the registry or ``model.json`` is missing or damaged, or a signature's file cannot be read.
+        If the registry or ``model.json`` is missing or damaged, a signature's file cannot be read, or `includes` is no
+        digest.
     """
     path = Path(path)
+    # Every statement begins with nothing, and many with one digit: an unset variable of a script must not pass.
+    if includes is not None and not _SEEN.fullmatch(includes):
+        raise ModelError(
+            f"the statement seen before is {short(includes)}: needed is its digest, or its first digits, at least 8 of "
+            "0-9 and a-f, as `repmode-cl verify --signed-by KEY` prints it"
+        )
     registry = Registry.read(path)
     document = records.read_model_document(path, registry)
     chain = _read_chain(path)

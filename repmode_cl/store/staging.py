@@ -16,6 +16,7 @@ from typing import Any
 
 from repmode_cl.errors import ModelError, did_you_mean
 from repmode_cl.store.candidate import Candidate
+from repmode_cl.store.entry_checks import find_entry_problem
 from repmode_cl.store.pack_exchange import ImportResult, check_pack, commit_pack
 from repmode_cl.store.pack_format import Pack, read_pack
 from repmode_cl.store.registry import Entry, read_json_document, utc_now
@@ -220,7 +221,8 @@ def accept(model: ModelSnapshot, name: str) -> ImportResult:
     model
         The model.
     name
-        A staged structure; it replaces the addition of this name, if it was staged for that.
+        A staged structure; it replaces the addition of this name, if it was staged for that. Where that addition was
+        removed meanwhile, nothing is replaced: it is added.
 
     Returns
     -------
@@ -249,7 +251,8 @@ def accept(model: ModelSnapshot, name: str) -> ImportResult:
             # A process was killed after it became part of the model: only the folder remains to be removed.
             result = check_pack(model, pack)
         else:
-            result = commit_pack(model, pack, action="accept", replace=structure.replace)
+            replace = structure.replace and active is not None
+            result = commit_pack(model, pack, action="accept", replace=replace)
         clear_pending(structure.folder)
     return result
 
@@ -309,17 +312,26 @@ def _read_pending(model: ModelSnapshot, name: str) -> PendingStructure:
     if checksum != json_digest(body) or text != json_text(body | {"checksum": checksum}):
         problem = f"{path} is damaged or was edited: discard {name!r} and add it again"
         return PendingStructure(name, folder, busy, problem=problem)
-    return PendingStructure(
-        name,
-        folder,
-        busy,
-        entry=Entry.from_json(body["entry"]),
-        file=Path(body["file"]).name,
-        why=body["why"],
-        replace=body["replace"],
-        min_r2=body["min_r2"],
-        staged=body["staged"],
-    )
+    try:
+        entry = Entry.from_json(body["entry"])
+        problem = find_entry_problem(entry)
+        structure = PendingStructure(
+            name,
+            folder,
+            busy,
+            entry=entry,
+            file=Path(body["file"]).name,
+            why=str(body["why"]),
+            replace=body["replace"] is True,
+            min_r2=None if body["min_r2"] is None else float(body["min_r2"]),
+            staged=str(body["staged"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        problem = f"it lacks what a staged structure has ({error})"
+    if problem:
+        problem = f"{path}: {problem}: discard {name!r} and add it again"
+        return PendingStructure(name, folder, busy, problem=problem)
+    return structure
 
 
 def _lock_path(model: ModelSnapshot, name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from repmode_cl.errors import ModelError
 from repmode_cl.store import record_files as records
 from repmode_cl.store.hub_copy import refuse_hub_copy
-from repmode_cl.store.registry import REGISTRY, Registry, plain_json
+from repmode_cl.store.registry import REGISTRY, Registry
 from repmode_cl.utils.atomic_files import TEMPORARY_MARK
 from repmode_cl.utils.locks import exclusive
 
@@ -20,7 +20,6 @@ __all__ = [
     "DISCARDED",
     "WITHOUT_LOCKS",
     "transaction",
-    "check_inference",
     "check_new_folder",
     "replace_registry",
     "remove_leftovers_if_idle",
@@ -36,28 +35,6 @@ DISCARDED = ".discarded-"
 
 # Describes the process that holds the lock. Named as a temporary file, so that a leftover is removed with the others.
 _HOLDER = f"{LOCK}{TEMPORARY_MARK}holder"
-
-
-def check_inference(inference: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the default settings of predictions as JSON; refuse invalid ones."""
-    values = plain_json(inference, "inference")
-    window, overlap, batch = values.get("window"), values.get("overlap"), values.get("batch")
-    if (weights := values.get("weights", "floored")) not in ("floored", "authors"):
-        raise ModelError(f"inference has weights {weights!r}: floored or authors are allowed")
-    if (
-        not isinstance(window, list)
-        or len(window) != 3
-        or not all(isinstance(size, int) and size > 0 for size in window)
-        or not isinstance(overlap, int | float)
-        or not 0 <= overlap < 1
-        or not isinstance(batch, int)
-        or batch < 1
-    ):
-        raise ModelError(
-            f"inference has window {window!r}, overlap {overlap!r}, batch {batch!r}: needed are a window of "
-            "three sizes in voxels, an overlap from 0 to below 1, and a batch of at least 1"
-        )
-    return values
 
 
 def check_new_folder(path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,8 @@ from repmode_cl.errors import RepmodeError
 __all__ = [
     "available_memory",
     "format_bytes",
+    "is_out_of_memory",
+    "memory_errors",
     "parameter_bytes",
     "parse_memory",
     "peak_memory",
@@ -79,6 +81,30 @@ def available_memory() -> int:
 def total_memory() -> int:
     """Return the bytes of memory that the machine has."""
     return int(psutil.virtual_memory().total)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory could not be had, or that no machine has so much."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # What torch's allocator says on Linux and macOS, on Windows, and of a size beyond 64 bits.
+    texts = ("can't allocate memory", "not enough memory", "calculation overflowed")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+@contextmanager
+def memory_errors(asked: str) -> Iterator[None]:
+    """Raise a `RepmodeError` that says what was asked for, where it needs more memory than can be had."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first, _, _ = str(error).partition("\n")
+        raise RepmodeError(
+            f"there is too little memory for {asked}; the machine has {format_bytes(available_memory())} left: set "
+            f"less ({first or type(error).__name__})"
+        ) from error
 
 
 def quiet_profiler() -> None:

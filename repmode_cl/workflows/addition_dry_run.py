@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,10 @@ from repmode_cl.data.splits import Assignment, assign_splits
 from repmode_cl.data.validation.held_out import follow_records, learned_images, record_notes
 from repmode_cl.data.validation.manifest_check import CheckOptions, Inspection, inspect_manifest
 from repmode_cl.data.validation.split_check import split_problems
-from repmode_cl.errors import ImageError, counted
+from repmode_cl.errors import ConfigError, ImageError, counted
 from repmode_cl.model import Model
 from repmode_cl.nn import RepModeUNet
+from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.store.probe import probe_shape
 from repmode_cl.store.staging import REQUEST
 from repmode_cl.strategies.timing import time_training, windows_of_row
@@ -30,7 +33,7 @@ from repmode_cl.training import budget_of, has_checkpoint, masked_mse, refuse_di
 from repmode_cl.training.activation_bytes import saved_bytes
 from repmode_cl.training.budget import Budget
 from repmode_cl.utils.devices import resolve_device
-from repmode_cl.utils.memory import format_bytes, tensor_bytes
+from repmode_cl.utils.memory import available_memory, format_bytes, tensor_bytes
 from repmode_cl.utils.progress import duration_text
 from repmode_cl.workflows.addition_plan import (
     AdditionPlan,
@@ -276,22 +279,69 @@ def _measure(plan: AdditionPlan, network: RepModeUNet) -> tuple[float, float, in
     config, name = plan.config, plan.structure
     training, device = config.training, resolve_device(config.training.device)
     network.train_only([name])
+    _refuse_too_large(plan, network)
     step_seconds, window_seconds = time_training(
         network, name, training, config.patch.size, plan.precision, device, repeats=1
     )
     network.train()
-    x = torch.randn(training.batch_size // training.accumulate, 1, *config.patch.size, device=device)
+    patches = training.batch_size // training.accumulate
+    activations = _activation_bytes(plan, network, patches, config.patch.size)
+    return step_seconds, window_seconds, activations + _other_bytes(plan, network)
+
+
+def _activation_bytes(plan: AdditionPlan, network: RepModeUNet, patches: int, size: Sequence[int]) -> int:
+    """Return the bytes that a forward pass of noise keeps for the backward pass."""
+    x = torch.randn(patches, 1, *size, device=resolve_device(plan.config.training.device))
 
     def loss() -> Tensor:
         with plan.precision.autocast():
-            output = network(x, [name] * len(x))
+            output = network(x, [plan.structure] * len(x))
         return masked_mse(output, x)
 
-    held = [*network.parameters(), *network.buffers(), x]
-    activations = saved_bytes(loss, held)
+    return saved_bytes(loss, [*network.parameters(), *network.buffers(), x])
+
+
+def _other_bytes(plan: AdditionPlan, network: RepModeUNet) -> int:
+    """Return the bytes of a step besides its activations: network, patches, and what training keeps of weights."""
+    training = plan.config.training
+    patches = 4 * training.batch_size // training.accumulate * math.prod(plan.config.patch.size)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     # Gradients, Adam's two moments, and a copy of the best state, each as large as what is trained.
-    return step_seconds, window_seconds, activations + tensor_bytes(held) + 4 * tensor_bytes(trained)
+    return tensor_bytes([*network.parameters(), *network.buffers()]) + patches + 4 * tensor_bytes(trained)
+
+
+def _estimated_memory(plan: AdditionPlan, network: RepModeUNet) -> float:
+    """Return about the bytes that a step needs, from two small patches: activations grow in proportion to voxels."""
+    training, multiple = plan.config.training, 1 << network.depth
+    network.to(resolve_device(training.device)).train()
+    checkpoint_activations(network, training.activation_checkpointing)
+    small = [2 * multiple] * 3
+    first, second = (
+        _activation_bytes(plan, network, 1, size) for size in (small, [*small[:2], 2 * small[2]])
+    )
+    # Axes are padded to multiples.
+    voxels = math.prod(-(-extent // multiple) * multiple for extent in plan.config.patch.size)
+    patches = training.batch_size // training.accumulate
+    grown = (second - first) * (patches * voxels / math.prod(small) - 1)
+    return first + grown + _other_bytes(plan, network)
+
+
+def _refuse_too_large(plan: AdditionPlan, network: RepModeUNet) -> None:
+    """Refuse a step that needs more memory than is free, before it takes it.
+
+    Raises
+    ------
+    ConfigError
+        With what it needs and what is free.
+    """
+    needed = _estimated_memory(plan, network)
+    device = resolve_device(plan.config.training.device)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if needed - tensor_bytes([*network.parameters(), *network.buffers()]) > free:
+        raise ConfigError(
+            f"a step of {_training_text(plan)} needs about {format_bytes(needed)} of memory, and {format_bytes(free)} "
+            "are free: it was not computed; take smaller patches or batches (--patch, --batch-size), or another machine"
+        )
 
 
 def _duration(

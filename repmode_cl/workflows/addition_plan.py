@@ -31,7 +31,7 @@ from repmode_cl.store.registry import Registry
 from repmode_cl.store.staging import list_pending
 from repmode_cl.strategies.base import StructureStrategy
 from repmode_cl.strategies.plugins.model_export import provenance_of
-from repmode_cl.structures import check_structure_name
+from repmode_cl.structures import check_new_structure_name, check_structure_name
 from repmode_cl.training import Precision, has_checkpoint, inherit_precision
 from repmode_cl.utils.command_text import command
 from repmode_cl.utils.devices import resolve_device
@@ -221,7 +221,10 @@ def plan_addition(
         As of `add_structure`.
     """
     model = Model.open(model.path if isinstance(model, Model) else model)
-    check_structure_name(structure)
+    if structure in model.entries:
+        check_structure_name(structure)
+    else:
+        check_new_structure_name(structure)
     replaced = model.entries.get(structure) if options.replace else None
     notes: list[str] = []
     spec, setting = resolve_addition(options.spec, options.setting, model.architecture)

@@ -50,6 +50,7 @@ from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
 from repmode_cl.workflows.comparison_folder import exclusive_comparison
 from repmode_cl.workflows.comparison_methods import ComparisonMethods
 from repmode_cl.workflows.initialisation import Initialisation, initialise
+from repmode_cl.workflows.measured_images import record_measured, refuse_other_images
 from repmode_cl.workflows.options import AdditionOptions, ComparisonOptions, TrainingOverrides
 from repmode_cl.workflows.pending_training import CHECKPOINT, IMAGES, record_images, rows_digest
 from repmode_cl.workflows.prediction_changes import HeldOutImage, compare_predictions, model_predictor
@@ -165,14 +166,14 @@ def compare_structure(
 
     Notes
     -----
-    The same call resumes an interrupted comparison, and returns a finished one at once. The trained networks are not
-    kept: to have the addition, add it.
+    The same call resumes an interrupted comparison, and returns a finished one of the same images at once. The trained
+    networks are not kept: to have the addition, add it.
 
     Raises
     ------
     ConfigError
-        If the folder holds something else, a comparison with other settings, or one that another process is at work
-        on.
+        If the folder holds something else, a comparison with other settings or of images that changed since, or one
+        that another process is at work on.
     ManifestError
         If the manifest has no usable row of the structure, or holds no image of it out.
     ModelError
@@ -276,7 +277,9 @@ def run_comparison(
     notes = [] if finished else refuse_voxel_sizes(model, manifest, structure, force=overrides.force)
     notes += addition_notes(base_provenance(model), overrides, spec, setting, methods.init_from)
     with exclusive_comparison(folder, _request(model, manifest, methods, known), restart=options.restart):
-        if not (folder / COMPARISON).exists():
+        if (folder / COMPARISON).exists():
+            refuse_other_images(folder, manifest.rows, "a comparison", overrides.cache, overrides.workers)
+        else:
             run = ComparisonRun(model, manifest, methods, folder, known, overrides.workers)
             run.run(overrides.precision, notes)
             if overrides.cache is None:
@@ -454,6 +457,10 @@ class ComparisonRun:
                 for method in METHODS
             ),
         )
+        used = {sample.row for sample in (*self.samples, *known)}
+        rows = [row for row in self.manifest.rows if row.number in used]
+        digests = ContentDigests(Path(str(self.config.data.cache)) / "contents.json")
+        record_measured(self.folder, rows, digests, self.workers)
 
     def _learn(
         self,

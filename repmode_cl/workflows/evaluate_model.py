@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from repmode_cl.config.schema import PreprocessingConfig
-from repmode_cl.data.manifest import Manifest, Row, read_manifest
+from repmode_cl.data.manifest import Manifest, Row, as_written, read_manifest
 from repmode_cl.data.patches.dataset import VolumeDataset
+from repmode_cl.data.pipeline import check_cache
 from repmode_cl.data.preprocessing.prepare import prepare, voxel_size_of
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests
@@ -52,6 +53,7 @@ from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.extras import install_command
 from repmode_cl.utils.progress import task
 from repmode_cl.workflows.comparison_folder import exclusive_comparison
+from repmode_cl.workflows.measured_images import record_measured, refuse_other_images
 from repmode_cl.workflows.options import EvaluationOptions
 from repmode_cl.workflows.training_settings import base_patch, refuse_voxel_sizes
 
@@ -103,9 +105,9 @@ def evaluate_model(
     ModelError
         If intervals are to be measured, and a structure has no calibration.
     RepmodeError
-        If a measure is unknown or its package is not installed.
+        If a measure is unknown, its package is not installed, or a choice for the segmentation is of no use.
     ConfigError
-        If the folder holds something else.
+        If the folder holds something else, or figures of images that changed since.
     """
     options = options or EvaluationOptions()
     opened = Model.open(model.path if isinstance(model, Model) else model)
@@ -120,6 +122,7 @@ def evaluate_model(
         measures = check_measures(options.measures)
     manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.structure in structures))
     manifest = _with_labels(manifest, options.labels)
+    _refuse_unused(options, measures)
     if any(row.labels is not None for row in manifest.rows) and "segmentation" not in measures:
         raise RepmodeError(
             "labels are given, and the area of a cell is that of its segmentation: add segmentation to --measures"
@@ -135,7 +138,9 @@ def evaluate_model(
             notes.append(f"intervals of {name}: {confidence_text(opened, name)}")
     request = _request(opened, manifest, structures, measures, options)
     with exclusive_comparison(folder, request, restart=options.restart, kind="evaluation"):
-        if not (folder / EVALUATION).exists():
+        if (folder / EVALUATION).exists():
+            refuse_other_images(folder, manifest.rows, "an evaluation", options.cache, options.workers)
+        else:
             run = EvaluationRun(opened, manifest, structures, measures, folder, options)
             write_evaluation(run.run(notes))
             if options.cache is None:
@@ -150,6 +155,18 @@ def _check_segmentation(options: EvaluationOptions) -> None:
         raise RepmodeError(f"--threshold {options.threshold}: a finite z-score is needed, such as 1.0")
     if options.min_size < 1:
         raise RepmodeError(f"--min-size {options.min_size}: at least 1 voxel is needed")
+
+
+def _refuse_unused(options: EvaluationOptions, measures: Sequence[str]) -> None:
+    """Refuse choices for a segmentation where nothing is segmented."""
+    if "segmentation" in measures:
+        return
+    for name, value in (("threshold", options.threshold), ("min_size", options.min_size)):
+        if value != getattr(EvaluationOptions, name):
+            raise RepmodeError(
+                f"--{name.replace('_', '-')} {value:g} is of the segmentation, which is not among the measures "
+                f"({', '.join(measures) or 'none'}): add segmentation to --measures, or leave the option out"
+            )
 
 
 def _chosen_structures(
@@ -275,9 +292,10 @@ class EvaluationRun:
 
     def run(self, notes: Sequence[str]) -> ModelEvaluation:
         """Predict and measure every image."""
-        cache = self.options.cache if self.options.cache is not None else self.folder / "cache"
+        cache = check_cache(self.options.cache if self.options.cache is not None else self.folder / "cache")
         cache.mkdir(parents=True, exist_ok=True)
-        rows, left_out = self._new_rows(cache)
+        digests = ContentDigests(cache / "contents.json")
+        rows, left_out = self._new_rows(digests)
         samples = prepare(
             replace(self.manifest, rows=rows),
             {row.number: "test" for row in rows},
@@ -285,6 +303,7 @@ class EvaluationRun:
             cache,
             workers=self.options.workers,
         )
+        record_measured(self.folder, self.manifest.rows, digests, self.options.workers)
         by_line = {row.number: row for row in rows}
         structures = []
         with task("evaluating", total=len(samples)) as bar:
@@ -293,7 +312,9 @@ class EvaluationRun:
                 bar.update(description=f"evaluating {name}")
                 images = []
                 for position, sample in enumerate(own):
-                    images.append(self._image(sample, by_line[sample.row], pictured=position < _PICTURES))
+                    row = by_line[sample.row]
+                    labels = "" if row.labels is None else digests.of(row.labels)
+                    images.append(self._image(sample, row, labels, pictured=position < _PICTURES))
                     bar.advance()
                 structures.append(self._structure(name, images))
         return ModelEvaluation(
@@ -306,9 +327,8 @@ class EvaluationRun:
             folder=self.folder,
         )
 
-    def _new_rows(self, cache: Path) -> tuple[tuple[Row, ...], list[str]]:
+    def _new_rows(self, digests: ContentDigests) -> tuple[tuple[Row, ...], list[str]]:
         """Return the rows whose images the model has not learned from, and notes on the others."""
-        digests = ContentDigests(cache / "contents.json")
         splits = {row.number: "test" for row in self.manifest.rows}
         rows: list[Row] = []
         notes: list[str] = []
@@ -349,10 +369,14 @@ class EvaluationRun:
         order = {row.number: place for place, row in enumerate(self.manifest.rows)}
         return tuple(sorted(rows, key=lambda row: order[row.number])), list(dict.fromkeys(notes))
 
-    def _image(self, sample: Sample, row: Row, *, pictured: bool) -> ImageFigures:
-        """Return the figures of one image: those of an earlier call, or new ones, which are stored."""
+    def _image(self, sample: Sample, row: Row, labels: str, *, pictured: bool) -> ImageFigures:
+        """Return the figures of one image: those of an earlier call, or new ones, which are stored.
+
+        `labels` is the digest of the file of labels, empty without one.
+        """
         path = self.folder / _IMAGES / f"{sample.structure}-line{sample.row}.json"
-        key = digest_of(*sample.content, self.model.entries[sample.structure].digest).hex()
+        content = (*sample.content, *([labels] if labels else []))
+        key = digest_of(*content, self.model.entries[sample.structure].digest).hex()
         if path.exists():
             earlier = json.loads(path.read_text(encoding="utf-8"))
             if earlier["key"] == key:
@@ -462,12 +486,11 @@ class EvaluationRun:
 
 def _cell_values(pair: ImagePair, labels: _Labels) -> CellValues:
     """Return the features of each cell, in the truth and in the prediction, each with its own segmentation."""
-    return CellValues(
-        *(
-            cell_features(volume, foreground(volume, pair.mask, pair.threshold), labels)
-            for volume in (pair.truth, pair.prediction)
-        )
+    truth, prediction = (
+        cell_features(volume, foreground(volume, pair.mask, pair.threshold), labels)
+        for volume in (pair.truth, pair.prediction)
     )
+    return CellValues(truth, prediction, [int(label) for label in np.unique(labels) if label])
 
 
 def _read_labels(row: Row, shape: tuple[int, int, int]) -> _Labels:
@@ -480,7 +503,7 @@ def _read_labels(row: Row, shape: tuple[int, int, int]) -> _Labels:
     """
     assert row.labels is not None
     with (
-        open_image(row.target, scene=row.scene, t=row.t) as target,
+        open_image(row.target, scene=as_written(row.scene), t=row.t) as target,
         open_image(row.labels, scene=_only(row.labels, row.scene), t=_only_time(row.labels, row.t)) as image,
     ):
         if image.shape != target.shape:
@@ -488,7 +511,7 @@ def _read_labels(row: Row, shape: tuple[int, int, int]) -> _Labels:
                 f"labels {row.labels.name} have {image.shape} voxels (z, y, x), {row.target.name} has {target.shape}: "
                 "they must show the same voxels"
             )
-        channel = image.channel_index(row.labels_channel)
+        channel = image.channel_index(as_written(row.labels_channel))
         values = image.read(
             channel, row.region, scene=_only(row.labels, row.scene), t=_only_time(row.labels, row.t)
         )
@@ -504,10 +527,10 @@ def _read_labels(row: Row, shape: tuple[int, int, int]) -> _Labels:
     return values[np.ix_(*index)].astype(np.int64)
 
 
-def _only(path: Path, scene: int | str | None) -> int | str | None:
+def _only(path: Path, scene: int | str | None) -> str | None:
     """Return the scene of labels: that of the row, if the file has several."""
     with open_image(path) as image:
-        return scene if len(image.scenes) > 1 else None
+        return as_written(scene) if len(image.scenes) > 1 else None
 
 
 def _only_time(path: Path, t: int | None) -> int | None:

@@ -80,26 +80,29 @@ def import_checkpoint(
         network = network_of_authors_state(state, names, size)
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from error
-    return Model.create(
-        out,
-        network,
-        voxel_size=voxel_size,
-        preprocessing=AUTHORS_RECIPE.to_json(),
-        inference={"window": list(window), "overlap": 0.5, "batch": 8, "weights": "authors"},
-        provenance={
-            "imported": {
-                "from": file.name,
-                "sha256": sha256_file(file),
-                "what": "checkpoint of the code of RepMode's authors",
+    try:
+        return Model.create(
+            out,
+            network,
+            voxel_size=voxel_size,
+            preprocessing=AUTHORS_RECIPE.to_json(),
+            inference={"window": list(window), "overlap": 0.5, "batch": 8, "weights": "authors"},
+            provenance={
+                "imported": {
+                    "from": file.name,
+                    "sha256": sha256_file(file),
+                    "what": "checkpoint of the code of RepMode's authors",
+                },
+                "patch": list(window),
+                **(
+                    _training_voxels()
+                    if voxel_size is not None and tuple(voxel_size) == AUTHORS_VOXEL_SIZE
+                    else {}
+                ),
             },
-            "patch": list(window),
-            **(
-                _training_voxels()
-                if voxel_size is not None and tuple(voxel_size) == AUTHORS_VOXEL_SIZE
-                else {}
-            ),
-        },
-    )
+        )
+    except ModelError as error:
+        raise ModelError(f"{file} cannot become a model: {error}") from error
 
 
 def _training_voxels() -> dict[str, Any]:

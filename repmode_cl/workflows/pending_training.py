@@ -20,6 +20,7 @@ from repmode_cl.model import Model
 from repmode_cl.store.staging import OUTCOME, REQUEST
 from repmode_cl.training import has_checkpoint
 from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.progress import report_line
 
 __all__ = [
     "CHECKPOINT",
@@ -114,6 +115,7 @@ def record_images(
     """Write digests of the images to `path`; refuse to resume a training whose images have changed.
 
     Rows name files: the content of these, and the split that they belong to, may change while the rows do not.
+    A training of an earlier version may have no such file: a line says so, and it continues.
 
     Parameters
     ----------
@@ -137,7 +139,7 @@ def record_images(
         digests[f"{sample.structure}, {line}"] = digest_of(*sample.content, sample.split).hex()
     if started and path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in {**earlier, **digests} if earlier.get(name) != digests.get(name)]
+        differing = [name for name in {**digests, **earlier} if earlier.get(name) != digests.get(name)]
         if not differing:
             return
         more = f" and {len(differing) - _LISTED} more" if len(differing) > _LISTED else ""
@@ -145,5 +147,11 @@ def record_images(
             f"{path.parent} holds an interrupted {title}, and since then the content or the split of "
             f"{len(differing)} of its images changed ({'; '.join(differing[:_LISTED])}{more}): put the images back to "
             f"resume it, or {restart_hint} to start again"
+        )
+    if started:
+        report_line(
+            f"{title}: {path.parent} has no record of its images, as one that an earlier version of this software "
+            "began; it continues with those that are there now",
+            always=True,
         )
     write_json(path, digests)

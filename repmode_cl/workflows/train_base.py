@@ -21,9 +21,13 @@ from repmode_cl.strategies.plugins.model_export import (
     training_facts,
 )
 from repmode_cl.strategies.registry import build_strategy
-from repmode_cl.training import process_group, resolve_precision
+from repmode_cl.structures import check_new_structure_name
+from repmode_cl.training import has_checkpoint, process_group, resolve_precision
+from repmode_cl.training.size_check import check_patches, check_window
 from repmode_cl.utils.locks import exclusive
+from repmode_cl.utils.memory import memory_errors
 from repmode_cl.verdict import EVIDENCE
+from repmode_cl.workflows.pending_training import CHECKPOINT, IMAGES, record_images
 from repmode_cl.workflows.reliability import measure_reliability
 from repmode_cl.workflows.train_one_experience import (
     evaluate_held_out,
@@ -37,7 +41,7 @@ from repmode_cl.workflows.train_one_experience import (
 __all__ = ["train_base", "training_folder"]
 
 #: What a finished training no longer needs: checkpoints, and images that can be prepared or simulated again.
-_NEEDLESS = ("checkpoint", "cache", "simulated")
+_NEEDLESS = (CHECKPOINT, "cache", "simulated")
 
 
 def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
@@ -63,10 +67,13 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     Raises
     ------
     ConfigError
-        If the base is empty, another process trains this model, an interrupted training had another configuration,
-        or the batch cannot be divided among the processes.
+        If the base is empty, another process trains this model, an interrupted training had another configuration or
+        other images, the batch cannot be divided among the processes, or the network cannot compute patches or windows
+        of the sizes that are set.
     ModelError
         If `out` exists and is not an empty folder.
+    StructureError
+        If a structure has a name that no new one may have.
 
     Notes
     -----
@@ -81,7 +88,11 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
             "network.gate is input, and such a network has no fused kernel: it cannot be stored as a model; train and "
             "evaluate it in a benchmark (`repmode-cl bench`, strategy joint), or set network.gate linear or two_layer"
         )
+    check_patches(config, config.network.depth)
+    check_window(config, config.network.depth)
     experiences = (base_structures(config.stream, check_base(config)),)
+    for name in experiences[0]:
+        check_new_structure_name(name)
     options = next(
         (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
     )
@@ -105,18 +116,22 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
                 held_out=HeldOutCheck(config.patch.size),
                 workers=workers,
             )
+            started = has_checkpoint(work / CHECKPOINT)
+            record_images(work / IMAGES, samples, "training", f"remove {work}", started=started)
             return samples, notes, resolve_precision(config.training.precision, device).format
 
         samples, notes, precision = ranks.from_first(prepare)
-        strategy = build_strategy(
-            config,
-            options,
-            make_stream(config, samples, experiences),
-            seed,
-            device=device,
-            precision=resolve_precision(precision, device),
-            ranks=ranks,
-        )
+        width, depth = config.network.width, config.network.depth
+        with memory_errors(f"a network of network.width {width} and network.depth {depth}"):
+            strategy = build_strategy(
+                config,
+                options,
+                make_stream(config, samples, experiences),
+                seed,
+                device=device,
+                precision=resolve_precision(precision, device),
+                ranks=ranks,
+            )
         train_experience(strategy, work, f"base: {' + '.join(experiences[0])}")
 
         facts = training_facts(strategy) | {
@@ -148,10 +163,13 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
 def training_folder(out: str | Path) -> Path:
     """Return the folder of a model's training, next to the model."""
     out = Path(out)
+    if out.name in ("", ".."):  # such as the current folder, whose name is another
+        out = out.resolve()
     return out.with_name(f"{out.name}.training")
 
 
 def _clear(work: Path) -> None:
     for name in _NEEDLESS:
         shutil.rmtree(work / name, ignore_errors=True)  # on Windows another program may have a file open
-    (work / REQUEST).unlink(missing_ok=True)
+    for name in (REQUEST, IMAGES):
+        (work / name).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger
 from repmode_cl.training import budget_of, has_checkpoint, patch_count
 from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.memory import memory_errors
 from repmode_cl.utils.progress import report_line, task
 from repmode_cl.utils.stop_signals import deferred
 from repmode_cl.verdict import held_out_evidence, validation_rise
@@ -75,6 +76,8 @@ def train_experience(strategy: StructureStrategy, work: Path, title: str) -> Non
     ------
     ConfigError
         If the processes do not see the same checkpoint, because `work` is not on a disk that they share.
+    RepmodeError
+        If the patches of a step need more memory than there is.
     Stopped
         If a signal asked to stop; a checkpoint holds the steps until then.
     """
@@ -86,8 +89,11 @@ def train_experience(strategy: StructureStrategy, work: Path, title: str) -> Non
             f"{work}: the processes found different checkpoints there, so it is not one folder to all of them; put "
             "it on a disk that they share"
         )
+    patches = strategy.training_config.batch_size // strategy.training_config.accumulate
+    size = " x ".join(map(str, strategy.stream.patch))
+    asked = f"{patches} patches of {size} voxels at a time (batch_size / accumulate)"
     if not ranks.first:
-        with deferred():
+        with deferred(), memory_errors(asked):
             strategy.train(strategy.stream.train[0], eval_streams=[])
         return
     events = TensorBoardLogger(work / "tensorboard")
@@ -100,7 +106,7 @@ def train_experience(strategy: StructureStrategy, work: Path, title: str) -> Non
     try:
         with task(title, steps, completed=step, unit="step") as bar:
             strategy.progress_bar = bar
-            with deferred():
+            with deferred(), memory_errors(asked):
                 strategy.train(strategy.stream.train[0], eval_streams=[])
     finally:
         strategy.progress_bar = None

@@ -33,12 +33,14 @@ from repmode_cl.config.addition_settings import (
 from repmode_cl.config.error_messages import describe_errors
 from repmode_cl.config.field_types import check_fresh_expert
 from repmode_cl.data.manifest import Manifest, Problem, read_manifest
+from repmode_cl.data.pipeline import check_cache
 from repmode_cl.data.preprocessing.prepare import voxel_size_of
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ConfigError, ImageError, ManifestError, RepmodeError, did_you_mean
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture
 from repmode_cl.training import Precision
+from repmode_cl.training.size_check import check_patches
 from repmode_cl.workflows.options import TrainingOverrides
 
 __all__ = [
@@ -289,19 +291,22 @@ def run_config(
     Raises
     ------
     ConfigError
-        If `patch` is not three sizes in voxels, or `seed` is not a whole number of at least 0.
+        If `patch` is not three sizes in voxels that the network can compute, `seed` is not a whole number of at least
+        0, or `cache` is a file.
     """
     _whole_number(seed, "seed", least=0)
     provenance = base_provenance(model)
     window = model.inference["window"]
     z, y, x = base_patch(model) if patch is None else _patch_size(patch)
-    return Config(
+    config = Config(
         name=name.replace("_", "-"),
         seeds=(seed,),
         training=training,
         strategies=(strategy or StrategyConfig(name="experts_frozen"),),
         # Images are split as for the base, as far as that is recorded.
-        data=model.data_settings().model_copy(update={"manifest": str(manifest.path), "cache": str(cache)}),
+        data=model.data_settings().model_copy(
+            update={"manifest": str(manifest.path), "cache": str(check_cache(cache))}
+        ),
         patch=PatchConfig(
             size=(z, y, x),
             flips=provenance.get("flips", True),
@@ -314,6 +319,8 @@ def run_config(
             weights=model.inference.get("weights", "floored"),
         ),
     )
+    check_patches(config, model.architecture.depth)
+    return config
 
 
 def resolve_addition(

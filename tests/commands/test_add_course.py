@@ -26,6 +26,7 @@ from repmode_cl.nn import AdditionSpec
 from repmode_cl.store.staging import accept, discard, list_pending
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.strategies.state import Evaluation
+from repmode_cl.workflows import addition_dry_run
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +241,39 @@ def test_a_dry_run_reports_everything_and_writes_nothing(model: Path, manifest: 
     assert provenance["steps"] == found.steps
     assert found.memory > 4 * 4 * result.parameters  # weights, gradients and two moments, in float32
     assert found.step_seconds > 0
+
+
+def test_a_dry_run_of_a_step_beyond_the_memory_computes_none(
+    model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step needs is estimated from small patches, as exactly as it is measured of the real one."""
+    needed: list[float] = []
+    estimate = addition_dry_run._estimated_memory
+
+    def kept(*arguments: Any) -> float:
+        needed.append(estimate(*arguments))
+        return needed[-1]
+
+    monkeypatch.setattr(addition_dry_run, "_estimated_memory", kept)
+    for spec, batch_size in ((AdditionSpec(expert="lowrank:2"), 2), (AdditionSpec(), 6)):
+        found = dry_run(model, manifest, spec=spec, patch=(5, 16, 14), batch_size=batch_size)
+        assert needed.pop() == pytest.approx(found.memory, rel=0.01)
+    monkeypatch.setattr(addition_dry_run, "time_training", None)
+    with pytest.raises(
+        ConfigError, match=r"2 patches of 4000 x 4000 x 4000 voxels .* about \d+ GB .* and .* are free"
+    ):
+        dry_run(model, manifest, patch=(4000, 4000, 4000))
+
+
+@pytest.mark.parametrize("cache", ["file", "file/below"])
+def test_a_file_in_place_of_the_folder_of_prepared_images_is_refused(
+    model: Path, manifest: Path, tmp_path: Path, cache: str
+) -> None:
+    (tmp_path / "file").touch()
+    for call in (added, dry_run):
+        with pytest.raises(ConfigError, match=r"is no folder: .*file.*give another"):
+            call(model, manifest, cache=tmp_path / cache)
+    assert not (model / "pending").exists()
 
 
 def test_a_dry_run_lists_problems_of_the_images(model: Path, manifest: Path) -> None:

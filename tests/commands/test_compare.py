@@ -173,6 +173,7 @@ def test_files_hold_the_same_figures(compared: Comparison) -> None:
         "compare-request.json",
         "compare.lock",
         "images.json",
+        "measured-images.json",
         "compare.csv",
         "compare.json",
         "report.html",
@@ -247,6 +248,30 @@ def test_a_finished_comparison_is_returned_at_once(
         compare_structure(
             model, NEW, manifest, out=compared.folder, **{**SETTINGS, "steps": 5}, learning_rate=1e-3
         )
+
+
+def test_a_finished_comparison_of_changed_images_is_not_shown(
+    compared: Comparison, model: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a known structure, on which changes were measured."""
+    folder = Path(shutil.copytree(manifest.parent, tmp_path / "images"))
+    capsys.readouterr()
+    assert compare_structure(model, NEW, manifest, out=compared.folder, **SETTINGS) == compared
+    assert "already measured, of the same images" in capsys.readouterr().err
+    out = Path(shutil.copytree(compared.folder, tmp_path / "out"))
+    measured = json.loads((out / "measured-images.json").read_text(encoding="utf-8"))
+    rows = {row.number: row for row in read_manifest(manifest).rows}
+    assert {rows[int(line)].structure for line in measured} == {NEW, *KNOWN}
+    # The rows name the same files, of which one now has the content of another.
+    for name in (NEW, KNOWN[0]):
+        row = next(rows[int(line)] for line in measured if rows[int(line)].structure == name)
+        kept = row.target.read_bytes()
+        row.target.write_bytes((folder / "mitochondria0.tif").read_bytes())
+        try:
+            with pytest.raises(ConfigError, match=f"a comparison of other images: .* line {row.number} of"):
+                compare_structure(model, NEW, manifest, out=out, **SETTINGS)
+        finally:
+            row.target.write_bytes(kept)
 
 
 @pytest.mark.slow

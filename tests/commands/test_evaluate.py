@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,14 @@ def test_tables_and_json_hold_the_same(evaluated: ModelEvaluation) -> None:
     assert len(cells) == 24
     assert first.cells is not None
     assert float(cells[3]["texture_prediction"]) == first.cells.prediction["texture"][3]
+    # Their own labels, of which some may be left out.
+    assert [row["cell"] for row in cells[:4]] == ["1", "2", "3", "9"]
     written = json.loads((evaluated.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert written["summary"] == json.loads(json.dumps(evaluated.summary()))
     # Prepared images, and what an interrupted call would have needed, are gone.
     assert {path.name for path in evaluated.folder.iterdir()} == {
-        "cells.csv", "evaluate-request.json", "evaluate.lock", "evaluation.csv", "evaluation.json", "report.html",
+        "cells.csv", "evaluate-request.json", "evaluate.lock", "evaluation.csv", "evaluation.json",
+        "measured-images.json", "report.html",
     }  # fmt: skip
 
 
@@ -173,9 +177,13 @@ def test_the_command_tells_it(model: Path, data: Path, tmp_path: Path) -> None:
     # Once more: what is there is shown, as JSON here.
     again = CliRunner().invoke(app, [*map(str, words), "--json"])
     assert json.loads(again.stdout)["dna"]["images"] == 3
-    other = CliRunner().invoke(app, [*map(str, words), "--threshold", "1"])
+    other = CliRunner().invoke(app, [*map(str, words), "--measures", "segmentation"])
     assert other.exit_code == 2
-    assert "holds an evaluation with other settings (threshold)" in other.output
+    assert "holds an evaluation with other settings (measures)" in other.output
+    for unused in (("--threshold", "1"), ("--min-size", "3")):
+        refused = CliRunner().invoke(app, [*map(str, words), *unused])
+        assert refused.exit_code == 2
+        assert f"{' '.join(unused)} is of the segmentation" in " ".join(refused.output.split())
 
 
 def test_intervals_are_those_that_predict_writes(
@@ -257,6 +265,44 @@ def test_an_interrupted_evaluation_continues(
     assert result.structures == evaluated.structures
 
 
+@pytest.mark.parametrize("changed", ["f1.tif", "dna1.tif", "cells/f1.tif"])
+def test_figures_of_changed_images_are_not_shown(
+    model: Path, data: Path, tmp_path: Path, changed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Light, truth and labels of line 4; also where the evaluation was interrupted."""
+    manifest = Path(shutil.copytree(data.parent, tmp_path / "new")) / data.name
+    options = EvaluationOptions(
+        structures=("dna",),
+        out=tmp_path / "out",
+        labels=manifest.parent / "cells",
+        measures=("segmentation",),
+        device="cpu",
+    )
+    before = evaluate_model(model, manifest, options)
+    capsys.readouterr()
+    assert evaluate_model(model, manifest, options) == before
+    assert "already measured, of the same images (--restart measures again)" in capsys.readouterr().err
+    file = manifest.parent / changed
+    volume = tifffile.imread(file)[:, ::-1].copy()
+    tifffile.imwrite(file, volume, photometric="minisblack", metadata={"axes": "ZYX"})
+    other = r"of other images: .* in line 4 of the manifest changed, or they cannot be read.*--restart"
+    with pytest.raises(ConfigError, match=other):
+        evaluate_model(model, manifest, options)
+    # Interrupted after the first two images: the changed one is measured again.
+    work = tmp_path / "out" / "images"
+    fresh = evaluate_model(model, manifest, replace(options, out=tmp_path / "fresh"))
+    assert fresh["dna"].images[1].cells != before["dna"].images[1].cells
+    (tmp_path / "out" / "evaluation.json").unlink()
+    again = evaluate_model(model, manifest, options)
+    assert again.structures == fresh.structures
+    assert not work.exists()
+    # An evaluation of an earlier version recorded no contents.
+    (tmp_path / "out" / "measured-images.json").unlink()
+    capsys.readouterr()
+    assert evaluate_model(model, manifest, options) == again
+    assert "did not record the content of the images" in capsys.readouterr().err
+
+
 def test_images_that_were_learned_from_are_left_out(model: Path, data: Path, tmp_path: Path) -> None:
     rows = read_manifest(data).rows
     learned = workflow.ContentDigests(tmp_path / "contents.json").of(rows[0].signal)
@@ -322,6 +368,8 @@ def test_bad_input_is_refused(model: Path, data: Path, tmp_path: Path) -> None:
         **both,
     )
     refused(ConfigError, "lies in the model", row, out=model / "evaluation")
+    (tmp_path / "file").touch()
+    refused(ConfigError, "is no folder: .*file is a file", row, cache=tmp_path / "file")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
     refused(ConfigError, "holds something other than an evaluation", row, out=tmp_path / "other")

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from numpy.typing import NDArray
+from reader_files import write_set
 from stored_model import make_predictor
 from typer.testing import CliRunner
 
@@ -207,6 +209,84 @@ def test_metrics_where_the_truth_is_a_channel(model, folder):
     code, out, _ = command(*again, "--out", "out")
     assert out.count("already there") == 0
     assert [row["mse"] for row in rows("s.csv")] == first
+
+
+def test_metrics_are_of_the_target_that_is_named(model, folder):
+    values = np.random.default_rng(9).integers(0, 3000, (3, 7, 18, 12)).astype(np.uint16)
+    tifffile.imwrite("three.ome.tif", values, photometric="minisblack", metadata={"axes": "CZYX"})
+    table = ("--csv", "t.csv", "--out", "out")
+    call = (model.path, "three.ome.tif", "--structure", "dna", "--channel", "0", *SIZE, *table)
+    found = {}
+    for target in ("1", "2"):
+        code, out, _ = command(*call, "--target", target)
+        assert (code, out.count("already there")) == (0, 0)
+        [row] = rows("t.csv")
+        want = image_metrics(tifffile.imread(row["output"]), normalise(values[int(target)]))
+        assert float(row["r2"]) == pytest.approx(want["r2"], rel=1e-6)
+        assert row["target"] == target
+        found[target] = row
+    # Without a target the figures stay, with what they are of.
+    code, out, _ = command(*call)
+    assert out.count("already there") == 1
+    [row] = rows("t.csv")
+    figures = ("mse", "mae", "r2", "pearson", "target", "unlike")
+    assert [row[key] for key in figures] == [found["2"][key] for key in figures]
+    assert command(*call, "--target", "dna=2")[1].count("already there") == 1
+    # A table of an earlier version does not say what its figures are of.
+    lines = [line.rsplit(",", 1)[0] for line in Path("t.csv").read_text().splitlines()]
+    assert lines[0].endswith(",scene,t")
+    Path("t.csv").write_text("\n".join(lines) + "\n")
+    assert command(*call)[1].count("already there") == 1
+    assert [rows("t.csv")[0][key] for key in ("r2", "target")] == [found["2"]["r2"], ""]
+    assert command(*call, "--target", "1")[1].count("already there") == 0
+    assert rows("t.csv")[0]["r2"] == found["1"]["r2"]
+
+
+def make_zarr(path: str, values: NDArray[Any]) -> None:
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    # A chunk for each voxel of a plane: many files, not compressed, so that a change leaves their sizes.
+    array = group.create_array("0", shape=values.shape, chunks=(7, 1, 1), dtype="f4", compressors=None)
+    array[:] = values
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    scale = [{"type": "scale", "scale": list(VOXEL)}]
+    levels = [{"path": "0", "coordinateTransformations": scale}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
+
+
+def age(folder: Path, seconds: float) -> None:
+    """Set the times of a folder and of all files in it so many seconds back."""
+    for path in (folder, *folder.rglob("*")):
+        time = path.stat().st_mtime_ns - int(seconds * 1e9)
+        os.utime(path, ns=(time, time))
+
+
+def test_a_rewritten_zarr_is_predicted_again(model, folder):
+    rng = np.random.default_rng(0)
+    make_zarr("a.zarr", rng.normal(size=(7, 40, 30)))
+    age(Path("a.zarr"), 100)
+    call = (model.path, "a.zarr", "--structure", "dna", "--device", "cpu", "--out", "out")
+    command(*call)
+    before = tifffile.imread("out/a_dna.ome.tif")
+    assert "already there" in command(*call)[1]
+    zarr.open_group("a.zarr", mode="r+")["0"][:, 9, 9] = 1000  # the last of 1,200 chunks
+    os.utime("out/a_dna.ome.tif", ns=(time := Path("a.zarr/0/0.9.9").stat().st_mtime_ns - 1, time))
+    code, out, _ = command(*call)
+    assert (code, out.count("already there")) == (0, 0)
+    assert not np.array_equal(tifffile.imread("out/a_dna.ome.tif"), before)
+
+
+def test_a_change_in_another_file_of_a_set_is_noticed(model, folder):
+    values = np.random.default_rng(0).integers(0, 3000, (2, 7, 120, 100)).astype(np.uint16)
+    _, other = write_set(Path("set"), values)
+    age(Path("set"), 100)
+    call = (model.path, "set/image_c0.ome.tif", "--structure", "dna", "--channel", "1", *SIZE, "--out", "out")
+    command(*call)
+    assert "already there" in command(*call)[1]
+    with other.open("r+b") as file:
+        file.seek(80_000)  # its fingerprint covers its ends
+        file.write(bytes(2000))
+    os.utime("out/image_c0_dna.ome.tif", ns=(time := other.stat().st_mtime_ns - 1, time))
+    assert "already there" not in command(*call)[1]
 
 
 def test_metrics_of_pieces_are_those_of_the_whole(monkeypatch):

@@ -215,6 +215,29 @@ def test_time_points_of_files_become_one_image_or_one_each(model, tmp_path):
         assert (image.times, image.voxel_size) == (3, VOXEL)
 
 
+@pytest.mark.parametrize("out", ["o.ome.zarr", "o.ome.tif"])
+def test_figures_of_another_target_are_measured(model, tmp_path, out):
+    if out == "o.ome.zarr":
+        source = make_plate(tmp_path / "screen.ome.zarr")
+    else:
+        source = tmp_path / "times.ome.tif"
+        values = np.random.default_rng(9).integers(0, 3000, (2, 2, 5, 12, 10)).astype(np.uint16)
+        sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", VOXEL, strict=True)}
+        tifffile.imwrite(source, values, photometric="minisblack", metadata={"axes": "TCZYX", **sizes})
+    call = (model.path, "--structure", "dna", "--channel", "1", "--scene", "all", "--t", "all", source, out)
+    found = {}
+    for target in ("0", "1"):
+        code, said, err = command(*call, "--csv", "t.csv", "--target", target)
+        assert (code, said.count("already there")) == (0, 0), err
+        found[target] = [row["r2"] for row in rows("t.csv")]
+        assert {row["target"] for row in rows("t.csv")} == {target}
+        code, said, _ = command(*call, "--csv", "t.csv", "--target", target)
+        assert said.count("already there") == len(found[target]) > 1
+        assert [row["r2"] for row in rows("t.csv")] == found[target]
+    assert "" not in found["0"]
+    assert found["0"] != found["1"]
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [

@@ -12,6 +12,8 @@ from stored_model import make_predictor
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
+from repmode_cl.inference.options import PredictionOptions
+from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.model import Model
 
 SIZES = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", (0.5, 0.3, 0.3), strict=True)}
@@ -119,3 +121,58 @@ def test_an_image_that_was_not_copied_whole_is_noted(model: Model) -> None:
     assert "note: holes.zarr: 1 of 4 chunks are missing, and read as blank" in noted.stderr
     with tifffile.TiffFile("holes.ome.tif") as tiff:
         assert "1 of 4 chunks are missing" in (tiff.ome_metadata or "")
+
+
+def predicted(model: Model, *arguments: str) -> np.ndarray:
+    """Return what `predict` writes; the file is removed."""
+    call = ["predict", str(model.path), "--structure", "dna", "--device", "cpu", *arguments, "o.ome.tif"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    values = tifffile.imread("o.ome.tif")
+    Path("o.ome.tif").unlink()
+    return np.asarray(values)
+
+
+def test_choices_that_are_offered_are_taken(model: Model) -> None:
+    """Names of channels and scenes that are numbers are names first, and so are those of targets."""
+    values = np.random.default_rng(0).integers(0, 3000, (3, 7, 18, 12)).astype(np.uint16)
+    tifffile.imwrite("numbers.ome.tif", values, photometric="minisblack",
+                     metadata={"axes": "CZYX", **SIZES, "Channel": {"Name": ["1", "2", "3"]}})  # fmt: skip
+    for number in range(3):
+        write_zyx(f"c{number}.ome.tif", values[number])
+    expected = [predicted(model, f"c{number}.ome.tif") for number in range(3)]
+    call = ["predict", str(model.path), "--structure", "dna", "--device", "cpu"]
+    refused = CliRunner().invoke(app, [*call, "numbers.ome.tif", "o.ome.tif"])
+    assert "one of --channel 1, --channel 2, --channel 3" in refused.stderr
+    for text, number in (("1", 0), ("2", 1), ("3", 2), ("0", 0)):
+        found = predicted(model, "--channel", text, "numbers.ome.tif")
+        np.testing.assert_array_equal(found, expected[number])
+    for names in (("101", "102"), ("1", "2")):
+        with tifffile.TiffWriter("s.ome.tif") as tiff:
+            for name, volume in zip(names, values, strict=False):
+                tiff.write(volume, photometric="minisblack", metadata={"axes": "ZYX", "Name": name, **SIZES})
+        refused = CliRunner().invoke(app, [*call, "s.ome.tif", "o.ome.tif"])
+        assert f"one of --scene {names[0]}, --scene {names[1]}" in refused.stderr
+        for number, name in enumerate(names):
+            np.testing.assert_array_equal(predicted(model, "--scene", name, "s.ome.tif"), expected[number])
+
+
+def write_zyx(path: str, values: np.ndarray) -> None:
+    tifffile.imwrite(path, values, photometric="minisblack", metadata={"axes": "ZYX", **SIZES})
+
+
+def test_a_number_that_is_the_name_of_another_is_not_offered(model: Model) -> None:
+    write("alike.ome.tif", "CZYX", (4, 7, 18, 12), Channel={"Name": ["1", "x", "x", "0"]})
+    call = ["predict", str(model.path), "--structure", "dna", "--device", "cpu", "alike.ome.tif", "o.npy"]
+    refused = CliRunner().invoke(app, call)
+    assert "one of --channel 1, --channel 2, --channel 0\n" in refused.stderr
+
+
+def test_the_identity_of_a_prediction_by_number_stays(model: Model) -> None:
+    """`--scene 1` of earlier versions was recorded as 1, and is not predicted again."""
+    call = ["predict", str(model.path), "--structure", "dna", "--device", "cpu", "scenes.ome.tif",
+            "--voxel-size", "0.5,0.3,0.3", "--out", "out"]  # fmt: skip
+    options = PredictionOptions(scene=1, voxel_size=(0.5, 0.3, 0.3), device="cpu")
+    predict_file(model, "dna", "scenes.ome.tif", "out/scenes_dna.ome.tif", options)
+    assert "already there" in CliRunner().invoke(app, [*call, "--scene", "1"]).stdout
+    assert "already there" not in CliRunner().invoke(app, [*call, "--scene", "right"]).stdout

@@ -146,6 +146,15 @@ def test_an_old_version_that_is_put_back_is_found(signed: Path, tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("seen", ["", "0", "abcdef1", "ABCDEF12", "abcdefgh", "a" * 65, " 12345678"])
+def test_what_is_no_digest_was_never_seen(signed: Path, seen: str) -> None:
+    newest = verify_signatures(signed, [ADA.public_key()]).newest
+    assert problems(signed, ADA, includes=newest[:8]) == problems(signed, ADA)
+    for includes in {seen, newest[: len(seen)]} if len(seen) < 8 else {seen}:
+        with pytest.raises(ModelError, match=r"the statement seen before is .*at least 8"):
+            problems(signed, ADA, includes=includes)
+
+
 def test_a_model_changed_together_with_its_digests_is_found(signed: Path, tmp_path: Path) -> None:
     model = Model.open(signed)
     own = model.entries["nucleolus"]

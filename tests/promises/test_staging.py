@@ -16,6 +16,8 @@ from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import list_pending, list_staged, make_candidate, stage, training_lock
 from repmode_cl.store.staging import OUTCOME, REQUEST
+from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.tensor_digests import json_digest
 
 
 @pytest.fixture
@@ -86,6 +88,48 @@ def test_accepting_replaces_a_structure_that_was_staged_for_that(model_path: Pat
     model.accept("tight_junction")
     assert model.history[-1].earlier == before
     assert before in [entry.digest for entry in model.kept]
+
+
+@pytest.mark.parametrize("collected", [False, True])
+def test_a_staged_replacement_of_a_removed_structure_is_added(model_path: Path, collected: bool) -> None:
+    store_operations.remove(model_path, "mitochondria")
+    store_operations.stage(model_path, "nucleolus")
+    model = Model.open(model_path)
+    [one] = list_staged(model)
+    before = model.entries["nucleolus"].digest
+    assert one.replace
+    assert one.entry is not None
+    model.remove("nucleolus")
+    if collected:
+        model.gc()
+    said = CliRunner().invoke(app, ["pending", str(model_path)]).output
+    assert f"was removed meanwhile: `repmode-cl accept {model_path} nucleolus` adds it" in said
+    done = CliRunner().invoke(app, ["accept", str(model_path), "nucleolus"])
+    assert done.exit_code == 0, done.output
+    model = Model.open(model_path)
+    assert model.entries["nucleolus"].digest == one.entry.digest != before
+    assert (model.history[-1].action, model.history[-1].earlier) == ("accept", None)
+    assert [entry.digest for entry in model.kept if entry.name == "nucleolus"] == [before] * (not collected)
+    assert model.verify().ok
+    assert not list_pending(model)
+
+
+@pytest.mark.parametrize(
+    "values", [{"entry": {}}, {"entry": []}, {"why": None, "file": None}, {"min_r2": "x"}], ids=str
+)
+def test_a_record_that_no_program_wrote_is_a_problem_and_no_crash(
+    waiting: Model, values: dict[str, object]
+) -> None:
+    path = waiting.pending("golgi_apparatus") / "staged.json"
+    body = json.loads(path.read_text()) | values
+    del body["checksum"]
+    write_json(path, body | {"checksum": json_digest(body)})
+    one = list_pending(waiting)[1]
+    assert one.entry is None
+    assert "it lacks what a staged structure has" in one.problem
+    assert "discard 'golgi_apparatus'" in one.problem
+    with pytest.raises(ModelError, match="lacks what a staged structure has"):
+        waiting.accept("golgi_apparatus")
 
 
 def test_discarding_removes_only_that_structure(waiting: Model) -> None:

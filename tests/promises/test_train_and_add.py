@@ -7,24 +7,29 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_run import BASE, changed, tiny
+from stored_model import PARTS
+from tiny_run import BASE, changed, make_manifest, tiny
 from typer.testing import CliRunner
 
+from repmode_cl.benchmark import run_benchmark
 from repmode_cl.cli.app import app
 from repmode_cl.config import Config, StreamConfig
 from repmode_cl.config.load import dump_config
-from repmode_cl.errors import ConfigError, ModelError
+from repmode_cl.data.manifest import read_manifest, write_manifest
+from repmode_cl.errors import ConfigError, ModelError, StructureError
 from repmode_cl.inference.unlike import score_volume
 from repmode_cl.model import Model
+from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.strategies import StructureStrategy
 from repmode_cl.utils.locks import exclusive
 from repmode_cl.workflows.add_structure import add_structure
-from repmode_cl.workflows.train_base import train_base
+from repmode_cl.workflows.train_base import train_base, training_folder
 
 
 class Interruption(Exception):  # noqa: N818 - it stands for a power cut
@@ -172,6 +177,93 @@ def test_another_configuration_is_not_resumed(
         train_base(other, tmp_path / "model")
 
 
+def test_changed_images_are_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither other splits, by which test images would be trained on, nor files with other content."""
+    manifest = make_manifest(tmp_path)
+    rows = [row for row in read_manifest(manifest).rows if row.structure == "dna"]
+
+    def split(*names: str) -> None:
+        pairs = zip(rows, names, strict=True)
+        write_manifest(manifest, [replace(row, split=name) for row, name in pairs])
+
+    config = changed(configured(manifest, tmp_path), stream=StreamConfig(base=("dna",)))
+    first = ("train", "train", "val", "test", "test", "test")
+    split(*first)
+    with monkeypatch.context() as patch:
+        cut_off(patch, 3)
+        with pytest.raises(Interruption):
+            train_base(config, tmp_path / "model")
+    split("test", "test", "val", "train", "train", "train")
+    with pytest.raises(
+        ConfigError, match=r"the split of 5 of its images changed \(dna, line 2.*remove .*model.training"
+    ):
+        train_base(config, tmp_path / "model")
+    split(*first)
+    kept = rows[1].target.read_bytes()
+    rows[1].target.write_bytes(rows[2].target.read_bytes())
+    with pytest.raises(ConfigError, match=r"1 of its images changed \(dna, line 3\)"):
+        train_base(config, tmp_path / "model")
+    rows[1].target.write_bytes(kept)
+    # A training of an earlier version recorded no images: it continues, and says what could not be checked.
+    (tmp_path / "model.training" / "images.json").unlink()
+    capsys.readouterr()
+    train_base(config, tmp_path / "model")
+    assert "has no record of its images" in capsys.readouterr().err
+    assert not (tmp_path / "model.training" / "images.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("inference.window", "[4,1,8]"), ("patch.size", "[4,1,8]"), ("patch.size", "[2,2,2]")],
+)
+def test_sizes_that_the_network_cannot_take_are_refused_before_training(
+    manifest: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    """By the key that holds them: a size of padding alone, and a bottleneck of one voxel, which has no deviation."""
+    (tmp_path / "c.yaml").write_text(
+        dump_config(changed(tiny(manifest, tmp_path), stream=StreamConfig(base=BASE)))
+    )
+    words = ["train", tmp_path / "c.yaml", "--set", f"{key}={value}", "--set", "training.batch_size=1"]
+    done = CliRunner().invoke(app, [*map(str, words), "--out", str(tmp_path / "model")])
+    assert done.exit_code == 2
+    assert key in done.output
+    assert not (tmp_path / "model.training").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "asked"),
+    [
+        ("patch.size", "[100000,100000,100000]", "4 patches of 100000 x 100000 x 100000 voxels at a time"),
+        ("network.width", "1000000000", "a network of network.width 1000000000 and network.depth 1"),
+    ],
+)
+def test_sizes_beyond_the_memory_are_named(
+    manifest: Path, tmp_path: Path, key: str, value: str, asked: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(
+        dump_config(changed(tiny(manifest, tmp_path), stream=StreamConfig(base=BASE)))
+    )
+    words = ["train", tmp_path / "c.yaml", "--set", f"{key}={value}", "--set", "training.batch_size=4"]
+    words += ["--set", "inference.window=[4,8,8]", "--out", tmp_path / "model"]
+    done = CliRunner().invoke(app, [*map(str, words)])
+    assert done.exit_code == 2, done.output
+    assert f"there is too little memory for {asked}" in " ".join(done.output.split())
+
+
+def test_the_folder_of_a_training_lies_next_to_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model's folder is the current one, which has no name of its own."""
+    inner = tmp_path / "model" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner.parent)
+    assert training_folder("inner") == Path("inner.training")
+    assert training_folder(".") == tmp_path / "model.training"
+    assert training_folder("inner/..") == tmp_path / "model.training"
+
+
 def test_only_one_process_trains_a_base(manifest: Path, tmp_path: Path) -> None:
     """The other's message names the process that does, and advises nothing that would harm it."""
     work, config = tmp_path / "model.training", configured(manifest, tmp_path)
@@ -226,6 +318,34 @@ def test_a_wrong_structure_is_found_before_training_libraries_are_loaded(
         assert (done.returncode, done.stdout) == (2, "set()\n"), done.stderr
         assert message in done.stderr
     assert not (tmp_path / "model.training").exists()
+
+
+@pytest.mark.parametrize("name", ["con", "lpt9", "none", "best"])
+def test_names_that_no_folder_or_option_can_have_are_refused_for_what_is_new(
+    model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rows = [
+        replace(row, structure=name) for row in read_manifest(manifest).rows if row.structure == "nucleolus"
+    ]
+    write_manifest(tmp_path / "named.csv", rows)
+    config = changed(tiny(tmp_path / "named.csv", tmp_path), stream=StreamConfig(base=(name,), order=()))
+    message = f"'{name}' cannot be the name of a new structure: .*'{name}_structure'"
+    with pytest.raises(StructureError, match=message):
+        train_base(config, tmp_path / "new")
+    assert not (tmp_path / "new.training").exists()
+    with pytest.raises(StructureError, match=message):
+        run_benchmark(config)
+    with pytest.raises(StructureError, match=message):
+        add_structure(model, name, tmp_path / "named.csv")
+    assert not (model / "pending").exists()
+    network = RepModeUNet(Architecture(width=2, depth=1, experts=("conv3",)), (name,), seed=0).eval()
+    with pytest.raises(StructureError, match=message):
+        Model.create(tmp_path / "made", network, **PARTS)
+    # One of an earlier version stays readable, and so do its manifests.
+    with monkeypatch.context() as patch:
+        patch.setattr("repmode_cl.store.create.check_new_structure_name", lambda name: name)
+        Model.create(tmp_path / "made", network, **PARTS)
+    assert Model.open(tmp_path / "made").verify().ok
 
 
 def test_an_existing_model_is_not_trained_over(trained: Path, manifest: Path) -> None:

@@ -31,6 +31,36 @@ def test_a_minimal_file_takes_the_defaults_of_the_paper() -> None:
     assert config.stream.base == TWELVE_STRUCTURES
 
 
+@pytest.mark.parametrize("override", ["data.manifest=", "data.manifest= ", "data.manifest=# mine.csv"])
+def test_an_override_without_a_value_is_refused(override: str) -> None:
+    """Such as that of a variable of the shell which is not set: it would simulate cells in place of the manifest."""
+    message = refusal(MINIMAL, override)
+    assert message == f"override {override!r}: has no value: give one, or null for none"
+    assert parse_config(MINIMAL, overrides=["data.manifest=null"]).data.manifest is None
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("output=~nobodyxx/foo", "output"),
+        ("data.manifest=~nobodyxx/m.csv", "data.manifest"),
+        ("strategies=[{name: '~nobodyxx/s.py:Mine'}]", "strategies.name"),
+        (
+            "strategies=[{name: avalanche:Naive, options: {model: '~nobodyxx/s.py:Net'}}]",
+            "strategies.options.model",
+        ),
+        ("search={study: ~nobodyxx/study.yaml}", "search.study"),
+    ],
+)
+def test_the_home_of_an_unknown_user_is_refused_by_its_key(
+    override: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # Windows would guess a folder
+    message = refusal(MINIMAL, override)
+    assert message.startswith(f"{key}: ")
+    assert "~nobodyxx" in message
+
+
 @pytest.mark.parametrize("name", shipped_config_names())
 def test_shipped_configurations_load_and_survive_being_written(name: str) -> None:
     config = load_config(name)

@@ -216,6 +216,15 @@ def test_by_the_command(tmp_path):
     }
 
 
+def test_a_window_that_the_network_cannot_take_is_not_stored(tmp_path):
+    file = saved(tmp_path, authors_state())
+    with pytest.raises(
+        ModelError, match=r"window \[8, 1, 8\].* takes no fewer than \d+ voxels along each axis"
+    ):
+        import_checkpoint(file, tmp_path / "model", TASKS, voxel_size=None, window=(8, 1, 8))
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize("window", ["8,16", "8,16,0", "8,16,sixteen", ""])
 def test_a_window_that_is_none_is_refused_by_the_command(tmp_path, window):
     file = saved(tmp_path, checkpoint(authors_state(depth=1)))
@@ -394,6 +403,31 @@ def test_other_states_are_refused_by_name(tmp_path, change, message):
     with pytest.raises(ModelError, match=message):
         import_checkpoint(saved(tmp_path, state), tmp_path / "model", TASKS, **SMALL)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            float("nan"),
+            "theirs.p: the checkpoint's 'conv_out.gate.bias' holds numbers that are not finite: it is",
+        ),
+        (
+            float("inf"),
+            "theirs.p: the checkpoint's 'conv_out.gate.bias' holds numbers that are not finite: it is",
+        ),
+        (-3e38, "theirs.p cannot become a model: the network predicts numbers that are not finite"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_with_the_file_and_the_tensor(tmp_path, value, message):
+    state = authors_state(depth=1)
+    if value == -3e38:
+        state["conv_out.expert_conv5x5_conv"][:] = value
+    else:
+        state["conv_out.gate.bias"][0] = value
+    with pytest.raises(ModelError, match=message):
+        import_checkpoint(saved(tmp_path, checkpoint(state)), tmp_path / "model", TASKS, **SMALL)
+    assert not (tmp_path / "model" / "registry.json").exists()
 
 
 def test_structures_are_as_many_as_tasks_and_the_folder_is_new(tmp_path):

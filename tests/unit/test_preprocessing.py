@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from scipy import ndimage
 from repmode_cl.config.load import load_config
 from repmode_cl.config.schema import PreprocessingConfig
 from repmode_cl.data.manifest import Manifest, Row
-from repmode_cl.data.preprocessing.normalisation import normalise, streaming_percentiles, strips, z_score
+from repmode_cl.data.preprocessing.normalisation import (
+    ZScore,
+    normalise,
+    streaming_percentiles,
+    strips,
+    z_score,
+)
 from repmode_cl.data.preprocessing.prepare import prepare
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.resample_box import resample_box, resample_tiles
@@ -73,6 +80,25 @@ def test_piece_by_piece_gives_the_bits_of_the_whole():
     volume = np.random.default_rng(1).integers(0, 4000, (5, 20, 30)).astype(np.uint16)
     score = z_score(lambda: (volume[box] for box in strips(volume.shape)), volume.size, percentiles=(2, 98))
     assert np.array_equal(score(volume), normalise(volume, percentiles=(2, 98)))
+
+
+@pytest.mark.parametrize("scale", [1e300, 1.7e308, 1e-300])
+def test_values_whose_squares_no_float64_holds_are_refused(scale):
+    volume = np.random.default_rng(0).uniform(0, 1, (4, 16, 16)) * scale
+    volume[0, 2, 3] = scale
+    with pytest.raises(ImageError, match=re.escape(f"to {scale:g}") + ".*by a constant"):
+        normalise(volume)
+    np.testing.assert_allclose(normalise(volume / scale), normalise(volume / scale * 1e100), atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e60])
+def test_values_far_from_a_given_scale_are_refused(value):
+    volume = np.random.default_rng(0).normal(size=(4, 8, 8))
+    score = ZScore(0.0, 1.0)
+    assert np.isfinite(normalise(volume, given=score)).all()
+    volume[0, 0, 0] = value
+    with pytest.raises(ImageError, match=re.escape(f"{value:g}")):
+        normalise(volume, given=score)
 
 
 def test_constant_images_are_refused_or_zero():

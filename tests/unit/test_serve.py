@@ -163,6 +163,31 @@ def test_all_images_together_are_bounded(model: Path, tmp_path: Path) -> None:
         assert "--max-stored" in job["error"]
 
 
+@pytest.mark.parametrize("letter", ["細胞", "😀", "é", "x"])
+def test_a_long_name_of_any_letters_is_received_and_predicted(site: TestClient, letter: str) -> None:
+    """File systems count bytes."""
+    image = send(site, name=f"{letter * 100}.ome.tif")
+    assert image["name"].endswith(".ome.tif")
+    assert len(image["name"].encode()) <= 160
+    job = wait_for(site, predict(site, image).json())
+    assert (job["state"], job["error"]) == ("finished", None)
+    assert len(job["file"].encode()) < 255
+
+
+def test_what_is_computed_on_a_finer_grid_counts(model: Path, tmp_path: Path) -> None:
+    """A voxel size that is stated too large lets the model compute on a grid many times as large as the file."""
+    with client(model, tmp_path / "store", max_stored=1 << 20) as site:
+        image = send(site)
+        right = wait_for(site, predict(site, image).json())
+        assert right["state"] == "finished", right["error"]
+        # 20 times 20 times 20 as many voxels: 90 MB of float32.
+        coarse = predict(site, image, voxel_size=[5.8] * 3, force=True)
+        job = wait_for(site, coarse.json())
+        assert job["state"] == "failed"
+        assert "--max-stored" in job["error"]
+        assert job["done"] == 0
+
+
 def test_voxels_are_bounded_before_one_is_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +262,7 @@ def test_files_of_the_server_are_not_read(site: TestClient, tmp_path: Path) -> N
         (".tif", "image-tif"),
         ("con.tif", "image-con.tif"),
         ("<b>ä?.tif", "_b_ä_.tif"),
-        ("x" * 300 + ".ome.tif", "x" * 90 + "x" * 22 + ".ome.tif"),
+        ("x" * 300 + ".ome.tif", "x" * 130 + "x" * 22 + ".ome.tif"),
     ],
 )
 def test_names_stay_in_their_folder(tmp_path: Path, name: str, kept: str) -> None:
@@ -263,6 +288,7 @@ def test_requests_that_cannot_be_met(site: TestClient) -> None:
     assert "no longer on the server" in error(predict(site, {"id": "unknown"}), 404)
     assert "no longer on the server" in error(site.get("/api/jobs/unknown"), 404)
     assert "no JSON" in error(site.post("/api/jobs", content=b"{"), 400)
+    assert "no JSON" in error(site.post("/api/jobs", content=b"[" * 60_000), 400)
     assert "more than 65536 bytes" in error(site.post("/api/jobs", content=bytes(70_000)), 413)
     assert site.get("/api/nothing").json() == {"error": "there is nothing at this address"}
     assert site.get("/static/../settings.py").status_code == 404

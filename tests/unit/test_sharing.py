@@ -82,6 +82,29 @@ def test_a_model_is_fetched_by_revision_and_predicts_the_same(hub: Hub, stored: 
             change()
 
 
+def test_a_cached_copy_is_not_changed_by_another_name(
+    hub: Hub, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.publish("lab/cells", stored, "main")
+    cached = Model.open("hf://lab/cells").path
+    monkeypatch.chdir(cached)
+    link = tmp_path / "link"
+    link.symlink_to(cached, target_is_directory=True)
+    moved = tmp_path / "models--lab--moved"
+    moved.symlink_to(cached.parent.parent, target_is_directory=True)
+    for place in (Path(), Path("structures/.."), link, moved / "snapshots" / cached.name):
+        with pytest.raises(ModelError, match="which is not changed"):
+            Model.open(place).remove("mitochondria")
+    # A copy that kept the cache's links is one's own: a change replaces a link, and never what it leads to.
+    own = tmp_path / "own"
+    for file in [file for file in cached.rglob("*") if file.is_file()]:
+        (own / file.relative_to(cached)).parent.mkdir(parents=True, exist_ok=True)
+        (own / file.relative_to(cached)).symlink_to(file.resolve())
+    before = {file: file.read_bytes() for file in cached.rglob("*") if file.is_file()}
+    Model.open(own).remove("mitochondria")
+    assert {file: file.read_bytes() for file in cached.rglob("*") if file.is_file()} == before
+
+
 def test_the_cache_serves_a_revision_without_the_hub(
     hub: Hub, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

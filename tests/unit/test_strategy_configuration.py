@@ -375,7 +375,7 @@ def test_the_own_network_of_a_strategy_is_checked() -> None:
         config(experts=["conv7"])
     with pytest.raises(ValidationError, match="needs a label"):
         StrategyConfig(name="joint", network={"scope": "encoder"})
-    with pytest.raises(ConfigError, match=r"network.depth 6 needs at least"):
+    with pytest.raises(ConfigError, match=r"depth 6 .network.depth. needs at least"):
         check_strategies(config(depth=6), {"": StreamVariant(STREAM)})
     assert "network" not in StrategyConfig(name="joint").model_dump()
     assert set(NetworkConfig().model_dump()) == {"width", "depth", "experts"}

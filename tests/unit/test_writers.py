@@ -323,6 +323,28 @@ def test_light_that_does_not_fit_the_type_is_rescaled_with_its_range_in_the_file
     assert np.array_equal(levels_of(out)[0][0], light)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "says"),
+    [
+        ("uint16", "those of the input (uint16)"),
+        ("float32", "those of the input (float32)"),
+        ("uint32", "those of the input (uint32), whole numbers above 16777216 rounded to float32"),
+        ("float64", "those of the input (float64), rounded to float32"),
+    ],
+)
+def test_light_that_float32_rounds_is_said_to_be_rounded(model, tmp_path, dtype, says):
+    top = 65535 if dtype == "uint16" else 2**32 - 256
+    light = np.random.default_rng(0).uniform(0, top, (7, 18, 22)).astype(dtype)
+    path, out = tmp_path / "light.npy", tmp_path / "stack.ome.zarr"
+    np.save(path, light)
+    predict_file(model, ["dna"], path, out, stack=True, device="cpu", voxel_size=VOXEL)
+    [values, *_] = levels_of(out)
+    assert np.array_equal(values[0], light.astype(np.float32))
+    _, [first, _] = about(out)
+    assert first["values"] == says
+    assert np.array_equal(values[0].astype(np.float64), light.astype(np.float64)) == ("rounded" not in says)
+
+
 def test_the_note_on_a_forced_voxel_size_stays_with_the_file(model, image, tmp_path):
     out = tmp_path / "dna.ome.tif"
     with pytest.raises(ImageError, match=r"more than 1\.5 times coarser on z"):

@@ -14,6 +14,7 @@ from repmode_cl.data.importers.common import (
 )
 from repmode_cl.data.manifest import Row
 from repmode_cl.data.readers import ImageReader, open_image
+from repmode_cl.data.readers.region import number_of
 from repmode_cl.errors import ImageError, ManifestError
 from repmode_cl.utils.progress import track
 
@@ -45,12 +46,13 @@ def import_channels(
     paths
         Files, or folders whose image files are taken.
     signal
-        Name or number of the transmitted light's channel.
+        Name or number of the transmitted light's channel: a text is a name first.
     targets
         Name or number of a channel by structure; None uses all channels except the signal, each as a structure of its
         name.
     scenes, times
-        ``all``, or numbers such as ``0,2``, for files that hold several; without, such a file is an error.
+        ``all``, or numbers such as ``0,2``, for files that hold several; without, such a file is an error. Of a file
+        that holds one, the numbers must include 0.
     voxel_size
         (z, y, x) in um, written into every row; None takes what the files say.
 
@@ -59,7 +61,7 @@ def import_channels(
     ImportedRows
         `skipped` holds files that cannot be read or lack a channel.
     """
-    structures = {_channel(channel): structure for channel, structure in check_targets(targets).items()}
+    structures = check_targets(targets)
     imported = ImportedRows()
     files = list(dict.fromkeys(file for path in paths for file in _files(Path(path), imported.notes)))
     if not files:
@@ -76,10 +78,6 @@ def import_channels(
     if left:
         imported.notes.append(f"left out, as no target names them: {listed_names(list(left), 'channel')}")
     return imported
-
-
-def _channel(text: str) -> str | int:
-    return int(text) if text.isascii() and text.isdigit() else text
 
 
 def _files(path: Path, notes: list[str]) -> list[Path]:
@@ -105,7 +103,7 @@ def _files(path: Path, notes: list[str]) -> list[Path]:
 def _rows(
     path: Path,
     signal: str | int,
-    structures: Mapping[str | int, str],
+    structures: Mapping[str, str],
     scenes: str | None,
     times: str | None,
     voxel_size: tuple[float, float, float] | None,
@@ -114,13 +112,23 @@ def _rows(
 ) -> list[Row]:
     """Return the rows of a file; `names` gets structures of channels, `left` the channels that no target names."""
     with open_image(path) as image:
-        numbers = _parse_numbers(scenes, len(image.scenes), image.scenes, path, "scene")
+        names_of_scenes = image.scenes
+        numbers = _parse_numbers(scenes, len(names_of_scenes), names_of_scenes, path, "scene")
     rows: list[Row] = []
     for number in numbers:
         with open_image(path, scene=number) as image:
             light = image.channel_index(signal)
+            given: dict[int, str] = {}
             if structures:
-                given = {image.channel_index(channel): channel for channel in structures}
+                for target in structures:
+                    channel = image.channel_index(target)
+                    if channel in given:
+                        raise ImageError(
+                            f"{path}: the targets {structures[given[channel]]}={given[channel]} and "
+                            f"{structures[target]}={target} are one channel ({channel} "
+                            f"{image.channel_names[channel]!r}): leave out one of them"
+                        )
+                    given[channel] = target
                 structures_by_channel = {channel: structures[by_user] for channel, by_user in given.items()}
                 taken = {light, *given}
                 left |= dict.fromkeys(n for c, n in enumerate(image.channel_names) if c not in taken)
@@ -131,25 +139,30 @@ def _rows(
                 raise ImageError(f"{path}: the channel of {structures_by_channel[light]} is the signal's")
             if not structures_by_channel:
                 raise ImageError(f"{path}: there is no channel but the signal")
-            light_cell = _cell(image, light, signal)
+            light_cell = _cell(image.channel_names, light, signal, path, "channel")
+            scene_cell = None if number is None else _cell(names_of_scenes, number, number, path, "scene")
             for time in _parse_numbers(times, image.times, (), path, "time point"):
                 for channel, structure in structures_by_channel.items():
-                    target_cell = _cell(image, channel, given[channel])
+                    target_cell = _cell(image.channel_names, channel, given[channel], path, "channel")
                     rows.append(
                         Row(
                             0, structure, path, light_cell, path, target_cell,
-                            scene=number, t=time, voxel_size=voxel_size,
+                            scene=scene_cell, t=time, voxel_size=voxel_size,
                         )
                     )  # fmt: skip
     return rows
 
 
-def _cell(image: ImageReader, channel: int, given: str | int) -> str | int:
-    """Return what a manifest calls a channel: the name that was given, where it is read back as this channel."""
-    names = image.channel_names
-    if isinstance(given, str) and names.count(given) == 1 and given == given.strip() and not given.isdigit():
-        return given
-    return channel
+def _cell(names: Sequence[str], number: int, given: str | int, path: Path, what: str) -> str | int:
+    """Return what a manifest calls a channel or scene: what is read back as this one, first the name that was given."""
+    for cell in (given if given in names else number, number, names[number]):
+        # A manifest's cells are stripped.
+        if number_of(str(cell).strip(), names) == number:
+            return cell
+    raise ImageError(
+        f"{path}: {what} {number} {names[number]!r} cannot be named in a manifest: its number is the name of another "
+        f"{what}, and its name is not its own; rename the {what}s of the file"
+    )
 
 
 def _name_channels(image: ImageReader, light: int, names: dict[str, str]) -> dict[int, str]:
@@ -161,7 +174,7 @@ def _name_channels(image: ImageReader, light: int, names: dict[str, str]) -> dic
         if name == f"C{channel}":
             raise ImageError(
                 f"{image.path}: channel {channel} has no name to call a structure by: name it, such as "
-                f"--target dna={channel}"
+                f"--target dna={channel if number_of(str(channel), image.channel_names) == channel else name}"
             )
         structure = structure_from_channel(name)
         if structure in structures_by_channel.values():
@@ -176,6 +189,8 @@ def _parse_numbers(
     """Parse a choice of scenes or time points into numbers; [None] where there is only one."""
     option = "--scene" if what == "scene" else "--t"
     if count == 1:
+        if text is not None and text != "all" and 0 not in _numbers(text):
+            raise ImageError(f"{path}: {option} {text!r}: give all, or 0: the file holds 1 {what}")
         return [None]
     if text is None:
         listed = ": " + ", ".join(f"{number} {name!r}" for number, name in enumerate(names)) if names else ""
@@ -184,8 +199,13 @@ def _parse_numbers(
         )
     if text == "all":
         return list(range(count))
-    parts = [part.strip() for part in text.split(",")]
-    numbers = [int(part) for part in parts if part.isascii() and part.isdigit()]
-    if len(numbers) < len(parts) or max(numbers) >= count:
+    numbers = _numbers(text)
+    if not numbers or max(numbers) >= count:
         raise ImageError(f"{path}: {option} {text!r}: give all, or numbers from 0 to {count - 1}")
     return list(dict.fromkeys(numbers))
+
+
+def _numbers(text: str) -> list[int]:
+    """Read ``0,2``; nothing if any part is no whole number."""
+    parts = [part.strip() for part in text.split(",")]
+    return [int(part) for part in parts] if all(part.isascii() and part.isdigit() for part in parts) else []

@@ -28,6 +28,9 @@ __all__ = [
 #: Voxels summed at once: a plane, or rows of one where it is larger. The sums depend on it in their last bits.
 _STRIP = 1 << 22
 
+#: The largest z-score, which is stored as float32.
+_LARGEST = float(np.finfo(np.float32).max)
+
 # Percentiles are counted by the upper, then by the lower half of the 32 bits of a float32.
 _HALF_BITS = 16
 _BINS = 1 << _HALF_BITS
@@ -92,22 +95,32 @@ def z_score(
     ------
     ImageError
         If a voxel is not finite, the volume has no voxel, is constant (unless `empty` says otherwise), or is constant
-        between the percentiles and nowhere else: such an image has no z-score.
+        between the percentiles and nowhere else: such an image has no z-score. If its values are so large or small
+        that their squares are beyond float64, or their z-score by `given` is beyond float32.
     """
     if size == 0:
         raise ImageError("the volume is empty")
     low, high, total = math.inf, -math.inf, 0.0
     for piece in pieces():
         low, high = min(low, float(piece.min())), max(high, float(piece.max()))
-        total += float(piece.sum(dtype=np.float64))
+        with np.errstate(over="ignore"):
+            total += float(piece.sum(dtype=np.float64))
         # NaN compares false with everything, so that a minimum might miss it; the sum does not.
         if not math.isfinite(total):
+            if np.isfinite(piece).all():
+                raise ImageError(_range_message(low, high))
             raise ImageError("a voxel is NaN or infinite; replace such voxels or leave them out by a region")
     if low == high and given is not None and empty != "keep":
         raise ImageError(
             f"every voxel is {low:g}: such an image shows nothing; data.preprocessing.empty: keep would accept it"
         )
     if given is not None:
+        if given.deviation > 0 and max(high - given.mean, given.mean - low) / given.deviation > _LARGEST:
+            raise ImageError(
+                f"its voxels reach from {low:g} to {high:g}, so that z-scores by a mean of {given.mean:g} and a "
+                f"deviation of {given.deviation:g} are beyond float32; replace such voxels, or leave them out by a "
+                "region"
+            )
         return given
     if low == high:
         if empty == "zeros":
@@ -123,8 +136,20 @@ def z_score(
     for piece in pieces():
         centred = piece.astype(np.float64)
         centred -= mean
-        squares += float(np.square(centred, out=centred).sum())
-    return ZScore(mean, math.sqrt(squares / size))
+        with np.errstate(over="ignore"):
+            squares += float(np.square(centred, out=centred).sum())
+    deviation = math.sqrt(squares / size)
+    if not 0 < deviation < math.inf:
+        raise ImageError(_range_message(low, high))
+    return ZScore(mean, deviation)
+
+
+def _range_message(low: float, high: float) -> str:
+    """Return the message about an image whose values differ, but have no deviation in float64."""
+    return (
+        f"its voxels reach from {low:g} to {high:g}, whose squares are beyond the numbers of float64, so that no "
+        "z-score can be computed: multiply or divide the image by a constant, which leaves its z-score the same"
+    )
 
 
 def flat_message(value: float, percentiles: tuple[float, float]) -> str:

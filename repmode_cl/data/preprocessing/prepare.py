@@ -15,7 +15,7 @@ import numpy as np
 
 from repmode_cl.config.schema import PreprocessingConfig
 from repmode_cl.data.geometry import VoxelSize
-from repmode_cl.data.manifest import Manifest, Row
+from repmode_cl.data.manifest import Manifest, Row, as_written
 from repmode_cl.data.preprocessing.intensity_scales import IntensityScale, Moments, pooled_scale
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.preprocessing.volume_cache import ContentDigests, VolumeCache
@@ -162,8 +162,8 @@ class _ChannelHeader:
     n_times: int
 
 
-# By file, channel as the manifest names it, and scene.
-_HeaderTable = dict[tuple[Path, str | int | None, int | str | None], _ChannelHeader]
+# By file, channel and scene as the manifest names them.
+_HeaderTable = dict[tuple[Path, str | None, str | None], _ChannelHeader]
 
 
 @dataclass(frozen=True)
@@ -346,18 +346,17 @@ def _held_out_constant(target: Path, split: str) -> list[str]:
 def _header(
     path: Path, channel: str | int | None, scene: int | str | None, headers: _HeaderTable
 ) -> _ChannelHeader:
-    header = headers.get((path, channel, scene))
+    key = (path, as_written(channel), as_written(scene))
+    header = headers.get(key)
     if header is None:
-        with open_image(path, scene=scene) as image:
-            channel_number = image.channel_index(channel)
+        with open_image(path, scene=key[2]) as image:
+            channel_number = image.channel_index(key[1])
             # A scene named by its name or by its number is the same image.
-            scene_number = (
-                image.scenes.index(scene) if scene in image.scenes else None if scene is None else int(scene)
-            )
+            scene_number = None if key[2] is None else image.scene_index(key[2])
             header = _ChannelHeader(
                 channel_number, image.shape, image.voxel_size, scene_number, len(image.scenes), image.times
             )
-        headers[path, channel, scene] = header
+        headers[key] = header
     return header
 
 

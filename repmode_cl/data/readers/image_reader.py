@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmode_cl.data.geometry import Box, VoxelSize
-from repmode_cl.data.readers.region import Region, find_channel
+from repmode_cl.data.readers.region import Region, find_channel, number_of
 from repmode_cl.errors import ImageError, did_you_mean
 
 __all__ = ["ImageReader", "SceneInfo", "BaseReader"]
@@ -69,7 +69,7 @@ class ImageReader(AbstractContextManager["ImageReader"]):
     scenes
         A name for each scene, at least one; an empty name becomes ``S<number>``.
     scene, t
-        The scene (number or name) and time point to read; None where there is only one, or to read only
+        The scene (as of `scene_index`) and time point to read; None where there is only one, or to read only
         headers.
 
     Raises
@@ -88,7 +88,7 @@ class ImageReader(AbstractContextManager["ImageReader"]):
         self._path = path
         self._scene_names = tuple(name or f"S{number}" for number, name in enumerate(scenes))
         self._headers: dict[int, SceneInfo] = {}
-        self._chosen_scene = None if scene is None else self._find_scene(scene)
+        self._chosen_scene = None if scene is None else self.scene_index(scene)
         self._chosen_time = t
         try:
             self._current = self._info(self._chosen_scene or 0)
@@ -173,6 +173,27 @@ class ImageReader(AbstractContextManager["ImageReader"]):
         """Return the number of a channel given by name, number, or (where there is only one) not at all."""
         return find_channel(channel, self.channel_names, self._path)
 
+    def scene_index(self, scene: int | str) -> int:
+        """Return the number of a scene: a text is its name, else its number; an `int` its number, else its name.
+
+        Raises
+        ------
+        ImageError
+            If there is no such scene; the message lists the scenes.
+        """
+        names = self._scene_names
+        if isinstance(scene, int) and 0 <= scene < len(names):
+            return scene
+        number = number_of(str(scene), names)
+        if number is None:
+            if str(scene) in names:
+                raise ImageError(
+                    f"{self._path}: several scenes are named {scene!r}; give the number instead; {self._list_scenes()}"
+                )
+            hint = did_you_mean(str(scene), names)
+            raise ImageError(f"{self._path}: there is no scene {scene}{hint}; {self._list_scenes()}")
+        return number
+
     def read(
         self,
         channel: int,
@@ -188,7 +209,7 @@ class ImageReader(AbstractContextManager["ImageReader"]):
             If there are several scenes or time points and none is named, there is no such channel, scene or time
             point, or the file is damaged or truncated.
         """
-        number = self._chosen_scene if scene is None else self._find_scene(scene)
+        number = self._chosen_scene if scene is None else self.scene_index(scene)
         if number is None:
             if len(self.scenes) > 1:
                 raise ImageError(
@@ -229,18 +250,6 @@ class ImageReader(AbstractContextManager["ImageReader"]):
         if scene not in self._headers:
             self._headers[scene] = self._describe(scene)
         return self._headers[scene]
-
-    def _find_scene(self, scene: int | str) -> int:
-        """Return a scene's number: by name first, as numbers may be names."""
-        names = self._scene_names
-        matching = [number for number, name in enumerate(names) if name == str(scene)]
-        if isinstance(scene, str) and len(matching) == 1:
-            return matching[0]
-        number = int(scene) if isinstance(scene, int) or (scene.isascii() and scene.isdigit()) else -1
-        if not 0 <= number < len(names):
-            hint = did_you_mean(scene, names) if isinstance(scene, str) else ""
-            raise ImageError(f"{self._path}: there is no scene {scene}{hint}; {self._list_scenes()}")
-        return number
 
     def _find_time(self, t: int | None, info: SceneInfo) -> int:
         if t is None and info.times > 1:

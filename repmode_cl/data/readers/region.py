@@ -9,7 +9,7 @@ from pathlib import Path
 from repmode_cl.data.geometry import Box, shape_text
 from repmode_cl.errors import ImageError, did_you_mean
 
-__all__ = ["Region", "find_channel"]
+__all__ = ["Region", "find_channel", "number_of"]
 
 Span = tuple[int, int | None]
 
@@ -84,10 +84,23 @@ class Region:
         return z.stop - z.start, y.stop - y.start, x.stop - x.start
 
 
-def find_channel(channel: str | int | None, names: Sequence[str], path: Path | str) -> int:
-    """Return the number of `channel` among `names`: a name first, then a number counted from 0.
+def number_of(text: str, names: Sequence[str]) -> int | None:
+    """Return the number of the channel or scene that a user means by `text`: a name first, then a number from 0.
 
-    A number that is out of range may still be a name, such as the wavelength "488".
+    None where there is neither, or where several have that name and the number is another's.
+    """
+    named = [number for number, name in enumerate(names) if name == text]
+    if len(named) == 1:
+        return named[0]
+    number = int(text) if text.isascii() and text.isdigit() else len(names)
+    return number if number < len(names) and (not named or number in named) else None
+
+
+def find_channel(channel: str | int | None, names: Sequence[str], path: Path | str) -> int:
+    """Return the number of `channel` among `names`.
+
+    A text is what a user typed: a name first, then a number counted from 0. An `int` is a number; one that is out of
+    range may still be a name, such as the wavelength 488.
 
     Raises
     ------
@@ -101,12 +114,11 @@ def find_channel(channel: str | int | None, names: Sequence[str], path: Path | s
         raise ImageError(f"{path}: no channel is named, and there are {len(names)}: {listed}; name one")
     if isinstance(channel, int) and 0 <= channel < len(names):
         return int(channel)
-    matches = [number for number, name in enumerate(names) if name == str(channel)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
+    found = number_of(str(channel), names)
+    if found is not None:
+        return found
+    if str(channel) in names:
         raise ImageError(f"{path}: several channels are named {channel!r}: {listed}; give the number instead")
-    if isinstance(channel, str) and channel.isascii() and channel.isdigit() and int(channel) < len(names):
-        return int(channel)
     hint = did_you_mean(str(channel), names)
-    raise ImageError(f"{path}: there is no channel {channel!r}{hint}; there are {listed}")
+    shown = channel if str(channel).isdecimal() else repr(channel)
+    raise ImageError(f"{path}: there is no channel {shown}{hint}; there are {listed}")

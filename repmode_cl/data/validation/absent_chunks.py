@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from repmode_cl.data.manifest import Row
+from repmode_cl.data.manifest import Row, as_written
 from repmode_cl.data.readers import Region, open_image
 from repmode_cl.errors import ImageError
 
@@ -55,8 +55,8 @@ def absent_chunks_notes(rows: Iterable[Row]) -> list[str]:
 
 class _Image(NamedTuple):
     path: Path
-    channel: str | int | None
-    scene: str | int | None
+    channel: str | None
+    scene: str | None
     t: int | None
     region: Region | None
 
@@ -69,4 +69,4 @@ def _images_in_folders(row: Row) -> Iterator[_Image]:
     ]
     for path, channel in columns:
         if path is not None and path.is_dir():
-            yield _Image(path, channel, row.scene, row.t, row.region)
+            yield _Image(path, as_written(channel), as_written(row.scene), row.t, row.region)

@@ -113,7 +113,7 @@ def _read_header(path: Path, scene: int | str | None) -> SceneHeader | str:
         with open_image(path, scene=scene) as image:
             number: int | None = 0
             if len(image.scenes) > 1:
-                number = None if scene is None else _scene_number(scene, image.scenes)
+                number = None if scene is None else image.scene_index(scene)
             return SceneHeader(
                 image.shape,
                 str(image.dtype),
@@ -125,8 +125,3 @@ def _read_header(path: Path, scene: int | str | None) -> SceneHeader | str:
             )
     except ImageError as error:
         return str(error)
-
-
-def _scene_number(scene: int | str, names: tuple[str, ...]) -> int:
-    """Return the number of a scene that the reader has opened, so that its name and its number mean the same."""
-    return names.index(scene) if isinstance(scene, str) and scene in names else int(scene)

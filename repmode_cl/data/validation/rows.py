@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from repmode_cl.data.geometry import VoxelSize, shape_text
-from repmode_cl.data.manifest import Problem, Row
+from repmode_cl.data.manifest import Problem, Row, as_written
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.data.readers import Region
 from repmode_cl.data.readers.region import find_channel
@@ -27,7 +27,7 @@ class ChannelImage:
     path: Path
     header: SceneHeader
     channel: int
-    scene: int | str | None
+    scene: str | None
     t: int
 
     @property
@@ -90,13 +90,13 @@ def inspect_rows(
     headers: HeaderTable = {}
     wanted: list[Source] = []
     for row in rows:
-        wanted += [(row.signal, row.scene), (row.target, row.scene)]
+        wanted += [(row.signal, as_written(row.scene)), (row.target, as_written(row.scene))]
         if row.mask is not None:
             wanted.append((row.mask, None))
     read_headers(wanted, headers, workers)
     # One mask may serve every scene and time point of an image: a row's scene is the mask's where that has several.
     with_scene = [
-        (row.mask, row.scene)
+        (row.mask, as_written(row.scene))
         for row in rows
         if row.mask is not None and row.scene is not None and _has_several(headers[row.mask, None])
     ]
@@ -117,12 +117,12 @@ def _inspect(
     def report(column: str, message: str) -> None:
         inspected.problems.append(Problem(row.number, column, message, kind="image"))
 
-    columns: list[tuple[str, Path, str | int | None]] = [
-        ("signal", row.signal, row.signal_channel),
-        ("target", row.target, row.target_channel),
+    columns: list[tuple[str, Path, str | None]] = [
+        ("signal", row.signal, as_written(row.signal_channel)),
+        ("target", row.target, as_written(row.target_channel)),
     ]
     if row.mask is not None:
-        columns.append(("mask", row.mask, row.mask_channel))
+        columns.append(("mask", row.mask, as_written(row.mask_channel)))
     for column, path, channel in columns:
         try:
             inspected.images[column] = _image(column, path, channel, row, headers)
@@ -146,10 +146,8 @@ def _inspect(
     return inspected
 
 
-def _image(
-    column: str, path: Path, channel: str | int | None, row: Row, headers: HeaderTable
-) -> ChannelImage:
-    scene, t = row.scene, row.t
+def _image(column: str, path: Path, channel: str | None, row: Row, headers: HeaderTable) -> ChannelImage:
+    scene, t = as_written(row.scene), row.t
     header = headers[path, None if column == "mask" else scene]
     if column == "mask":
         if scene is not None and _has_several(header):

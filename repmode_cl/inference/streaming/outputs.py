@@ -185,6 +185,15 @@ class _TemporaryVolume(RawVolume):
         self.path.unlink(missing_ok=True)
 
 
+def _rounding(light: np.dtype[Any], dtype: np.dtype[Any]) -> str:
+    """Return how numbers of the light's type change in another; nothing where it holds them all."""
+    if np.can_cast(light, dtype):
+        return ""
+    exact = 1 << (np.finfo(dtype).nmant + 1)
+    which = f" whole numbers above {exact}" if light.kind in "iu" else ""
+    return f",{which} rounded to {dtype}"
+
+
 def _light_channel(
     light: FileSource,
     dtype: np.dtype[Any],
@@ -201,7 +210,7 @@ def _light_channel(
         copy_resampled(_Stoppable(light, stopped), copy, 1, tile_bytes)
         source = copy
     if dtype.kind == "f" or np.can_cast(light_dtype, dtype):
-        return source, None, {"values": f"those of the input ({light_dtype})"}
+        return source, None, {"values": f"those of the input ({light_dtype}){_rounding(light_dtype, dtype)}"}
     low, high = math.inf, -math.inf
     for box in strips(source.shape):
         values = _Stoppable(source, stopped).read(box)
