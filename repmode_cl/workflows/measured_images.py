@@ -31,7 +31,7 @@ def refuse_other_images(
 ) -> None:
     """Refuse to show the figures of a finished evaluation or comparison for images that changed since.
 
-    A line says that nothing is measured anew.
+    A line says that nothing is measured again.
 
     Parameters
     ----------

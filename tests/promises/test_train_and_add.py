@@ -255,7 +255,7 @@ def test_sizes_beyond_the_memory_are_named(
 def test_the_folder_of_a_training_lies_next_to_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the model's folder is the current one, which has no name of its own."""
+    """Also where the model's folder is the current one, given as a point."""
     inner = tmp_path / "model" / "inner"
     inner.mkdir(parents=True)
     monkeypatch.chdir(inner.parent)

@@ -8,7 +8,7 @@ from repmode_cl.utils.memory import parameter_bytes
 
 
 def test_shared_tensors_count_once_and_counters_not() -> None:
-    """A layer under two names, as the first level of PIPO-FAN's pyramid has, next to one of its own."""
+    """A layer under two names, as the first level of PIPO-FAN's pyramid has, next to a norm that nothing shares."""
     first, own = nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4)
     network = nn.ModuleDict({"one": first, "again": first, "own": own})
     names = list(network.state_dict())
