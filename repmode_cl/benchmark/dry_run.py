@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from repmode_cl.benchmark.trials import threads_of_trial
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.data.manifest import read_manifest
+from repmode_cl.errors import ConfigError, counted
 from repmode_cl.scenarios import StreamVariant
 from repmode_cl.strategies.hooks import StrategyHooks
 from repmode_cl.strategies.multi_net import PlainNetworks
@@ -19,6 +21,7 @@ from repmode_cl.strategies.registry import base_key_of, strategy_class, strategy
 from repmode_cl.strategies.timing import time_training, windows_of_image
 from repmode_cl.training import budget_of_steps, resolve_precision
 from repmode_cl.utils.devices import resolve_device
+from repmode_cl.utils.environment import with_threads
 from repmode_cl.utils.progress import duration_text
 
 __all__ = ["DryRun", "estimate_run"]
@@ -33,20 +36,36 @@ class DryRun:
     lines
         One per stream and strategy: what it trains and about how long.
     seconds
-        Estimated seconds of all training and evaluation.
+        Estimated seconds of all training and evaluation, one trial after the other.
     of_strategies
         Title of a strategy -> its part of the seconds. A base that several share counts for the first.
+    jobs
+        Trials that would run at once.
+    threads
+        Threads of each trial; steps were timed with as many.
     """
 
     lines: tuple[str, ...]
     seconds: float
     of_strategies: Mapping[str, float] = field(default_factory=dict)
+    jobs: int = 1
+    threads: int = 1
 
     def __str__(self) -> str:
-        return "\n".join([*self.lines, f"about {duration_text(self.seconds)} in all; nothing was run"])
+        total = f"about {duration_text(self.seconds)} in all"
+        if self.jobs > 1:
+            total += f", {duration_text(self.seconds / self.jobs)} with {self.jobs} trials at once"
+        return "\n".join([*self.lines, f"{total}, {counted(self.threads, 'thread')} each; nothing was run"])
 
 
-def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun:
+def estimate_run(
+    config: Config,
+    streams: Mapping[str, StreamVariant],
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    scheduler: str | None = None,
+) -> DryRun:
     """Time a few steps of each kind of network on noise of the configured size, and multiply.
 
     Parameters
@@ -55,7 +74,27 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
         The benchmark's configuration.
     streams
         Streams by name.
+    jobs
+        Trials that would run at once, at most one for each trial.
+    threads
+        Threads of each trial; by default torch's, divided among `jobs`.
+    scheduler
+        Must be None: a cluster's machines are not timed.
+
+    Raises
+    ------
+    ConfigError
+        If a scheduler is given.
     """
+    if scheduler is not None:
+        raise ConfigError("a dry run times steps on this machine, not on a cluster's: leave out --scheduler")
+    threads = threads_of_trial(jobs) if threads is None else threads
+    jobs = min(jobs, len(config.strategies) * len(config.seeds) * len(streams))
+    with with_threads(threads):
+        return _estimate(config, streams, jobs, threads)
+
+
+def _estimate(config: Config, streams: Mapping[str, StreamVariant], jobs: int, threads: int) -> DryRun:
     windows = windows_of_image(config)
     timed: dict[tuple[object, ...], tuple[float, float]] = {}
     bases: set[tuple[str, tuple[str, ...]]] = set()
@@ -86,7 +125,7 @@ def estimate_run(config: Config, streams: Mapping[str, StreamVariant]) -> DryRun
             f"{config.training.batch_size} patches, {step_time:.2f} s a step: about {duration_text(seconds)}"
         )
         of_strategies[options.title] = seconds
-    return DryRun(tuple(lines), sum(of_strategies.values()), of_strategies)
+    return DryRun(tuple(lines), sum(of_strategies.values()), of_strategies, jobs, threads)
 
 
 def _stream_line(name: str, variant: StreamVariant) -> str:

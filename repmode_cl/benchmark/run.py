@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from repmode_cl.benchmark.check_strategies import check_strategies
 from repmode_cl.benchmark.dry_run import DryRun, estimate_run
 from repmode_cl.benchmark.executors.dask import DaskCluster
@@ -26,7 +24,13 @@ from repmode_cl.benchmark.resume import (
 )
 from repmode_cl.benchmark.run_images import run_images
 from repmode_cl.benchmark.shared_base import SharedBase
-from repmode_cl.benchmark.trials import BaseTrial, base_stream, collect_results, trials_of
+from repmode_cl.benchmark.trials import (
+    BaseTrial,
+    base_stream,
+    collect_results,
+    threads_of_trial,
+    trials_of,
+)
 from repmode_cl.benchmark.worker_context import WorkerContext
 from repmode_cl.config import Config
 from repmode_cl.config.comparison_schema import check_planned_streams
@@ -49,7 +53,6 @@ from repmode_cl.strategies.registry import base_key_of, code_digest, strategy_cl
 from repmode_cl.structures import check_new_structure_name
 from repmode_cl.training import refuse_distributed
 from repmode_cl.utils.locks import exclusive
-from repmode_cl.utils.process_pool import workers_here
 from repmode_cl.utils.progress import duration_text, report_line, task
 
 __all__ = ["run_benchmark", "TrialsFailedError"]
@@ -146,7 +149,7 @@ def run_benchmark(
     check_planned_streams(config.comparisons, streams)
     check_strategies(config, streams, rehearse_all=dry_run)
     if dry_run:
-        return estimate_run(config, streams)
+        return estimate_run(config, streams, jobs=jobs, threads=threads, scheduler=scheduler)
     refuse_distributed("a benchmark")
     folder = Path(config.output) / config.name
     check_not_started(folder, resume=resume)
@@ -171,12 +174,7 @@ def run_benchmark(
                 start(cluster.threads)
                 run.run_on(cluster)
         else:
-            trial_threads = _threads(
-                folder,
-                state,
-                threads,
-                lambda: torch.get_num_threads() if jobs == 1 else max(1, workers_here() // jobs),
-            )
+            trial_threads = _threads(folder, state, threads, lambda: threads_of_trial(jobs))
             context = start(trial_threads)
             if jobs == 1:
                 run.run_here(context)

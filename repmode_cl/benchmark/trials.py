@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from repmode_cl.benchmark.shared_base import base_folder
 from repmode_cl.config import Config
 from repmode_cl.errors import RepmodeError
@@ -17,8 +19,9 @@ from repmode_cl.results.results_table import Result, ResultsTable
 from repmode_cl.results.trial_record import OUTCOME, Trial, TrialOutcome, read_outcome
 from repmode_cl.scenarios import StreamVariant
 from repmode_cl.utils.atomic_files import sha256_file
+from repmode_cl.utils.process_pool import workers_here
 
-__all__ = ["trials_of", "BaseTrial", "base_stream", "collect_results"]
+__all__ = ["trials_of", "threads_of_trial", "BaseTrial", "base_stream", "collect_results"]
 
 
 class BaseTrial(NamedTuple):
@@ -49,6 +52,11 @@ def trials_of(config: Config, streams: Iterable[str]) -> list[Trial]:
         for stream in streams
         for options in config.strategies
     ]
+
+
+def threads_of_trial(jobs: int) -> int:
+    """Return how many threads each trial has, unless it is said: torch's, divided among `jobs` that run at once."""
+    return torch.get_num_threads() if jobs == 1 else max(1, workers_here() // jobs)
 
 
 def base_stream(streams: Mapping[str, StreamVariant], name: str) -> str:

@@ -291,6 +291,37 @@ def test_a_dry_run_counts_the_images_that_select(monkeypatch: pytest.MonkeyPatch
     assert seconds("known") == tests + validations * (2 + 3 + 4)
 
 
+def test_a_dry_run_times_the_threads_of_a_trial_and_divides_among_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[int] = []
+
+    def time_network(*_: object) -> tuple[float, float]:
+        threads.append(torch.get_num_threads())
+        return 1.0, 0.0
+
+    monkeypatch.setattr("repmode_cl.benchmark.dry_run._time_network", time_network)
+    monkeypatch.setattr("repmode_cl.benchmark.trials.workers_here", lambda: 6)
+    config = Config(
+        name="tiny", training=TRAINING, strategies=(StrategyConfig(name="fine_tuning"),), seeds=(0, 1)
+    )
+    streams = {"": StreamVariant(STREAM)}
+    before = torch.get_num_threads()
+    alone = estimate_run(config, streams, threads=3)
+    both = estimate_run(config, streams, jobs=2)
+    assert threads == [3, 3]
+    assert torch.get_num_threads() == before
+    assert alone.seconds == both.seconds == 2 * 12
+    assert str(alone).endswith("about 24 s in all, 3 threads each; nothing was run")
+    assert str(both).endswith(
+        "about 24 s in all, 12 s with 2 trials at once, 3 threads each; nothing was run"
+    )
+    # There are two trials: more cannot run at once.
+    assert estimate_run(config, streams, jobs=8, threads=1).jobs == 2
+    with pytest.raises(ConfigError, match="leave out --scheduler"):
+        estimate_run(config, streams, scheduler="tcp://node:8786")
+
+
 def test_a_dry_run_counts_windows_on_the_grid_of_the_network(tmp_path: Path) -> None:
     def windows(**data: Any) -> float:
         patch = PatchConfig(size=(8, 32, 32))

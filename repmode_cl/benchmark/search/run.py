@@ -90,7 +90,8 @@ def run_search(
     matching_strategies(plan)
     require_optuna()
     if dry_run:
-        return _estimate(plan)
+        timed = ("jobs", "threads", "scheduler")
+        return _estimate(plan, **{key: value for key, value in options.items() if key in timed})
     busy = f"another process is at work at {plan.folder} ({{holder}}): wait until it is done"
     lock = plan.folder / ".search.lock"
     _check_not_started(plan, resume=resume)
@@ -215,12 +216,12 @@ def _settings(plan: SearchPlan) -> list[tuple[str, str]]:
     ]
 
 
-def _estimate(plan: SearchPlan) -> DryRun:
+def _estimate(plan: SearchPlan, **options: Any) -> DryRun:
     """Return what all trials would take, with a line for each strategy."""
     streams = _streams(plan)
     run = plan.run({title: plan.examples(title) for title in plan.ranges})
     check_strategies(run, streams)
-    estimate = estimate_run(run, streams)
+    estimate = estimate_run(run, streams, **options)
     lines = [line for line in estimate.lines if line.startswith("stream")][: len(streams)]
     for title in plan.ranges:
         seconds = sum(estimate.of_strategies[trial_title(title, number)] for number in range(plan.trials))
@@ -230,7 +231,7 @@ def _estimate(plan: SearchPlan) -> DryRun:
         )
     total = len(plan.ranges) * plan.trials * len(plan.seeds) * len(streams)
     lines.append(f"{total} runs in {plan.folder}; chosen is the best {RULES[plan.search.rule]}")
-    return DryRun(tuple(lines), estimate.seconds, estimate.of_strategies)
+    return replace(estimate, lines=tuple(lines))
 
 
 def _range_text(plan: SearchPlan, title: str, key: str) -> str:
