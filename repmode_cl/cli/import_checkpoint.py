@@ -36,7 +36,7 @@ def checkpoint(
         typer.Option(
             "--structures",
             metavar="NAME,NAME,...",
-            help="Names of its tasks, in the order of the data sets that it was trained with.",
+            help="Names of its tasks, in the alphabetical order of their data sets' names, as its code has them.",
         ),
     ],
     voxel_size: Annotated[

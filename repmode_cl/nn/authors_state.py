@@ -59,7 +59,7 @@ def network_of_authors_state(
         raise ModelError(
             f"the checkpoint has {counted(tasks, 'task')}, and {counted(len(structures), 'structure')} "
             f"{'is' if len(structures) == 1 else 'are'} named ({', '.join(structures)}): name one for each task, in "
-            "the order of the data sets that it was trained with (adopted_datasets in its options)"
+            "the alphabetical order of their data sets' names (adopted_datasets in its options, sorted)"
         )
     _check_pools(state)
     with uninitialised_weights():

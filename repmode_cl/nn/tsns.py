@@ -156,9 +156,13 @@ class ConditionalNormBlock(StructurePart):
             self.own[arrival.name] = _OwnValues(torch.zeros_like(self.affine.bias))
 
     def begin_as(self, name: str, embedding: Tensor) -> None:
-        """Set the own scale and shift of `name` to the mean of what the affine layer makes of `embedding`, (N, d)."""
+        """Set the own scale and shift of `name` to the mean of what the affine layer makes of `embedding`, (N, d).
+
+        Without rows, where there is no base, they are the affine layer's bias: 1 and 0.
+        """
         with torch.no_grad():
-            cast(_OwnValues, self.own[name]).values.copy_(self.affine(embedding).mean(0))
+            start = self.affine(embedding).mean(0) if len(embedding) else self.affine.bias
+            cast(_OwnValues, self.own[name]).values.copy_(start)
 
     def forward(self, x: Tensor, context: _Embedded) -> Tensor:
         """(N, C_in, Z, Y, X) -> (N, C_out, Z, Y, X)."""

@@ -12,7 +12,7 @@ from repmode_cl.errors import ModelError, StructureError
 from repmode_cl.model import Model
 from repmode_cl.nn.authors_state import network_of_authors_state
 from repmode_cl.store.authors_checkpoint import read_authors_state
-from repmode_cl.structures import check_structure_name
+from repmode_cl.structures import DATASET_NAMES, check_structure_name
 from repmode_cl.utils.atomic_files import sha256_file
 
 __all__ = ["AUTHORS_RECIPE", "AUTHORS_VOXEL_SIZE", "AUTHORS_WINDOW", "import_checkpoint"]
@@ -44,7 +44,8 @@ def import_checkpoint(
     out
         Folder of the model: a new or an empty one.
     structures
-        Names of the tasks, in the order of the data sets that they trained with.
+        Names of the tasks, in their order. The authors' code sorts its data sets by name, so that the twelve of the
+        collection are `TWELVE_STRUCTURES`, in that order.
     voxel_size
         um (z, y, x) of the grid that it was trained on; None keeps each image's.
     window
@@ -60,7 +61,8 @@ def import_checkpoint(
     ModelError
         If the file is no such checkpoint, or `out` exists and is not an empty folder.
     StructureError
-        If a name cannot be one of a structure, or stands there twice.
+        If a name cannot be one of a structure, or stands there twice, or known ones are not in the order of their data
+        sets.
 
     Notes
     -----
@@ -73,6 +75,7 @@ def import_checkpoint(
     names = [check_structure_name(name) for name in structures]
     if len(set(names)) < len(names):
         raise StructureError(f"a structure is named twice: {', '.join(names)}")
+    _check_order(names)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists already: give a new folder")
     state, size = read_authors_state(file)
@@ -103,6 +106,20 @@ def import_checkpoint(
         )
     except ModelError as error:
         raise ModelError(f"{file} cannot become a model: {error}") from error
+
+
+def _check_order(names: Sequence[str]) -> None:
+    """Refuse an order in which the authors' code cannot have numbered its tasks: each would get another's gates."""
+    known = [name for name in names if name in DATASET_NAMES or name in DATASET_NAMES.values()]
+    ordered = sorted(known, key=lambda name: DATASET_NAMES.get(name, name))
+    if known != ordered:
+        right = ", ".join(
+            f"{name} ({DATASET_NAMES[name]})" if name in DATASET_NAMES else name for name in ordered
+        )
+        raise StructureError(
+            f"the structures are named in the order {', '.join(known)}, and the authors' code numbers its tasks in the "
+            f"alphabetical order of their data sets: {right}; name them in that order"
+        )
 
 
 def _training_voxels() -> dict[str, Any]:

@@ -365,8 +365,9 @@ def test_volumes_are_stored_in_float32(image: tuple[np.ndarray, Path], tmp_path:
     assert paths["auto"] != paths["float32"]
 
 
-def test_the_configuration_of_the_paper_sets_all_switches() -> None:
-    paper, ours = load_config("paper"), Config(name="x", training=TrainingConfig(steps=1))
+@pytest.mark.parametrize("name", ["paper", "paper_table1"])
+def test_the_configurations_of_the_paper_set_all_switches(name: str) -> None:
+    paper, ours = load_config(name), Config(name="x", training=TrainingConfig(steps=1))
     assert (paper.data.preprocessing.normalise, paper.data.preprocessing.storage) == (
         "before_resampling",
         "float32",

@@ -7,6 +7,7 @@ import zipfile
 from collections import OrderedDict
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,22 +16,29 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.data.voxel_size_check import check_voxel_size, trained_voxels
 from repmode_cl.errors import ImageError, ModelError, StructureError
+from repmode_cl.export.export_structure import export_structure
+from repmode_cl.export.volumes import ParityVolume
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.nn.authors_state import network_of_authors_state
 from repmode_cl.store import authors_checkpoint
 from repmode_cl.workflows.import_checkpoint import import_checkpoint
 
-TASKS = ("mitochondria", "dna", "nucleolus")
+TASKS = ("dna", "nucleolus", "mitochondria")
 SMALL = {"voxel_size": None, "window": (16, 16, 16)}
 
 
-def authors_state(width=2, depth=4, tasks=3, seed=0):
-    """A state dict with the names and shapes of the authors' network, written out here from their public code."""
+def authors_state(width=2, depth=4, tasks=3, seed=0, forged=False):
+    """A state dict with the names and shapes of the authors' network, written out here from their public code.
+
+    Those of a forged one are views of a single number, which a file holds once.
+    """
     generator = torch.Generator().manual_seed(seed)
     state = OrderedDict()
 
     def drawn(*shape):
+        if forged:
+            return torch.zeros(1).expand(shape)
         return torch.randn(shape, generator=generator) * 0.2
 
     def norm(name, channels):
@@ -124,7 +132,7 @@ def checkpoint(state):
     optimizer.step()
     return {
         "nn_module": "RepMode",
-        "opts": argparse.Namespace(adopted_datasets=["tom20", "dna", "fibrillarin"], gpu_ids=-1, lr=1e-4),
+        "opts": argparse.Namespace(adopted_datasets=["dna", "fibrillarin", "tom20"], gpu_ids=-1, lr=1e-4),
         "nn_state": state,
         "optimizer_state": optimizer.state_dict(),
         "count_iter": 12,
@@ -193,13 +201,47 @@ def test_a_file_becomes_a_model_that_verifies_predicts_and_grows(tmp_path, kind)
     assert model.preprocessing["before_resampling"] is True
     volume = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
     expected = reference(state, torch.from_numpy(volume).double()[None, None], 1, 2)[0, 0]
-    found = model.predict(volume, "dna")
+    found = model.predict(volume, "nucleolus")
     assert np.allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
     network = model.network()
     network.add_structure("golgi", AdditionSpec(), seed=0)
     model.add("golgi", network)
     assert Model.open(tmp_path / "model").verify().ok
-    assert np.array_equal(Model.open(tmp_path / "model").predict(volume, "dna"), found)
+    assert np.array_equal(Model.open(tmp_path / "model").predict(volume, "nucleolus"), found)
+
+
+def test_a_model_of_a_file_is_exported(tmp_path):
+    state = authors_state(depth=1)
+    model = import_checkpoint(saved(tmp_path, state), tmp_path / "model", TASKS, **SMALL)
+    values = np.random.default_rng(0).normal(size=(10, 11, 12)).astype(np.float32)
+    path = tmp_path / "nucleolus.onnx"
+    export_structure(model, "nucleolus", path, "onnx", ParityVolume("cells.tif", False, values, values))
+    x = np.random.default_rng(1).normal(size=(1, 1, 8, 10, 12)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    [there] = session.run(None, {"transmitted_light": x})
+    expected = reference(state, torch.from_numpy(x).double(), TASKS.index("nucleolus"), 1)
+    assert np.allclose(there, expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            "nucleolus,dna,mitochondria",
+            "in the order nucleolus, dna, mitochondria, and the authors' code numbers its tasks in the alphabetical "
+            "order of their data sets: dna (dna), nucleolus (fibrillarin), mitochondria (tom20)",
+        ),
+        # A name that is not of their collection says nothing of its place.
+        ("tom20,mine,dna", "the alphabetical order of their data sets: dna (dna), tom20"),
+    ],
+)
+def test_structures_in_an_order_that_their_code_cannot_have_are_refused(tmp_path, names, message):
+    file = saved(tmp_path, checkpoint(authors_state(depth=1)))
+    arguments = ["import", "checkpoint", str(file), str(tmp_path / "model"), "--structures", names]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "model").exists()
 
 
 def test_by_the_command(tmp_path):
@@ -353,19 +395,27 @@ def test_a_file_cut_short_is_refused(tmp_path, part):
 
 
 def test_tensors_larger_than_the_file_are_refused_before_memory_is_taken(tmp_path):
-    state = authors_state(depth=1)
-    wide = 1 << 15  # 2.7e11 numbers in the first kernels alone, were they there
-    for name, tensor in authors_state(depth=1, width=1).items():
-        shape = [
-            wide if size == 1 and axis < 2 and tensor.ndim > 3 else size
-            for axis, size in enumerate(tensor.shape)
-        ]
-        state[name] = tensor.flatten()[:1].expand(shape) if tensor.is_floating_point() else tensor
-    with pytest.raises(ModelError, match=r"is torch.float32|more than its file"):
+    state = authors_state(width=1 << 15, depth=1, forged=True)  # 1.3e11 numbers in a kernel, were they there
+    with pytest.raises(ModelError, match="more than its file"):
         import_checkpoint(saved(tmp_path, state), tmp_path / "model", TASKS, **SMALL)
     state = authors_state(depth=2)
     with pytest.raises(ModelError, match="more than its file"):
         network_of_authors_state(state, TASKS, sum(t.numel() for t in state.values()))
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
+    file = saved(tmp_path, authors_state(depth=1))
+    rows, larger = b"K\x05K\x03\x86", b"M\xff\x7fK\x03\x86"  # (5, 3) of the last gate, and (32767, 3)
+    changed = []
+
+    def forge(data):
+        changed.append(data.count(rows))
+        return data.replace(rows, larger)
+
+    with pytest.raises(ModelError, match="storage that is not resizable"):
+        import_checkpoint(rewritten(file, forge), tmp_path / "model", TASKS, **SMALL)
+    assert changed == [1]
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(

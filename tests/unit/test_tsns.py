@@ -118,6 +118,17 @@ def test_an_addition_begins_with_the_mean_of_the_bases_scales_and_shifts() -> No
     assert 2 * (32 + 64 + 128 + 256 + 512 + 2 * (32 + 64 + 128 + 256)) == 3_904
 
 
+@pytest.mark.parametrize("condition", ["scales", "code"])
+def test_a_structure_may_be_the_first(condition: Literal["scales", "code"]) -> None:
+    network = TSNs(Architecture(width=2, depth=1, experts=("conv3",)), 3, condition=condition)
+    network.add_structure("golgi", seed=1)
+    for key, values in network.state_dict().items():
+        if key.endswith(".own.golgi.values") and condition == "scales":
+            half = len(values) // 2
+            assert values.tolist() == [1.0] * half + [0.0] * half
+    assert network(torch.randn(1, 1, 4, 4, 4), "golgi").isfinite().all()
+
+
 def test_a_trained_code_is_all_that_an_addition_owns_besides_its_last_layer() -> None:
     network = network_of(condition="code")
     assert list(network.state_dict()) == list(network_of().state_dict())  # the base is the same
