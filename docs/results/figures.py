@@ -7,8 +7,10 @@ predictions, which are not in this folder: it is drawn where RUN, a run of `tabl
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -41,6 +43,13 @@ NEVER_FORGET = {
     "lora_k3_rank32_from_best": ("LoRA, rank 32", "#8e5ea2", True),
 }
 
+#: Study of the paper's tables -> the title of its panel.
+PAPER_STUDIES = {
+    "table1": "Table 1: all twelve at once",
+    "table1_incremental": "its systems frozen, eight added",
+    "table2": "Table 2: ablations",
+}
+
 #: Structures of the paper's Figure 6, and of its Figure 7.
 GATES_SHOWN = ("cell_membrane", "mitochondria", "nucleolus", "nuclear_envelope")
 COMPARED = ("microtubule", "actin_filament", "dna")
@@ -71,10 +80,55 @@ def main(run: str | None = None) -> None:
     )
     draw_twelve_structures()
     draw_never_forget()
+    draw_paper_tables()
     if (GATES_FILE).exists():
         draw_gates()
     if run is not None:
         draw_side_by_side(Path(run))
+
+
+def draw_paper_tables() -> None:
+    """Write ``paper_tables.svg``: R2 of every system of the paper's Tables 1 and 2, each seed, and in the paper."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
+    for axis, (study, title) in zip(axes, PAPER_STUDIES.items(), strict=True):
+        of_system: dict[str, dict[int, list[float]]] = {}
+        for file in sorted((HERE / study).glob("seed_*/results.csv")):
+            rows = ResultsTable.read(file).rows
+            last = max(row.step for row in rows)
+            for row in rows:
+                if row.metric == "r2" and row.step == last:
+                    of_system.setdefault(row.strategy, {}).setdefault(row.seed, []).append(row.value)
+        seeds = {name: [float(np.mean(found)) for found in by.values()] for name, by in of_system.items()}
+        ordered = sorted(seeds, key=lambda name: float(np.mean(seeds[name])))
+        with (HERE / study / "paper.csv").open(encoding="utf-8", newline="") as file:
+            paper = {row["strategy"]: row for row in csv.DictReader(file) if row["structure"] == "all"}
+        for place, name in enumerate(ordered):
+            ours = paper[name]["system"] in ("RepMode", "Original")
+            colour = "#0b6e75" if ours else "#6b7785"
+            axis.plot(seeds[name], [place] * len(seeds[name]), "|", color=colour, markersize=7)
+            axis.plot(np.mean(seeds[name]), place, "o", color=colour, markersize=6)
+            if study != "table1_incremental":
+                axis.plot(float(paper[name]["paper_r2"]), place, "D", color="#b9770e", fillstyle="none")
+        axis.set_yticks(range(len(ordered)), [_system_label(paper[name]) for name in ordered], fontsize=8)
+        axis.set(title=title, xlabel="mean R2 of the twelve")
+        axis.set_xlim(0, 0.5)
+        axis.grid(alpha=0.25, axis="x")
+    axes[0].legend(
+        [plt.Line2D([], [], color="#b9770e", marker="D", linestyle="", fillstyle="none")],
+        ["in the paper"],
+        frameon=False,
+        loc="upper left",
+    )
+    figure.savefig(HERE / "paper_tables.svg", metadata={"Date": None})
+
+
+def _system_label(row: Mapping[str, str]) -> str:
+    """Return the system's name in the paper, with its kernel or setting where there are two of it."""
+    name, title = row["system"], row["strategy"]
+    for part, label in (("_k3", ", 3"), ("_k5", ", 5"), ("_small", ", small"), ("_best", ", best")):
+        if part in title:
+            return name + label
+    return name
 
 
 def draw_gates() -> None:

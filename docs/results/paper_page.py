@@ -1,5 +1,6 @@
 """Make the tables of paper.md from the configurations and the results here: ``python docs/results/paper_page.py``.
 
+Each study's ``paper.csv`` (every structure, with intervals of each improvement) and ``paper_orders.csv`` are made too.
 A study that has been run has a folder here with its results.csv, or with a folder for each seed that holds one; rows
 of a study that has neither say so.
 """
@@ -15,6 +16,7 @@ from typing import Any
 from repmode_cl.config import load_config
 from repmode_cl.data.pipeline import available_structures
 from repmode_cl.evaluation.performance_matrix import relative_improvement
+from repmode_cl.report.tables.csv_latex import to_csv
 from repmode_cl.report.tables.paper_comparison import improvement_text, order_lines, order_table, paper_table
 from repmode_cl.report.tables.paper_figures import PAPER_METRICS, paper_tables, systems_of_run
 from repmode_cl.results import ResultsTable
@@ -76,6 +78,20 @@ def results_of(name: str) -> ResultsTable | None:
         for row in ResultsTable.read(path):
             results.append(*row)
     return results
+
+
+def study_tables(name: str) -> dict[Path, str]:
+    """Return the text of a study's ``paper.csv`` and ``paper_orders.csv``; none of a study that was not run."""
+    info, results = study(name)
+    if results is None:
+        return {}
+    run = sorted({row.seed for row in results})
+    tables = {"paper": paper_table(results, info), "paper_orders": order_table(results, info)}
+    return {
+        HERE / name / f"{table}.csv": to_csv([_without_interval(row, run) for row in rows])
+        for table, rows in tables.items()
+        if rows
+    }
 
 
 def study_lines(name: str) -> list[str]:
@@ -207,3 +223,6 @@ def updated(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for one in STUDIES:
+        for path, text in study_tables(one).items():
+            path.write_text(text, encoding="utf-8")

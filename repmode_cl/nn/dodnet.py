@@ -8,14 +8,15 @@ The paper's rival on the plain U-Net. For a sample of structure k with bottlenec
 
 with ``theta = (W_1, W_2, W_3, b_1, b_2, b_3)``, in this order. The decoder's last layer (K x K x K) is left out.
 
-From the authors' code: the one-hot code, its concatenation with the pooled features, a controller that is one linear
-layer without activation, the order of its outputs, the 8 channels, and a head with biases and without activation at
-its end. Theirs is another backbone, with residual blocks, group norm, added skips and two output channels (organ and
-tumour), trained on dice and cross entropy. Chosen here: the backbone of the comparison, one output channel, that
-the pooled features and the decoder's are taken after the backbone's batch norm and ReLU, in place of theirs, and that W
-is stored times C and reads the pooled features over C. That is the same function; but those features are not negative,
-and a step of Adam moves each weight by as much: it would move a generated number by C times what a step of its bias
-does, and in twenty steps the ReLUs of the head are dead.
+From the authors' code (github.com/jianpengz/DoDNet, a_DynConv/unet3D_DynConv882.py, a33de2a): the one-hot code, its
+concatenation with the pooled features, a controller that is one linear layer without activation, the order of its
+outputs, the 8 channels, and a head with biases and without activation at its end. Theirs is another backbone, with
+residual blocks, group norm, added skips and two output channels (organ and tumour), trained on dice and cross entropy.
+Chosen here: the backbone of the comparison, one output channel, that the pooled features and the decoder's are taken
+after the backbone's batch norm and ReLU, in place of theirs, and that W is stored times C and reads the pooled features
+over C. That is the same function; but those features are not negative, and a step of Adam moves each weight by as much:
+it would move a generated number by C times what a step of its bias does, and in twenty steps the ReLUs of the head are
+dead.
 
 The one-hot's columns of the controller are the only parameters of a structure: a vector of 153 numbers.
 """

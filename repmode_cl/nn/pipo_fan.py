@@ -12,14 +12,15 @@ structure, with bias, and ``up`` trilinear to the size of the image. The residua
 ReLU, conv, norm, ReLU, conv] and [norm, ReLU, conv 1 x 1 x 1]; the fusion net g, one for all maps, is [norm, ReLU,
 conv 1 x 1 x 1, norm, ReLU, conv K x K x K] of one channel, with biases.
 
-From the authors' code: the pooled inputs and the one stem for all, the residual blocks, that both paths to a level
-have the same number of convolutions, the output branches, and the fusion net with average plus maximum. Known of
-RepMode's adaptation: a Multi-Head network plus the pyramid. Chosen here, in 3D: the first level of the backbone's
-encoder is the stem; its batch norms have running statistics for each level, because pooled images are smoother, and one
-set for all is right for none of them; the backbone's own blocks, resampling and skips otherwise; that a structure's
-maps are of one channel, and those of other structures are not computed (in place of the target adaptive loss); one
-loss, of the fused map, in one stage (theirs: the five maps first, with deep supervision, then the fusion on top). The
-strategy's option `deep_supervision` adds the mean loss of the maps (`PIPOFAN.predict_maps`).
+From the authors' code (github.com/DIAL-RPI/PIPO-FAN, model/concave_dps_w.py): the pooled inputs and the one stem for
+all, the residual blocks, that both paths to a level have the same number of convolutions, the output branches, and the
+fusion net with average plus maximum. Known of RepMode's adaptation: a Multi-Head network plus the pyramid. Chosen here,
+in 3D: the first level of the backbone's encoder is the stem; its batch norms have running statistics for each level,
+because pooled images are smoother, and one set for all is right for none of them; the backbone's own blocks, resampling
+and skips otherwise; that a structure's maps are of one channel, and those of other structures are not computed (in
+place of the target adaptive loss); one loss, of the fused map, in one stage (theirs: the five maps first, with deep
+supervision, then the fusion on top). The strategy's option `deep_supervision` adds the mean loss of the maps
+(`PIPOFAN.predict_maps`).
 
 A structure owns its 1 x 1 x 1 convolutions: 165 numbers at the paper's width and depth.
 """

@@ -9,17 +9,17 @@ The paper's rival on the plain U-Net. The code z_k of the structure that came as
 The linear layers are equalised: weights are drawn from N(0, 1) and multiplied by sqrt(2 / inputs) at each call. Biases
 begin at zero, those of gamma at one. Instance norm has no parameters and no running statistics.
 
-From the authors' code: the codes, the embedding, the conditional block, and where it stands: 1 x 1 x 1 blocks with
-bias on each output of the encoder before it enters the decoder (the four skips and the deepest one), and in place of
-each convolution of the decoder. The encoder is not conditioned and keeps its batch norm. Known of RepMode's
-adaptation: a last layer for each structure, where the original has one of 21 channels for all. Chosen here: the
-backbone's encoder, up layers and K x K x K kernels (theirs is a ResNet-18 in 2D with bilinear upsampling), mixed
-batches and one rate (they train task after task, the encoder at a lower rate), and what a structure owns that is added
-to the frozen network: gamma and beta of every conditional block in place of a code, which begin as the means of the
-base's (1,952 channels at the paper's width, so 3,904 numbers), and its last layer. The next code would do nothing
-while the embedding is frozen. With ``condition="code"`` a code is trained in place of scales and shifts (d numbers),
-from the mean of the base's codes: only the embedding is between it and the layers. The bias of the 1 x 1 x 1 blocks has
-no effect, because the norm after it subtracts it; it is kept as the original has it.
+From the authors' code (github.com/GuoleiSun/TSNs, model.py): the codes, the embedding, the conditional block, and where
+it stands: 1 x 1 x 1 blocks with bias on each output of the encoder before it enters the decoder (the four skips and the
+deepest one), and in place of each convolution of the decoder. The encoder is not conditioned and keeps its batch norm.
+Known of RepMode's adaptation: a last layer for each structure, where the original has one of 21 channels for all.
+Chosen here: the backbone's encoder, up layers and K x K x K kernels (theirs is a ResNet-18 in 2D with bilinear
+upsampling), mixed batches and one rate (they train task after task, the encoder at a lower rate), and what a structure
+owns that is added to the frozen network: gamma and beta of every conditional block in place of a code, which begin as
+the means of the base's (1,952 channels at the paper's width, so 3,904 numbers), and its last layer. The next code would
+do nothing while the embedding is frozen. With ``condition="code"`` a code is trained in place of scales and shifts (d
+numbers), from the mean of the base's codes: only the embedding is between it and the layers. The bias of the 1 x 1 x 1
+blocks has no effect, because the norm after it subtracts it; it is kept as the original has it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import re
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +41,18 @@ def script() -> ModuleType:
     return module
 
 
+def numbers_of(text: str) -> dict[tuple[int, str], float]:
+    """Return the numbers of a CSV by line and column; what is no number is part of its key."""
+    found = {}
+    for line, row in enumerate(csv.DictReader(io.StringIO(text))):
+        for key, value in row.items():
+            try:
+                found[line, key] = float(value)
+            except ValueError:
+                found[line, f"{key}: {value}"] = 0.0
+    return found
+
+
 def rows_of(page: str, name: str) -> list[list[str]]:
     """Return the cells of a table's rows, without its head."""
     part = page[page.index(f"<!-- {name}:") :]
@@ -48,6 +62,26 @@ def rows_of(page: str, name: str) -> list[list[str]]:
 
 def test_the_page_is_what_its_script_makes(page: str) -> None:
     assert script().updated(page) == page
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_structures_improvements_are_those_of_the_results(name: str) -> None:
+    tables = script().study_tables(name)
+    assert {path.name for path in tables} >= {"paper.csv"}
+    for path, text in tables.items():
+        # Another processor sums in another order.
+        assert numbers_of(path.read_text(encoding="utf-8")) == pytest.approx(numbers_of(text), nan_ok=True)
+    rows = list(csv.DictReader(io.StringIO(tables[FOLDER / name / "paper.csv"])))
+    structures = {row.structure for row in ResultsTable.read(next((FOLDER / name).rglob("results.csv")))}
+    assert {row["structure"] for row in rows} <= {"all", *structures}
+    # Six seeds allow an interval, fewer do not.
+    many = max(int(row["seeds"]) for row in rows) >= 6
+    for metric in ("mse", "mae", "r2"):
+        given = [row for row in rows if row[f"improvement_{metric}"] and row["strategy"] != row["reference"]]
+        assert given
+        # Of R2 there is none where a drawn reference is not above 0.
+        known = [bool(row[f"improvement_{metric}_low"]) for row in given]
+        assert (any if metric == "r2" else all)(known) == many
 
 
 @pytest.mark.parametrize("name", STUDIES)
