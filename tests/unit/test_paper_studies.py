@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 
 from repmode_cl.benchmark.search.plan import plan_search
@@ -72,6 +75,32 @@ def test_each_system_gets_the_same_search_on_other_cells(name: str) -> None:
     assert not set(tuning.seeds) & set(study.seeds)
     for section in ("network", "patch", "training"):
         assert getattr(tuning, section) == getattr(study, section)
+
+
+@pytest.mark.parametrize(
+    ("name", "edges"),
+    [
+        ("table1", {"condnet_k5_joint"}),
+        ("table1_incremental", {"condnet_k3", "tgnet_k3"}),
+    ],
+)
+def test_every_systems_rate_is_the_best_of_its_trials_and_lies_between_two_others(
+    name: str, edges: set[str]
+) -> None:
+    trials: dict[str, dict[float, float]] = {}
+    file = Path(__file__).parents[2] / "docs" / "results" / f"tuning_{name}" / "trials.csv"
+    with file.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            if row["made"] != "before a correction":
+                trials.setdefault(row["strategy"], {})[float(row["learning_rate"])] = float(row["mean"])
+    for one in load_config(name).strategies:
+        found = trials[one.title]
+        rate = one.base_learning_rate if one.name == "multi_head" else one.learning_rate
+        assert rate is not None
+        best = max(found, key=lambda value: found[value])
+        # What the page says of those at an edge: there is nothing to gain beyond it.
+        assert found[best] - found[rate] <= (0.0025 if one.title in edges else 0)
+        assert (best in (min(found), max(found))) == (one.title in edges), one.title
 
 
 @pytest.mark.parametrize("name", ["table1", "table1_incremental"])
