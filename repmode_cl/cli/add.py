@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repmode_cl.cli.options import (
-    AS_BASE,
     BatchSizeOption,
     Blocks,
     DeviceOption,
@@ -61,7 +60,7 @@ def add(
     setting: Annotated[
         Setting | None,
         typer.Option(
-            help="small, the default: low-rank experts, a ninth of the bytes of a plain network or less; best: conv3 "
+            help="small, the default: low-rank experts, an eighth of the bytes of a plain network or less; best: conv3 "
             "experts, as many bytes as one. Each brings its learning rate. What stands below changes it; without "
             f"--setting, it starts from the paper's kind. {_AS_REPLACED}"
         ),
@@ -87,7 +86,8 @@ def add(
     resampling: Annotated[
         LayerSource | None,
         typer.Option(
-            help=f"Down and up layers: own copies (by default), or the base's, frozen. {_AS_REPLACED}"
+            help="Down and up layers: own copies, or the base's, frozen. By default the base's with small, own "
+            f"copies with best and without a setting. {_AS_REPLACED}"
         ),
     ] = None,
     gate: Annotated[
@@ -115,7 +115,10 @@ def add(
             "a setting; with a kind of your own, chance is.",
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help=f"Optimiser steps; {AS_BASE}")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimiser steps; by default training.steps of the base's configuration."),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the images, in place of steps.")
     ] = None,

@@ -80,7 +80,7 @@ def bench(
 
       repmode-cl bench quickstart
 
-      repmode-cl bench my.yaml --set training.steps=300 --set seeds=[0,1,2]
+      repmode-cl bench my.yaml --set training.steps=300 --set "seeds=[0,1,2]"
 
       repmode-cl bench my.yaml --dry-run
 

@@ -46,7 +46,10 @@ def serve(
         str, typer.Option(metavar="SIZE", help="Most to hold of all images and results together.")
     ] = "20GiB",
     keep: Annotated[
-        float, typer.Option(metavar="MINUTES", min=1, help="Delete an image so long after its last use.")
+        float,
+        typer.Option(
+            metavar="MINUTES", min=1, help="Minutes after its last use at which an image is deleted."
+        ),
     ] = 60.0,
     device: DeviceOption = "auto",
 ) -> None:
