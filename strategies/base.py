@@ -26,6 +26,7 @@ from repmode_cl.config import InferenceConfig, TrainingConfig
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.errors import ConfigError
 from repmode_cl.nn.mode_block import fuse_under_autocast
+from repmode_cl.nn.multi_head_unet import MultiHeadUNet
 from repmode_cl.nn.unet import checkpoint_activations
 from repmode_cl.scenarios import LabelledBatches, StructureStream
 from repmode_cl.strategies.evaluation import EvaluationMixin
@@ -197,11 +198,7 @@ class StructureStrategy(EvaluationMixin):
             else resolve_device(device or self.training_config.device)
         )
         self._check_criterion(criterion)
-        if self.ranks.world > 1 and not self.distributes:
-            raise ConfigError(
-                f"{type(self).__name__} adds earlier patches to a batch, which several processes cannot share: train "
-                f"it in one process (found {self.ranks.world})"
-            )
+        self._check_ranks(model)
         if evaluator is None:
             evaluator = EvaluationPlugin(loggers=[SilentLogger()] if self.ranks.first else [])
         super().__init__(
@@ -390,6 +387,22 @@ class StructureStrategy(EvaluationMixin):
                 f"experience {number} ({', '.join(stream.experiences[number])}): {source} step(s), and the stream has "
                 f"{len(stream.patches[number])} patches, which are {steps} step(s) of {self.train_mb_size}: make the "
                 f"stream with patches={expected * self.train_mb_size}, or give train_epochs instead of steps"
+            )
+
+    def _check_ranks(self, network: nn.Module) -> None:
+        """Refuse several processes where their shares of a batch cannot be put together."""
+        if self.ranks.world == 1:
+            return
+        alone = f"train it in one process (found {self.ranks.world})"
+        if not self.distributes:
+            raise ConfigError(
+                f"{type(self).__name__} adds earlier patches to a batch, which several processes cannot share: {alone}"
+            )
+        if isinstance(network, MultiHeadUNet) and network.head_kind == "decoder":
+            # Norms of the joint batch are computed together: every process must call each of them.
+            raise ConfigError(
+                f"{type(self).__name__} gives each structure a decoder with its own batch norms, and several processes "
+                f"cannot share those of a structure that is not in every share of a batch: {alone}, or take head: last"
             )
 
     def _check_criterion(self, criterion: Any) -> None:

@@ -49,7 +49,7 @@ class StrategyHooks:
         never change.
     distributes
         Whether several processes can train together: whether each of them computes its share of what the strategy
-        adds to a batch.
+        adds to a batch. Networks with a decoder for each structure cannot be trained so either.
     predicts_unseen
         Whether it predicts a structure before that is learned. The networks of this package have no output for one by
         design, so forward transfer in the sense of figures before training is not defined for them.

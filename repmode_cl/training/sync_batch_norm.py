@@ -5,6 +5,7 @@ torch's SyncBatchNorm computes on GPUs only; this one computes wherever the proc
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -60,6 +61,14 @@ class SyncBatchNorm3d(nn.BatchNorm3d):
         self.num_batches_tracked = norm.num_batches_tracked
         self.train(norm.training)
         self._ranks = ranks
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.BatchNorm3d:
+        """Return a copy that no process is needed for, torch's own: fused networks copy norms to predict with them."""
+        copied = nn.BatchNorm3d(self.num_features, self.eps, self.momentum)
+        copied.weight, copied.bias = copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo)
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(copied, name, copy.deepcopy(getattr(self, name), memo))
+        return copied.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, Z, Y, X), in training by the statistics of the joint batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from repmode_cl import __version__
 from repmode_cl.benchmark import run_benchmark
 from repmode_cl.config import DataConfig, StreamConfig
 from repmode_cl.config.load import dump_config
+from repmode_cl.config.strategy_schema import STRATEGY_NAMES
 from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
 from repmode_cl.training import Ranks, process_group, refuse_distributed
@@ -135,6 +137,74 @@ def test_a_failure_of_the_first_process_ends_the_others() -> None:
     assert message == "process 1 ends, because process 0 ended with FileNotFoundError: no such manifest"
     assert second.returncode == 1
     assert float(seconds) < 60
+
+
+# -- every strategy ---------------------------------------------------------------------------------------------
+
+#: Strategies that several processes cannot train together, whose refusal says so.
+REFUSED = {"replay", "a_gem", "cumulative", "der_pp", "multi_head", "frozen_trunk", "warm_copy-decoder"}
+#: Strategy, or label of one with options -> its name and options.
+EVERY = {name: (name, {}) for name in STRATEGY_NAMES} | {
+    "multi_head-last": ("multi_head", {"head": "last"}),
+    "frozen_trunk-last": ("frozen_trunk", {"head": "last"}),
+    "warm_copy-decoder": ("warm_copy", {"of": "multi_head"}),
+    "warm_copy-last": ("warm_copy", {"of": "multi_head", "head": "last"}),
+    "experts_frozen-small": ("experts_frozen", {"setting": "small"}),
+}
+
+LEARNING = """
+import json, sys
+from pathlib import Path
+import torch
+from repmode_cl.errors import ConfigError
+from repmode_cl.training import process_group
+from tiny_strategies import TRAINING, configured, learn, make_samples
+
+every, folder, out = sys.argv[1:]
+training = TRAINING.model_copy(update={"batch_size": 4, "validate_every": 4})
+found = {}
+with process_group("cpu") as (ranks, _):
+    samples = ranks.from_first(lambda: make_samples(Path(folder)))
+    for label, (name, options) in json.loads(every).items():
+        try:
+            strategy = configured(name, samples, training=training, ranks=ranks, **options)
+        except ConfigError as error:
+            found[label] = str(error)
+            continue
+        learn(strategy)
+        figures = [value for row in strategy.figures.values() for value in row.values()]
+        found[label] = {"weights": strategy.network.state_dict(), "figures": torch.tensor(figures)}
+    torch.save(found, f"{out}.{ranks.world}.{ranks.rank}")
+"""
+
+
+@pytest.mark.slow
+def test_every_strategy_learns_in_two_processes_or_refuses_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
+    for world in (1, 2):
+        (tmp_path / str(world)).mkdir()
+        arguments = (json.dumps(EVERY), str(tmp_path / str(world)), str(tmp_path / "out"))
+        for done in start(world, "-c", LEARNING, *arguments):
+            assert done.returncode == 0, done.stderr
+    alone, one, other = (
+        torch.load(tmp_path / f"out.{name}", weights_only=True) for name in ("1.0", "2.0", "2.1")
+    )
+    refused = {label for label, found in one.items() if isinstance(found, str)}
+    assert refused == REFUSED
+    assert all("train it in one process (found 2)" in one[label] for label in refused)
+    assert not any(isinstance(found, str) for found in alone.values())
+    for label in set(EVERY) - REFUSED:
+        weights, others = one[label]["weights"], other[label]["weights"]
+        assert set(weights) == set(others) == set(alone[label]["weights"]), label
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, others[name]), (label, name)
+        assert torch.isfinite(one[label]["figures"]).all(), label
+        # Rounding differs, and Adam makes steps of nearly nothing as long as others: so not weights, but what they do.
+        torch.testing.assert_close(
+            one[label]["figures"], alone[label]["figures"], rtol=0.1, atol=0.1, msg=label
+        )
 
 
 # -- a whole training -------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples, task_labels
 from repmode_cl.strategies import ExpertsFrozen, FineTuning, MultiNet, PlainNetworks, StructureStrategy
 from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
-from repmode_cl.training import patch_count
+from repmode_cl.training import Ranks, patch_count
 
 ARCHITECTURE = Architecture(width=4, depth=1, experts=("conv3", "conv1", "avg3"))
 BASE = ("dna", "cell_membrane")
@@ -101,6 +101,7 @@ def configured(
     seed: int = 0,
     training: TrainingConfig = TRAINING,
     foreground: float = 0.0,
+    ranks: Ranks | None = None,
     **options: Any,
 ) -> StructureStrategy:
     """Build a strategy as a benchmark does: from its section of a configuration."""
@@ -117,7 +118,7 @@ def configured(
             training, kind.steps_of(training, full, experiences, names, images), images
         ),
     )  # fmt: skip
-    return build_strategy(config, section, stream, seed)
+    return build_strategy(config, section, stream, seed, ranks=ranks)
 
 
 def learn(strategy: StructureStrategy, *numbers: int) -> StructureStrategy:
