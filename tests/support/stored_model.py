@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 
@@ -50,6 +52,43 @@ def make_model(path: Path) -> Path:
         liven(network, f".own.{name}.")
         model.add(name, network, metrics={"r2": 0.5})
     return path
+
+
+def make_kinds(path: Path) -> Path:
+    """Write a model of format 3: sigmoid gates, and one addition of each kind that earlier formats do not know."""
+    shape = Architecture(width=2, depth=1, experts=("conv3", "conv1", "avg3"), gating="sigmoid")
+    network = RepModeUNet(shape, ("dna", "cell_membrane"), seed=0)
+    liven(network)
+    model = Model.create(path, network.eval(), **PARTS)
+    _add_kinds(
+        model,
+        {
+            "nucleolus": AdditionSpec(expert="conv3", gate="outside", scale=True),
+            "tight_junction": AdditionSpec(expert="lowrank:2,1", resampling="base"),
+            "mitochondria": AdditionSpec(expert="conv1", blocks="decoder"),
+        },
+    )
+    return path
+
+
+def make_data_set(path: Path) -> Path:
+    """Write a model of format 4: it prepares images by mean and deviation of all training images together."""
+    recipe = PreprocessingRecipe(axes="xy", data_set=True, light=(1.5, 2.0))
+    model = Model.create(path, base_network(), **{**PARTS, "preprocessing": recipe.to_json()})
+    _add_kinds(model, {"nucleolus": AdditionSpec()})
+    return path
+
+
+def _add_kinds(model: Model, kinds: Mapping[str, AdditionSpec]) -> None:
+    for name, spec in kinds.items():
+        network = model.network()
+        network.add_structure(name, spec, seed=3)
+        liven(network, f".own.{name}.")
+        with torch.no_grad():
+            for key, tensor in network.state_dict().items():
+                if f".own.{name}." in key and ".expert" in key and not tensor.any():
+                    tensor.fill_(0.05)  # an expert outside the softmax starts at zero
+        model.add(name, network)
 
 
 def make_predictor(path: Path, voxel_size: tuple[float, ...], window: tuple[int, ...]) -> Model:
