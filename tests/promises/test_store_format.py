@@ -48,8 +48,9 @@ LIVE = {
     ),
 }
 #: Model directories as programs wrote them when their version was the present one, by `stored_model`: the first two by
-#: `make_model` (one of them all dead ReLUs), the others by `make_history`, `make_kinds` and `make_data_set`. Of each structure: the digest of its tensors,
-#: without the facts that its recorded digest covers too, mean and standard deviation of what it predicts of `image`.
+#: `make_model` (one of them all dead ReLUs), the others by `make_history`, `make_kinds` and `make_data_set`. Of each
+#: structure: the digest of its tensors, without the facts that its recorded digest covers too, mean and standard
+#: deviation of what it predicts of `image`.
 WRITTEN: dict[str, dict[str, tuple[str, float, float]]] = {
     "model-v1": {
         "dna": (
