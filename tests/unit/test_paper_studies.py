@@ -78,14 +78,15 @@ def test_each_system_gets_the_same_search_on_other_cells(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "edges"),
+    ("name", "edges", "steadier"),
     [
-        ("table1", {"condnet_k5_joint"}),
-        ("table1_incremental", {"condnet_k3", "tgnet_k3"}),
+        # PIPO-FAN with kernel 5 learns nothing in one seed of the study at its best rate, and takes half of it.
+        ("table1", {"condnet_k5_joint"}, {"pipo_fan_k5_joint": 2}),
+        ("table1_incremental", {"condnet_k3", "tgnet_k3"}, {}),
     ],
 )
 def test_every_systems_rate_is_the_best_of_its_trials_and_lies_between_two_others(
-    name: str, edges: set[str]
+    name: str, edges: set[str], steadier: dict[str, int]
 ) -> None:
     trials: dict[str, dict[float, float]] = {}
     file = Path(__file__).parents[2] / "docs" / "results" / f"tuning_{name}" / "trials.csv"
@@ -98,6 +99,9 @@ def test_every_systems_rate_is_the_best_of_its_trials_and_lies_between_two_other
         rate = one.base_learning_rate if one.name == "multi_head" else one.learning_rate
         assert rate is not None
         best = max(found, key=lambda value: found[value])
+        if one.title in steadier:
+            assert best == pytest.approx(rate * steadier[one.title])
+            continue
         # What the page says of those at an edge: there is nothing to gain beyond it.
         assert found[best] - found[rate] <= (0.0025 if one.title in edges else 0)
         assert (best in (min(found), max(found))) == (one.title in edges), one.title
