@@ -115,23 +115,7 @@ WRITTEN: dict[str, dict[str, tuple[str, float, float]]] = {
             0.218503,
         ),
     },
-    "model-v4": {
-        "dna": (
-            "9e06faee386b9f6a17493d47282282717adffc74ed777be43985b0a0e866448a",
-            -0.226770,
-            0.094131,
-        ),
-        "cell_membrane": (
-            "9e06faee386b9f6a17493d47282282717adffc74ed777be43985b0a0e866448a",
-            -0.183276,
-            0.062413,
-        ),
-        "nucleolus": (
-            "27793985e6aaec23f5418e8bc4611c84e4b66d9a56a73b1e629f77f78cd3ce10",
-            -0.255238,
-            0.105275,
-        ),
-    },
+    "model-v4": {name: LIVE[name] for name in ("dna", "cell_membrane", "nucleolus")},
 }
 
 
