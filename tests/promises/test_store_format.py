@@ -153,9 +153,8 @@ def test_the_first_change_upgrades_only_the_registry(version: str, tmp_path: Pat
     history, entries, kept = model.history, model.entries, model.kept
     model.add("golgi_apparatus", another(model, "golgi_apparatus", 0))
     again = Model.open(path)
-    newest = (
-        3 if version == "model-v3" else 2
-    )  # where kinds of additions are in it that version 2 does not know
+    # Version 3 where it holds kinds of additions that version 2 does not know.
+    newest = 3 if version == "model-v3" else 2
     assert json.loads((path / "registry.json").read_text())["version"] == newest
     assert again.history[:-1] == history
     assert [change.action for change in again.history][-1] == "add"
