@@ -39,7 +39,7 @@ from repmode_cl.data.sample import Sample, structure_digests
 from repmode_cl.errors import ConfigError, RepmodeError, counted
 from repmode_cl.evaluation.image_quality import check_measures
 from repmode_cl.report.page import build_report
-from repmode_cl.results.run_info import RunInfo, write_run_info
+from repmode_cl.results.run_info import RunInfo, stream_groups, write_run_info
 from repmode_cl.results.trial_record import (
     LOG,
     Trial,
@@ -73,8 +73,10 @@ class TrialsFailedError(RepmodeError):
     """
 
     def __init__(self, folder: Path, failed: Mapping[Trial, str]) -> None:
+        logs = {trial: folder / trial.folder / LOG for trial in failed}
+        # A trial whose base failed never began.
         lines = [
-            f"  {trial}: {message}\n    log: {folder / trial.folder / LOG}"
+            f"  {trial}: {message}" + (f"\n    log: {logs[trial]}" if logs[trial].exists() else "")
             for trial, message in failed.items()
         ]
         super().__init__(
@@ -146,7 +148,7 @@ def run_benchmark(
     if not resume:  # a run of an earlier version may have other names
         for name in {one for variant in streams.values() for names in variant.experiences for one in names}:
             check_new_structure_name(name)
-    check_planned_streams(config.comparisons, streams)
+    check_planned_streams(config.comparisons, stream_groups(streams).values())
     check_strategies(config, streams, rehearse_all=dry_run)
     if dry_run:
         return estimate_run(config, streams, jobs=jobs, threads=threads, scheduler=scheduler)

@@ -38,9 +38,11 @@ class RunImages:
     left_out: list[tuple[int, str]]
 
     def write_notes(self, folder: Path) -> None:
-        """Write ``notes.txt`` and ``left_out.csv`` of the run in `folder`, where there is something to write."""
+        """Write ``notes.txt`` and ``left_out.csv`` of the run in `folder`; without content they are removed."""
         if self.notes:
             write_text(folder / "notes.txt", "\n".join(self.notes) + "\n")
+        else:
+            (folder / "notes.txt").unlink(missing_ok=True)
         write_left_out(folder, self.left_out)
 
 

@@ -114,7 +114,10 @@ def compare(
     ] = None,
     network_rate: Annotated[
         float | None,
-        typer.Option(help="Largest learning rate of the separate network; that of adding by default."),
+        typer.Option(
+            help="Largest learning rate of the separate network; by default that of `experts_frozen` in the base's "
+            "configuration, or else the base's own."
+        ),
     ] = None,
     batch_size: BatchSizeOption = None,
     patch: PatchOption = None,

@@ -41,7 +41,7 @@ class PlannedComparison(FrozenModel):
     when: Literal["final", "learned"] = "final"
     """Which R2: after the last step, or of each structure just after it was learned."""
     first_stream: str | None = None
-    """The first strategy's stream, such as `images-1`; null takes all of the run."""
+    """The first strategy's stream, such as `images-1`; null takes all orders of the run, and is refused with others."""
     second_stream: str | None = None
     """The second strategy's stream; null takes `first_stream`."""
 
@@ -62,7 +62,7 @@ class PlannedComparison(FrozenModel):
 
     @property
     def streams(self) -> tuple[str | None, str | None]:
-        """Streams of the first and of the second; None stands for all of the run."""
+        """Streams of the first and of the second; None stands for all orders of the run."""
         return self.first_stream, self.first_stream if self.second_stream is None else self.second_stream
 
     @property
@@ -108,15 +108,28 @@ def check_planned(planned: Sequence[PlannedComparison], titles: Collection[str])
                 )
 
 
-def check_planned_streams(planned: Sequence[PlannedComparison], streams: Collection[str]) -> None:
-    """Refuse a plan that names a stream which the run does not have.
+def check_planned_streams(planned: Sequence[PlannedComparison], groups: Collection[Collection[str]]) -> None:
+    """Refuse a plan that names a stream which the run does not have, or none where it has several kinds of streams.
+
+    Parameters
+    ----------
+    planned
+        The comparisons.
+    groups
+        The run's streams, those together that are orders of one experiment.
 
     Raises
     ------
     RepmodeError
         With the streams that there are.
     """
+    streams = [name for group in groups for name in group]
     for place, one in enumerate(planned):
+        if one.first_stream is None and len(groups) > 1:
+            raise RepmodeError(
+                f"comparisons[{place}]: {one.text}: in which stream? The run has {', '.join(map(repr, streams))}, "
+                "which are not orders of one experiment and have no common mean: name one as first_stream"
+            )
         for stream in one.streams:
             if stream is not None and stream not in streams:
                 raise RepmodeError(

@@ -9,8 +9,9 @@ from repmode_cl.config.schema import Config
 
 __all__ = ["first_difference", "EXTENSION_KEYS", "RESULT_NEUTRAL_KEYS"]
 
-#: Keys that change no figure of a run: its folder, its name, the speed of cutting patches, what writes it down.
-RESULT_NEUTRAL_KEYS = frozenset({"name", "output", "loggers", "training.loader_workers"})
+#: Keys that change no figure of a run: its folder, its name, the speed of cutting patches, what writes it down, and
+#: where prepared images lie.
+RESULT_NEUTRAL_KEYS = frozenset({"name", "output", "loggers", "training.loader_workers", "data.cache"})
 
 #: Keys that add runs to a benchmark without changing the existing ones.
 EXTENSION_KEYS = frozenset({"seeds", "stream.order_seeds", "stream.images"})
@@ -18,6 +19,8 @@ EXTENSION_KEYS = frozenset({"seeds", "stream.order_seeds", "stream.images"})
 
 def first_difference(old: Config, new: Config, ignored: Collection[str] = RESULT_NEUTRAL_KEYS) -> str | None:
     """Name the first key, in alphabetical order, by which two configurations differ.
+
+    Where a manifest lies makes no difference: a project may be moved, and its images are compared by their digests.
 
     Parameters
     ----------
@@ -43,6 +46,7 @@ def first_difference(old: Config, new: Config, ignored: Collection[str] = RESULT
 
 def _values(config: Config, titles: Collection[str]) -> dict[str, Any]:
     values = config.model_dump(mode="json")
+    values["data"]["manifest"] = None if config.data.manifest is None else "a manifest"
     # With all defaults, so that writing out a default makes no difference.
     values["strategies"] = {one.title: dict(one) for one in config.strategies if one.title in titles}
     return values

@@ -67,4 +67,8 @@ class GrownModel(FrozenModel):
         values: dict[str, Any] = serialise(self)
         fields = type(self).model_fields
         defaults = {key for key in self.later_keys if getattr(self, key) == fields[key].default}
-        return {key: value for key, value in values.items() if key not in defaults}
+        return {key: value for key, value in values.items() if key not in defaults - self.always_written()}
+
+    def always_written(self) -> frozenset[str]:
+        """Return the keys that are written at their defaults too, because leaving them out means something else."""
+        return frozenset()

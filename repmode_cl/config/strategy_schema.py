@@ -331,6 +331,10 @@ class StrategyConfig(GrownModel):
                     object.__setattr__(self, key, value)  # frozen, but not yet given away
         return self
 
+    def always_written(self) -> frozenset[str]:
+        """Return the keys that were given in place of what the setting says."""
+        return self.model_fields_set & frozenset(ADDITION_SETTINGS[self.setting] if self.setting else ())
+
     def fit_setting(self, *, width: int, depth: int) -> None:
         """Give the setting's expert the levels and channels of a network, where none was given in its place."""
         if self.setting is not None and "expert" not in self.model_fields_set:

@@ -174,13 +174,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for being several, so that all claims together hold at the level.
 
     Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 1979. NaN stays NaN and
-    is not counted.
+    is counted: a claim of which nothing can be said must not make the others easier.
     """
     corrected = [math.nan] * len(p_values)
     known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
     largest = 0.0
     for rank, (p, place) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
         corrected[place] = largest
     return corrected
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -113,7 +112,7 @@ def _check_out(out: Path, folders: Sequence[Path]) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     path = out / RUN_FILE
-    if not path.is_file() or "merged" not in json.loads(path.read_text(encoding="utf-8")):
+    if not path.is_file() or "merged" not in read_json(path, "remove the folder, or name another one"):
         raise RepmodeError(f"{out} holds something that was not merged: name a folder that is not there yet")
 
 

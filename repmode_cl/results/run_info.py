@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,30 @@ from repmode_cl.errors import RepmodeError
 from repmode_cl.results.trial_record import Trial, TrialOutcome
 from repmode_cl.utils.atomic_files import read_json, write_text
 
-__all__ = ["RunInfo", "read_recorded_info", "read_run_info", "write_run_info", "RUN_FILE", "VERSION"]
+__all__ = [
+    "RunInfo",
+    "read_recorded_info",
+    "read_run_info",
+    "stream_groups",
+    "write_run_info",
+    "RUN_FILE",
+    "VERSION",
+]
 
 #: Name of the file in a run's folder.
 RUN_FILE = "run.json"
 
 #: Newest form of run.json that is understood; files without "version" are of the first.
 VERSION = 2
+
+
+def stream_groups(streams: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the streams of a run that may be averaged, by what they have in common; see `RunInfo.stream_groups`."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for stream in streams:
+        name = re.sub(r"^order-\d+(-|$)", "", stream)
+        groups[name] = (*groups.get(name, ()), stream)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -144,11 +161,7 @@ class RunInfo:
         (`images-4`, `order-3-images-4`), or that are arranged by difficulty (`easiest-first`), are another one. A
         group is named by the name without the order, often ``""``.
         """
-        groups: dict[str, tuple[str, ...]] = {}
-        for stream in self.streams:
-            name = re.sub(r"^order-\d+(-|$)", "", stream)
-            groups[name] = (*groups.get(name, ()), stream)
-        return groups
+        return stream_groups(self.streams)
 
     @classmethod
     def of_run(

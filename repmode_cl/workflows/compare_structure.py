@@ -131,7 +131,7 @@ def compare_structure(
     restart
         Start again in a folder that holds a comparison.
     spec
-        What the addition gets; the default is the paper's conv3, with own norms and resampling layers.
+        What the addition gets, ``AdditionSpec()`` for the paper's conv3; ``None``: that of the setting ``small``.
     init_from
         What the addition starts from, as of `add_structure`: ``none``, ``best``, or a structure of the model. ``None``:
         ``best`` of a setting, ``none`` of a specification.
@@ -142,8 +142,9 @@ def compare_structure(
     learning_rate
         Peak rate of adding; ``None``: as `add_structure` chooses it.
     fine_tuning_rate, network_rate
-        Peak rates of the other two; ``None``: the base's for fine-tuning, that of adding for the separate network, as
-        in the shipped configurations: fresh weights bear, and need, a higher rate than trained ones.
+        Peak rates of the other two; ``None``: the base's for fine-tuning, and for the separate network that of adding
+        unless a setting gives it, which was chosen for what the setting trains: then the one that the base's
+        configuration names for additions, or else the base's.
     patch
         Voxels (z, y, x); ``None``: what the base was trained with.
     seed

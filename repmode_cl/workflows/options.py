@@ -110,7 +110,7 @@ class ComparisonOptions:
     kernel
         Edge of the separate network's kernels, 3 or 5.
     fine_tuning_rate, network_rate
-        Peak learning rates; ``None``: the base's for fine-tuning, that of adding for the separate network.
+        Peak learning rates; ``None``: as of `compare_structure`.
     """
 
     out: str | Path | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 import torch
 from tiny_run import SEED, changed, make_manifest
 from tiny_trials import FINE, MULTI, small
@@ -56,6 +58,25 @@ def test_a_failed_strategy_of_a_users_own_is_repaired(manifest: Path, tmp_path: 
         run_benchmark(repaired, resume=True)
     with pytest.raises(ConfigError, match="'Mine' must stay"):
         run_benchmark(changed(config, strategies=(MULTI,)), resume=True)
+
+
+def test_a_project_that_was_moved_is_resumed(manifest: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(manifest.parent, images, ignore=shutil.ignore_patterns("cache*", "tiny*"))
+    first = images / manifest.name
+    config = small(first, tmp_path, MULTI, order=("dna",))
+    folder = run_benchmark(config)
+    moved = images.rename(tmp_path / "moved") / manifest.name
+    again = changed(small(moved, tmp_path, MULTI, FINE, order=("dna",)), stream=config.stream)
+    assert run_benchmark(again, resume=True) == folder
+    assert ResultsTable.read(folder / "results.csv").strategies == ("multi_net_k3", "fine_tuning")
+    # Other images at the new place are noticed.
+    picture = next(moved.parent.glob("dna*.tif"))
+    tifffile.imwrite(
+        picture, tifffile.imread(picture) + 1, photometric="minisblack", metadata={"axes": "ZYX"}
+    )
+    with pytest.raises(ConfigError, match="images"):
+        run_benchmark(again, resume=True)
 
 
 def test_a_run_that_learned_nothing_binds_to_nothing(

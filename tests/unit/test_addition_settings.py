@@ -11,7 +11,7 @@ from tiny_addition import make_base
 from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
-from repmode_cl.config import Config, StrategyConfig, load_config
+from repmode_cl.config import Config, StrategyConfig, load_config, parse_config
 from repmode_cl.config.addition_settings import (
     ADDITION_SETTINGS,
     DEFAULT_SETTING,
@@ -19,6 +19,8 @@ from repmode_cl.config.addition_settings import (
     expert_of_setting,
     kind_of_setting,
 )
+from repmode_cl.config.load import dump_config
+from repmode_cl.config.search_schema import with_values
 from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture
@@ -79,6 +81,24 @@ def test_a_setting_fills_in_what_is_not_given_and_is_recorded() -> None:
     assert other.title == "experts_frozen_small_lowrank2"
     # What a run recorded before there were settings is written as it was.
     assert "setting" not in StrategyConfig(name="experts_frozen").model_dump()
+
+
+@pytest.mark.parametrize("setting", ["small", "best"])
+@pytest.mark.parametrize("key", ["expert", "resampling", "init_from", "learning_rate"])
+def test_what_is_given_in_place_of_the_settings_own_survives_writing(
+    setting: AdditionSetting, key: str
+) -> None:
+    """Also where it is what holds without a setting: left out, the setting would fill in its own."""
+    default = StrategyConfig.model_fields[key].default
+    given = {"name": "experts_frozen", "setting": setting, key: default}
+    config = load_config("quickstart").model_dump(mode="json", exclude={"strategies", "comparisons"})
+    read = Config.model_validate(config | {"strategies": [given]})
+    assert getattr(read.strategies[0], key) == default
+    again = parse_config(dump_config(read))
+    assert again == read
+    assert again.strategies[0].title == read.strategies[0].title
+    varied = with_values(read.strategies[0], {"gate_steps": 0.5}, None)
+    assert getattr(varied, key) == default
 
 
 def test_only_settings_that_there_are_and_only_of_additions() -> None:

@@ -158,6 +158,26 @@ def test_runs_of_different_experiments_are_not_merged(
     assert not (tmp_path / "both").exists()
 
 
+def test_where_manifest_and_prepared_images_lie_makes_no_other_experiment(done: Done, tmp_path: Path) -> None:
+    """Their digests, which run.json holds, say whether the images are the same."""
+    assert done.config.data.manifest is not None
+    moved = done.config.data.model_copy(
+        update={"manifest": "/elsewhere/manifest.csv", "cache": "/elsewhere/cache"}
+    )
+    out = merge_runs([done.folder, copy_of(done, tmp_path / "other", seed=7, data=moved)], tmp_path / "both")
+    assert read_run_info(out).seeds == (SEED, 7)
+    simulated = done.config.data.model_copy(update={"manifest": None})
+    with pytest.raises(RepmodeError, match=r"data\.manifest was 'a manifest' and is None now"):
+        merge_runs([done.folder, copy_of(done, tmp_path / "third", seed=8, data=simulated)], tmp_path / "all")
+
+
+def test_a_damaged_folder_is_not_written_over(done: Done, tmp_path: Path) -> None:
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "run.json").write_text('{"merged')
+    with pytest.raises(RepmodeError, match=r"run\.json: cannot be read .*name another one"):
+        merge_runs([done.folder, copy_of(done, tmp_path / "other", seed=7)], tmp_path / "both")
+
+
 def test_nothing_is_written_over(done: Done, tmp_path: Path) -> None:
     other = copy_of(done, tmp_path / "other", seed=7)
     with pytest.raises(RepmodeError, match="is one of the runs to merge"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from tabled_run import KINDS, luck, make
@@ -59,9 +60,15 @@ def test_ten_claims_at_most_and_none_twice():
 
 def test_a_stream_that_the_run_does_not_have_is_named():
     claim = PlannedComparison(first="ours", second="ours", first_stream="images-1", second_stream="images-3")
-    check_planned_streams([claim], ["images-1", "images-3"])
+    check_planned_streams([claim], [["images-1"], ["images-3"]])
     with pytest.raises(RepmodeError, match=r"comparisons\[0\]: the run has no stream 'images-3'"):
-        check_planned_streams([claim], ["images-1", "images-2"])
+        check_planned_streams([claim], [["images-1"], ["images-2"]])
+    everywhere = PlannedComparison(first="ours", second="multi")
+    check_planned_streams([everywhere], [["order-0", "order-1"]])
+    with pytest.raises(
+        RepmodeError, match=r"comparisons\[0\]: ours is ahead of multi: in which stream\?.*'images-2'"
+    ):
+        check_planned_streams([everywhere], [["images-1"], ["images-2"]])
 
 
 def test_run_info_keeps_the_plan_and_notices_a_change():
@@ -97,6 +104,15 @@ def test_claims_are_answered_by_paired_differences():
     assert learned["difference"] == pytest.approx(0.45 - 0.36)
 
 
+def test_a_rival_that_diverged_does_not_make_other_claims_easier():
+    claims = [{"first": "ours", "second": other} for other in ("multi", "fine", "joint")]
+    sound = rows_of(*make(range(8)), *claims)
+    nan = make(range(8), jitter=lambda title, seed, stream: math.nan if title in ("fine", "joint") else 0.0)
+    diverged = rows_of(*nan, *claims)
+    assert diverged[0]["p_holm"] == sound[0]["p_holm"] == pytest.approx(3 * 2 / 2**8)
+    assert [row["verdict"] for row in diverged[1:]] == ["open", "open"]
+
+
 def test_not_lower_needs_the_whole_interval():
     (strict,) = rows_of(*make(), {"first": "ours", "second": "joint", "claim": "not_lower", "margin": 0.05})
     assert strict["low"] == pytest.approx(-0.05)
@@ -112,6 +128,10 @@ def test_too_few_seeds_leave_a_claim_open():
     assert (row["verdict"], row["difference"]) == ("open", pytest.approx(0.05))
     (one,) = rows_of(*make(range(1)), {"first": "ours", "second": "joint", "claim": "not_lower"})
     assert one["verdict"] == "open"
+    # So is one that is not even the clearest: no outcome of five seeds could have held.
+    mixed = make(range(5), jitter=lambda title, seed, stream: 0.1 * (seed == 0) if title == "multi" else 0.0)
+    (unclear,) = rows_of(*mixed, {"first": "ours", "second": "multi"})
+    assert (unclear["verdict"], unclear["p"] > 0.1) == ("open", True)
     # Not finished at all.
     (none,) = rows_of(table, {**info, "finished": []}, {"first": "ours", "second": "multi"})
     assert (none["verdict"], none["seeds"], none["difference"]) == ("open", 0, None)

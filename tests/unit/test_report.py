@@ -16,10 +16,11 @@ from synthetic_run import FOUR, KINDS, make_run
 from repmode_cl.errors import RepmodeError
 from repmode_cl.report import budget_table, structure_table, to_csv
 from repmode_cl.report.page import build_report
+from repmode_cl.report.page.chart_data import matrices_over_seeds
 from repmode_cl.report.page.slices import png_data_uri
 from repmode_cl.report.page.svg import heat_style, nice_ticks
 from repmode_cl.report.page.volume_mosaics import volume_mosaics
-from repmode_cl.results import ResultsTable, read_run_info
+from repmode_cl.results import ResultsTable, read_run, read_run_info
 from repmode_cl.results.predictions import read_prediction
 from repmode_cl.structures import TWELVE_STRUCTURES
 from repmode_cl.utils.number_format import number
@@ -135,6 +136,11 @@ def test_a_diverged_strategy_still_gives_a_page(tmp_path):
     lines = [re.sub(r"(fine_tuning,0,2,\w+,(?:r2|mse|mae|pearson)),.*", r"\1,nan", line) for line in lines]
     (folder / "results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     Page(build_report(folder).read_text(encoding="utf-8"))
+    # Its mean over seeds is no number, as in the tables, and not that of the other seed.
+    matrix = matrices_over_seeds(read_run(folder), "", "r2")["fine_tuning"]
+    assert matrix.evaluated[2].all()
+    assert np.isnan(matrix.mean[2]).all()
+    assert np.isfinite(matrix.mean[1][matrix.evaluated[1]]).all()
 
 
 def charts_of(text, section, view=None):

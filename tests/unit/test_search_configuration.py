@@ -212,7 +212,22 @@ def test_a_study_elsewhere_takes_the_values_and_keeps_the_rest(tmp_path: Path) -
     assert plan_search(load_config("tuning_all")).search.rule == "end_by_group"
 
 
-def test_a_study_keeps_the_values_of_strategies_with_other_options_than_those_searched(tmp_path: Path) -> None:
+def test_what_a_study_plans_is_planned_of_the_strategies_with_their_new_titles(tmp_path: Path) -> None:
+    search = f"search: {{keys: {{{KEYS}, replay: {{buffer: [2, 4]}}}}}}\n"
+    text = f"{STUDY}comparisons: [{{first: ewc, second: replay}}]\n{search}"
+    plan = plan_search(parse_config(text, "my.yaml", [f"output={tmp_path}"]))
+    trials = {title: plan.combinations(title) for title in plan.ranges}
+    assert plan.run(trials).comparisons == ()  # the trials are not what was planned of
+    rows = [SearchRow(title, 1, f"{title}-001", trials[title][1], 0.5, chosen=True) for title in plan.ranges]
+    [path] = write_studies(plan, rows)
+    [claim] = load_config(path).comparisons
+    assert (claim.first, claim.second) == tuple(one.title for one in load_config(path).strategies)
+    assert claim.first == "ewc_strength10"
+
+
+def test_a_study_keeps_the_values_of_strategies_with_other_options_than_those_searched(
+    tmp_path: Path,
+) -> None:
     plan = plan_search(load_config("tuning", [f"output={tmp_path}", "search.study=all_strategies"]))
     assert {"experts_frozen", "multi_net_k3"} <= set(matching_strategies(plan)["study-all_strategies.yaml"])
     rows = [
@@ -220,7 +235,9 @@ def test_a_study_keeps_the_values_of_strategies_with_other_options_than_those_se
         for title in plan.ranges
     ]
     [path] = write_studies(plan, rows)
-    before, after = ({one.title: one for one in load_config(of).strategies} for of in ("all_strategies", path))
+    before, after = (
+        {one.title: one for one in load_config(of).strategies} for of in ("all_strategies", path)
+    )
     # What sees earlier additions, or has another expert, has other options than what is searched.
     for other in ("experts_frozen_all", "experts_frozen_lowrank4", "ewc_strength100000"):
         assert after[other] == before[other]

@@ -84,7 +84,8 @@ def test_the_interval_is_the_percentiles_of_resampled_seeds():
 
 def test_holms_correction_by_hand():
     # 0.01 * 3; 0.02 * 2 = 0.04; 0.03 * 1, not below the one before; NaN does not count.
-    assert holm([0.03, NAN, 0.01, 0.02])[0] == pytest.approx(0.04)
+    # What could not be tested stays one of the claims.
+    assert holm([0.03, NAN, 0.01, 0.02])[:1] == pytest.approx([0.06])
     assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert math.isnan(holm([NAN])[0])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from repmode_cl.benchmark.trials import BaseTrial
-from repmode_cl.results.trial_record import Trial, TrialOutcome
+from repmode_cl.results.trial_record import LOG, Trial, TrialOutcome
 
 __all__ = ["run_trials", "ScheduledTrial", "Executor", "TrialEnded", "RETRIES"]
 
@@ -89,10 +89,14 @@ def run_trials(
 
     while waiting or running:
         for job in list(waiting):
-            base_ready = True if job.needs is None else finished.get(job.needs)
-            if base_ready is False:
+            base_ready = job.needs is None or finished.get(job.needs)
+            if job.needs is not None and base_ready is False:
                 waiting.remove(job)
-                fail(job.trial, f"the base that it starts from failed ({job.needs})")
+                log = job.needs.folder / LOG
+                fail(
+                    job.trial,
+                    f"the base that it starts from failed ({job.needs}): {log} in the run's folder says why",
+                )
                 end(job.trial, success=False)
             elif base_ready and len(running) < executor.slots:
                 waiting.remove(job)

@@ -103,6 +103,7 @@ class SearchPlan:
             seeds=self.seeds,
             data=self.data,
             strategies=tuple(strategies),
+            comparisons=(),  # of the study, whose strategies the trials are not
             search=None,
         )
 

@@ -85,8 +85,14 @@ def write_studies(plan: SearchPlan, rows: Sequence[SearchRow]) -> list[Path]:
             for one in study.strategies
         ]
         strategies = _distinct(strategies, study.strategies)
+        # What was planned is planned of the same strategies, whose titles may name what was chosen.
+        titles = {old.title: new.title for old, new in zip(study.strategies, strategies, strict=True)}
+        planned = tuple(
+            one.model_copy(update={"first": titles[one.first], "second": titles[one.second]})
+            for one in study.comparisons
+        )
         values: dict[str, Any] = {key: getattr(before, key) for key in Config.model_fields}
-        text = dump_config(Config(**{**values, "strategies": tuple(strategies)}))
+        text = dump_config(Config(**{**values, "strategies": tuple(strategies), "comparisons": planned}))
         path = plan.folder / file
         comments = [
             *_header(plan, study.name, path),

@@ -59,7 +59,10 @@ class MatrixOverSeeds:
     structures
         Columns, in the order of the stream.
     mean, low, high
-        (number of steps, number of structures) float64; NaN where a structure was not evaluated.
+        (number of steps, number of structures) float64; NaN where a structure was not evaluated, and where that of a
+        seed is no finite number.
+    evaluated
+        (number of steps, number of structures) bool: where a structure was evaluated with a seed.
     forgotten
         For each structure what was forgotten, mean over seeds; 0 only where no seed forgot or gained anything,
         None for what cannot be forgotten yet.
@@ -70,6 +73,7 @@ class MatrixOverSeeds:
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    evaluated: NDArray[np.bool_]
     forgotten: tuple[float | None, ...]
 
     def points(self, structure: str) -> list[Point]:
@@ -91,18 +95,25 @@ def matrices_over_seeds(run: Run, stream: str, metric: str) -> dict[str, MatrixO
     experiences, structures = run.info.streams[stream], run.info.structures_of(stream)
     of_strategies = {}
     for title in run.info.strategies:
-        matrices = [
-            performance_matrix(run.results, title, metric, seed, experiences, stream)
+        rows_of_seeds = [
+            rows
             for seed in run.info.seeds
-            if run.results.select(strategy=title, stream=stream, seed=seed, metric=metric)
+            if (rows := run.results.select(strategy=title, stream=stream, seed=seed, metric=metric))
         ]
-        if not matrices:
+        if not rows_of_seeds:
             continue
+        matrices = [
+            performance_matrix(run.results, title, metric, rows[0].seed, experiences, stream)
+            for rows in rows_of_seeds
+        ]
         stack = np.full((len(matrices), len(experiences), len(structures)), math.nan)
-        for of_seed, matrix in zip(stack, matrices, strict=True):
+        evaluated = np.zeros(stack.shape, bool)
+        for place, (rows, matrix) in enumerate(zip(rows_of_seeds, matrices, strict=True)):
             for column, name in enumerate(matrix.structures):
-                of_seed[: len(matrix.values), structures.index(name)] = matrix.values[:, column]
-        evaluated = ~np.isnan(stack)
+                stack[place, : len(matrix.values), structures.index(name)] = matrix.values[:, column]
+            # Not by what is NaN: a seed that diverged makes the mean NaN, as in the tables.
+            for row in rows:
+                evaluated[place, row.step, structures.index(row.structure)] = True
         count = evaluated.sum(axis=0)
         mean = np.where(evaluated, stack, 0.0).sum(axis=0) / np.maximum(count, 1)
         of_strategies[title] = MatrixOverSeeds(
@@ -111,6 +122,7 @@ def matrices_over_seeds(run: Run, stream: str, metric: str) -> dict[str, MatrixO
             np.where(count > 0, mean, math.nan),
             np.where(count > 0, np.where(evaluated, stack, math.inf).min(axis=0), math.nan),
             np.where(count > 0, np.where(evaluated, stack, -math.inf).max(axis=0), math.nan),
+            count > 0,
             _forgotten(matrices, structures),
         )
     return of_strategies

@@ -189,9 +189,10 @@ def _heat_map(
     rows = []
     for step, names in enumerate(run.info.streams[stream]):
         cells = []
-        for mean, low, high in zip(matrix.mean[step], matrix.low[step], matrix.high[step], strict=True):
+        of_step = (matrix.mean[step], matrix.low[step], matrix.high[step], matrix.evaluated[step])
+        for mean, low, high, evaluated in zip(*of_step, strict=True):
             known = [] if math.isnan(mean) else [mean, low, high] if matrix.n_seeds > 1 else [mean]
-            text = number(float(mean), digits) if known else ""
+            text = number(float(mean), digits) if known else "nan" if evaluated else ""
             values = " ".join(f"{value:.5g}" for value in known)
             cells.append((text, heat_style(float(mean), *scale), values))
         rows.append((_step_label(names, step), tuple(cells)))

@@ -185,7 +185,8 @@ class _Budgets:
         return {
             "metric": self.metric,
             "multi_net": multi_net,
-            "target": _mean(reference),
+            # Of the seeds that the chosen budget has too: what it was judged by.
+            "target": best.target if best else _mean(reference),
             "target_steps": target_steps,
             "target_seconds": target_seconds,
             "reached_by": best and best.strategy,
