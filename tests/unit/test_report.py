@@ -133,7 +133,8 @@ def test_a_single_joint_step_has_no_forgetting_section(tmp_path):
 def test_a_diverged_strategy_still_gives_a_page(tmp_path):
     folder = make_run(tmp_path / "run", seeds=(0, 1))
     lines = (folder / "results.csv").read_text(encoding="utf-8").splitlines()
-    lines = [re.sub(r"(fine_tuning,0,2,\w+,(?:r2|mse|mae|pearson)),.*", r"\1,nan", line) for line in lines]
+    lines = [re.sub(r"(fine_tuning,,0,2,\w+,(?:r2|mse|mae|pearson)),.*", r"\1,nan", line) for line in lines]
+    assert sum(line.endswith(",nan") for line in lines) == 16
     (folder / "results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     Page(build_report(folder).read_text(encoding="utf-8"))
     # Its mean over seeds is no number, as in the tables, and not that of the other seed.
