@@ -221,7 +221,7 @@ def predict(
     from repmode_cl.inference.image_task import ImageTask, PredictionPlan
     from repmode_cl.inference.options import FAST_OVERLAP, PredictionOptions
     from repmode_cl.inference.output_paths import output_paths, refuse_inputs
-    from repmode_cl.inference.positions import PositionChoice, plan_positions, uses_positions
+    from repmode_cl.inference.positions import PositionChoice, fill_name, plan_positions, uses_positions
     from repmode_cl.inference.predict_files import expand_inputs, measure_light, output_names, predict_plan
     from repmode_cl.inference.prediction_table import check_prediction_table
     from repmode_cl.inference.provenance import input_name
@@ -267,15 +267,14 @@ def predict(
             "--scheduler predicts with what the model has, and makes no preview: leave out --pending and --preview"
         )
     if out is None:
-        inputs, outputs = expand_inputs(paths[:1]), [paths[1]]
+        inputs, outputs = expand_inputs(paths[:1]), []
         refuse_folder(inputs[0])  # before the name of the output is found wrong
         if len(inputs) > 1:
             raise RepmodeError(
                 f"{paths[0]}: {counted(len(inputs), 'image')} fit this pattern; give --out DIR for them"
             )
     else:
-        inputs = expand_inputs(paths)
-        outputs = []
+        inputs, outputs = expand_inputs(paths), []
     if uses_positions(inputs, choice):
         if imagej or preview is not None:
             raise RepmodeError(
@@ -286,7 +285,10 @@ def predict(
         outputs = [name for name, _ in plan.outputs()]
         out = out or paths[1]
     else:
-        outputs = outputs or output_names(inputs, out or "", names, stack=stack, imagej=imagej)
+        if out is None:
+            outputs = [fill_name(paths[1], inputs[0], choice)]
+        else:
+            outputs = output_names(inputs, out, names, stack=stack, imagej=imagej, choice=choice)
         tasks = [
             ImageTask(source, source, output, choice.scene, choice.one_t)
             for source, output in zip(inputs, outputs, strict=True)

@@ -112,6 +112,9 @@ class PredictionOptions:
         Discard an unfinished prediction of this output, also one with other settings.
     keep
         Do not predict again what was predicted already, by the same model from the same image with the same settings.
+    measured
+        With `keep` and `targets`: UUID and structure of each prediction whose figures are at hand; what is not among
+        them is predicted again. None keeps all.
     preview
         Called with a part of the image and its predictions, before the files are written: a large image's middle
         before the rest is predicted, a small image as a whole. `repmode_cl.workflows.preview_page.PreviewWriter`
@@ -154,6 +157,7 @@ class PredictionOptions:
     memory: int | None = None
     restart: bool = False
     keep: bool = False
+    measured: frozenset[tuple[str, str]] | None = None
     preview: Callable[[PreviewVolumes], object] | None = None
     networks: Mapping[str, Network] | None = None
     cluster: WindowCluster | None = None
@@ -246,6 +250,8 @@ class PredictedFile:
         file was there already.
     confidence
         What the confidence channel says, and on how many images it was calibrated; empty without one.
+    uuid
+        Identity of the file's content: image, model and settings. A part of a time series or plate has its own.
     """
 
     path: Path
@@ -261,6 +267,7 @@ class PredictedFile:
     verdict: Verdict | None = None
     unlike: ImageScore | None = None
     confidence: str = ""
+    uuid: str = ""
 
     @property
     def unlike_text(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,14 +132,14 @@ class PlanOutputs(AbstractContextManager["PlanOutputs"]):
 
     # -- what is there ----------------------------------------------------------------------------------------
 
-    def already_there(self, at_hand: Callable[[ImageTask], bool]) -> _Files:
+    def already_there(self, at_hand: Callable[[Sequence[PredictedFile]], bool]) -> _Files:
         """Return the records of the tasks of series and plates that an earlier call finished.
 
         Parameters
         ----------
         at_hand
-            Tells whether the figures of a task are known; where those of one are not, its series or plate is made
-            again.
+            Tells whether the figures of a task's files are known; where those of one are not, its series or plate is
+            made again.
         """
         if not self._keep:
             return {}
@@ -147,18 +147,27 @@ class PlanOutputs(AbstractContextManager["PlanOutputs"]):
         surveys: dict[ImageTask, _Survey | None] = {}
         for plate in self._plan.plates:
             tasks = [task for tasks in plate.tasks.values() for task in tasks]
-            if all(map(at_hand, tasks)) and any(path.exists() for path in self._paths(plate.output)):
+            if any(path.exists() for path in self._paths(plate.output)):
                 uuids = [self._uuids(tasks, surveys) for tasks in plate.tasks.values()]
-                known |= self._if_whole(plate, uuids, surveys)
+                if self._all_at_hand(tasks, surveys, at_hand):
+                    known |= self._if_whole(plate, uuids, surveys)
         for series in self._plan.series:
-            if (
-                not known.keys() & set(series.tasks)
-                and all(map(at_hand, series.tasks))
-                and any(path.exists() for path in self._paths(series.output))
+            if not known.keys() & set(series.tasks) and any(
+                path.exists() for path in self._paths(series.output)
             ):
                 uuids = [self._task_uuids(task, surveys) for task in series.tasks]
-                known |= self._if_whole(series, uuids, surveys)
+                if self._all_at_hand(series.tasks, surveys, at_hand):
+                    known |= self._if_whole(series, uuids, surveys)
         return known
+
+    @staticmethod
+    def _all_at_hand(
+        tasks: Iterable[ImageTask],
+        surveys: Mapping[ImageTask, _Survey | None],
+        at_hand: Callable[[Sequence[PredictedFile]], bool],
+    ) -> bool:
+        found = [surveys[task] for task in tasks]
+        return all(one is not None and at_hand(one.files) for one in found)
 
     def _if_whole(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,18 @@ from repmode_cl.data.readers import open_image
 from repmode_cl.data.readers.plate import Plate, read_plate
 from repmode_cl.errors import ImageError, RepmodeError, did_you_mean
 from repmode_cl.inference.image_task import ImageTask, PlateOutput, PredictionPlan, TimeSeries
-from repmode_cl.inference.provenance import input_name
-from repmode_cl.inference.writers import SUFFIXES, title_of
+from repmode_cl.inference.provenance import input_title
+from repmode_cl.inference.writers import SUFFIXES
 
-__all__ = ["ALL", "PositionChoice", "plan_positions", "uses_positions", "parts_folder"]
+__all__ = [
+    "ALL",
+    "PositionChoice",
+    "chosen_parts",
+    "fill_name",
+    "plan_positions",
+    "uses_positions",
+    "parts_folder",
+]
 
 #: Choice of all scenes, or of all time points.
 ALL = "all"
@@ -60,6 +68,57 @@ def parts_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
+#: What may stand in the name of an output, in braces.
+_PLACEHOLDERS = ("input", "scene", "t", "structure")
+
+
+def fill_name(name: str, source: Path | str, choice: PositionChoice, *, keep: Collection[str] = ()) -> str:
+    """Return the name of an output with what is known of its image in it.
+
+    Parameters
+    ----------
+    name
+        In which ``{input}``, ``{scene}``, ``{t}`` and ``{structure}`` may stand; the last one stays.
+    source
+        The image.
+    choice
+        The scene and the time point that are predicted of it.
+    keep
+        Placeholders that the caller fills.
+
+    Raises
+    ------
+    RepmodeError
+        If something else stands in braces, or a scene or time point that was not chosen.
+    """
+    given = {
+        "input": input_title(source),
+        "scene": None if choice.scene is None else _labels([str(choice.scene)])[0],
+        "t": choice.t,
+    }
+    for found in re.findall(r"\{(\w*)\}", name):
+        if found not in _PLACEHOLDERS:
+            raise RepmodeError(
+                f"{name}: {{{found}}} stands for nothing{did_you_mean(found, _PLACEHOLDERS)}: there are "
+                f"{', '.join(f'{{{one}}}' for one in _PLACEHOLDERS)}"
+            )
+        if found == "structure" or found in keep:
+            continue
+        if given[found] is None:
+            raise RepmodeError(
+                f"{name}: {{{found}}} stands for the {'scene' if found == 'scene' else 'time point'}, and none is "
+                f"chosen: add --{found}, or leave {{{found}}} out"
+            )
+        name = name.replace(f"{{{found}}}", str(given[found]))
+    return name
+
+
+def chosen_parts(choice: PositionChoice) -> str:
+    """Return what tells a chosen scene and time point apart in default names: ``_{scene}_t{t}``, as far as chosen."""
+    scene = "_{scene}" if choice.scene not in (None, ALL) else ""
+    return scene + ("_t{t}" if choice.one_t is not None else "")
+
+
 def uses_positions(sources: Sequence[Path | str], choice: PositionChoice) -> bool:
     """Tell whether more than one scene and time point of each source may be meant, or a field of a plate."""
     if ALL in (choice.scene, choice.t):
@@ -102,7 +161,7 @@ def plan_positions(
     RepmodeError
         If two images would be written to one file.
     """
-    names = _Names(out, structures, stack=stack, sources=len(sources))
+    names = _Names(out, structures, choice, stack=stack, sources=len(sources))
     tasks: list[ImageTask] = []
     series: list[TimeSeries] = []
     plates: list[PlateOutput] = []
@@ -118,7 +177,8 @@ def plan_positions(
         final = names.of_plate(source) if is_plate else ""
         fields: dict[str, str] = {}
         of_fields: dict[str, tuple[ImageTask, ...]] = {}
-        labels = _labels([position.place for position in positions])
+        named = [position.place or str(position.scene or 0) for position in positions]
+        labels = _labels(named)
         for position, label in zip(positions, labels, strict=True):
             if is_plate:
                 output = f"{final}.parts/{label}.ome.zarr"
@@ -210,8 +270,10 @@ def _labels(places: Sequence[str]) -> list[str]:
 class _Names:
     """Names of outputs, from what the caller gave."""
 
-    def __init__(self, out: str, structures: Sequence[str], *, stack: bool, sources: int) -> None:
-        self.out = out
+    def __init__(
+        self, out: str, structures: Sequence[str], choice: PositionChoice, *, stack: bool, sources: int
+    ) -> None:
+        self.out, self.choice = out, choice
         is_name = Path(out).suffix.lower() in SUFFIXES or "{" in out
         self._name = out if is_name else None
         self._what = "predicted" if stack else "{structure}"
@@ -243,24 +305,21 @@ class _Names:
         name = self._name or str(Path(self.out) / f"{{input}}_{self._what}.ome.zarr")
         if "{t}" in name:
             raise RepmodeError(f"{name}: a plate holds all time points; leave out {{t}}, or add {{scene}}")
-        return _filled(name, source)
+        return fill_name(name, source, self.choice)
 
     def of_position(self, source: Path | str, label: str, *, several: bool) -> str:
         """Return the name of a scene's output; ``{t}`` stays in it."""
         name = self._name
         if name is None:
-            middle = "_{scene}" if several else ""
+            middle = "_{scene}" if several and self.choice.scene == ALL else ""
+            middle += chosen_parts(self.choice)
             name = str(Path(self.out) / f"{{input}}{middle}_{self._what}.ome.tif")
         elif several and "{scene}" not in name:
             raise RepmodeError(
                 f"{name}: {source} holds several scenes, which need a file each; give a folder, or a name with "
                 f"{{scene}} in it such as {Path(name).with_name('{scene}_' + Path(name).name)}"
             )
-        return _filled(name, source).replace("{scene}", label)
-
-
-def _filled(name: str, source: Path | str) -> str:
-    return name.replace("{input}", title_of(Path(input_name(source))))
+        return fill_name(name, source, self.choice, keep=("scene", "t")).replace("{scene}", label)
 
 
 def _refuse_collisions(plan: PredictionPlan) -> None:

@@ -402,8 +402,7 @@ class FilePrediction:
         """
         with open_image(self.in_path, scene=self.options.scene, t=self.options.t) as image:
             plan = self._plan(image)
-        uuids = {path: prediction_uuid(plan.request, names) for path, names in self._contents.items()}
-        return uuids, self._files(plan, StreamingResult(), existed=True)
+        return self._uuids(plan), self._files(plan, StreamingResult(), existed=True)
 
     # -- planning -------------------------------------------------------------------------------------------
 
@@ -507,9 +506,21 @@ class FilePrediction:
         return () if note is None else (note,)
 
     def _is_done(self, plan: _ImagePlan) -> bool:
-        """Tell whether every output is there already."""
-        uuids = {path: prediction_uuid(plan.request, names) for path, names in self._contents.items()}
+        """Tell whether every output is there already, and its figures at hand where truth is given."""
+        uuids, measured = self._uuids(plan), self.options.measured
+        if measured is not None:
+            wanted = {
+                (uuids[path], name)
+                for path, names in self._contents.items()
+                for name in names
+                if name in plan.targets
+            }
+            if not wanted <= measured:
+                return False
         return are_predicted(uuids, self.in_path)
+
+    def _uuids(self, plan: _ImagePlan) -> dict[Path, str]:
+        return {path: prediction_uuid(plan.request, names) for path, names in self._contents.items()}
 
     def _preview_existing(self, plan: _ImagePlan) -> None:
         """Hand to the preview what the files that are there already hold, on the image's grid."""
@@ -711,7 +722,7 @@ class FilePrediction:
         self, plan: _ImagePlan, result: StreamingResult, *, existed: bool = False
     ) -> list[PredictedFile]:
         """Return the record of each structure's file."""
-        rescale = self.options.rescale
+        rescale, uuids = self.options.rescale, self._uuids(plan)
         seconds = time.perf_counter() - self._started
         return [
             PredictedFile(
@@ -728,6 +739,7 @@ class FilePrediction:
                 verdict=self.model.entries[name].verdict,
                 unlike=result.unlike.get(name),
                 confidence=confidence_text(self.model, name) if self.options.confidence else "",
+                uuid=uuids[path],
             )
             for path, names in self._contents.items()
             for name in names

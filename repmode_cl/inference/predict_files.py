@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +17,16 @@ from repmode_cl.inference.cluster import PredictionCluster
 from repmode_cl.inference.image_task import ImageOutcome, ImageTask, PredictionPlan
 from repmode_cl.inference.options import PredictedFile, PredictionOptions, network_precision
 from repmode_cl.inference.plan_outputs import PlanOutputs
+from repmode_cl.inference.positions import PositionChoice, chosen_parts, fill_name
 from repmode_cl.inference.predict_file import ComputedPrediction, FilePrediction, FusedNetworks
 from repmode_cl.inference.prediction_table import (
-    RowKey,
+    EarlierRows,
     check_prediction_table,
     read_prediction_table,
-    row_key,
     write_prediction_table,
 )
-from repmode_cl.inference.provenance import input_name
 from repmode_cl.inference.streaming.run import WritingBeside
-from repmode_cl.inference.writers import SUFFIXES, title_of
+from repmode_cl.inference.writers import SUFFIXES
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.background import working_behind
 from repmode_cl.utils.devices import resolve_device
@@ -77,6 +76,7 @@ def output_names(
     *,
     stack: bool,
     imagej: bool = False,
+    choice: PositionChoice | None = None,
 ) -> list[str]:
     """Return for each image the name of its outputs, in which ``{structure}`` may stand for each structure.
 
@@ -85,21 +85,23 @@ def output_names(
     inputs
         Images.
     out
-        A folder, whose files are ``<input>_<structure>.ome.tif`` (of a stack ``<input>_predicted.ome.tif``), or a name
-        with ``{input}`` in it.
+        A folder, whose files are ``<input>_<structure>.ome.tif`` (of a stack ``<input>_predicted.ome.tif``), with a
+        chosen scene and time point in between; or a name with ``{input}`` in it.
     structures
         Names.
     stack
         Whether one file holds all of them.
     imagej
         Whether files are ImageJ hyperstacks, whose names end in ``.tif``.
+    choice
+        The scene and the time point that are predicted of each.
 
     Raises
     ------
     RepmodeError
         If two images would be written to one file, or the name is that of a file and there are several images.
     """
-    text = str(out)
+    text, choice = str(out), choice or PositionChoice()
     if "{input}" not in text:
         if Path(text).suffix.lower() in SUFFIXES:
             raise RepmodeError(
@@ -107,10 +109,11 @@ def output_names(
                 f"{Path(text).with_name('{input}_' + Path(text).name)}"
             )
         suffix = ".tif" if imagej else ".ome.tif"
-        text = str(Path(text) / (("{input}_predicted" if stack else "{input}_{structure}") + suffix))
+        what = "predicted" if stack else "{structure}"
+        text = str(Path(text) / f"{{input}}{chosen_parts(choice)}_{what}{suffix}")
     if len(structures) > 1 and not stack and "{structure}" not in text:
         raise RepmodeError(f"{text}: several structures need a file each; put {{structure}} into the name")
-    names = [text.replace("{input}", title_of(Path(input_name(image)))) for image in inputs]
+    names = [fill_name(text, image, choice) for image in inputs]
     images: dict[str, Path | str] = {}
     for name, image in zip(names, inputs, strict=True):
         if name in images:
@@ -223,21 +226,20 @@ def predict_plan(
     options = replace(options, precision=network_precision(options.precision, device))
     networks = FusedNetworks(model, device, options.precision)
     keep = options.keep and not options.restart
-    earlier: Mapping[RowKey, Mapping[str, str]] = {}
+    earlier = EarlierRows()
     if table is not None:
         check_prediction_table(table)
         earlier = read_prediction_table(table)
     outcomes: dict[ImageTask, ImageOutcome] = {}
 
     targets = options.targets or {}
+    measured = earlier.measured(targets)
 
-    def at_hand(task: ImageTask) -> bool:
-        """Tell whether the earlier table has the figures that are wanted: of these targets and no others."""
-        rows = {name: earlier.get(row_key(_blank(task), name), {}) for name in targets}
-        return all(row.get("mse") and row.get("target") == str(targets[name]) for name, row in rows.items())
+    def at_hand(files: Sequence[PredictedFile]) -> bool:
+        return all((file.uuid, file.structure) in measured for file in files if file.structure in targets)
 
     def options_of(task: ImageTask) -> PredictionOptions:
-        return replace(options, scene=task.scene, t=task.t, networks=networks, keep=keep and at_hand(task))
+        return replace(options, scene=task.scene, t=task.t, networks=networks, keep=keep, measured=measured)
 
     def record(outcome: ImageOutcome, task: ImageTask) -> None:
         outcomes[task] = outcome
@@ -254,7 +256,8 @@ def predict_plan(
     def save() -> None:
         if table is not None:
             rows = [outcomes[task] for task in plan.tasks if task in outcomes]
-            write_prediction_table(table, rows, names, earlier, targets)
+            later = [_blank(task) for task in plan.tasks if task not in outcomes]
+            write_prediction_table(table, rows, names, earlier, targets, later)
 
     with PlanOutputs(model, structure, plan, options, keep=keep) as together:
         known = together.already_there(at_hand)

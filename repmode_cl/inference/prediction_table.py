@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from repmode_cl.errors import RepmodeError
@@ -14,8 +14,7 @@ from repmode_cl.utils.atomic_files import write_text
 
 __all__ = [
     "TABLE_COLUMNS",
-    "RowKey",
-    "row_key",
+    "EarlierRows",
     "check_prediction_table",
     "read_prediction_table",
     "write_prediction_table",
@@ -40,6 +39,7 @@ TABLE_COLUMNS = (
     "scene",
     "t",
     "target",
+    "prediction",
 )
 
 #: Columns of tables of the first version, with which those of all versions begin.
@@ -48,11 +48,61 @@ _FIRST_COLUMNS = TABLE_COLUMNS[:10]
 _METRICS = ("mse", "mae", "r2", "pearson")
 _UNLIKE = ("unlike", "unlike_score", "unlike_limit")
 
-#: Input, scene, time point and structure of a row, as text.
-RowKey = tuple[str, str, str, str]
+#: Columns that say which image and structure a row is of.
+_KEY = ("input", "scene", "t", "structure")
+#: Values of these, as text.
+_RowKey = tuple[str, str, str, str]
 
 
-def row_key(outcome: ImageOutcome, structure: str) -> RowKey:
+class EarlierRows:
+    """Rows of an earlier table: figures of what was predicted then.
+
+    Parameters
+    ----------
+    rows
+        Its rows, of whatever status.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, str]] = ()) -> None:
+        self._rows = [
+            row
+            for row in rows
+            if set(_FIRST_COLUMNS) <= set(row) and row["status"] in ("predicted", "already there")
+        ]
+        self._by_content = {(row.get("prediction", ""), row["structure"]): row for row in self._rows}
+
+    def of(self, file: PredictedFile) -> Mapping[str, str]:
+        """Return the row of the very prediction that a file holds; empty where there is none.
+
+        A table of the first versions does not say what a file held: there it is found by the file's name.
+        """
+        if row := self._by_content.get((file.uuid, file.structure)):
+            return row
+        named = [
+            row for row in self._rows if (row["output"], row["structure"]) == (str(file.path), file.structure)
+        ]
+        return named[-1] if named and "prediction" not in named[-1] else {}
+
+    def measured(self, targets: Mapping[str, str | int]) -> frozenset[tuple[str, str]]:
+        """Return UUID and structure of the predictions whose figures it has: of these targets and no others."""
+        return frozenset(
+            (content, name)
+            for (content, name), row in self._by_content.items()
+            if content and name in targets and row.get("mse") and row.get("target") == str(targets[name])
+        )
+
+    def besides(self, written: Collection[_RowKey], planned: Collection[_RowKey]) -> list[Mapping[str, str]]:
+        """Return the rows of planned images and structures of which nothing is written yet."""
+        keys = {key: row for row in self._rows if (key := _key_of(row)) in planned and key not in written}
+        return list(keys.values())
+
+
+def _key_of(row: Mapping[str, str]) -> _RowKey:
+    found, scene, t, structure = (row.get(column) or "" for column in _KEY)
+    return found, scene, t, structure
+
+
+def _row_key(outcome: ImageOutcome, structure: str) -> _RowKey:
     """Return what a row of an outcome is found by."""
     return str(outcome.source), outcome.place, "" if outcome.t is None else str(outcome.t), structure
 
@@ -80,25 +130,21 @@ def check_prediction_table(table: Path) -> None:
         )
 
 
-def read_prediction_table(table: Path) -> dict[RowKey, dict[str, str]]:
-    """Return the predicted rows of an earlier table, by what they are of; none if it is no such table."""
+def read_prediction_table(table: Path) -> EarlierRows:
+    """Return the predicted rows of an earlier table; none if it is no such table."""
     try:
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+        return EarlierRows(list(csv.DictReader(table.read_text(encoding="utf-8").splitlines())))
     except (OSError, ValueError, csv.Error):
-        return {}
-    return {
-        (row["input"], row.get("scene") or "", row.get("t") or "", row["structure"]): row
-        for row in rows
-        if set(_FIRST_COLUMNS) <= set(row) and row["status"] in ("predicted", "already there")
-    }
+        return EarlierRows()
 
 
 def write_prediction_table(
     table: Path,
     outcomes: Sequence[ImageOutcome],
     structures: Sequence[str],
-    earlier: Mapping[RowKey, Mapping[str, str]],
+    earlier: EarlierRows,
     targets: Mapping[str, str | int],
+    waiting: Sequence[ImageOutcome] = (),
 ) -> None:
     """Write the outcomes of images as CSV, one row for each image and structure, whole or not at all.
 
@@ -114,6 +160,8 @@ def write_prediction_table(
         Rows of an earlier call: figures of its predictions, and the targets that these are of, are copied from there.
     targets
         For each structure whose truth is in the images, its channel.
+    waiting
+        Images whose turn comes later: their earlier rows stay, so that a call that ends early loses no figures.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, TABLE_COLUMNS, lineterminator="\n")
@@ -121,8 +169,7 @@ def write_prediction_table(
     for outcome in outcomes:
         files = {file.structure: file for file in outcome.files}
         for name in structures:
-            key = row_key(outcome, name)
-            row: dict[str, object] = dict(zip(("input", "scene", "t", "structure"), key, strict=True))
+            row: dict[str, object] = dict(zip(_KEY, _row_key(outcome, name), strict=True))
             file = files.get(name)
             if file is None:
                 row |= {"output": "", "status": "failed", "message": outcome.error}
@@ -134,10 +181,16 @@ def write_prediction_table(
                 figures: Mapping[str, object] = {**(file.metrics or {}), **_unlike_columns(file)}
                 figures = {**figures, "target": targets.get(name, "")}
                 if file.existed:
-                    figures = earlier.get(key, {})
+                    figures = earlier.of(file)
                 row |= {column: figures.get(column, "") for column in (*_METRICS, *_UNLIKE, "target")}
+                row["prediction"] = file.uuid
             row["seconds"] = f"{outcome.seconds:.2f}"
             writer.writerow(row)
+    written, later = (
+        {_row_key(one, name) for one in part for name in structures} for part in (outcomes, waiting)
+    )
+    for kept in earlier.besides(written, later):
+        writer.writerow({column: kept.get(column, "") for column in TABLE_COLUMNS})
     write_text(table, text.getvalue())
 
 

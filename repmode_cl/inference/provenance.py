@@ -101,6 +101,15 @@ def input_name(path: Path | str) -> str:
     return "/".join(parts[first:])
 
 
+def input_title(path: Path | str) -> str:
+    """Return what stands for an image in the names of its outputs: its name without suffixes.
+
+    Of an image within a ``.zarr`` it is the whole way to it (``plate-A-1-0``): others there have the same last part.
+    """
+    first, *rest = input_name(path).split("/")
+    return "-".join([title_of(Path(first)), *rest])
+
+
 def z_score_text(model: ModelSnapshot) -> str:
     """Return what the z-scores that a model predicts are."""
     if PreprocessingRecipe.from_json(model.preprocessing).data_set:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from repmode_cl.data.preprocessing.normalisation import normalise
 from repmode_cl.errors import RepmodeError
 from repmode_cl.inference.image_task import ImageOutcome
 from repmode_cl.inference.options import PredictionOptions
+from repmode_cl.inference.positions import PositionChoice
 from repmode_cl.inference.predict_file import FilePrediction
 from repmode_cl.inference.predict_files import expand_inputs, output_names, predict_files
 from repmode_cl.inference.streaming.metrics import compare_volumes
@@ -233,13 +236,77 @@ def test_metrics_are_of_the_target_that_is_named(model, folder):
     assert [row[key] for key in figures] == [found["2"][key] for key in figures]
     assert command(*call, "--target", "dna=2")[1].count("already there") == 1
     # A table of an earlier version does not say what its figures are of.
-    lines = [line.rsplit(",", 1)[0] for line in Path("t.csv").read_text().splitlines()]
+    lines = [line.rsplit(",", 2)[0] for line in Path("t.csv").read_text().splitlines()]
     assert lines[0].endswith(",scene,t")
     Path("t.csv").write_text("\n".join(lines) + "\n")
     assert command(*call)[1].count("already there") == 1
     assert [rows("t.csv")[0][key] for key in ("r2", "target")] == [found["2"]["r2"], ""]
     assert command(*call, "--target", "1")[1].count("already there") == 0
     assert rows("t.csv")[0]["r2"] == found["1"]["r2"]
+
+
+def test_figures_are_those_of_the_prediction_that_is_there(model, folder):
+    """A table that several models or settings write to gives none the figures of another."""
+    call = (
+        model.path,
+        "fields/f0.ome.tif",
+        "--structure",
+        "dna",
+        "--channel",
+        "0",
+        "--target",
+        "1",
+        *SIZE,
+        "--csv",
+        "t.csv",
+    )
+    first = (*call, "--out", "one")
+    second = (*call, "--out", "two", "--window", "6,8,8")
+    assert [command(*one)[0] for one in (first, second)] == [0, 0]
+    [of_second] = rows("t.csv")
+    # Its figures are not in the table any more: it is measured again, and not given those of the second.
+    code, out, _ = command(*first)
+    assert (code, out.count("already there")) == (0, 0)
+    [of_first] = rows("t.csv")
+    assert of_first["r2"] != of_second["r2"]
+    assert of_first["prediction"].startswith("urn:uuid:")
+    assert of_first["prediction"] != of_second["prediction"]
+    # The same where the figures are not asked for: none are better than those of another prediction.
+    untargeted = [word for word in second if word not in ("--target", "1")]
+    code, out, _ = command(*untargeted)
+    assert (code, out.count("already there")) == (0, 1)
+    [row] = rows("t.csv")
+    assert (row["r2"], row["unlike"], row["prediction"]) == ("", "", of_second["prediction"])
+
+
+def test_a_call_that_ends_early_loses_no_earlier_figures(model, folder):
+    call = (
+        model.path,
+        "fields/*.tif",
+        "--structure",
+        "dna",
+        "--channel",
+        "0",
+        "--target",
+        "1",
+        *SIZE,
+        "--out",
+        "out",
+    )
+    assert command(*call, "--csv", "t.csv")[0] == 0
+    before = {row["input"]: row for row in rows("t.csv")}
+    shutil.copy("fields/f0.ome.tif", "fields/a0.ome.tif")
+    Path("fields/a1.ome.tif").write_bytes(b"II*\0nothing")
+    assert command(*call, "--csv", "t.csv")[0] == 2
+    kept = {row["input"]: row for row in rows("t.csv")}
+    assert len(kept) == 4
+    assert {name: kept[name] for name in before} == before
+    Path("fields/a1.ome.tif").unlink()
+    code, out, _ = command(*call, "--csv", "t.csv")
+    assert (code, out.count("already there")) == (0, 4)
+    assert {row["input"]: row["r2"] for row in rows("t.csv") if row["input"] in before} == {
+        name: row["r2"] for name, row in before.items()
+    }
 
 
 def make_zarr(path: str, values: NDArray[Any]) -> None:
@@ -308,6 +375,45 @@ def test_metrics_of_pieces_are_those_of_the_whole(monkeypatch):
         assert metrics == pytest.approx(want, rel=1e-9, nan_ok=True)
     with pytest.raises(RepmodeError, match="must be equal"):
         compare_volumes(Array(truth[:1]), Array(truth), score)
+
+
+def test_names_say_which_scene_and_time_point_was_chosen():
+    one = PositionChoice("Series 2", 3)
+    assert output_names(["a.lif"], "o", ["dna"], stack=False, choice=one) == [
+        str(Path("o") / "a_Series-2_t3_{structure}.ome.tif")
+    ]
+    assert output_names(["a.lif"], "o", ["dna"], stack=True, choice=PositionChoice(t=0)) == [
+        str(Path("o") / "a_t0_predicted.ome.tif")
+    ]
+    assert output_names(["a.lif"], "{t}/{scene}_{input}.ome.zarr", ["dna"], stack=False, choice=one) == [
+        "3/Series-2_a.ome.zarr"
+    ]
+    # Fields of a plate have the same last part.
+    fields = [Path(f"p/plate.ome.zarr/{well}/1/0") for well in "AB"]
+    assert output_names(fields, "{input}.ome.tif", ["dna"], stack=False) == [
+        "plate-A-1-0.ome.tif",
+        "plate-B-1-0.ome.tif",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{input}_{scene}.ome.tif", "{scene} stands for the scene, and none is chosen: add --scene"),
+        ("{input}_{t}.ome.tif", "{t} stands for the time point, and none is chosen"),
+        ("{input}_{structur}.ome.tif", "{structur} stands for nothing (did you mean 'structure'?)"),
+        ("{input}_{}.ome.tif", "{} stands for nothing"),
+    ],
+)
+def test_what_stands_for_nothing_in_a_name_is_refused(model, folder, name, message):
+    with pytest.raises(RepmodeError, match=re.escape(message)):
+        output_names(["a.lif"], name, ["dna"], stack=False)
+    code, _, err = command(
+        model.path, "fields/f0.ome.tif", name, "--structure", "dna", "--channel", "0", *SIZE
+    )
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert list(Path().glob("*.tif")) == []
 
 
 def test_networks_are_made_once(model, folder, monkeypatch):
