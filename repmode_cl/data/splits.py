@@ -16,7 +16,8 @@ from filelock import FileLock
 
 from repmode_cl.data.manifest import SPLITS, Manifest, Row
 from repmode_cl.data.preprocessing.content_digest import content_digest
-from repmode_cl.errors import ManifestError, counted
+from repmode_cl.data.readers import open_image
+from repmode_cl.errors import ImageError, ManifestError, counted
 from repmode_cl.utils.atomic_files import write_json
 
 __all__ = ["Assignment", "assign_splits", "order_of_group", "place_groups", "split_counts"]
@@ -87,8 +88,8 @@ def assign_splits(
     Raises
     ------
     ManifestError
-        If rows of one group are in several splits and others of it in none, a named group straddles splits,
-        or the record is damaged.
+        If rows of one group are in several splits and others of it in none, a named group straddles splits, rows name
+        one scene differently, or the record is damaged.
     """
     keys = _group_keys(manifest.rows, digest)
     decided = _splits_by_manifest(manifest, keys)
@@ -122,7 +123,7 @@ def assign_splits(
     return Assignment(splits, notes + _missing_splits(manifest, splits))
 
 
-def _group_keys(rows: Iterable[Row], digest: Callable[[Path], str]) -> list[str]:
+def _group_keys(rows: Sequence[Row], digest: Callable[[Path], str]) -> list[str]:
     """Return the group of each row: the one it names, or content and scene of the signal file.
 
     Channels, time points and regions of one file show the same cells and are one group.
@@ -141,7 +142,36 @@ def _group_keys(rows: Iterable[Row], digest: Callable[[Path], str]) -> list[str]
                     f"line {row.number}, signal: {row.signal} cannot be read ({error.strerror or error})"
                 ) from error
         keys.append(f"sha256 {contents[row.signal]}" + (f" scene {row.scene}" if row.scene else ""))
+    _refuse_renamed_scenes([row for row in rows if row.group is None], contents)
     return keys
+
+
+def _refuse_renamed_scenes(rows: Sequence[Row], contents: Mapping[Path, str]) -> None:
+    """Refuse rows that name one scene differently: counted as two images, it could straddle splits."""
+    of_image: dict[str, dict[int | str | None, Row]] = {}
+    for row in rows:
+        of_image.setdefault(contents[row.signal], {}).setdefault(row.scene, row)
+    for named in of_image.values():
+        if len(named) == 1:
+            continue
+        first: dict[int, Row] = {}
+        try:
+            some = next(row for row in named.values() if row.scene is not None)
+            with open_image(some.signal, scene=some.scene) as image:
+                numbers = {scene: image.scene_index(scene or 0) for scene in named}
+        except (ImageError, OSError):
+            continue  # reported where it is read
+        for scene, row in named.items():
+            other = first.setdefault(numbers[scene], row)
+            if other is not row:
+                raise ManifestError(
+                    f"line {row.number}, scene: {_named(scene)} is the scene of {row.signal} that line {other.number} "
+                    f"calls {_named(other.scene)}: use one of them, or one image could train and test"
+                )
+
+
+def _named(scene: int | str | None) -> str:
+    return "an empty cell" if scene is None else repr(scene)
 
 
 def _splits_by_manifest(manifest: Manifest, keys: list[str]) -> dict[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -187,3 +190,40 @@ def test_damaged_record(tmp_path: Path, content: str) -> None:
 def test_missing_signal(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="line 2, signal"):
         assign_splits(manifest(("dna", str(tmp_path / "a.tif"), None)), seed=0)
+
+
+def test_rows_that_name_one_scene_differently_are_refused(tmp_path: Path) -> None:
+    """Counted as two images it could train under one name and test under the other."""
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as writer:
+        for name in ("pos0", "pos1"):
+            voxels = np.zeros((2, 4, 4), np.uint8)
+            writer.write(voxels, photometric="minisblack", metadata={"axes": "ZYX", "Name": name})
+    shutil.copy(tmp_path / "two.ome.tif", tmp_path / "copy.ome.tif")
+
+    def rows(
+        *scenes: str | None, files: tuple[str, ...] = ("two.ome.tif",) * 9, group: str | None = None
+    ) -> Manifest:
+        paths = [tmp_path / name for name in files]
+        return Manifest(
+            tmp_path / "m.csv",
+            tuple(
+                Row(number, "dna", path, 0, path, 0, scene=scene, group=group)
+                for number, (scene, path) in enumerate(zip(scenes, paths, strict=False), start=2)
+            ),
+        )
+
+    assert set(assign_splits(rows("pos0", "pos1", "pos1"), seed=0)) == {2, 3, 4}
+    with pytest.raises(
+        ManifestError, match=r"line 4, scene: '1' is the scene of .* that line 3 calls 'pos1'"
+    ):
+        assign_splits(rows("pos0", "pos1", "1"), seed=0)
+    with pytest.raises(
+        ManifestError, match=r"line 3, scene: an empty cell is the scene of .* line 2 calls 'pos0'"
+    ):
+        assign_splits(rows("pos0", None), seed=0)
+    # Copies of a file are one image.
+    with pytest.raises(ManifestError, match="line 3, scene: 'pos1' is the scene"):
+        assign_splits(rows("1", "pos1", files=("two.ome.tif", "copy.ome.tif")), seed=0)
+    # A group stays in one split, whatever its scenes are called; what cannot be opened is said where it is read.
+    assert set(assign_splits(rows("pos1", "1", group="well"), seed=0)) == {2, 3}
+    assert set(assign_splits(rows("pos1", "nothing"), seed=0)) == {2, 3}
