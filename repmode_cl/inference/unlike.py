@@ -56,13 +56,18 @@ class ImageScore:
     largest
         Largest distance of a window.
     typical, limit
-        Median and largest score of the training images, each scored against the others; None where there was one.
+        Median and largest score of the training images, each scored against the others; None where there was one, and
+        where their windows had another size: features depend on it, by the zeros that a window's borders are padded
+        with.
+    other_window
+        Voxels (z, y, x) of the training images' windows, where those of this image have another size.
     """
 
     score: float
     largest: float
     typical: float | None
     limit: float | None
+    other_window: tuple[int, int, int] | None = None
 
     @property
     def unlike(self) -> bool | None:
@@ -72,19 +77,24 @@ class ImageScore:
     @property
     def text(self) -> str:
         """In words, with the numbers."""
+        if self.other_window is not None:
+            size = " x ".join(map(str, self.other_window))
+            return f"like the training images or not: unknown, as their windows were {size} voxels"
         if self.limit is None:
             return f"distance from the one training image {self.score:.2f}"
         like = "unlike the training images" if self.unlike else "like the training images"
         return f"{like} (distance {self.score:.2f}, theirs {self.typical:.2f}, at most {self.limit:.2f})"
 
     def to_json(self) -> dict[str, float | None]:
-        """Return JSON values: the fields."""
+        """Return JSON values: score, largest, typical and limit."""
         return {"score": self.score, "largest": self.largest, "typical": self.typical, "limit": self.limit}
 
     @classmethod
-    def of(cls, windows: WindowSums, statistics: FeatureStatistics) -> ImageScore:
-        """Return the score of an image from the sums over its windows."""
+    def of(cls, windows: WindowSums, statistics: FeatureStatistics, grid: WindowGrid) -> ImageScore:
+        """Return the score of an image from the sums over its windows, those of `grid`."""
         score = windows.distance([len(block.mean) for block in statistics.blocks])
+        if grid.size != WindowGrid(grid.shape, statistics.window, 0).size:
+            return cls(score, windows.largest, None, None, statistics.window)
         return cls(score, windows.largest, statistics.typical, statistics.limit)
 
 
@@ -299,7 +309,9 @@ def score_volume(
 ) -> ImageScore:
     """Return how unlike a prepared volume (Z, Y, X) is to the training images; parameters as of `measure_features`."""
     features = measure_features(network, volume, window=window, overlap=overlap, most=1 << 62, device=device)
-    return ImageScore.of(_sums(features, statistics.blocks), statistics)
+    return ImageScore.of(
+        _sums(features, statistics.blocks), statistics, WindowGrid(volume.shape, window, overlap)
+    )
 
 
 def _statistics(blocks: Sequence[tuple[str, int]], features: Tensor) -> tuple[BlockStatistics, ...]:

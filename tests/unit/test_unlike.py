@@ -192,6 +192,24 @@ def test_a_prediction_says_how_unlike_its_image_is(model: Model, tmp_path: Path)
     assert fact(channels(none.path)[1], "unlike_training").startswith("unknown: the model has no statistics")
 
 
+def test_windows_of_another_size_leave_it_unknown(model: Model, tmp_path: Path) -> None:
+    """Zeros at the borders of windows shift the features, so that the limit is of nothing comparable."""
+    image = write(tmp_path / "in.tif", smooth(53))
+    z, y, x = (min(size, most) for size, most in zip(WINDOWS["window"], SHAPE, strict=True))
+    how = PredictionOptions(window=(z, y // 2, x))
+    other = predict_file(model, "dna", image, tmp_path / "other.ome.tif", how)
+    assert other.unlike is not None
+    assert (other.unlike.unlike, other.unlike.limit) == (None, None)
+    size = " x ".join(map(str, model.entries["dna"].reliability.features.window))
+    assert (
+        other.unlike_text == f"like the training images or not: unknown, as their windows were {size} voxels"
+    )
+    assert fact(channels(other.path)[1], "unlike_training") == other.unlike_text
+    # A larger window that the image limits is the same one.
+    larger = PredictionOptions(window=(2 * SHAPE[0], y, x))
+    assert predict_file(model, "dna", image, tmp_path / "larger.ome.tif", larger).unlike.limit is not None
+
+
 def test_map_and_confidence_are_further_channels(model: Model, tmp_path: Path) -> None:
     image = write(tmp_path / "in.tif", smooth(54))
     made = predict_file(model, "dna", image, tmp_path / "out.ome.tif", confidence=True, unlike_map=True)

@@ -255,7 +255,7 @@ def compute_streaming_job(
         status("Comparing")
         journal.save(metrics=_compare_with_targets(job, journal.folder))
     unlike = {
-        name: ImageScore.of(WindowSums.from_json(journal.state["windows"][name]), statistics)
+        name: ImageScore.of(WindowSums.from_json(journal.state["windows"][name]), statistics, job.grid)
         for name, statistics in job.statistics.items()
     }
     if job.unlike_maps and not journal.state.get("maps"):
