@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class RawVolume(AbstractContextManager["RawVolume"]):
         expected = offset + self.nbytes
         if new:
             # "a" makes the file where it is missing and cuts nothing off.
-            with self.path.open("ab") as file:
+            with self._named_in_errors(), self.path.open("ab") as file:
                 if file.tell() < expected:
                     file.truncate(expected)
         size = self.path.stat().st_size if self.path.is_file() else None
@@ -97,10 +97,21 @@ class RawVolume(AbstractContextManager["RawVolume"]):
     def write(self, box: tuple[slice, slice, slice], values: NDArray[Any]) -> None:
         """Write `values` (z, y, x) into a box (slices with both ends)."""
         values = np.ascontiguousarray(values, self.dtype)
-        for index, start in self._runs(box):
-            if values[index].size:
-                self._file.seek(start)
-                self._file.write(memoryview(values[index]).cast("B"))
+        with self._named_in_errors():
+            for index, start in self._runs(box):
+                if values[index].size:
+                    self._file.seek(start)
+                    self._file.write(memoryview(values[index]).cast("B"))
+
+    @contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        """Name the file in an error of the system, such as of a full disk, which does not."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(self.path)
+            raise
 
     def _runs(self, box: tuple[slice, slice, slice]) -> Iterator[tuple[tuple[int, ...], int]]:
         """Yield the parts of a box that lie in the file in one piece: index into the box, first byte."""
@@ -117,12 +128,14 @@ class RawVolume(AbstractContextManager["RawVolume"]):
 
     def sync(self) -> None:
         """Make what was written survive a loss of power."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._named_in_errors():
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._named_in_errors():
+            self._file.close()
 
     def __exit__(self, *error: object) -> None:
         self.close()
