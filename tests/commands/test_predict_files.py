@@ -27,6 +27,7 @@ from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.positions import PositionChoice
 from repmode_cl.inference.predict_file import FilePrediction
 from repmode_cl.inference.predict_files import expand_inputs, output_names, predict_files
+from repmode_cl.inference.streaming.journal import PredictionStopped
 from repmode_cl.inference.streaming.metrics import compare_volumes
 from repmode_cl.inference.streaming.run import WritingBeside
 from repmode_cl.inference.volume_source import z_score_of
@@ -277,6 +278,36 @@ def test_figures_are_those_of_the_prediction_that_is_there(model, folder):
     assert (code, out.count("already there")) == (0, 1)
     [row] = rows("t.csv")
     assert (row["r2"], row["unlike"], row["prediction"]) == ("", "", of_second["prediction"])
+
+
+def test_truth_without_a_z_score_is_said_before_anything_is_computed(model, folder):
+    values = np.random.default_rng(5).integers(0, 3000, (2, 7, 18, 12)).astype(np.uint16)
+    values[1] = 0
+    tifffile.imwrite("dark.ome.tif", values, photometric="minisblack", metadata={"axes": "CZYX"})
+    call = (model.path, "dark.ome.tif", "dna.ome.tif", "--structure", "dna", "--channel", "0", *SIZE)
+    code, _, err = command(*call, "--target", "1")
+    said = " ".join(err.split())
+    assert code == 2
+    assert "dark.ome.tif: the truth of dna cannot be compared with: every voxel is 0" in said
+    assert "without a target the image is predicted all the same" in said
+    assert sorted(path.name for path in Path().iterdir()) == ["dark.ome.tif", "fields"]
+    assert command(*call)[0] == 0
+
+
+@pytest.mark.parametrize("later", [None, {"dna": 1}])
+def test_an_interrupted_prediction_continues_with_another_truth_or_none(model, folder, later):
+    def predict(out, targets, **more):
+        how = PredictionOptions(
+            channel=0, voxel_size=VOXEL, device="cpu", targets=targets, window=(6, 8, 8), **more
+        )
+        return FilePrediction(model, "dna", Path("fields/f0.ome.tif"), Path(out), how).run()
+
+    with pytest.raises(PredictionStopped):
+        predict("parts.ome.tif", {"dna": 0}, stop_after_windows=5)
+    [parts] = predict("parts.ome.tif", later)
+    [whole] = predict("whole.ome.tif", later)
+    assert parts.metrics == whole.metrics
+    np.testing.assert_array_equal(tifffile.imread(parts.path), tifffile.imread(whole.path))
 
 
 def test_a_call_that_ends_early_loses_no_earlier_figures(model, folder):

@@ -79,8 +79,8 @@ class PredictionJournal(AbstractContextManager["PredictionJournal"]):
             held.enter_context(exclusive(self.folder / "lock", busy, error=RepmodeError))
             earlier = {} if restart else self._read()
             if earlier:
-                self._compare(earlier.get("call"), output)
                 self.state = dict(earlier["done"])
+                self._compare(earlier.get("call"), output)
             else:
                 self._clear()
                 self.save()
@@ -118,11 +118,13 @@ class PredictionJournal(AbstractContextManager["PredictionJournal"]):
         return value
 
     def _compare(self, earlier: Any, output: Path) -> None:
-        """Refuse to continue a prediction with another request."""
+        """Refuse to continue a prediction with another request; another truth changes no voxel, only figures."""
         earlier = earlier if isinstance(earlier, dict) else {}
+        if earlier.get("targets") != self.request.get("targets"):
+            self.state.pop("metrics", None)
         differences = [
             f"{key} was {json.dumps(earlier.get(key))}, is {json.dumps(self.request.get(key))}"
-            for key in sorted({*earlier, *self.request})
+            for key in sorted({*earlier, *self.request} - {"targets"})
             if earlier.get(key) != self.request.get(key)
         ]
         if differences:

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from repmode_cl.data.geometry import Box
 from repmode_cl.data.preprocessing.normalisation import ZScore
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.raw_volume import RawVolume
 from repmode_cl.inference.streaming.blocks import Block, BlockPlan
@@ -224,6 +224,8 @@ def compute_streaming_job(
     status = options.status if options.status is not None else lambda stage: None
     if "blocks" not in journal.state and not journal.has_progress:
         _check_disk(job, journal.folder, beside)
+    if not journal.has_progress:
+        _check_targets(job)
     blocks = job.plan.blocks(job.grid)
     remaining = journal.state.get("blocks", 0) < len(blocks)
     if remaining or job.preview is not None:
@@ -518,6 +520,26 @@ def _outputs(
     yield from job.elsewhere(described, (range(a, min(a + batch, len(grid))) for a in starts))
 
 
+def _check_targets(job: StreamingJob) -> None:
+    """Refuse truth without a z-score, such as a channel of zeros, before hours of prediction."""
+    for name, target in job.targets.items():
+        if name not in job.target_scores:
+            with _truth_of(name):
+                z_score_of(target, percentiles=job.recipe.percentiles)
+
+
+@contextmanager
+def _truth_of(name: str) -> Iterator[None]:
+    """Say in an error about an image that it is of the truth."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(
+            f"the truth of {name} cannot be compared with: {error}; without a target the image is predicted all the "
+            "same"
+        ) from error
+
+
 def _compare_with_targets(job: StreamingJob, folder: Path) -> dict[str, dict[str, float]]:
     """Compare predictions with their truth on the network's grid, as training does."""
     metrics, recipe = {}, job.recipe
@@ -536,7 +558,10 @@ def _compare_with_targets(job: StreamingJob, folder: Path) -> dict[str, dict[str
                 corners=recipe.before_resampling,
             )
             measured = target if recipe.before_resampling else truth
-            score = z_score_of(measured, percentiles=recipe.percentiles, given=job.target_scores.get(name))
+            with _truth_of(name):
+                score = z_score_of(
+                    measured, percentiles=recipe.percentiles, given=job.target_scores.get(name)
+                )
             metrics[name] = compare_volumes(result, truth, score)
         path.unlink()
     return metrics

@@ -90,17 +90,19 @@ def read_imagej(
 ) -> SceneMetadata:
     """Return the metadata of ImageJ and of the resolution tags (y, x: pixels for each unit).
 
-    Pixel sizes without a unit of length are unknown; so is a stack whose `spacing` is absent.
+    Pixel sizes without a unit of length are unknown; so is a stack whose `spacing` is absent. `unit` is that of x, and
+    of the axes for which `yunit` and `zunit` name no other.
     """
-    unit = to_um(str(metadata.get("unit", "")))
+    common = str(metadata.get("unit", ""))
+    z_unit, y_unit, x_unit = (to_um(str(metadata.get(key, common))) for key in ("zunit", "yunit", "unit"))
     sizes: list[float | None] = [None, None, None]
-    if unit is not None:
-        spacing = metadata.get("spacing")
+    spacing = metadata.get("spacing")
+    if z_unit is not None and isinstance(spacing, int | float):
         # ImageJ writes a negative spacing for stacks recorded from the top down.
-        sizes[0] = abs(float(spacing)) * unit if isinstance(spacing, int | float) else None
-        for place, value in enumerate(resolution, start=1):
-            if value is not None and value[0] > 0:
-                sizes[place] = value[1] / value[0] * unit
+        sizes[0] = abs(float(spacing)) * z_unit
+    for place, (value, unit) in enumerate(zip(resolution, (y_unit, x_unit), strict=True), start=1):
+        if unit is not None and value is not None and value[0] > 0:
+            sizes[place] = value[1] / value[0] * unit
     labels = metadata.get("Labels")
     names: tuple[str | None, ...] = ()
     # Labels belong to planes; only a list as long as the channels can be meant as their names.
