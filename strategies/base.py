@@ -198,6 +198,7 @@ class StructureStrategy(EvaluationMixin):
             else resolve_device(device or self.training_config.device)
         )
         self._check_criterion(criterion)
+        self._check_network(model)
         self._check_ranks(model)
         if evaluator is None:
             evaluator = EvaluationPlugin(loggers=[SilentLogger()] if self.ranks.first else [])
@@ -403,6 +404,21 @@ class StructureStrategy(EvaluationMixin):
             raise ConfigError(
                 f"{type(self).__name__} gives each structure a decoder with its own batch norms, and several processes "
                 f"cannot share those of a structure that is not in every share of a batch: {alone}, or take head: last"
+            )
+
+    @classmethod
+    def _check_network(cls, network: nn.Module) -> None:
+        """Refuse a network of another class: with the same methods it would be trained by another method."""
+        wanted, found = cls.network_class, type(network)
+        if wanted is not None and not isinstance(network, wanted):
+            raise ConfigError(
+                f"{cls.__name__} trains a {wanted.__module__}.{wanted.__qualname__}, and the model is a "
+                f"{found.__name__}: make one of that class, or take another strategy"
+            )
+        if not hasattr(network, "structures"):
+            raise ConfigError(
+                f"{cls.__name__} needs a network that knows structures by name, such as repmode_cl.nn.RepModeUNet, and "
+                f"{found.__name__} has no attribute structures: take one, or Avalanche's own strategies"
             )
 
     def _check_criterion(self, criterion: Any) -> None:

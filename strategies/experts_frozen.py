@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.config.strategy_schema import RATE_GROUPS
 from repmode_cl.errors import ConfigError, did_you_mean
-from repmode_cl.nn import AdditionSpec
+from repmode_cl.nn import AdditionSpec, RepModeUNet
 from repmode_cl.nn.warm_start import warm_start
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.hooks import REPMODE, Experiences
@@ -57,6 +57,7 @@ class ExpertsFrozen(WarmStart):
     place of the training's weight decay, which decays to zero.
     """
 
+    network_class: ClassVar[type[nn.Module] | None] = RepModeUNet
     stores_model: ClassVar[bool] = True
     shares_base: ClassVar[bool] = True
 
@@ -121,6 +122,9 @@ class ExpertsFrozen(WarmStart):
         """Train what the structures own, unless a later one sees their experts."""
         additions = self.network.additions
         added = list(additions)
+        if self._adopted is not None and added and not set(structures) & set(added):
+            # A base that is taken over is not trained, and with additions it must not be: any other parameters do.
+            structures = added[-1:]
         for name in structures:
             if name not in additions or additions[name].expert == "none":
                 continue

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.errors import ConfigError
 from repmode_cl.nn.adaptations import AdaptationKind, AdaptationSpec
 from repmode_cl.nn.adapted_unet import AdaptedUNet
 from repmode_cl.strategies.state import architecture_of
@@ -32,6 +33,7 @@ class FrozenBase(WarmStart):
     A structure that returns trains its own parameters further; all others stay unchanged.
     """
 
+    network_class: ClassVar[type[nn.Module] | None] = AdaptedUNet
     #: What a structure gets in each layer.
     kind: ClassVar[AdaptationKind]
 
@@ -47,6 +49,16 @@ class FrozenBase(WarmStart):
         """Return the network of the base's structures, trainable."""
         spec = cls.spec_of(options)
         return AdaptedUNet(architecture_of(config), options.kernel, base, spec, seed=seed)
+
+    @classmethod
+    def _check_network(cls, network: nn.Module) -> None:
+        """Refuse a network whose structures get another kind of adaptation."""
+        super()._check_network(network)
+        if (found := network.spec.kind) != cls.kind:
+            raise ConfigError(
+                f"{cls.__name__} trains adaptations of the kind {cls.kind}, and those of the model are {found}: make "
+                f"it with AdaptationSpec({cls.kind!r})"
+            )
 
     def grow(self, structures: Sequence[str]) -> None:
         """Add each structure to the frozen network."""

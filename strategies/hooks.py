@@ -53,6 +53,8 @@ class StrategyHooks:
     predicts_unseen
         Whether it predicts a structure before that is learned. The networks of this package have no output for one by
         design, so forward transfer in the sense of figures before training is not defined for them.
+    network_class
+        Class that the network must be of, because another one would be trained by another method; None takes any.
     checkpointed
         Whether a checkpoint holds all its state; where not, an interrupted trial starts again.
     shares_base
@@ -66,6 +68,7 @@ class StrategyHooks:
     predicts_unseen: ClassVar[bool] = False
     distributes: ClassVar[bool] = True
     checkpointed: ClassVar[bool] = True
+    network_class: ClassVar[type[nn.Module] | None] = None
     shares_base: ClassVar[bool] = False
     #: Strength of a penalty or of distillation where the configuration gives none; None without such an option.
     default_strength: ClassVar[float | None] = None

@@ -13,6 +13,7 @@ from repmode_cl.config import StrategyConfig, TrainingConfig
 from repmode_cl.data.sample import digest_of
 from repmode_cl.errors import ConfigError
 from repmode_cl.nn import RepModeUNet
+from repmode_cl.nn.mode_block import fuse_under_autocast
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.training import masked_mse
 from repmode_cl.utils.memory import tensor_bytes
@@ -153,6 +154,8 @@ class LwF(FineTuning):
     def _copy_teacher(self) -> None:
         if self.strength:
             self._teacher = copy.deepcopy(self.network).to(self.device).eval().requires_grad_(False)
+            # A teacher that is loaded from a checkpoint is copied before the network itself is told.
+            fuse_under_autocast(self._teacher, self.training_config.fusing == "autocast")
 
     def costs(self) -> dict[str, float]:
         """Return bytes of the old network."""

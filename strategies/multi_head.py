@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from torch import nn
+
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.nn import MultiHeadUNet
 from repmode_cl.strategies.base import StructureStrategy
@@ -20,6 +22,7 @@ class MultiHead(StructureStrategy):
     "Multi-Head (Dec.), All Fine-Tuning" (Table 3), or with ``last`` its Multi-Head (Las.).
     """
 
+    network_class: ClassVar[type[nn.Module] | None] = MultiHeadUNet
     shares_base: ClassVar[bool] = True
 
     @classmethod

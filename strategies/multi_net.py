@@ -93,6 +93,7 @@ class PlainNetworks(nn.Module):
 class MultiNet(StructureStrategy):
     """Individual training: it never forgets, and each structure adds a whole network."""
 
+    network_class: ClassVar[type[nn.Module] | None] = PlainNetworks
     joint_base: ClassVar[bool] = False
 
     @classmethod

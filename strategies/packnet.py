@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from repmode_cl.config import Config, StrategyConfig
+from repmode_cl.config import Config, StrategyConfig, TrainingConfig
 from repmode_cl.errors import ConfigError
 from repmode_cl.nn.packed_unet import PackedUNet
 from repmode_cl.strategies.base import StructureStrategy
@@ -16,6 +17,8 @@ from repmode_cl.strategies.state import architecture_of
 from repmode_cl.training import BestState
 
 __all__ = ["PackNet"]
+
+_log = logging.getLogger(__name__)
 
 
 class PackNet(StructureStrategy):
@@ -37,11 +40,13 @@ class PackNet(StructureStrategy):
     in the network already.
     """
 
+    network_class: ClassVar[type[nn.Module] | None] = PackedUNet
     default_prune: ClassVar[float] = 0.75
 
     def __init__(self, *, prune: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.prune = self.default_prune if prune is None else prune
+        self._check_ends(self.training_config, type(self).__name__)
         if not self.selects_state:
             raise ConfigError(
                 "a plugin selects the state that an experience ends with, which may be one from before pruning: train "
@@ -64,17 +69,21 @@ class PackNet(StructureStrategy):
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
         """Refuse settings that may end training before or without pruning."""
         super().check(config, options, experiences)
-        for key in ("patience", "time_limit"):
-            if getattr(config.training, key) is not None:
-                raise ConfigError(
-                    f"strategy {options.title}: training.{key} may end an experience before its network is pruned, "
-                    "and then no weight is free for the next: leave it out"
-                )
+        cls._check_ends(config.training, f"strategy {options.title}")
         for names in experiences:
             if cls.steps_of(config.training, options, experiences, names, len(names)) < 2:
                 raise ConfigError(
                     f"strategy {options.title}: one step for {', '.join(names)}, and at least two are needed: one "
                     "before pruning and one after"
+                )
+
+    @staticmethod
+    def _check_ends(training: TrainingConfig, whose: str) -> None:
+        for key in ("patience", "time_limit"):
+            if getattr(training, key) is not None:
+                raise ConfigError(
+                    f"{whose}: training.{key} may end an experience before its network is pruned, and then no weight "
+                    "is free for the next: leave it out"
                 )
 
     @classmethod
@@ -118,6 +127,20 @@ class PackNet(StructureStrategy):
             )
         self.network.begin(structures, number, pruned=self.progress.step >= self.pruning_step(number))
         return super().choose_trained(structures)
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        """Run the steps of an experience; where a plugin ended it before pruning, prune at its end."""
+        super()._train_exp(experience, eval_streams, **kwargs)
+        step, pruned_at = self.progress.step, self.pruning_step(self._experience_number)
+        if step < pruned_at:
+            _log.warning(
+                "experience %d ended at step %d, before pruning at step %d: it is pruned now, and what is left was not "
+                "trained after it",
+                self._experience_number,
+                step,
+                pruned_at,
+            )
+            self.network.prune(self.prune)
 
     def adjust_gradients(self) -> None:
         """Leave only the gradients of weights that this experience may change."""

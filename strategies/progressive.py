@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -29,6 +29,8 @@ class Progressive(StructureStrategy):
     A structure that returns continues to train its column; where later ones read that, a copy of it, which takes its
     place.
     """
+
+    network_class: ClassVar[type[nn.Module] | None] = ProgressiveUNet
 
     @classmethod
     def make_network(

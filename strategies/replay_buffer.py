@@ -212,7 +212,8 @@ class PatchBuffer:
     def _choice(self, number: int, patches: PatchDataset) -> list[int]:
         """Return all items of an experience, ordered so that the first ones cover all structures and images evenly."""
         items = sorted(range(len(patches)), key=lambda item: digest_of("keep", self.seed, number, item))
-        items = _in_rounds(items, lambda item: patches.sample_of(item).image_id)
+        # Stains of one field have the same image: rounds are of the images of each structure.
+        items = _in_rounds(items, lambda item: (patches.structure_of(item), patches.sample_of(item).image_id))
         return _in_rounds(items, patches.structure_of)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import nn
 
 from repmode_cl.config import Config, StrategyConfig
-from repmode_cl.nn.copied_networks import CopiedMultiHeadUNet, CopiedRepModeUNet
+from repmode_cl.nn.copied_networks import CopiedMultiHeadUNet, CopiedRepModeUNet, CopiedUNet
 from repmode_cl.strategies.hooks import REPMODE
 from repmode_cl.strategies.multi_head import MultiHead
 from repmode_cl.strategies.state import architecture_of
@@ -28,6 +29,8 @@ class WarmCopy(WarmStart):
     All tensors of a copy count as added: from them it can be trained further. Fused for prediction, each is a plain
     network.
     """
+
+    network_class: ClassVar[type[nn.Module] | None] = CopiedUNet
 
     @classmethod
     def make_network(

@@ -69,7 +69,9 @@ class WarmStart(StructureStrategy):
         super().before_experience(number)
         earlier = {name for names in self.stream.experiences[:number] for name in names}
         names = self.stream.experiences[number]
-        if self.init_from == "none" or not earlier or earlier.issuperset(names):
+        # What was learned already, here or elsewhere, is trained further and not begun again.
+        learned = self._adopted is not None or number in self.learned
+        if self.init_from == "none" or learned or not earlier or earlier.issuperset(names):
             return
         began, began_cpu = time.perf_counter(), time.process_time()
         [name] = names

@@ -1,0 +1,184 @@
+"""The loop in Python under conditions that a configuration would refuse, or that come on the second day."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from repmode_cl.scenarios import StructureStream, dense_regression_benchmark  # isort: skip - it imports Avalanche quietly
+
+import pytest
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from repmode_cl import Model
+from repmode_cl.config import TrainingConfig
+from repmode_cl.errors import ConfigError
+from repmode_cl.nn import (
+    AdaptationSpec,
+    AdaptedUNet,
+    Architecture,
+    ModeBlock,
+    PackedUNet,
+    PlainUNet,
+    RepModeUNet,
+)
+from repmode_cl.strategies import ExpertsFrozen, FineTuning, LoRA, LwF, PackNet, Replay, StructureStrategy
+from repmode_cl.strategies.registry import STRATEGIES
+
+SMALL = Architecture(width=2, depth=1, experts=("conv3", "conv1"))
+
+
+def volumes(power: float, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    light = torch.randn(count, 8, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return light, light * power + 0.3 * torch.roll(light, 1, 2)
+
+
+def stream_of(
+    *names: str, base: tuple[str, ...] = ("a",), patches: int = 16, fields: int = 4
+) -> StructureStream:
+    """Return a stream of structures that the same fields show."""
+    images = {
+        name: tuple(volumes(power, count, part) for part, count in enumerate((fields, 2, 2)))
+        for name, power in zip(names, (1, -1, 2, -2), strict=False)
+    }
+    return dense_regression_benchmark(images, base=base, patch=(8, 8, 8), patches=patches)
+
+
+def own_parts(network: RepModeUNet, name: str) -> dict[str, Tensor]:
+    return {key: network.state_dict()[key].clone() for key in network.owned_names(name)}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    sorted((one for one in STRATEGIES.values() if one.network_class not in (None, RepModeUNet)), key=str),
+)
+def test_a_network_of_another_method_is_refused(kind: type[StructureStrategy]) -> None:
+    """RepMode's grows by the same methods: trained by it, all rivals would be experts frozen under other names."""
+    wanted = kind.network_class
+    assert wanted is not None
+    with pytest.raises(
+        ConfigError, match=rf"{kind.__name__} trains a .*\.{wanted.__name__}, and the model is a RepM"
+    ):
+        kind(model=RepModeUNet(SMALL, ["a"]), device="cpu")
+
+
+def test_networks_without_structures_or_of_another_kind_are_refused() -> None:
+    with pytest.raises(ConfigError, match="PlainUNet has no attribute structures"):
+        FineTuning(model=PlainUNet(2, 1, 3, seed=0), device="cpu")
+    network = AdaptedUNet(SMALL, 3, ["a"], AdaptationSpec("ssf"))
+    with pytest.raises(
+        ConfigError, match=r"LoRA trains adaptations of the kind lora, .* AdaptationSpec\('lora'\)"
+    ):
+        LoRA(model=network, device="cpu")
+
+
+def test_a_model_grows_by_the_same_script_every_day(tmp_path: Path) -> None:
+    """The base is adopted also where the model has additions already, and nothing old changes."""
+    first = stream_of("a")
+    strategy = ExpertsFrozen(model=RepModeUNet(SMALL, ["a"]), train_mb_size=8, device="cpu")
+    strategy.train(first.train_stream[0])
+    stored = Model.create(
+        tmp_path / "model",
+        strategy.network,
+        voxel_size=None,
+        preprocessing={"normalise": "image"},
+        inference={"window": [8, 8, 8], "overlap": 0.5, "batch": 1},
+    )
+    for name in ("b", "c"):
+        stream = stream_of("a", name)
+        stored = Model.open(tmp_path / "model")
+        before = {key: tensor.clone() for key, tensor in stored.network().state_dict().items()}
+        strategy = ExpertsFrozen(model=stored.network(), train_mb_size=8, device="cpu")
+        strategy.adopt_experience(stream.train_stream[0])
+        strategy.train(stream.train_stream[1:])
+        after = strategy.network.state_dict()
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+        stored.add(name, strategy.network)
+        assert stored.verify().ok
+    assert stored.structures == ("a", "b", "c")
+
+
+def test_what_was_learned_is_trained_further_and_not_begun_again() -> None:
+    stream = stream_of("a", "b")
+    strategy = ExpertsFrozen(model=RepModeUNet(SMALL, ["a"]), init_from="best", train_mb_size=8, device="cpu")
+    strategy.train(stream.train_stream)
+    assert strategy.started_from == {"b": "a"}
+    strategy.started_from.clear()
+    learned = own_parts(strategy.network, "b")
+    seen: list[dict[str, Tensor]] = []
+    begin = strategy.before_experience
+
+    def watched(number: int) -> None:
+        begin(number)
+        seen.append(own_parts(strategy.network, "b"))
+
+    strategy.before_experience = watched  # type: ignore[method-assign]
+    strategy.train(stream.train_stream[1])
+    adopted = ExpertsFrozen(model=strategy.network, init_from="best", train_mb_size=8, device="cpu")
+    adopted.adopt_experience(stream.train_stream[1])
+    assert strategy.started_from == adopted.started_from == {}
+    assert all(torch.equal(seen[0][key], tensor) for key, tensor in learned.items())
+
+
+def _stop_at(step: int) -> Any:
+    class Stop(SupervisedPlugin[Any]):
+        def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            if strategy.progress.step >= step:
+                strategy.stop_training()
+
+    return Stop()
+
+
+def test_packnet_is_pruned_also_where_training_is_ended_early(caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise the base's weights would stay free, and the next structure would train them."""
+
+    def network() -> PackedUNet:
+        made = PackedUNet(SMALL, 3, ["a"], own_norms=True, seed=0)
+        made.begin(["a"], 0)
+        return made
+
+    stream = stream_of("a", "b", patches=64)
+    with caplog.at_level(logging.WARNING):
+        strategy = PackNet(model=network(), train_mb_size=8, device="cpu", plugins=[_stop_at(3)])
+        strategy.train(stream.train_stream[0])
+    assert "ended at step 3, before pruning at step 5: it is pruned now" in caplog.text
+    x = torch.randn(1, 1, 8, 8, 8)
+    before = strategy.network.eval()(x, ["a"])
+    strategy.train(stream.train_stream[1])
+    assert torch.equal(strategy.network.eval()(x, ["a"]), before)
+    for key in ("patience", "time_limit"):
+        with pytest.raises(
+            ConfigError, match=f"PackNet: training.{key} may end an experience before its network is"
+        ):
+            PackNet(model=network(), device="cpu", training=TrainingConfig(**{"steps": 4, key: 1}))
+
+
+def test_a_buffer_covers_the_images_of_each_structure() -> None:
+    """Stains of one field have one image of light: rounds are of the images of each of them."""
+    stream = stream_of("a", "b", "c", base=("a", "b", "c"), patches=240, fields=12)
+    strategy = Replay(model=RepModeUNet(SMALL, ["a", "b", "c"]), buffer=36, train_mb_size=8, device="cpu")
+    strategy.train(stream.train_stream[0])
+    pairs = [(one.structure, one.image_id) for one in strategy.buffer.patches]
+    assert len(pairs) == 36
+    assert len(set(pairs)) == 36
+
+
+def test_a_teacher_from_a_checkpoint_fuses_as_the_network_does() -> None:
+    """Its logits in another precision would teach otherwise than before the interruption."""
+    stream = stream_of("a", "b", patches=16)
+    training = TrainingConfig(batch_size=8, steps=2, base_steps=2, fusing="autocast", precision="bfloat16")
+
+    def made() -> LwF:
+        return LwF(model=RepModeUNet(SMALL, ["a"]), training=training, device="cpu", stream=stream)
+
+    first, resumed = made(), made()
+    first.train(stream.train_stream[0])
+    resumed.load_extra_state(*first.extra_state())
+    for strategy in (first, resumed):
+        assert strategy._teacher is not None
+        blocks = [part for part in strategy._teacher.modules() if isinstance(part, ModeBlock)]
+        assert blocks
+        assert all(block.fuses_under_autocast for block in blocks)
