@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from repmode_cl.strategies.replay import RehearsalStrategy
+from repmode_cl.training import count_voxels
 
 __all__ = ["AGEM"]
 
@@ -47,12 +48,13 @@ class AGEM(RehearsalStrategy):
         total: list[Tensor | None] = [None] * len(trained)
         parts = self.training_config.accumulate
         batches = [batch for part in range(parts) if (batch := self.rehearsal_batch(part, parts))]
-        count = float(sum(len(batch[0]) for batch in batches))
+        # Each voxel that counts has the same weight in whichever part it lies.
+        voxels = sum(count_voxels(batch[1]) for batch in batches) if len(batches) > 1 else None
         for batch in batches:
             x, y, labels = (tensor.to(self.device) for tensor in batch)
             with self.precision.autocast():
                 output = self.model(x, self.stream.names(labels.tolist()))
-            loss = self.loss_of(output, y) * (len(x) / count)
+            loss = self.loss_of(output, y, count=voxels)
             if self.scaler is not None:
                 loss = self.scaler.scale(loss)
             gradients = torch.autograd.grad(loss, trained, allow_unused=True)

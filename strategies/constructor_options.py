@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from repmode_cl.config import StrategyConfig
 from repmode_cl.config.error_messages import describe_errors
@@ -15,11 +15,22 @@ from repmode_cl.errors import ConfigError, did_you_mean
 
 __all__ = [
     "RecordedOptions",
+    "check_option_values",
     "constructor_arguments",
     "constructor_keywords",
     "inherit_options",
     "refuse_unknown_keywords",
 ]
+
+#: Type and bounds of options that constructors of the package's strategies take by the names of a configuration, where
+#: these do not look at them themselves.
+_OPTION_TYPES: dict[str, TypeAdapter[Any]] = {
+    key: TypeAdapter(StrategyConfig.model_fields[key].annotation)
+    for key in (
+        "buffer", "buffer_bytes", "buffer_bytes_each", "region", "replay_batch", "alpha", "beta", "strength",
+        "distilled", "prune",
+    )
+}  # fmt: skip
 
 
 class RecordedOptions(dict[str, JsonValue]):
@@ -98,6 +109,30 @@ def inherit_options(options: StrategyConfig, parents: Iterable[str]) -> Strategy
     if inherited:
         inherited["label"] = options.title  # a title is made of the keys of the section as it was given
     return options.model_copy(update={**inherited, "options": RecordedOptions(options.options, inheritable)})
+
+
+def check_option_values(kind: type, given: Mapping[str, Any]) -> None:
+    """Refuse values of options that a configuration would refuse; in Python they would do something else.
+
+    Parameters
+    ----------
+    kind
+        A strategy of this package; options of a user's own class may mean something else.
+    given
+        Keywords of its constructor.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option, what was found, and what is allowed.
+    """
+    for key in _OPTION_TYPES.keys() & given.keys():
+        try:
+            _OPTION_TYPES[key].validate_python(given[key])
+        except ValidationError as error:
+            raise ConfigError(
+                f"{kind.__name__}: {key}: found {given[key]!r}: {error.errors()[0]['msg'].lower()}"
+            ) from error
 
 
 def constructor_keywords(kind: type, base: type) -> tuple[str, ...]:

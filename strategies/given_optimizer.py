@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from repmode_cl.errors import ConfigError
 from repmode_cl.training.optim import keep_parameter_layout
@@ -25,17 +25,22 @@ class GivenOptimizer:
     Parameters
     ----------
     optimizer
-        Any optimiser of torch, over parameters of `model`.
+        Any optimiser of torch but LBFGS, over parameters of `model`.
     model
         The network.
 
     Raises
     ------
     ConfigError
-        If it holds a tensor that is not the model's.
+        If it holds a tensor that is not the model's, or computes the loss several times in a step.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
+        if isinstance(optimizer, LBFGS):
+            raise ConfigError(
+                "LBFGS computes the loss several times in a step, and this loop computes it once: take an optimizer "
+                "whose step needs no closure, such as Adam or SGD"
+            )
         self.optimizer = optimizer
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         #: Name of a parameter -> the number of its group.

@@ -19,6 +19,7 @@ from repmode_cl.nn import RepModeUNet
 from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.constructor_options import (
     RecordedOptions,
+    check_option_values,
     constructor_arguments,
     refuse_unknown_keywords,
 )
@@ -94,6 +95,8 @@ class StrategyHooks:
         @functools.wraps(initialise)
         def checked(self: StrategyHooks, *args: Any, **given: Any) -> None:
             refuse_unknown_keywords(type(self), self._common_base, given)
+            if cls.__module__.startswith(f"{__package__}."):
+                check_option_values(type(self), given)
             initialise(self, *args, **given)
 
         cls.__init__ = checked  # type: ignore[assignment, method-assign]

@@ -105,8 +105,8 @@ def resolve_training(
     values |= {"steps": steps} if steps is not None else {"epochs": epochs}
     if device is not None:
         values["device"] = str(device)
-    if optimizer is not None:
-        values["learning_rate"] = float(optimizer.param_groups[0]["lr"])
+    if optimizer is not None and (rate := float(optimizer.param_groups[0]["lr"])) > 0:
+        values["learning_rate"] = rate  # one that warms up from zero has its own
     training = TrainingConfig(**values)
     mode = peval_mode or ("iteration" if steps is not None else "epoch")
     return TrainingSettings(training, inference, 1 if steps is not None else epochs, steps, False, mode)

@@ -377,6 +377,13 @@ class StrategyConfig(GrownModel):
             raise ValueError(f"give either {' or '.join(sizes)}, not both")
         if self.network is not None and self.label is None:
             raise ValueError("network: a strategy with its own network needs a label that says what it is")
+        if self.network is not None and self.has_plain_network:
+            for key, value in self.network:
+                if value is not None and key not in ("width", "depth"):
+                    raise ValueError(
+                        f"network.{key}: {self.name} has a plain network, in which there is no such thing: give width "
+                        "and depth, or leave it out"
+                    )
         if self.base_learning_rate is not None and (self.name in _WITHOUT_BASE or self.mode == "joint"):
             name = f"{self.name} with mode: joint" if self.mode == "joint" else self.name
             raise ValueError(f"base_learning_rate: {name} has no joint base; learning_rate is its own")
@@ -424,6 +431,11 @@ class StrategyConfig(GrownModel):
         return self.name not in STRATEGY_NAMES
 
     @property
+    def has_plain_network(self) -> bool:
+        """True for a strategy whose network is none of RepMode's: it has a kernel in place of experts."""
+        return "kernel" in keys_of(self.name) and not (self.name == "warm_copy" and self.of == "repmode")
+
+    @property
     def folder_key(self) -> str:
         """`title` as file systems compare names that ignore case, and points and spaces at the end."""
         return self.title.casefold().rstrip(". ")
@@ -436,12 +448,9 @@ class StrategyConfig(GrownModel):
         parts = [("avalanche_" if self.is_avalanche else "") + self.name.rpartition(":")[2]]
         if self.name == "warm_copy" and self.of != "repmode":
             parts.append(self.of)
-        has_plain_network = "kernel" in keys_of(self.name) and not (
-            self.name == "warm_copy" and self.of == "repmode"
-        )
-        if has_plain_network and "head" in keys_of(self.name):
+        if self.has_plain_network and "head" in keys_of(self.name):
             parts.append(self.head)
-        if has_plain_network:
+        if self.has_plain_network:
             parts.append(f"k{self.kernel}")
         named = ADDITION_SETTINGS[self.setting] if self.setting else {}
         if self.setting:

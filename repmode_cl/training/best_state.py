@@ -7,15 +7,19 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 __all__ = ["BestState", "trained_state_names"]
 
 
 def trained_state_names(network: nn.Module) -> tuple[str, ...]:
-    """Return the state-dict names that training may change: trainable parameters, and running statistics in use."""
+    """Return the state-dict names that training may change: trainable parameters, and running statistics in use.
+
+    Statistics of a norm without a weight are always in use.
+    """
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm3d) and module.weight.requires_grad:
+        if isinstance(module, _NormBase) and (module.weight is None or module.weight.requires_grad):
             names += [f"{name}.{buffer}" for buffer, _ in module.named_buffers()]
     return tuple(names)
 

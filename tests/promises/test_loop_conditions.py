@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from repmode_cl.scenarios import StructureStream, dense_regression_benchmark  # 
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor
+from torch import Tensor, nn
 
 from repmode_cl import Model
 from repmode_cl.config import TrainingConfig
@@ -25,8 +26,20 @@ from repmode_cl.nn import (
     PlainUNet,
     RepModeUNet,
 )
-from repmode_cl.strategies import ExpertsFrozen, FineTuning, LoRA, LwF, PackNet, Replay, StructureStrategy
+from repmode_cl.strategies import (
+    AGEM,
+    EWC,
+    MAS,
+    ExpertsFrozen,
+    FineTuning,
+    LoRA,
+    LwF,
+    PackNet,
+    Replay,
+    StructureStrategy,
+)
 from repmode_cl.strategies.registry import STRATEGIES
+from repmode_cl.training.best_state import trained_state_names
 
 SMALL = Architecture(width=2, depth=1, experts=("conv3", "conv1"))
 
@@ -182,3 +195,86 @@ def test_a_teacher_from_a_checkpoint_fuses_as_the_network_does() -> None:
         blocks = [part for part in strategy._teacher.modules() if isinstance(part, ModeBlock)]
         assert blocks
         assert all(block.fuses_under_autocast for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "message"),
+    [
+        (Replay, {"buffer": -3}, r"Replay: buffer: found -3: input should be greater than or equal to 0"),
+        (Replay, {"replay_batch": 0}, r"Replay: replay_batch: found 0: .* or equal to 1"),
+        (Replay, {"region": (8, 8)}, r"Replay: region: found \(8, 8\): field required"),
+        (EWC, {"strength": math.nan}, r"EWC: strength: found nan"),
+        (LwF, {"distilled": 0}, r"LwF: distilled: found 0"),
+    ],
+)
+def test_values_that_a_configuration_refuses_are_refused_in_python(
+    kind: type[StructureStrategy], option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(model=RepModeUNet(SMALL, ["a"]), device="cpu", **option)
+
+
+def test_an_optimizer_that_warms_up_from_zero_is_taken_and_one_with_a_closure_is_refused() -> None:
+    network = RepModeUNet(SMALL, ["a"])
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+    assert optimizer.param_groups[0]["lr"] == 0
+    strategy = ExpertsFrozen(model=network, optimizer=optimizer, train_mb_size=8, device="cpu")
+    strategy.train(stream_of("a").train_stream[0])
+    with pytest.raises(ConfigError, match="LBFGS computes the loss several times in a step"):
+        ExpertsFrozen(model=network, optimizer=torch.optim.LBFGS(network.parameters()), device="cpu")
+
+
+def test_the_best_state_holds_statistics_of_every_norm() -> None:
+    network = nn.Sequential(
+        nn.BatchNorm3d(2, affine=False),
+        nn.InstanceNorm3d(2, affine=True, track_running_stats=True),
+        nn.BatchNorm3d(2),
+    )
+    network[2].requires_grad_(False)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert set(trained_state_names(network)) == {
+        *(f"{number}.{name}" for number in (0, 1) for name in statistics),
+        "1.weight",
+        "1.bias",
+    }
+
+
+def test_importances_of_mas_are_of_the_voxels_that_count() -> None:
+    output = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.cat([torch.randn_like(output), torch.zeros_like(output)], dim=1)
+    target[:, 1, :, :, :2] = 1
+    strategy = MAS(model=RepModeUNet(SMALL, ["a"]), device="cpu")
+    expected = output[..., :2].square().mean()
+    torch.testing.assert_close(strategy._quantity(output, target), expected)
+    torch.testing.assert_close(strategy._quantity(output, target[:, :1]), output.square().mean())
+
+
+def test_the_reference_gradient_of_a_gem_is_that_of_the_whole_batch_in_whatever_parts() -> None:
+    """Patches with few voxels that count weigh less, in a part as in the whole batch."""
+
+    def gradient(parts: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        strategy = AGEM(
+            model=RepModeUNet(SMALL, ["a"], seed=0),
+            training=TrainingConfig(batch_size=8, accumulate=parts, steps=2, base_steps=2),
+            device="cpu",
+            stream=stream_of("a"),
+        )
+        x = torch.randn(8, 1, 8, 8, 8)
+        y = torch.cat([torch.randn_like(x), torch.ones_like(x)], dim=1)
+        for number in range(8):
+            y[number, 1, :, :, : number % 7] = 0
+        labels = torch.zeros(8, dtype=torch.long)
+        size = 8 // parts
+
+        def part_of(part: int, count: int) -> list[Tensor]:
+            return [tensor[part * size : (part + 1) * size] for tensor in (x, y, labels)]
+
+        strategy.rehearsal_batch = part_of  # type: ignore[method-assign]
+        strategy.network.eval()
+        found = strategy._reference_gradient(list(strategy.network.parameters()))
+        return [one for one in found if one is not None]
+
+    for whole, parts in zip(gradient(1), gradient(4), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)

@@ -135,6 +135,14 @@ def test_what_is_written_names_later_options_only_where_they_are_chosen() -> Non
             {"name": "dodnet", "mode": "joint", "base_learning_rate": 0.1},
             "dodnet with mode: joint has no joint base",
         ),
+        (
+            {"name": "lora", "label": "a", "network": {"gating": "sigmoid"}},
+            "network.gating: lora has a plain network, in which there is no such thing",
+        ),
+        (
+            {"name": "warm_copy", "of": "multi_head", "label": "a", "network": {"scope": "encoder"}},
+            "network.scope",
+        ),
         ({"name": "replai"}, "found 'replai' (did you mean 'replay'?)"),
         ({"name": "mine:Mine"}, "path/to/file.py:ClassName"),
         ({"name": "ewc", "label": "base"}, "every run has"),
