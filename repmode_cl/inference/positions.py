@@ -236,8 +236,11 @@ def _field(plate: Plate, name: str) -> str:
 def _times(image: Path | str, scene: int | str | None, choice: PositionChoice) -> tuple[int | None, ...]:
     if choice.t != ALL:
         return (choice.one_t,)
-    with open_image(image, scene=scene) as opened:
-        return tuple(range(opened.times)) if opened.times > 1 else (None,)
+    try:
+        with open_image(image, scene=scene) as opened:
+            return tuple(range(opened.times)) if opened.times > 1 else (None,)
+    except ImageError:
+        return (None,)  # its prediction says why it failed, and others go on with --keep-going
 
 
 def _tasks_of(source: Path | str, position: _Position, output: str) -> list[ImageTask]:

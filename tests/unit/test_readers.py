@@ -88,6 +88,14 @@ def test_imagej_units(tmp_path: Path, unit: str) -> None:
         assert reader.voxel_size == (pytest.approx(expected[unit]) if unit in expected else None)
 
 
+def test_imagej_units_of_single_axes(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    metadata = {"axes": "ZYX", "spacing": 300.0, "unit": "micron", "zunit": "nm", "yunit": "mm"}
+    tifffile.imwrite(path, numbered("ZYX"), imagej=True, resolution=(4, 2), metadata=metadata)
+    with open_image(path) as reader:
+        assert reader.voxel_size == pytest.approx((0.3, 500, 0.25))
+
+
 @pytest.mark.parametrize(
     ("unit", "factor"), [("µm", 1), ("nm", 1e-3), ("mm", 1e3), ("Å", 1e-4), ("pixel", None), (None, 1)]
 )

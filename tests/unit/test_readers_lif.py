@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from repmode_cl.data.readers import ImageReader, Region, open_image
 from repmode_cl.errors import ImageError
+from repmode_cl.inference.positions import PositionChoice, plan_positions
 
 SAMPLES = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "reader_samples"
 needs_data = pytest.mark.skipif(not SAMPLES.is_dir(), reason="real images are not part of the repository")
@@ -149,6 +150,28 @@ def test_series_are_never_chosen_silently(tmp_path: Path) -> None:
         np.testing.assert_array_equal(reader.read(0, scene="b"), second)
     with pytest.raises(ImageError, match="holds 4 tiles of a mosaic, which cannot be used"):
         open_image(path, scene=2)
+
+
+def test_an_overview_before_the_stacks_hides_none_of_them(tmp_path: Path) -> None:
+    """A scan of tiles comes first in many projects, and cannot be used."""
+    tiles, first, second = noise(4, 6, 8), noise(2, 6, 8), noise(3, 5, 9)
+    xml = [series("Overview", tiles, "MYX"), series("a", first, "ZYX", 1), series("b", second, "ZYX", 2)]
+    path = write(tmp_path / "a.lif", [tiles, first, second], xml)
+    with open_image(path) as reader:
+        assert reader.scenes == ("Overview", "a", "b")
+        assert reader.shape == first.shape
+        np.testing.assert_array_equal(reader.read(0, scene="b"), second)
+        with pytest.raises(ImageError, match="tiles of a mosaic"):
+            reader.read(0, scene=0)
+    plan = plan_positions([path], PositionChoice("all", "all"), str(tmp_path), ["dna"], stack=False)
+    assert [task.scene for task in plan.tasks] == [0, 1, 2]
+    only = write(
+        tmp_path / "b.lif", [tiles, tiles], [series("x", tiles, "MYX"), series("y", tiles, "MYX", 1)]
+    )
+    with pytest.raises(
+        ImageError, match=r"tiles of a mosaic.* That is its first scene; the file holds 2 scenes"
+    ):
+        open_image(only)
 
 
 def test_colour_samples_are_channels_to_choose_from(tmp_path: Path) -> None:

@@ -90,14 +90,22 @@ class ImageReader(AbstractContextManager["ImageReader"]):
         self._headers: dict[int, SceneInfo] = {}
         self._chosen_scene = None if scene is None else self.scene_index(scene)
         self._chosen_time = t
-        try:
-            self._current = self._info(self._chosen_scene or 0)
-        except ImageError as error:
-            if self._chosen_scene is None and len(scenes) > 1:
-                raise ImageError(f"{error}. That is its first scene; {self._list_scenes()}") from None
-            raise
+        self._current = self._first_header() if self._chosen_scene is None else self._info(self._chosen_scene)
         if t is not None:
             self._find_time(t, self._current)
+
+    def _first_header(self) -> SceneInfo:
+        """Return the header of the first scene that has one: an overview before the stacks hides none of them."""
+        first: ImageError | None = None
+        for number in range(len(self._scene_names)):
+            try:
+                return self._info(number)
+            except ImageError as error:
+                first = first or error
+        assert first is not None
+        if len(self._scene_names) == 1:
+            raise first
+        raise ImageError(f"{first}. That is its first scene; {self._list_scenes()}") from None
 
     @abc.abstractmethod
     def _describe(self, scene: int) -> SceneInfo:
