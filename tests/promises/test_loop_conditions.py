@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from repmode_cl import Model
 from repmode_cl.config import TrainingConfig
-from repmode_cl.errors import ConfigError
+from repmode_cl.errors import ConfigError, StructureError
 from repmode_cl.nn import (
     AdaptationSpec,
     AdaptedUNet,
@@ -86,6 +86,12 @@ def test_networks_without_structures_or_of_another_kind_are_refused() -> None:
         ConfigError, match=r"LoRA trains adaptations of the kind lora, .* AdaptationSpec\('lora'\)"
     ):
         LoRA(model=network, device="cpu")
+
+
+def test_a_text_is_no_list_of_structures() -> None:
+    """Its letters would be the base, and the structure that is meant an addition to a base that nobody trains."""
+    with pytest.raises(StructureError, match=r"a list of names is needed, such as \['dna'\], not a text"):
+        RepModeUNet(SMALL, "dna")
 
 
 def test_a_model_grows_by_the_same_script_every_day(tmp_path: Path) -> None:
