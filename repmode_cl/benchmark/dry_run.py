@@ -43,6 +43,8 @@ class DryRun:
         Trials that would run at once.
     threads
         Threads of each trial; steps were timed with as many.
+    finished
+        Of a run that is resumed: how many of its trials are finished, and of how many. The seconds are of all.
     """
 
     lines: tuple[str, ...]
@@ -50,12 +52,19 @@ class DryRun:
     of_strategies: Mapping[str, float] = field(default_factory=dict)
     jobs: int = 1
     threads: int = 1
+    finished: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         total = f"about {duration_text(self.seconds)} in all"
         if self.jobs > 1:
             total += f", {duration_text(self.seconds / self.jobs)} with {self.jobs} trials at once"
-        return "\n".join([*self.lines, f"{total}, {counted(self.threads, 'thread')} each; nothing was run"])
+        lines = [*self.lines, f"{total}, {counted(self.threads, 'thread')} each; nothing was run"]
+        if self.finished is not None:
+            done, trials = self.finished
+            lines.append(
+                f"{done} of {counted(trials, 'run')} are finished, and would not be run again: less is left"
+            )
+        return "\n".join(lines)
 
 
 def estimate_run(

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from repmode_cl.benchmark.check_strategies import check_strategies
@@ -151,7 +152,8 @@ def run_benchmark(
     check_planned_streams(config.comparisons, stream_groups(streams).values())
     check_strategies(config, streams, rehearse_all=dry_run)
     if dry_run:
-        return estimate_run(config, streams, jobs=jobs, threads=threads, scheduler=scheduler)
+        estimate = estimate_run(config, streams, jobs=jobs, threads=threads, scheduler=scheduler)
+        return replace(estimate, finished=_finished(config, streams)) if resume else estimate
     refuse_distributed("a benchmark")
     folder = Path(config.output) / config.name
     check_not_started(folder, resume=resume)
@@ -317,6 +319,13 @@ class _Run:
                 self._page_at = time.monotonic()
                 self._page_seconds = self._page_at - began
         return {trial: outcome.message for trial, outcome in outcomes.items() if not outcome.finished}
+
+
+def _finished(config: Config, streams: Mapping[str, StreamVariant]) -> tuple[int, int]:
+    """Return how many trials of the run's folder are finished, and of how many."""
+    folder = Path(config.output) / config.name
+    outcomes = [read_outcome(folder / trial.folder) for trial in trials_of(config, streams)]
+    return sum(one is not None and one.finished for one in outcomes), len(outcomes)
 
 
 @contextmanager

@@ -77,7 +77,9 @@ class RepModeUNet(StructureUNet):
                 "give the structures of the base once, as in RepModeUNet(..., structures=['dna'])"
             )
         if isinstance(given[0], str):  # its letters would be names
-            raise StructureError(f"base structures: a list of names is needed, such as [{given[0]!r}], not a text")
+            raise StructureError(
+                f"base structures: a list of names is needed, such as [{given[0]!r}], not a text"
+            )
         names = tuple(check_structure_name(name) for name in given[0])
         if not names or len(set(names)) < len(names):
             raise StructureError(f"base structures: at least one, and none twice, not {list(names)}")

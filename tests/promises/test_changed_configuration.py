@@ -70,6 +70,9 @@ def test_a_project_that_was_moved_is_resumed(manifest: Path, tmp_path: Path) -> 
     again = changed(small(moved, tmp_path, MULTI, FINE, order=("dna",)), stream=config.stream)
     assert run_benchmark(again, resume=True) == folder
     assert ResultsTable.read(folder / "results.csv").strategies == ("multi_net_k3", "fine_tuning")
+    # A rehearsal says what of it is there.
+    estimate = run_benchmark(again, resume=True, dry_run=True)
+    assert "2 of 2 runs are finished, and would not be run again" in str(estimate)
     # Other images at the new place are noticed.
     picture = next(moved.parent.glob("dna*.tif"))
     tifffile.imwrite(
