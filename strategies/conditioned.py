@@ -38,7 +38,7 @@ class ConditionedStrategy(StructureStrategy):
     """
 
     #: The network.
-    network_class: ClassVar[type[ConditionedUNet]]  # type: ignore[assignment]  # never None here
+    network_class: ClassVar[type[ConditionedUNet]]
 
     #: Whether that has a largest number of structures, the option ``slots``.
     has_slots: ClassVar[bool] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import nn
 
@@ -54,7 +54,7 @@ class FrozenBase(WarmStart):
     def _check_network(cls, network: nn.Module) -> None:
         """Refuse a network whose structures get another kind of adaptation."""
         super()._check_network(network)
-        if (found := network.spec.kind) != cls.kind:
+        if (found := cast(AdaptedUNet, network).spec.kind) != cls.kind:
             raise ConfigError(
                 f"{cls.__name__} trains adaptations of the kind {cls.kind}, and those of the model are {found}: make "
                 f"it with AdaptationSpec({cls.kind!r})"

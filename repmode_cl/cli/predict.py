@@ -267,14 +267,14 @@ def predict(
             "--scheduler predicts with what the model has, and makes no preview: leave out --pending and --preview"
         )
     if out is None:
-        inputs, outputs = expand_inputs(paths[:1]), []
+        inputs = expand_inputs(paths[:1])
         refuse_folder(inputs[0])  # before the name of the output is found wrong
         if len(inputs) > 1:
             raise RepmodeError(
                 f"{paths[0]}: {counted(len(inputs), 'image')} fit this pattern; give --out DIR for them"
             )
     else:
-        inputs, outputs = expand_inputs(paths), []
+        inputs = expand_inputs(paths)
     if uses_positions(inputs, choice):
         if imagej or preview is not None:
             raise RepmodeError(

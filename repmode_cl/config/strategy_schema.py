@@ -333,7 +333,9 @@ class StrategyConfig(GrownModel):
 
     def always_written(self) -> frozenset[str]:
         """Return the keys that were given in place of what the setting says."""
-        return self.model_fields_set & frozenset(ADDITION_SETTINGS[self.setting] if self.setting else ())
+        return frozenset(self.model_fields_set) & frozenset(
+            ADDITION_SETTINGS[self.setting] if self.setting else ()
+        )
 
     def fit_setting(self, *, width: int, depth: int) -> None:
         """Give the setting's expert the levels and channels of a network, where none was given in its place."""
