@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -19,6 +20,8 @@ from repmode_cl.strategies.hooks import REPMODE, Experiences
 from repmode_cl.strategies.warm_start import WarmStart
 
 __all__ = ["ExpertsFrozen", "training_options"]
+
+_log = logging.getLogger(__name__)
 
 #: Keys of the specification of an addition, and of how it is trained, in the strategy's section of a configuration.
 _SPEC_KEYS = ("expert", "sees", "norm", "resampling", "gate", "scale", "blocks")
@@ -75,6 +78,8 @@ class ExpertsFrozen(WarmStart):
         self.decay_to_base = decay_to_base
         self.gate_steps = gate_steps
         self._gates_fixed = False
+        #: Whether a first experience that adds structures is meant: the base was trained elsewhere.
+        self.base_is_ready = False
         #: Value in the base of each parameter that decays, by its id; None where it is not computed yet.
         self._base_values: dict[int, Tensor] | None = None
         super().__init__(**kwargs)
@@ -166,6 +171,14 @@ class ExpertsFrozen(WarmStart):
 
     def grow(self, structures: Sequence[str]) -> None:
         """Add each structure to the frozen network."""
+        if self._experience_number == 0 and not self.base_is_ready:
+            _log.warning(
+                "%s: added to a base (%s) that was neither trained nor adopted here: if it has learned nothing, make "
+                "the stream with base=%r, or the network with the structures of the first experience",
+                ", ".join(structures),
+                ", ".join(self.network.base_structures),
+                self.network.base_structures,
+            )
         for name in structures:
             self.network.add_structure(name, self.spec, seed=self.seed)
 

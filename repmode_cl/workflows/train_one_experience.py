@@ -15,6 +15,7 @@ from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.scenarios import PatchSampling, StructureStream, stream_of_samples
 from repmode_cl.strategies.base import StructureStrategy
+from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger
 from repmode_cl.training import budget_of, has_checkpoint, patch_count
@@ -81,6 +82,8 @@ def train_experience(strategy: StructureStrategy, work: Path, title: str) -> Non
     Stopped
         If a signal asked to stop; a checkpoint holds the steps until then.
     """
+    if isinstance(strategy, ExpertsFrozen):
+        strategy.base_is_ready = True  # that of the model
     checkpoint = StrategyCheckpoint(work / "checkpoint")
     checkpoint.resume(strategy)
     step, ranks = strategy.progress.step, strategy.ranks

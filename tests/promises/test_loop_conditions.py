@@ -94,6 +94,19 @@ def test_a_text_is_no_list_of_structures() -> None:
         RepModeUNet(SMALL, "dna")
 
 
+def test_an_addition_to_a_base_that_nobody_trained_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Its figures look plausible all the same."""
+    with caplog.at_level(logging.WARNING, "repmode_cl"):
+        strategy = ExpertsFrozen(model=RepModeUNet(SMALL, ["nuclei"]), train_mb_size=8, device="cpu")
+        strategy.train(stream_of("a", "b").train_stream)
+    assert caplog.text.count("added to a base (nuclei) that was neither trained nor adopted here") == 1
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "repmode_cl"):
+        strategy = ExpertsFrozen(model=RepModeUNet(SMALL, ["a"]), train_mb_size=8, device="cpu")
+        strategy.train(stream_of("a", "b").train_stream)
+    assert "added to a base" not in caplog.text
+
+
 def test_a_model_grows_by_the_same_script_every_day(tmp_path: Path) -> None:
     """The base is adopted also where the model has additions already, and nothing old changes."""
     first = stream_of("a")
