@@ -171,7 +171,9 @@ class ExpertsFrozen(WarmStart):
 
     def grow(self, structures: Sequence[str]) -> None:
         """Add each structure to the frozen network."""
-        if self._experience_number == 0 and not self.base_is_ready:
+        # Outside an experience a network is grown again for a checkpoint.
+        first = self.experience is not None and self._experience_number == 0
+        if first and not self.base_is_ready:
             _log.warning(
                 "%s: added to a base (%s) that was neither trained nor adopted here: if it has learned nothing, make "
                 "the stream with base=%r, or the network with the structures of the first experience",

@@ -171,7 +171,7 @@ def test_a_number_that_is_the_name_of_another_is_not_offered(model: Model) -> No
 def test_the_identity_of_a_prediction_by_number_stays(model: Model) -> None:
     """`--scene 1` of earlier versions was recorded as 1, and is not predicted again."""
     call = ["predict", str(model.path), "--structure", "dna", "--device", "cpu", "scenes.ome.tif",
-            "--voxel-size", "0.5,0.3,0.3", "--out", "out"]  # fmt: skip
+            "--voxel-size", "0.5,0.3,0.3", "--out", "out/{input}_{structure}.ome.tif"]  # fmt: skip
     options = PredictionOptions(scene=1, voxel_size=(0.5, 0.3, 0.3), device="cpu")
     predict_file(model, "dna", "scenes.ome.tif", "out/scenes_dna.ome.tif", options)
     assert "already there" in CliRunner().invoke(app, [*call, "--scene", "1"]).stdout
