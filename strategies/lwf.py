@@ -154,7 +154,7 @@ class LwF(FineTuning):
     def _copy_teacher(self) -> None:
         if self.strength:
             self._teacher = copy.deepcopy(self.network).to(self.device).eval().requires_grad_(False)
-            # A teacher that is loaded from a checkpoint is copied before the network itself is told.
+            # A teacher that is loaded from a checkpoint is copied before this is set for the network.
             fuse_under_autocast(self._teacher, self.training_config.fusing == "autocast")
 
     def costs(self) -> dict[str, float]:
