@@ -126,9 +126,11 @@ def check_option_values(kind: type, given: Mapping[str, Any]) -> None:
     ConfigError
         Naming the option, what was found, and what is allowed.
     """
-    for key in _OPTION_TYPES.keys() & given.keys():
+    for key, allowed in _OPTION_TYPES.items():
+        if key not in given:
+            continue
         try:
-            _OPTION_TYPES[key].validate_python(given[key])
+            allowed.validate_python(given[key])
         except ValidationError as error:
             raise ConfigError(
                 f"{kind.__name__}: {key}: found {given[key]!r}: {error.errors()[0]['msg'].lower()}"

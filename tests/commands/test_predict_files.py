@@ -37,6 +37,8 @@ from repmode_cl.model import Model
 
 VOXEL = (0.5, 0.3, 0.3)
 SIZE = ("--voxel-size", "0.5,0.3,0.3", "--device", "cpu")
+#: Options of a prediction that is compared with its truth.
+MEASURED = ("--structure", "dna", "--channel", "0", "--target", "1", *SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -248,19 +250,7 @@ def test_metrics_are_of_the_target_that_is_named(model, folder):
 
 def test_figures_are_those_of_the_prediction_that_is_there(model, folder):
     """A table that several models or settings write to gives none the figures of another."""
-    call = (
-        model.path,
-        "fields/f0.ome.tif",
-        "--structure",
-        "dna",
-        "--channel",
-        "0",
-        "--target",
-        "1",
-        *SIZE,
-        "--csv",
-        "t.csv",
-    )
+    call = (model.path, "fields/f0.ome.tif", *MEASURED, "--csv", "t.csv")
     first = (*call, "--out", "one")
     second = (*call, "--out", "two", "--window", "6,8,8")
     assert [command(*one)[0] for one in (first, second)] == [0, 0]
@@ -311,19 +301,7 @@ def test_an_interrupted_prediction_continues_with_another_truth_or_none(model, f
 
 
 def test_a_call_that_ends_early_loses_no_earlier_figures(model, folder):
-    call = (
-        model.path,
-        "fields/*.tif",
-        "--structure",
-        "dna",
-        "--channel",
-        "0",
-        "--target",
-        "1",
-        *SIZE,
-        "--out",
-        "out",
-    )
+    call = (model.path, "fields/*.tif", *MEASURED, "--out", "out")
     assert command(*call, "--csv", "t.csv")[0] == 0
     before = {row["input"]: row for row in rows("t.csv")}
     shutil.copy("fields/f0.ome.tif", "fields/a0.ome.tif")
