@@ -16,6 +16,7 @@ from repmode_cl.cli.options import (
     report_start,
 )
 from repmode_cl.cli.report import show_results
+from repmode_cl.cli.train import unused_base_steps
 from repmode_cl.errors import RepmodeError, counted
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def bench(
     continue_with(ctx, "--resume")
     if not dry_run:
         report_start(ctx, loaded.name)
+    if note := unused_base_steps(loaded):
+        typer.echo(f"note: {note}", err=True)
     from repmode_cl.benchmark import DryRun, TrialsFailedError, run_benchmark
     from repmode_cl.benchmark.search import run_search
 

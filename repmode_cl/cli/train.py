@@ -65,7 +65,7 @@ def train(
     if note := _unused_choices(loaded):
         typer.echo(f"note: {note}", err=True)
     report_start(ctx, out)
-    if note := _unused_steps(loaded):
+    if note := unused_base_steps(loaded):
         typer.echo(f"note: {note}", err=True)
     from repmode_cl.workflows.train_base import train_base, training_folder
 
@@ -117,13 +117,13 @@ def _unused_choices(config: Config) -> str:
     return f"not used by train, nor by add, which has options for them: {listed} (of {own.title})"
 
 
-def _unused_steps(config: Config) -> str:
+def unused_base_steps(config: Config) -> str:
     """Return what to say where the steps of a base are set and not used; "" where they are used."""
     base, training = config.stream.base, config.training
     several = (base if isinstance(base, int) else len(base)) > 1
     if several or training.base_steps is None or training.base_steps == training.steps:
         return ""
     return (
-        f"training.base_steps ({training.base_steps}) is for a base of several structures; this one is trained for "
-        f"training.steps ({training.steps})"
+        f"not used: training.base_steps ({training.base_steps}) is for a base of several structures; a single one is "
+        f"trained for training.steps ({training.steps})"
     )

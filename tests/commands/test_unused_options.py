@@ -10,6 +10,7 @@ from tiny_addition import make_base
 from tiny_run import changed, tiny
 from typer.testing import CliRunner
 
+from repmode_cl import benchmark
 from repmode_cl.cli.app import app
 from repmode_cl.config.load import dump_config
 from repmode_cl.errors import RepmodeError
@@ -97,6 +98,13 @@ def test_choices_that_train_does_not_use_are_said(
     assert ("nor by add" in result.stderr) == ("nor by add" in note)
 
 
+#: Note on steps of a base that has one structure.
+UNUSED_STEPS = (
+    "note: not used: training.base_steps (120) is for a base of several structures; a single one is trained for "
+    "training.steps (80)\n"
+)
+
+
 @pytest.mark.parametrize(
     ("base", "base_steps", "said"),
     [("[dna]", 120, True), ("1", 120, True), ("[dna]", 80, False), ("[dna, cell_membrane]", 120, False)],
@@ -112,9 +120,10 @@ def test_steps_of_a_base_that_are_not_used_are_said(
     given = [part for setting in settings for part in ("--set", setting)]
     result = CliRunner().invoke(app, ["train", "quickstart", "--out", str(tmp_path / "model"), *given])
     assert "reached" in result.stderr, result.output
-    note = (
-        "note: training.base_steps (120) is for a base of several structures; this one is trained for "
-        "training.steps (80)\n"
-    )
-    assert (note in result.stderr) == said
+    assert (UNUSED_STEPS in result.stderr) == said
     assert ("base_steps" in result.stderr) == said
+
+    monkeypatch.setattr(benchmark, "run_benchmark", train)
+    result = CliRunner().invoke(app, ["bench", "quickstart", *given])
+    assert "reached" in result.stderr, result.output
+    assert (UNUSED_STEPS in result.stderr) == said

@@ -107,6 +107,7 @@ def run_search(
 
 
 def _search(plan: SearchPlan, store: TrialStore, options: Mapping[str, Any]) -> SearchResult:
+    report_line(f"{plan.folder.name}: {_what_trials_see(plan)}")
     for first in range(0, plan.trials, plan.batch):
         count = min(first + plan.batch, plan.trials)
         for title in plan.ranges:
@@ -202,17 +203,23 @@ def _streams(plan: SearchPlan) -> Mapping[str, Any]:
     return stream_variants(plan.config.stream, available_structures(plan.config))
 
 
+def _images_text(plan: SearchPlan) -> str:
+    if plan.data.without_test:
+        return "training and validation images of the study, split again"
+    return f"simulated, data.simulate.seed {plan.data.simulate.seed}"
+
+
+def _what_trials_see(plan: SearchPlan) -> str:
+    """Return the seeds and the images of the trials, which need not be those of the configuration."""
+    return f"trials with {', '.join(f'seed {seed}' for seed in plan.seeds)}, on images: {_images_text(plan)}"
+
+
 def _settings(plan: SearchPlan) -> list[tuple[str, str]]:
-    images = (
-        "training and validation images of the study, split again"
-        if plan.data.without_test
-        else f"simulated, data.simulate.seed {plan.data.simulate.seed}"
-    )
     return [
         ("sampler", plan.search.sampler),
         ("trials of each strategy", str(plan.trials)),
         ("seeds", ", ".join(map(str, plan.seeds))),
-        ("images", images),
+        ("images", _images_text(plan)),
     ]
 
 
@@ -230,6 +237,7 @@ def _estimate(plan: SearchPlan, **options: Any) -> DryRun:
             f"{title}: {plan.trials} trials x {len(plan.seeds)} seed(s) over {keys}: about {duration_text(seconds)}"
         )
     total = len(plan.ranges) * plan.trials * len(plan.seeds) * len(streams)
+    lines.append(_what_trials_see(plan))
     lines.append(f"{total} runs in {plan.folder}; chosen is the best {RULES[plan.search.rule]}")
     return replace(estimate, lines=tuple(lines))
 
