@@ -279,7 +279,7 @@ def test_a_dry_run_says_how_many_trials_there_would_be(tmp_path: Path) -> None:
     )
     # Neither the seed nor the images are those of the configuration.
     images = "training and validation images of the study, split again"
-    assert f"\ntrials with seed 4, on images: {images}\n" in result.output
+    assert f"\ntrials with seed 1, on images: {images}\n" in result.output
     assert "nothing was run" in result.output
     assert list(tmp_path.iterdir()) == [file]
 
