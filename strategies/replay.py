@@ -13,6 +13,7 @@ from repmode_cl.config import Config, StrategyConfig, TrainingConfig
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import digest_of
 from repmode_cl.errors import ConfigError
+from repmode_cl.scenarios import StructureStream
 from repmode_cl.strategies.fine_tuning import FineTuning
 from repmode_cl.strategies.hooks import Experiences
 from repmode_cl.strategies.replay_buffer import BufferedPatch, PatchBuffer, Predict, join_patches
@@ -65,22 +66,39 @@ class RehearsalStrategy(FineTuning):
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
         """Refuse a region smaller than a patch, and a buffer that holds none: that would be fine-tuning."""
         super().check(config, options, experiences)
-        size = options.region or config.patch.size
-        if any(whole < part for whole, part in zip(size, config.patch.size, strict=True)):
+        given = {key: getattr(options, key) for key in ("buffer_bytes", "buffer_bytes_each")}
+        cls._check_buffer(f"strategy {options.title}", config.patch.size, options.region, given, experiences)
+
+    def check_stream(self, stream: StructureStream) -> None:
+        """Refuse a region smaller than the stream's patches, and a buffer that holds none of them."""
+        given = {"buffer_bytes": self.buffer.capacity_bytes, "buffer_bytes_each": self.buffer_bytes_each}
+        self._check_buffer(type(self).__name__, stream.patch, self.region, given, stream.experiences)
+
+    @classmethod
+    def _check_buffer(
+        cls,
+        name: str,
+        patch: Sequence[int],
+        region: Sequence[int] | None,
+        most: Mapping[str, int | None],
+        experiences: Experiences,
+    ) -> None:
+        size = region or patch
+        if any(whole < part for whole, part in zip(size, patch, strict=True)):
             raise ConfigError(
-                f"strategy {options.title}: region is {list(size)}, smaller than patch.size {list(config.patch.size)}, "
-                "and patches are cut from it: give a larger one"
+                f"{name}: region is {list(size)}, smaller than patch.size {list(patch)}, and patches are cut from it: "
+                "give a larger one"
             )
         what, volumes = cls.kept_volumes
-        patch = volumes * 4 * math.prod(size)
+        needed = volumes * 4 * math.prod(size)
         # For each structure, the buffer is that of the base at first.
         for key, times in (("buffer_bytes", 1), ("buffer_bytes_each", len(experiences[0]))):
-            given = getattr(options, key)
-            if given and given * times < patch:
+            given = most[key]
+            if given and given * times < needed:
                 raise ConfigError(
-                    f"strategy {options.title}: {key} is {given}, less than the {-(-patch // times)} of one "
-                    f"{'region' if options.region else 'patch'} ({what}, float32; half more with a mask), so that none "
-                    f"is kept: give at least {-(-patch // times)}, or 0 to keep none"
+                    f"{name}: {key} is {given}, less than the {-(-needed // times)} of one "
+                    f"{'region' if region else 'patch'} ({what}, float32; half more with a mask), so that none is "
+                    f"kept: give at least {-(-needed // times)}, or 0 to keep none"
                 )
 
     @classmethod

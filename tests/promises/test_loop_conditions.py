@@ -198,6 +198,37 @@ def test_a_buffer_covers_the_images_of_each_structure() -> None:
     assert len(set(pairs)) == 36
 
 
+@pytest.mark.parametrize("kind", [Replay, AGEM])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"region": (8, 8, 4)}, r"region is \[8, 8, 4\], smaller than patch.size \[8, 8, 8\]"),
+        (
+            {"buffer_bytes": 4095},
+            r"buffer_bytes is 4095, less than the 4096 of one patch .* give at least 4096",
+        ),
+        ({"buffer_bytes_each": 2047}, "buffer_bytes_each is 2047, less than the 2048 of one patch"),
+        (
+            {"buffer_bytes": 4096, "region": (8, 8, 9)},
+            "buffer_bytes is 4096, less than the 4608 of one region",
+        ),
+    ],
+)
+def test_a_buffer_that_would_keep_nothing_is_refused_in_python(
+    kind: type[StructureStrategy], options: dict[str, Any], message: str
+) -> None:
+    """As a configuration refuses it: without earlier patches it would be fine-tuning."""
+    stream = stream_of("a", "b", base=("a", "b"))
+
+    def train(**options: Any) -> None:
+        network = RepModeUNet(SMALL, ["a", "b"])
+        kind(model=network, train_mb_size=8, device="cpu", **options).train(stream.train_stream[0])
+
+    with pytest.raises(ConfigError, match=f"{kind.__name__}: {message}"):
+        train(**options)
+    train(buffer_bytes=4096)
+
+
 def test_a_teacher_from_a_checkpoint_fuses_as_the_network_does() -> None:
     """Its logits in another precision would teach otherwise than before the interruption."""
     stream = stream_of("a", "b", patches=16)
