@@ -20,9 +20,12 @@ from repmode_cl.results.learning_curves import CURVE
 from repmode_cl.results.results_table import Result, ResultsTable
 from repmode_cl.results.run_info import RUN_FILE, RunInfo, read_run_info, write_run_info
 from repmode_cl.results.trial_record import OUTCOME, Trial
-from repmode_cl.utils.atomic_files import TEMPORARY_MARK, read_json, write_text
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK, read_json, write_json, write_text
 
 __all__ = ["merge_runs"]
+
+#: What a run was computed with.
+_ENVIRONMENT = "environment.json"
 
 #: Files of a trial that are copied: all that tables and page are made of, and how it ended.
 _FILES = ("results.csv", OUTCOME, CURVE, GATES)
@@ -97,9 +100,8 @@ def merge_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
     results.write(temporary / "results.csv")
     write_run_info(temporary, _merged_info(sources, merged))
     write_text(temporary / "config.yaml", dump_config(_merged_config(sources, out)))
-    environment = sources[0].folder / "environment.json"
-    if environment.exists():
-        shutil.copy2(environment, temporary / "environment.json")
+    if environment := _merged_environment([_environment(source.folder) for source in sources]):
+        write_json(temporary / _ENVIRONMENT, environment)
     if out.exists():
         shutil.rmtree(out)
     temporary.replace(out)
@@ -192,8 +194,26 @@ def _check_compatible(first: _Source, other: _Source) -> None:
 
 def _precision(folder: Path) -> str | None:
     """Return the format that training.precision, which may be auto, was resolved to."""
-    path = folder / "environment.json"
-    return read_json(path, "restore it").get("precision") if path.exists() else None
+    return _environment(folder).get("precision")
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """Return what a run was computed with, which a copy of its results may lack."""
+    path = folder / _ENVIRONMENT
+    return read_json(path, "restore it") if path.exists() else {}
+
+
+def _merged_environment(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the environment of all runs; where they differ in a value, it is a text with the value of each kind."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in environments for key in one):
+        values = [one[key] for one in environments if key in one]
+        if all(isinstance(value, Mapping) for value in values):
+            merged[key] = _merged_environment(values)
+        else:
+            texts = dict.fromkeys(map(str, values))
+            merged[key] = values[0] if len(texts) == 1 else "; ".join(texts)
+    return merged
 
 
 def _image_limit(source: _Source) -> int | None:

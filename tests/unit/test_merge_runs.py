@@ -50,6 +50,20 @@ def copy_of(
     return folder
 
 
+def test_the_environment_of_merged_runs_is_that_of_all(done: Done, tmp_path: Path) -> None:
+    other, copied = (copy_of(done, tmp_path / f"seed-{seed}", seed=seed) for seed in (7, 8))
+    before = json.loads((done.folder / "environment.json").read_text(encoding="utf-8"))
+    packages = {**before["packages"], "torch": "3.0"}
+    changed_environment = {**before, "cpu": "another", "packages": packages}
+    (other / "environment.json").write_text(json.dumps(changed_environment), encoding="utf-8")
+    (copied / "environment.json").unlink()  # results that were stored without it
+    out = merge_runs([done.folder, copied, other], tmp_path / "all")
+    merged = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    assert merged.pop("cpu") == f"{before.pop('cpu')}; another"
+    assert merged["packages"].pop("torch") == f"{before['packages'].pop('torch')}; 3.0"
+    assert merged == before
+
+
 def test_runs_of_other_seeds_become_one(done: Done, tmp_path: Path) -> None:
     other = copy_of(done, tmp_path / "other", seed=7, name="elsewhere", output="somewhere")
     left = other / TITLES[0] / "seed-7" / "predictions" / "dna.writing-ab.npz"  # of a killed process
