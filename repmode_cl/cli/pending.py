@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ from repmode_cl.errors import counted
 from repmode_cl.utils.command_text import command
 
 if TYPE_CHECKING:
+    from repmode_cl.model import Model
     from repmode_cl.store import PendingStructure
     from repmode_cl.store.registry import Entry
 
@@ -37,7 +37,7 @@ def pending(model: ModelArgument) -> None:
     opened = Model.open(model)
     structures = list_pending(opened)
     for structure in structures:
-        typer.echo(f"{structure.name}: {_status(structure, model, opened.entries)}")
+        typer.echo(f"{structure.name}: {_status(structure, model, opened)}")
         if structure.entry is not None:
             staged = verdict_line(structure.entry, model, staged=True, replace=structure.replace)
             typer.echo(f"  {staged}")
@@ -82,10 +82,11 @@ def discard(model: ModelArgument, name: NameArgument) -> None:
     typer.echo(f"{name}: {kind} was removed; the model is as it was")
 
 
-def _status(structure: PendingStructure, model: Path, entries: Mapping[str, Entry]) -> str:
+def _status(structure: PendingStructure, model: Path, opened: Model) -> str:
     """Return the state of a pending structure, whether the model can take it now, and the commands for it."""
-    from repmode_cl.store.staging import OUTCOME, REQUEST
+    from repmode_cl.store.staging import OUTCOME, REQUEST, refusal
 
+    entries = opened.entries
     name, entry = structure.name, structure.entry
     discard_it = command("discard", model, name)
     if structure.problem:
@@ -124,6 +125,8 @@ def _status(structure: PendingStructure, model: Path, entries: Mapping[str, Entr
             f"{text}; but the model has a {name!r} by now (version {active.digest[:8]}), which stays: "
             f"{command('remove', model, name)} first, then {next_step}; or {discard_it}"
         )
+    if problem := refusal(opened, structure):
+        return f"{text}; but not as the model is now: {printable(problem)}"
     if active is None and replace and entry is not None:
         return f"{text}; the version that it was to replace was removed meanwhile: {next_step} adds it"
     if active is None and replace:

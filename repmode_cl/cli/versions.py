@@ -133,6 +133,8 @@ def gc(
         entry = versions.get(file)
         origin = f"{entry.name}, an earlier version" if entry else "of no version"
         typer.echo(f"{file}: {origin}, {size:,} bytes")
+    for entry in garbage.needed:
+        typer.echo(f"{entry.file}: {entry.name}, an earlier version, stays: a staged structure needs it")
     done = "would be deleted from" if dry_run else "deleted from"
     typer.echo(f"{counted(len(garbage.files), 'file')}, {count_text(garbage.bytes, 'B')} {done} {model}")
 

@@ -38,7 +38,7 @@ def check_needs(path: Path, registry: Registry, name: str, needs: Sequence[tuple
         if active != digest:
             raise ModelError(
                 f"{name!r} was made with version {digest[:8]} of {need!r}, and {path} now has version {active[:8]}: "
-                f"{hint or 'roll the model back to that version'}, or train {name!r} again"
+                f"{hint or 'that one is kept no more: replace it by a pack of it'}, or train {name!r} again"
             )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from repmode_cl.errors import UnknownStructureError
+from repmode_cl.errors import ModelError, UnknownStructureError
 from repmode_cl.nn import Architecture, FoldedUNet, PlainUNet, RepModeUNet, fold_structure
 from repmode_cl.store import record_files as records
 from repmode_cl.store.history import Change
@@ -131,10 +131,8 @@ class ModelSnapshot:
     def with_entry(self, entry: Entry) -> ModelSnapshot:
         """Return this model with a staged structure, in place of one of its name; it is only to be read."""
         registry = self._registry
-        names = registry.names
-        entries = tuple(entry if one.name == entry.name else one for one in registry.entries)
-        if entry.name not in names:
-            entries = (*entries, entry)
+        # Last, where a commit puts it too: after the additions whose experts it sees.
+        entries = (*(one for one in registry.entries if one.name != entry.name), entry)
         model = ModelSnapshot(self.path, self._document, replace(registry, entries=entries))
         model._staged = self._staged | {entry.name}
         return model
@@ -166,12 +164,15 @@ class ModelSnapshot:
         UnknownStructureError
             If one is not in the model.
         ModelError
-            If a file that is needed for it is missing or cut short, or its tensors are not those that were stored.
+            If a file that is needed for it is missing or cut short, its tensors are not those that were stored, or it
+            needs another version of a structure than this one.
         """
         names = self.structures if structures is None else tuple(structures)
         for name in names:
             self._check(name)
         entries = self._registry.with_needs(names)
+        for entry in entries:
+            self._check_needs(entry)
         # All before the first is read, so that a missing file is reported at once.
         for entry in (self._registry.entries[0], *entries):
             records.check_size(self.path, entry)
@@ -197,6 +198,18 @@ class ModelSnapshot:
         return self._fused[1]
 
     fused = fuse
+
+    def _check_needs(self, entry: Entry) -> None:
+        """Refuse a structure whose experts of others are not here as it was learned with them."""
+        for need, digest in entry.needs:
+            found = self._registry.entry(need).digest
+            if found != digest:
+                staged = ", which is staged and not accepted" if need in self._staged else ""
+                raise ModelError(
+                    f"{entry.name!r} was learned with version {digest[:8]} of {need!r}, and {self.path} has version "
+                    f"{found[:8]} here{staged}: predict {entry.name!r} without that one, or put the model back from a "
+                    "copy"
+                )
 
     def _check(self, name: str) -> None:
         if name not in self.structures:

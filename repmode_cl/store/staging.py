@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repmode_cl.errors import ModelError, did_you_mean
+from repmode_cl.errors import ModelError, RepmodeError, StructureError, did_you_mean
 from repmode_cl.store.candidate import Candidate
 from repmode_cl.store.entry_checks import find_entry_problem
 from repmode_cl.store.pack_exchange import ImportResult, check_pack, commit_pack
 from repmode_cl.store.pack_format import Pack, read_pack
-from repmode_cl.store.registry import Entry, read_json_document, utc_now
+from repmode_cl.store.preconditions import check_addition
+from repmode_cl.store.registry import Entry, Registry, read_json_document, utc_now
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.store.transaction import DISCARDED, WITHOUT_LOCKS
+from repmode_cl.structures import check_structure_name
 from repmode_cl.utils.atomic_files import json_text, write_json
 from repmode_cl.utils.locks import exclusive, is_locked
 from repmode_cl.utils.tensor_digests import json_digest
@@ -35,6 +37,7 @@ __all__ = [
     "discard",
     "list_pending",
     "open_with_staged",
+    "refusal",
     "stage",
     "list_staged",
     "training_lock",
@@ -166,12 +169,25 @@ def list_pending(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
     if not folder.is_dir():
         return ()
     names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-    return tuple(_read_pending(model, name) for name in names)
+    return tuple(_read_pending(model, name) if _is_name(name) else _foreign(folder / name) for name in names)
 
 
 def list_staged(model: ModelSnapshot) -> tuple[PendingStructure, ...]:
     """Return the staged structures of a model, by name."""
     return tuple(one for one in list_pending(model) if one.entry is not None)
+
+
+def refusal(model: ModelSnapshot, structure: PendingStructure) -> str:
+    """Return why the model, as it is on disk now, cannot take a staged structure; empty if it can."""
+    if structure.entry is None:
+        return ""
+    registry = Registry.read(model.path)
+    replace = structure.replace and structure.name in registry.names
+    try:
+        check_addition(model.path, registry, structure.name, structure.entry.needs, replace=replace)
+    except RepmodeError as error:
+        return str(error)
+    return ""
 
 
 def open_with_staged(model: ModelSnapshot, names: Sequence[str]) -> ModelSnapshot:
@@ -278,6 +294,20 @@ def clear_pending(folder: Path) -> None:
     folder.rename(folder.with_name(f"{DISCARDED}{secrets.token_hex(4)}"))
     for discarded in folder.parent.glob(f"{DISCARDED}*"):
         shutil.rmtree(discarded, ignore_errors=True)  # another process may be removing it, too
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_structure_name(name)
+    except StructureError:
+        return False
+    return True
+
+
+def _foreign(folder: Path) -> PendingStructure:
+    """Return a folder that no structure can be pending in, such as a copy that a program for synchronising made."""
+    problem = f"{folder} is named as no structure can be: it is not used; move it out of the model"
+    return PendingStructure(folder.name, folder, busy=False, problem=problem)
 
 
 def _require_pending(model: ModelSnapshot, name: str) -> PendingStructure:

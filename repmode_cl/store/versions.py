@@ -5,6 +5,7 @@ Removal and rollback change only the registry. Only `gc` deletes files, after th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from repmode_cl.store import record_files as records
 from repmode_cl.store.history import Change
 from repmode_cl.store.preconditions import check_removable
 from repmode_cl.store.registry import Entry, Registry
+from repmode_cl.store.snapshot import ModelSnapshot
+from repmode_cl.store.staging import list_staged
 from repmode_cl.store.transaction import replace_registry, transaction
 
 __all__ = ["GarbageReport", "collect_garbage", "remove", "roll_back"]
@@ -28,10 +31,13 @@ class GarbageReport:
         Earlier versions that the model kept.
     files
         Their files, and those of no version: name relative to the model, and bytes.
+    needed
+        Earlier versions that stay, because staged structures were trained with them.
     """
 
     versions: tuple[Entry, ...]
     files: tuple[tuple[str, int], ...]
+    needed: tuple[Entry, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -101,6 +107,8 @@ def roll_back(path: Path, number: int) -> tuple[Registry, Change | None]:
 def collect_garbage(path: Path, *, dry_run: bool = False) -> tuple[Registry, GarbageReport]:
     """Delete kept versions, and files in ``structures/`` that belong to no version.
 
+    A version that a staged structure needs stays: without it that could never be accepted.
+
     Parameters
     ----------
     path
@@ -108,21 +116,24 @@ def collect_garbage(path: Path, *, dry_run: bool = False) -> tuple[Registry, Gar
     dry_run
         Delete nothing; only report what would be deleted.
     """
+    staged = [one.entry for one in list_staged(ModelSnapshot.open(path)) if one.entry is not None]
+    needs = {need for entry in staged for need in entry.needs}
     if dry_run:
         registry = Registry.read(path)
-        return registry, _find_garbage(path, registry)
+        return registry, _find_garbage(path, registry, needs)
     with transaction(path) as (registry, _):
-        garbage = _find_garbage(path, registry)
+        garbage = _find_garbage(path, registry, needs)
         # Files of no version first: on a full disk this makes room for the new registry.
         named = {entry.file for entry in registry.versions}
         _delete(path, [file for file, _ in garbage.files if file not in named])
         after = registry
-        if registry.kept:
+        if garbage.versions:
             removed = [
                 {"structure": entry.name, "digest": entry.digest, "bytes": entry.bytes}
-                for entry in registry.kept
+                for entry in garbage.versions
             ]
-            after = registry.with_change("gc", registry.entries, (), provenance={"removed": removed})
+            provenance = {"removed": removed}
+            after = registry.with_change("gc", registry.entries, garbage.needed, provenance=provenance)
             replace_registry(path, registry, after)
         # Only now: if the process dies before, the model still has every file that it names.
         active = {entry.file for entry in after.versions}
@@ -130,15 +141,17 @@ def collect_garbage(path: Path, *, dry_run: bool = False) -> tuple[Registry, Gar
     return after, garbage
 
 
-def _find_garbage(path: Path, registry: Registry) -> GarbageReport:
-    active = {entry.file for entry in registry.entries}
+def _find_garbage(path: Path, registry: Registry, needs: Collection[tuple[str, str]]) -> GarbageReport:
+    needed = tuple(entry for entry in registry.kept if (entry.name, entry.digest) in needs)
+    active = {entry.file for entry in (*registry.entries, *needed)}
     files = []
     for file in sorted((path / records.STRUCTURES).glob("*.safetensors")):
         name = f"{records.STRUCTURES}/{file.name}"
         # Other files are not deleted: someone else put them there, or a writer is writing them right now.
         if name not in active and records.STRUCTURE_FILE.fullmatch(file.name):
             files.append((name, file.stat().st_size))
-    return GarbageReport(registry.kept, tuple(files))
+    versions = tuple(entry for entry in registry.kept if entry not in needed)
+    return GarbageReport(versions, tuple(files), needed)
 
 
 def _delete(path: Path, files: list[str]) -> None:
