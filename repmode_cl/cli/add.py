@@ -258,8 +258,8 @@ def _add(ctx: typer.Context, values: dict[str, Any], *, replace: bool) -> None:
     keys = ("expert", "sees", "norm", "resampling", "gate", "scale", "blocks")
     given, setting = kind_of_addition(values["setting"], {key: values[key] for key in keys})
     spec = AdditionSpec(**given) if given else None
-    if replace:
-        spec, setting = replacement_kind(values["model"], structure, given, setting)
+    if replace and setting is None:
+        spec, setting = replacement_kind(values["model"], structure, given)
     options = AdditionOptions(
         spec=spec,
         setting=setting,

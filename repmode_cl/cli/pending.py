@@ -89,6 +89,8 @@ def _status(structure: PendingStructure, model: Path, opened: Model) -> str:
     entries = opened.entries
     name, entry = structure.name, structure.entry
     discard_it = command("discard", model, name)
+    if structure.foreign:
+        return printable(structure.problem)
     if structure.problem:
         return f"{printable(structure.problem)}; {discard_it}"
     # Where the request cannot be read, it is listed as an addition.

@@ -55,7 +55,9 @@ def train(
 
     loaded = load_config(config, overrides or ())
     # Checked before hours of training, not after.
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    from repmode_cl.store.transaction import is_free
+
+    if not is_free(out):
         raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
     from repmode_cl.data.pipeline import check_base
 

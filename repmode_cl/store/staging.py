@@ -80,6 +80,8 @@ class PendingStructure:
         Name of its pack within the folder.
     problem
         Why it cannot be accepted although it is staged; empty if it can.
+    foreign
+        Whether no structure can have its name: the folder is someone else's.
     """
 
     name: str
@@ -92,6 +94,7 @@ class PendingStructure:
     staged: str = ""
     file: str = ""
     problem: str = ""
+    foreign: bool = False
 
 
 @contextmanager
@@ -307,7 +310,7 @@ def _is_name(name: str) -> bool:
 def _foreign(folder: Path) -> PendingStructure:
     """Return a folder that no structure can be pending in, such as a copy that a program for synchronising made."""
     problem = f"{folder} is named as no structure can be: it is not used; move it out of the model"
-    return PendingStructure(folder.name, folder, busy=False, problem=problem)
+    return PendingStructure(folder.name, folder, busy=False, problem=problem, foreign=True)
 
 
 def _require_pending(model: ModelSnapshot, name: str) -> PendingStructure:

@@ -21,6 +21,7 @@ __all__ = [
     "WITHOUT_LOCKS",
     "transaction",
     "check_new_folder",
+    "is_free",
     "replace_registry",
     "remove_leftovers_if_idle",
     "write_lock",
@@ -37,14 +38,26 @@ DISCARDED = ".discarded-"
 _HOLDER = f"{LOCK}{TEMPORARY_MARK}holder"
 
 
+def is_free(path: Path) -> bool:
+    """Return whether a model can be made at `path`: nothing is there, or what an interrupted creation left."""
+    if not path.exists():
+        return True
+    return path.is_dir() and not (path / REGISTRY).exists() and not _foreign_files(path)
+
+
 def check_new_folder(path: Path) -> None:
     """Refuse a folder that holds anything but the files of an interrupted creation."""
     if (path / REGISTRY).exists():
         raise ModelError(f"{path} is a model already: choose another folder, or add structures to it")
-    ours = {records.BASE, records.MODEL, LOCK, _HOLDER}
-    others = sorted(item.name for item in path.iterdir() if item.name not in ours)
-    if others:
+    if others := _foreign_files(path):
         raise ModelError(f"{path} holds {', '.join(others[:3])}: a model needs an empty folder")
+
+
+def _foreign_files(path: Path) -> list[str]:
+    ours = {records.BASE, records.MODEL, LOCK}
+    return sorted(
+        item.name for item in path.iterdir() if item.name not in ours and TEMPORARY_MARK not in item.name
+    )
 
 
 @contextmanager

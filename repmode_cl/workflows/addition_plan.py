@@ -290,17 +290,19 @@ def _interrupted_with_former_default(model: Model, structure: str) -> bool:
 
 
 def replacement_kind(
-    model: Path, structure: str, changes: Mapping[str, Any], setting: str | None
+    model: Path, structure: str, changes: Mapping[str, Any]
 ) -> tuple[AdditionSpec | None, str | None]:
     """Return what a replacement gets, and its setting: those of the version that it replaces, except for `changes`.
+
+    It is for one that names no setting, which stands for all choices.
 
     No specification where nothing changes, or the model has no such addition, which `plan_addition` reports.
     """
     entry = Model.open(model).entries.get(structure)
     if not changes or entry is None or entry.spec is None:
-        return None, setting
+        return None, None
     kept = (entry.provenance.get("addition") or {}).get("setting")
-    return replace(entry.spec, **({"needs": ()} | dict(changes))), setting or kept
+    return replace(entry.spec, **({"needs": ()} | dict(changes))), kept
 
 
 def _patch_text(patch: Sequence[object]) -> str:

@@ -12,6 +12,7 @@ from repmode_cl.errors import ModelError, StructureError
 from repmode_cl.model import Model
 from repmode_cl.nn.authors_state import network_of_authors_state
 from repmode_cl.store.authors_checkpoint import read_authors_state
+from repmode_cl.store.transaction import is_free
 from repmode_cl.structures import DATASET_NAMES, check_structure_name
 from repmode_cl.utils.atomic_files import sha256_file
 
@@ -76,7 +77,7 @@ def import_checkpoint(
     if len(set(names)) < len(names):
         raise StructureError(f"a structure is named twice: {', '.join(names)}")
     _check_order(names)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise ModelError(f"{out} exists already: give a new folder")
     state, size = read_authors_state(file)
     try:

@@ -14,6 +14,7 @@ from repmode_cl.model import Model
 from repmode_cl.results.learning_curves import CURVE, write_curve
 from repmode_cl.scenarios import base_structures
 from repmode_cl.store.staging import REQUEST
+from repmode_cl.store.transaction import is_free
 from repmode_cl.strategies.plugins.model_export import (
     create_model,
     inference_settings,
@@ -81,21 +82,22 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
     rounding, that of one process. The first prepares the images, validates and writes; all must see the same disk.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise ModelError(f"{out} exists already: give a new folder, or grow a model with `repmode-cl add`")
-    if config.network.gate == "input":
+    options = next(
+        (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
+    )
+    network = config.of_strategy(options).network
+    if network.gate == "input":
         raise ConfigError(
             "network.gate is input, and such a network has no fused kernel: it cannot be stored as a model; train and "
             "evaluate it in a benchmark (`repmode-cl bench`, strategy joint), or set network.gate linear or two_layer"
         )
-    check_patches(config, config.network.depth)
-    check_window(config, config.network.depth)
+    check_patches(config, network.depth)
+    check_window(config, network.depth)
     experiences = (base_structures(config.stream, check_base(config)),)
     for name in experiences[0]:
         check_new_structure_name(name)
-    options = next(
-        (s for s in config.strategies if s.name == "experts_frozen"), StrategyConfig(name="experts_frozen")
-    )
     seed = config.seeds[0]
     work = training_folder(out)
     with process_group(config.training.device) as (ranks, device), ExitStack() as held:
@@ -106,7 +108,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
             held.enter_context(
                 exclusive(work / ".lock", busy, error=ConfigError, holder=work / ".lock.holder")
             )
-            if out.exists() and any(out.iterdir()):  # that process may have finished meanwhile
+            if not is_free(out):  # that process may have finished meanwhile
                 raise ModelError(f"{out} was made by another process meanwhile")
             record_request(work / REQUEST, {"config": resume_config_text(config)}, "training")
             samples, notes = prepared_samples(
@@ -121,8 +123,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
             return samples, notes, resolve_precision(config.training.precision, device).format
 
         samples, notes, precision = ranks.from_first(prepare)
-        width, depth = config.network.width, config.network.depth
-        with memory_errors(f"a network of network.width {width} and network.depth {depth}"):
+        with memory_errors(f"a network of network.width {network.width} and network.depth {network.depth}"):
             strategy = build_strategy(
                 config,
                 options,

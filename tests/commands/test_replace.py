@@ -61,3 +61,26 @@ def test_an_option_of_replace_keeps_the_setting(manifest: Path, tmp_path: Path) 
     assert after.provenance["addition"]["setting"] == "small"
     assert after.provenance["addition"]["learning_rate"] == before.provenance["addition"]["learning_rate"]
     assert after.provenance["init"]["asked"] == "best"
+
+
+def test_a_setting_of_replace_is_the_whole_setting(manifest: Path, tmp_path: Path) -> None:
+    """`best` has its own resampling layers, whatever the version that it replaces had."""
+    model = make_base(tmp_path / "model")
+    added(model, manifest, setting="small", steps=2)
+    words = [
+        "replace",
+        model,
+        "--structure",
+        "nucleolus",
+        "--data",
+        manifest,
+        "--steps",
+        2,
+        "--setting",
+        "best",
+    ]
+    done = CliRunner().invoke(app, [str(word) for word in [*words, "--norm", "base"]])
+    assert done.exit_code == 0, done.output
+    entry = Model.open(model).entries["nucleolus"]
+    assert entry.spec == AdditionSpec(expert="conv3", norm="base")
+    assert entry.provenance["addition"]["setting"] == "best"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import store_operations
+import torch
 from stored_model import grown, liven
 from typer.testing import CliRunner
 
@@ -15,7 +18,7 @@ from repmode_cl.errors import ModelError, RepmodeError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store import list_pending, list_staged, make_candidate, stage, training_lock
-from repmode_cl.store.staging import OUTCOME, REQUEST
+from repmode_cl.store.staging import OUTCOME, REQUEST, open_with_staged
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.tensor_digests import json_digest
 
@@ -88,6 +91,93 @@ def test_accepting_replaces_a_structure_that_was_staged_for_that(model_path: Pat
     model.accept("tight_junction")
     assert model.history[-1].earlier == before
     assert before in [entry.digest for entry in model.kept]
+
+
+def stage_replacement(path: Path, name: str, **kind: Any) -> None:
+    """Stage another version of a structure of the model; with ``sees="all"`` it needs the experts of all others."""
+    model = Model.open(path)
+    network = model.network([other for other in model.structures if other != name])
+    network.add_structure(name, AdditionSpec(expert="conv1", **kind), seed=5)
+    liven(network, f".own.{name}.")
+    folder = model.pending(name)
+    folder.mkdir(parents=True)
+    stage(model, make_candidate(model, name, network, folder), why="to see", replace=True)
+
+
+def test_what_sees_another_version_than_the_staged_one_is_not_predicted(model_path: Path) -> None:
+    """Its own tensors are those that were stored, but it learned with the experts of another version."""
+    store_operations.remove(model_path, "mitochondria")
+    stage_replacement(model_path, "nucleolus")
+    store_operations.add(model_path, "mitochondria", sees="all")
+    model = Model.open(model_path)
+    staged = open_with_staged(model, ["nucleolus"])
+    volume = np.random.default_rng(0).standard_normal((8, 8, 8)).astype(np.float32)
+    with pytest.raises(
+        ModelError, match=r"'mitochondria' was learned with version .* which is staged and not"
+    ):
+        staged.fuse("mitochondria")
+    for name in ("dna", "tight_junction", "nucleolus"):
+        assert staged.fuse(name) is not None
+    assert model.predict(volume, "mitochondria").shape == (8, 8, 8)
+    # It cannot be accepted either, and that is said where it is listed.
+    said = CliRunner().invoke(app, ["pending", str(model_path)]).output
+    assert "but not as the model is now: 'nucleolus' cannot be replaced: mitochondria of" in said
+    assert "needs its experts" in said
+
+
+def test_a_staged_replacement_that_sees_later_structures_is_predicted(model_path: Path) -> None:
+    store_operations.remove(model_path, "mitochondria")
+    stage_replacement(model_path, "nucleolus", sees="all", needs=("tight_junction",))
+    model = Model.open(model_path)
+    staged = open_with_staged(model, ["nucleolus"])
+    volume = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = staged.fuse("nucleolus")(volume)
+    model.accept("nucleolus")
+    assert torch.equal(model.fuse("nucleolus")(volume), expected)
+
+
+def test_gc_keeps_the_versions_that_staged_structures_need(model_path: Path) -> None:
+    store_operations.remove(model_path, "mitochondria")
+    model = Model.open(model_path)
+    needed = model.entries["nucleolus"]
+    network = model.network()
+    network.add_structure("golgi_apparatus", AdditionSpec(expert="conv1", sees="all"), seed=5)
+    liven(network, ".own.golgi_apparatus.")
+    folder = model.pending("golgi_apparatus")
+    folder.mkdir(parents=True)
+    stage(model, make_candidate(model, "golgi_apparatus", network, folder), why="to see")
+    store_operations.replace(model_path, "nucleolus")
+    number = len(Model.open(model_path).history) - 1
+
+    for option in (["--dry-run"], []):
+        done = CliRunner().invoke(app, ["gc", str(model_path), *option])
+        assert (
+            f"{needed.file}: nucleolus, an earlier version, stays: a staged structure needs it" in done.output
+        )
+    model = Model.open(model_path)
+    assert [entry.digest for entry in model.kept] == [needed.digest]
+    said = CliRunner().invoke(app, ["pending", str(model_path)]).output
+    assert (
+        f"roll the model back to where it had that version (`repmode-cl rollback {model_path} {number}`)"
+        in said
+    )
+    model.rollback(number)
+    model.accept("golgi_apparatus")
+    assert model.verify().bit_identical
+    # Nothing needs the other version any more.
+    assert Model.open(model_path).gc().needed == ()
+    assert Model.open(model_path).kept == ()
+
+
+def test_a_folder_that_is_no_structure_keeps_nothing_else_from_being_listed(waiting: Model) -> None:
+    (waiting.path / "pending" / "golgi (conflicted copy)").mkdir()
+    said = CliRunner().invoke(app, ["pending", str(waiting.path)])
+    assert said.exit_code == 0, said.output
+    folder = waiting.path / "pending" / "golgi (conflicted copy)"
+    foreign = f"{folder} is named as no structure can be: it is not used; move it out of the model"
+    assert f"golgi (conflicted copy): {foreign}\n" in said.output
+    assert "golgi_apparatus: staged" in said.output
+    assert waiting.accept("golgi_apparatus").status == "bit-identical"
 
 
 @pytest.mark.parametrize("collected", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -9,24 +10,28 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from stored_model import PARTS
+from tiny_addition import added, make_base
 from tiny_run import BASE, changed, make_manifest, tiny
 from typer.testing import CliRunner
 
 from repmode_cl.benchmark import run_benchmark
 from repmode_cl.cli.app import app
-from repmode_cl.config import Config, StreamConfig
+from repmode_cl.config import Config, StrategyConfig, StreamConfig
 from repmode_cl.config.load import dump_config
 from repmode_cl.data.manifest import read_manifest, write_manifest
 from repmode_cl.errors import ConfigError, ModelError, StructureError
 from repmode_cl.inference.unlike import score_volume
 from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
+from repmode_cl.store import record_files
 from repmode_cl.strategies import StructureStrategy
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK
 from repmode_cl.utils.locks import exclusive
 from repmode_cl.workflows.add_structure import add_structure
 from repmode_cl.workflows.train_base import train_base, training_folder
@@ -353,6 +358,63 @@ def test_an_existing_model_is_not_trained_over(trained: Path, manifest: Path) ->
         train_base(configured(manifest, trained.parent), trained)
     with pytest.raises(ModelError, match="has 'dna' already"):
         add_structure(trained, "dna", manifest)
+
+
+def test_a_base_whose_model_was_half_written_is_written_by_the_same_command(
+    monkeypatch: pytest.MonkeyPatch, manifest: Path, tmp_path: Path
+) -> None:
+    """A full disk, or a power cut, leaves files in the new folder; the training is not lost."""
+    config, out = configured(manifest, tmp_path), tmp_path / "model"
+
+    def full(path: Path, *_: object) -> None:
+        path.with_name(f"base{TEMPORARY_MARK}ab.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_files, "write_tensors", full)
+        with pytest.raises(OSError, match="No space left"):
+            train_base(config, out)
+    assert (out / ".lock").exists()
+    assert not (out / "registry.json").exists()
+
+    def no_step(*_: object) -> None:
+        raise AssertionError("its training had ended")
+
+    monkeypatch.setattr(StructureStrategy, "_train_step", no_step)
+    assert train_base(config, out).verify().ok
+    assert not list(out.glob(f"*{TEMPORARY_MARK}*"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(ModelError, match="exists already"):
+        train_base(config, tmp_path / "mine")
+
+
+def test_a_training_that_diverged_says_so(manifest: Path, tmp_path: Path) -> None:
+    config = configured(manifest, tmp_path)
+    hot = config.training.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(ModelError, match="its training diverged; train it again with a lower learning rate"):
+        train_base(config.model_copy(update={"training": hot}), tmp_path / "model")
+    base = make_base(tmp_path / "base")
+    with pytest.raises(ModelError, match="its training diverged; train it again with a lower learning rate"):
+        added(base, manifest, learning_rate=1e30, steps=3)
+    assert Model.open(base).structures == BASE
+
+
+def test_the_network_that_is_trained_is_checked_first(manifest: Path, tmp_path: Path) -> None:
+    """A strategy may have a network unlike that of the configuration."""
+    config = configured(manifest, tmp_path)
+
+    def changed_network(**network: Any) -> Config:
+        options = StrategyConfig(name="experts_frozen", label="ours", network=network)
+        return config.model_copy(update={"strategies": (options,)})
+
+    for network, message in (
+        ({"gate": "input"}, "network.gate is input"),
+        ({"depth": 4}, "a network of depth 4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train_base(changed_network(**network), tmp_path / "model")
+    assert not (tmp_path / "model.training").exists()
 
 
 def test_an_interrupted_base_is_continued_by_the_same_command(
