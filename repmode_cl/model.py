@@ -188,16 +188,33 @@ class Model(ModelSnapshot):
         Parameters
         ----------
         learned_from
-            Additions whose weights are used, in addition to the base: seen, started from, or measured. Names of base
-            structures count as the base.
+            Additions whose weights are used, in addition to the base: seen, started from, or measured. What these build
+            on themselves counts with them. Names of base structures count as the base.
         """
         base = self.base_structures
         records = {BASE: self._base_record}
         for name, entry in self.entries.items():
             if name not in base:
                 records[name] = read_split_record(entry.provenance)
-        additions = [name for name in dict.fromkeys(learned_from) if name not in base]
+        names = [other for name in learned_from for other in (name, *self._builds_on(name))]
+        additions = [name for name in dict.fromkeys(names) if name not in base]
         return TrainingRecords(records, [BASE, *additions])
+
+    def _builds_on(self, name: str) -> list[str]:
+        """Return the structures whose images decided an addition's weights, too: seen, or started from."""
+        found: list[str] = []
+        queue = [name]
+        while queue:
+            entry = self.entries.get(queue.pop())
+            if entry is None:
+                continue
+            init = entry.provenance.get("init")
+            start = init.get("structure") if isinstance(init, Mapping) else None
+            others = [*(need for need, _ in entry.needs), *([start] if isinstance(start, str) else [])]
+            new = [other for other in others if other in self.entries and other not in found]
+            found += new
+            queue += new
+        return found
 
     # -- changing ------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ __all__ = [
     "check_held_out",
     "check_not_staged",
     "name_conflict_error",
+    "seen_versions",
 ]
 
 #: Values of `init_from` in addition to the names of structures.
@@ -329,6 +330,19 @@ def _needed_versions(model: Model, structure: str, spec: AdditionSpec) -> tuple[
                     f"longer that of {model.path}: start again after {command('discard', model.path, structure)}"
                 )
         return needs
+    return seen_versions(model, structure, spec)
+
+
+def seen_versions(model: Model, structure: str, spec: AdditionSpec) -> tuple[tuple[str, str], ...]:
+    """Return the additions, by digest, that a structure sees by its specification.
+
+    Raises
+    ------
+    UnknownStructureError
+        If it names one that the model lacks.
+    """
+    if spec.sees == "own":
+        return ()
     names = spec.needs or tuple(
         entry.name
         for entry in model.entries.values()

@@ -370,7 +370,7 @@ class _AdviceRun:
             self.folder,
             structures=[self.structure],
             manifest=self.manifest,
-            held_out=HeldOutCheck(config.patch.size, self._plan("small", "none").records()),
+            held_out=HeldOutCheck(config.patch.size, self._plan("small", "best").records()),
             workers=self.overrides.workers,
         )
         split, held_out = held_out_images(samples)

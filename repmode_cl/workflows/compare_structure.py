@@ -46,7 +46,7 @@ from repmode_cl.training import has_checkpoint, inherit_precision, refuse_distri
 from repmode_cl.utils.atomic_files import write_json
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.verdict import EVIDENCE
-from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan
+from repmode_cl.workflows.addition_plan import INIT_CHOICES, AdditionPlan, seen_versions
 from repmode_cl.workflows.comparison_folder import exclusive_comparison
 from repmode_cl.workflows.comparison_methods import ComparisonMethods
 from repmode_cl.workflows.initialisation import Initialisation, initialise
@@ -399,7 +399,7 @@ class ComparisonRun:
             manifest=self.manifest,
             config=self.config,
             spec=self.methods.spec,
-            needs=(),
+            needs=seen_versions(self.model, structure, self.methods.spec),
             init_from=self.methods.init_from,
             precision=inherit_precision(precision, self.device, base_precision),
             notes=tuple(warnings),
@@ -503,11 +503,10 @@ class ComparisonRun:
         rows, notes = [], []
         for name in self.known:
             own_rows = [row for row in self.manifest.rows if row.structure == name]
-            needs = [need for need, _ in self.model.entries[name].needs]
             problems = learned_images(
                 own_rows,
                 splits,
-                self.model.training_records([name, *needs]),
+                self.model.training_records([name]),
                 patch=self.config.patch.size,
                 preprocessing=data.preprocessing,
                 digest=digest,

@@ -6,11 +6,12 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from repmode_cl.errors import ConfigError
-from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK, write_json
 from repmode_cl.utils.locks import exclusive
 from repmode_cl.workflows.train_one_experience import changed_settings, with_present_defaults
 
@@ -19,6 +20,16 @@ __all__ = ["exclusive_comparison"]
 #: Kind of a folder -> beginning of the names of its files. The request decides the figures, and marks the folder.
 _PREFIXES = {"comparison": "compare", "advice": "advise", "evaluation": "evaluate"}
 Kind = Literal["comparison", "advice", "evaluation"]
+
+#: Kind of a folder -> patterns of what it holds besides its request. A restart removes nothing else.
+_CONTENTS = {
+    "comparison": (
+        "adding", "fine_tuning", "own_network", "compare.*", "images.json", "measured-images.json", "report.html",
+        "cache",
+    ),
+    "advice": ("small-*", "best-*", "advice.json", "images.json", "cache"),
+    "evaluation": ("evaluation.*", "cells.csv", "measured-images.json", "report.html", "images", "cache"),
+}  # fmt: skip
 
 
 def _request_file(kind: Kind) -> str:
@@ -42,7 +53,7 @@ def exclusive_comparison(
     request
         What decides the figures.
     restart
-        Whether to remove a comparison that it holds first.
+        Whether to remove a comparison that it holds first. Other files in the folder stay.
     kind
         What the folder is of: a comparison of methods, an advice, or an evaluation.
 
@@ -74,6 +85,11 @@ def _refuse_other_content(folder: Path, kind: Kind) -> None:
         raise ConfigError(f"{folder} holds something other than {_named(kind)}: give a new folder with --out")
 
 
+def _is_ours(name: str, kind: Kind) -> bool:
+    patterns = (_request_file(kind), f"*{TEMPORARY_MARK}*", *_CONTENTS[kind])
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _record_request(folder: Path, request: Mapping[str, Any], *, restart: bool, kind: Kind) -> None:
     """Write the request to `folder`, cleared on a restart; refuse a comparison with another request."""
     _refuse_other_content(folder, kind)
@@ -93,8 +109,10 @@ def _record_request(folder: Path, request: Mapping[str, Any], *, restart: bool, 
         return
     # The request last: it marks a folder that is only half cleared as one of this kind.
     for item in sorted(folder.iterdir(), key=lambda item: item.name == _request_file(kind)):
+        if item.name in _lock_files(kind) or not _is_ours(item.name, kind):
+            continue
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
-        elif item.name not in _lock_files(kind):
+        else:
             item.unlink()
     write_json(path, dict(request))

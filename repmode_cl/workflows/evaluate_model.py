@@ -334,8 +334,7 @@ class EvaluationRun:
         notes: list[str] = []
         for name in self.structures:
             own = self.manifest.for_structure(name)
-            needs = [need for need, _ in self.model.entries[name].needs]
-            records = self.model.training_records([name, *needs])
+            records = self.model.training_records([name])
             try:
                 problems = learned_images(
                     own,

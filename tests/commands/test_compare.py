@@ -23,6 +23,7 @@ from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.results.comparison import METHODS, Comparison, read_comparison
 from repmode_cl.strategies import StructureStrategy
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK
 from repmode_cl.workflows.add_structure import add_structure
 from repmode_cl.workflows.compare_structure import compare_structure
 
@@ -278,16 +279,21 @@ def test_a_finished_comparison_of_changed_images_is_not_shown(
 def test_restart_clears_only_the_folder_of_a_comparison(model: Path, manifest: Path, tmp_path: Path) -> None:
     settings = {**SETTINGS, "steps": 1}
     out = tmp_path / "out"
-    first = compare_structure(model, NEW, manifest, out=out, **settings, kernel=5, network_rate=0.5)
+    other = {"kernel": 5, "network_rate": 0.5, "init_from": "none"}
+    first = compare_structure(model, NEW, manifest, out=out, **settings, **other)
     assert first["own_network"].parameters > 0
-    (out / "left").touch()
+    (out / "notes.txt").touch()
+    (out / "compare-golgi").mkdir()  # one in the same folder, of another structure
+    (out / f"compare{TEMPORARY_MARK}ab.csv").touch()
     with pytest.raises(ConfigError, match=r"other settings \(learning rates, kernel\), first "):
-        compare_structure(model, NEW, manifest, out=out, **settings)
+        compare_structure(model, NEW, manifest, out=out, **settings, init_from="none")
     second = compare_structure(model, NEW, manifest, out=out, restart=True, init_from="dna", **settings)
     assert (first["adding"].began, second["adding"].began) == (None, "dna")
     assert second["adding"].metrics != first["adding"].metrics
     assert second["own_network"].parameters < first["own_network"].parameters
-    assert not (out / "left").exists()
+    assert (out / "notes.txt").exists()
+    assert (out / "compare-golgi").exists()
+    assert not (out / f"compare{TEMPORARY_MARK}ab.csv").exists()
     with (
         FileLock(out / "compare.lock"),
         pytest.raises(ConfigError, match="another process is at work on a comparison"),

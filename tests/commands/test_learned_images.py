@@ -18,10 +18,14 @@ from repmode_cl.data.readers import Region
 from repmode_cl.data.split_record import ImagePart, read_split_record
 from repmode_cl.errors import ConfigError, ManifestError
 from repmode_cl.model import Model
+from repmode_cl.nn import AdditionSpec
 from repmode_cl.results.comparison import Comparison
 from repmode_cl.scenarios import StructureStream, structure_stream
 from repmode_cl.workflows.add_structure import add_structure
+from repmode_cl.workflows.advise import advise
 from repmode_cl.workflows.compare_structure import ComparisonRun, compare_structure
+from repmode_cl.workflows.evaluate_model import evaluate_model
+from repmode_cl.workflows.options import EvaluationOptions, TrainingOverrides
 from repmode_cl.workflows.train_base import train_base
 
 #: With this seed the base trains on images that the default seed holds out.
@@ -204,6 +208,55 @@ def test_a_model_without_a_record_is_warned_of(tmp_path: Path, images: Path) -> 
     assert any("does not record which images trained the base" in note for note in notes)
     result = add_structure(base, "nucleolus", images, steps=2)
     assert any("cannot be checked that no held-out image is among them" in note for note in result.notes)
+
+
+@pytest.fixture(scope="module")
+def chained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model in which nucleolus learned from the first fields, and mitochondria, from others, began as it."""
+    model = make_base(tmp_path_factory.mktemp("chained") / "model")
+    for number, (name, start) in enumerate((("nucleolus", "dna"), ("mitochondria", "nucleolus"))):
+        fields = {
+            f"signal{2 * number}.tif": "train",
+            f"signal{2 * number + 1}.tif": "train",
+            "signal5.tif": "test",
+        }
+        added(model, of_fields(images, fields, name), name=name, init_from=start, setting="small", steps=2)
+    return model
+
+
+def of_fields(manifest: Path, splits: dict[str, str], name: str) -> Path:
+    """Write a manifest of one structure in some fields."""
+    rows = [
+        Row(**{**vars(row), "structure": name, "split": splits[row.signal.name]})
+        for row in read_manifest(manifest).rows
+        if row.signal.name in splits and row.structure == "nucleolus"
+    ]
+    path = manifest.with_name(f"{name}-{'-'.join(splits)}.csv")
+    write_manifest(path, rows)
+    return path
+
+
+def test_what_a_structure_builds_on_is_not_held_out_either(
+    chained: Path, images: Path, tmp_path: Path
+) -> None:
+    """Mitochondria began as nucleolus, whose images decided its weights, too: it is an image of both."""
+    splits = {"signal0.tif": "test", "signal4.tif": "train", "signal5.tif": "train"}
+    manifest = of_fields(images, splits, "golgi")
+    message = r"signal0.tif is held out \(test\), but it trained nucleolus of the model"
+    seen = {"spec": AdditionSpec(expert="conv1", sees="all"), "init_from": "none"}
+    for number, how in enumerate(({"init_from": "mitochondria"}, {}, seen)):
+        with pytest.raises(ManifestError, match=message):
+            added(chained, manifest, name="golgi", steps=2, **how)
+        with pytest.raises(ManifestError, match=message):
+            compare_structure(chained, "golgi", manifest, out=tmp_path / str(number), steps=2, **how)
+    with pytest.raises(ManifestError, match=message):
+        advise(chained, "golgi", manifest, TrainingOverrides(steps=2), out=tmp_path / "advice")
+    added(chained, manifest, name="golgi", steps=2, init_from="dna", stage=True)
+
+    new = of_fields(images, {"signal0.tif": "test", "signal4.tif": "test"}, "mitochondria")
+    evaluation = evaluate_model(chained, new, EvaluationOptions(measures=(), out=tmp_path / "evaluation"))
+    assert [one.image for one in evaluation.structures[0].images] == ["signal4.tif"]
+    assert any(note.startswith("mitochondria is not evaluated on line 2") for note in evaluation.notes)
 
 
 def test_a_record_that_is_not_understood_counts_as_none() -> None:
