@@ -115,8 +115,8 @@ def compare(
     network_rate: Annotated[
         float | None,
         typer.Option(
-            help="Largest learning rate of the separate network; by default that of `experts_frozen` in the base's "
-            "configuration, or else the base's own."
+            help="Largest learning rate of the separate network; by default that of --learning-rate, or else that of "
+            "`experts_frozen` in the base's configuration, or else the base's own."
         ),
     ] = None,
     batch_size: BatchSizeOption = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,8 @@ import typer
 from repmode_cl.cli.options import ModelArgument
 from repmode_cl.cli.text import figure, printable
 from repmode_cl.cli.verdicts import verdict_line
-from repmode_cl.errors import counted
+from repmode_cl.errors import RepmodeError, counted
+from repmode_cl.utils.atomic_files import read_json
 from repmode_cl.utils.command_text import command
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def discard(model: ModelArgument, name: NameArgument) -> None:
 def _status(structure: PendingStructure, model: Path, opened: Model) -> str:
     """Return the state of a pending structure, whether the model can take it now, and the commands for it."""
     from repmode_cl.store.staging import OUTCOME, REQUEST, refusal
+    from repmode_cl.training import has_checkpoint
 
     entries = opened.entries
     name, entry = structure.name, structure.entry
@@ -93,11 +94,13 @@ def _status(structure: PendingStructure, model: Path, opened: Model) -> str:
         return printable(structure.problem)
     if structure.problem:
         return f"{printable(structure.problem)}; {discard_it}"
-    # Where the request cannot be read, it is listed as an addition.
-    replace = (
-        structure.replace if entry is not None else _read_json(structure, REQUEST).get("replace") is True
-    )
+    replace = structure.replace
     if entry is None:
+        try:
+            replace = _read_json(structure, REQUEST, discard_it).get("replace") is True
+            digest = _read_json(structure, OUTCOME, discard_it).get("digest")
+        except RepmodeError as error:
+            return printable(str(error))
         next_step = command("replace" if replace else "add", model, "--structure", name)
         if structure.busy:
             return f"a process is at work on {next_step} now"
@@ -106,8 +109,13 @@ def _status(structure: PendingStructure, model: Path, opened: Model) -> str:
                 f"started by {next_step}; whether a process is at work on it now cannot be told: you may not write "
                 "here"
             )
-        digest = _read_json(structure, OUTCOME).get("digest")
-        text = f"interrupted; {next_step} with the same options as before resumes it, {discard_it} removes it"
+        if has_checkpoint(structure.folder / "checkpoint") or digest is not None:
+            text = f"interrupted; {next_step} with the same options as before resumes it, {discard_it} removes it"
+        else:
+            text = (
+                f"interrupted before it saved a step; {next_step} begins it, with the same options or others, "
+                f"{discard_it} removes it"
+            )
     else:
         next_step, digest = command("accept", model, name), entry.digest
         r2 = figure(entry.metrics.get("r2"))
@@ -161,10 +169,9 @@ def _figures(structure: PendingStructure, active: Entry | None) -> list[str]:
     return lines
 
 
-def _read_json(structure: PendingStructure, file: str) -> dict[str, Any]:
-    """Return the content of a file of an unfinished training; empty if it cannot be read."""
+def _read_json(structure: PendingStructure, file: str, discard_it: str) -> dict[str, Any]:
+    """Return the content of a file of an unfinished training; empty if it is not there."""
     try:
-        content = json.loads((structure.folder / file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(structure.folder / file, f"{discard_it} removes the interrupted training")
+    except FileNotFoundError:
         return {}
-    return content if isinstance(content, dict) else {}

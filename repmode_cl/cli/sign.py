@@ -37,10 +37,15 @@ def sign(
 
       repmode-cl sign model --key ben.pem --structure nucleolus
     """
+    from repmode_cl.store.hub_copy import refuse_hub_copy
     from repmode_cl.store.keys import make_key, read_private_key
+    from repmode_cl.store.registry import Registry
     from repmode_cl.store.signatures import sign_model
 
     if new_key:
+        # First, so that the corrected command does not find the key there already.
+        Registry.read(model)
+        refuse_hub_copy(model)
         public = make_key(key)
         typer.echo(f"{key}: a new private key; keep it to yourself, unencrypted as it is")
         typer.echo(f"{public}: its public key; give it to those who verify")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from repmode_cl.config.schema import Config
@@ -10,7 +11,7 @@ from repmode_cl.config.schema import Config
 __all__ = ["first_difference", "EXTENSION_KEYS", "RESULT_NEUTRAL_KEYS"]
 
 #: Keys that change no figure of a run: its folder, its name, the speed of cutting patches, what writes it down, and
-#: where prepared images lie.
+#: where prepared images lie. Where other files lie is left out by `first_difference`.
 RESULT_NEUTRAL_KEYS = frozenset({"name", "output", "loggers", "training.loader_workers", "data.cache"})
 
 #: Keys that add runs to a benchmark without changing the existing ones.
@@ -20,7 +21,8 @@ EXTENSION_KEYS = frozenset({"seeds", "stream.order_seeds", "stream.images"})
 def first_difference(old: Config, new: Config, ignored: Collection[str] = RESULT_NEUTRAL_KEYS) -> str | None:
     """Name the first key, in alphabetical order, by which two configurations differ.
 
-    Where a manifest lies makes no difference: a project may be moved, and its images are compared by their digests.
+    Where a manifest, the files of a stream, and those of strategies and plugins lie makes no difference: a project may
+    be moved, and what they hold is compared by whoever asks.
 
     Parameters
     ----------
@@ -47,9 +49,19 @@ def first_difference(old: Config, new: Config, ignored: Collection[str] = RESULT
 def _values(config: Config, titles: Collection[str]) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     values["data"]["manifest"] = None if config.data.manifest is None else "a manifest"
+    for key in ("order_file", "difficulty"):
+        values["stream"][key] = None if values["stream"][key] is None else "a file"
     # With all defaults, so that writing out a default makes no difference.
     values["strategies"] = {one.title: dict(one) for one in config.strategies if one.title in titles}
+    for named in (*values["strategies"].values(), *values["plugins"]):
+        named["name"] = _without_folder(named["name"])
     return values
+
+
+def _without_folder(name: str) -> str:
+    """Return ``folder/file.py:Class`` without its folder; other names as they are."""
+    file, _, kind = name.rpartition(":")
+    return f"{PurePath(file).name}:{kind}" if file.endswith(".py") else name
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -217,6 +217,7 @@ def verify_signatures(
     holding = {name: by_number[one.number] for name, one in fold_statements(statements).items()}
     for entry in registry.entries:
         problems += _file_problems(path, entry)
+    problems += _history_problems(registry)
     wrong = {facts.get("name") for facts in missing}
     holding |= {one.statement.name: one for one in chain[:2]}
     signed = {
@@ -248,7 +249,13 @@ def _missing_text(facts: Mapping[str, Any], statements: Sequence[Statement]) -> 
             f"{name} has the digest {facts['digest'][:8]}, and {earlier[-1].values['digest'][:8]} was signed "
             f"(statement {earlier[-1].number})"
         )
-    return f"{name} has another file, or needs other structures, than was signed (statement {earlier[-1].number})"
+    number = earlier[-1].number
+    if {key: value for key, value in facts.items() if key != "entry"} == earlier[-1].facts:
+        return (
+            f"the figures of {name} are not signed (statement {number}): its file, of an earlier version, does not "
+            "hold them; sign the model once more"
+        )
+    return f"{name} has another file, needs other structures, or has other figures than was signed (statement {number})"
 
 
 def _file_problems(path: Path, entry: Entry) -> list[str]:
@@ -267,6 +274,27 @@ def _file_problems(path: Path, entry: Entry) -> list[str]:
     return []
 
 
+def _history_problems(registry: Registry) -> list[str]:
+    """Return the changes whose figures are not those of the version that they brought, which is signed."""
+    brought = {(change.structure, change.digest): change for change in registry.history if change.structure}
+    problems = []
+    for entry in registry.versions:
+        change = brought.get((entry.name, entry.digest))
+        if change is not None and (change.metrics, change.provenance) != (entry.metrics, entry.provenance):
+            problems.append(
+                f"{entry.name}: change {change.number} of the history says something else of version "
+                f"{entry.digest[:8]} than the registry"
+            )
+    base = [entry for entry in registry.entries if entry.kind == "base"]
+    created = registry.history[0]
+    if (
+        created.metrics != {entry.name: entry.metrics for entry in base}
+        or created.provenance != base[0].provenance
+    ):
+        problems.append("the base: the history says something else of it than the registry")
+    return problems
+
+
 def _read_chain(path: Path) -> list[SignedStatement]:
     """Return a model's statements in order, each with a signature that fits the key in its file.
 
@@ -275,7 +303,8 @@ def _read_chain(path: Path) -> list[SignedStatement]:
     ModelError
         If one is missing, damaged, does not follow the one before, or its signature does not fit.
     """
-    files = sorted((path / SIGNATURES).glob("*.json"))
+    # A temporary file is no statement: `sign` may be writing it now, or was killed.
+    files = sorted(file for file in (path / SIGNATURES).glob("*.json") if file.stem.isdigit())
     if len(files) > _MOST_FILES:
         raise ModelError(f"{path / SIGNATURES} holds {len(files):,} files: no model has so many statements")
     chain: list[SignedStatement] = []

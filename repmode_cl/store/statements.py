@@ -16,6 +16,7 @@ from typing import Any
 from repmode_cl.errors import ModelError
 from repmode_cl.store.registry import Entry, Registry
 from repmode_cl.utils.atomic_files import canonical_json
+from repmode_cl.utils.safetensors_io import read_metadata
 from repmode_cl.utils.tensor_digests import json_digest
 
 __all__ = ["Statement", "fold_statements", "missing_statements", "parse_statement"]
@@ -94,9 +95,11 @@ def parse_statement(values: object, where: str) -> Statement:
     if not isinstance(values, dict) or values.get("kind") not in _KINDS:
         raise wrong("its statement is of no known kind")
     expected = _KINDS[values["kind"]] | {"kind", "number", "time", "previous", "base"}
+    if values["kind"] == "structure" and "entry" in values:
+        expected |= {"entry"}
     if set(values) != expected:
         raise wrong(f"its statement has the keys {', '.join(sorted(map(str, values)))}")
-    texts = {*_DIGEST_KEYS, "time", "name"} & expected
+    texts = {*_DIGEST_KEYS, "time", "name", "entry"} & expected
     if not all(isinstance(values[key], str) for key in texts):
         raise wrong("a value of its statement is no text")
     number, previous = values["number"], values["previous"]
@@ -139,9 +142,13 @@ def _base_facts(registry: Registry, document: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _structure_facts(entry: Entry, base: str) -> dict[str, Any]:
+def _structure_facts(path: Path, entry: Entry, base: str) -> dict[str, Any]:
     """Return what is stated of an active addition."""
-    return {
+    file = path / entry.file
+    # A file of the first version does not hold provenance and figures, so that its digest says nothing of them.
+    held = not file.is_file() or "entry" in read_metadata(file)
+    stated = {} if held else {"entry": json_digest(entry.portable_json())}
+    return stated | {
         "kind": "structure",
         "base": base,
         "name": entry.name,
@@ -179,7 +186,7 @@ def missing_statements(
     ]
     for entry in registry.entries:
         if entry.kind == "addition":
-            facts = _structure_facts(entry, base)
+            facts = _structure_facts(path, entry, base)
             if entry.name not in active or active[entry.name].facts != facts:
                 missing.append(facts)
     return missing

@@ -131,5 +131,5 @@ def remove_leftovers_if_idle(path: Path) -> None:
 
 def _temporary_files(path: Path) -> list[Path]:
     """Return the temporary files of a model, except those in ``pending/``, which belong to the trainings there."""
-    folders = (path, path / records.STRUCTURES)
+    folders = (path, path / records.STRUCTURES, path / "signatures")
     return [file for folder in folders for file in folder.glob(f"*{TEMPORARY_MARK}*") if not file.is_dir()]

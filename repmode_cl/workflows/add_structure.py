@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from repmode_cl.store.staging import stage as stage_candidate
 from repmode_cl.strategies.experts_frozen import ExpertsFrozen, training_options
 from repmode_cl.structures import check_structure_name
 from repmode_cl.training import has_checkpoint, refuse_distributed
-from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.atomic_files import read_json, write_json
 from repmode_cl.utils.command_text import command
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.verdict import EVIDENCE, Verdict
@@ -367,7 +366,7 @@ class AdditionRun:
         network = plan.network()
         path = self.work / INITIALISATION
         if path.is_file() and has_checkpoint(self.work / CHECKPOINT):
-            init = Initialisation.from_json(json.loads(path.read_text(encoding="utf-8")))
+            init = Initialisation.from_json(read_json(path, f"{plan.restart_hint} to start again"))
         else:
             init = initialise(plan, network, stream.patches[0], device)
             write_json(path, init.to_json())
@@ -486,7 +485,8 @@ def _finish_committed(
         clear_pending(work)
         return None
     report = _verified(model)
-    init = Initialisation.from_json(json.loads((work / INITIALISATION).read_text(encoding="utf-8")))
+    remedy = f"{command('discard', model.path, structure)} removes the rest of its training"
+    init = Initialisation.from_json(read_json(work / INITIALISATION, remedy))
     clear_pending(work)
     outcome.notes.append(
         "it became part of the model before an interruption: there was no comparison with before, but all "

@@ -6,7 +6,6 @@ folder is removed, so that an addition whose process died after the commit is re
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,11 +14,12 @@ from typing import Any
 
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.sample import Sample, digest_of
-from repmode_cl.errors import ConfigError
+from repmode_cl.errors import ConfigError, ModelError
 from repmode_cl.model import Model
 from repmode_cl.store.staging import OUTCOME, REQUEST
 from repmode_cl.training import has_checkpoint
-from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.atomic_files import read_json, write_json
+from repmode_cl.utils.command_text import command
 from repmode_cl.utils.progress import report_line
 
 __all__ = [
@@ -80,16 +80,24 @@ def committed_outcome(model: Model, structure: str) -> PendingOutcome | None:
 
     The version is not enough to know: the model may have had the very same one before.
     """
+    path, remedy = model.pending(structure) / OUTCOME, _remedy(model, structure)
     try:
-        text = (model.pending(structure) / OUTCOME).read_text(encoding="utf-8")
+        values = read_json(path, remedy)
     except FileNotFoundError:
         return None
-    outcome = PendingOutcome(**json.loads(text))
+    try:
+        outcome = PendingOutcome(**values)
+    except TypeError as error:
+        raise ModelError(f"{path}: is no outcome of a training ({error}): {remedy}") from error
     for change in model.history:
         committed = change.number > outcome.after and change.action in ("add", "replace")
         if committed and (change.structure, change.digest) == (structure, outcome.digest):
             return outcome
     return None
+
+
+def _remedy(model: Model, structure: str) -> str:
+    return f"{command('discard', model.path, structure)} removes the interrupted training"
 
 
 def read_request(model: Model, structure: str) -> dict[str, Any] | None:
@@ -99,7 +107,7 @@ def read_request(model: Model, structure: str) -> dict[str, Any] | None:
     # Without a checkpoint there is nothing to resume: the next request takes its place.
     if not path.is_file() or not (has_checkpoint(work / CHECKPOINT) or (work / OUTCOME).is_file()):
         return None
-    request: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    request = read_json(path, _remedy(model, structure))
     # One that an early version of this program wrote has no needs in it: it is not resumed.
     return request if "needs" in request else None
 
@@ -138,7 +146,7 @@ def record_images(
         line = f"line {sample.row}" if sample.row else f"image {index + 1}"
         digests[f"{sample.structure}, {line}"] = digest_of(*sample.content, sample.split).hex()
     if started and path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_json(path, f"{restart_hint} to start again")
         differing = [name for name in {**digests, **earlier} if earlier.get(name) != digests.get(name)]
         if not differing:
             return

@@ -19,7 +19,7 @@ from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger
 from repmode_cl.training import budget_of, has_checkpoint, patch_count
-from repmode_cl.utils.atomic_files import write_json
+from repmode_cl.utils.atomic_files import read_json, write_json
 from repmode_cl.utils.memory import memory_errors
 from repmode_cl.utils.progress import report_line, task
 from repmode_cl.utils.stop_signals import deferred
@@ -188,7 +188,7 @@ def record_request(path: Path, request: dict[str, Any], title: str, restart_hint
     new request corrects.
     """
     check_same_request(path, request, title, restart_hint)
-    changes = changed_settings(_recorded_request(path), request) if path.exists() else []
+    changes = changed_settings(_recorded_request(path, restart_hint), request) if path.exists() else []
     if changes:
         report_line(
             f"{title}: an interrupted one with other settings ({'; '.join(changes)}) saved no step; this one starts "
@@ -222,7 +222,7 @@ def check_same_request(
     """
     if not path.exists() or not has_checkpoint(path.parent / "checkpoint"):
         return
-    changes = changed_settings(_recorded_request(path), request)
+    changes = changed_settings(_recorded_request(path, restart_hint), request)
     if not changes:
         return
     raise ConfigError(
@@ -232,8 +232,8 @@ def check_same_request(
     )
 
 
-def _recorded_request(path: Path) -> dict[str, Any]:
-    return with_present_defaults(json.loads(path.read_text(encoding="utf-8")))
+def _recorded_request(path: Path, restart_hint: str | None) -> dict[str, Any]:
+    return with_present_defaults(read_json(path, f"{restart_hint or f'remove {path.parent}'} to start again"))
 
 
 def with_present_defaults(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.data.manifest import read_manifest
-from repmode_cl.errors import ConfigError, ModelError
+from repmode_cl.errors import ConfigError, ModelError, RepmodeError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
 from repmode_cl.store.staging import accept, discard, list_pending, training_lock
@@ -141,6 +141,21 @@ def test_other_settings_are_not_resumed_but_another_decision_is(
             added(model, manifest, **OPTIONS | changed)
     # What becomes of the result is decided when there is one; where images are prepared changes nothing.
     assert added(model, manifest, stage=True, cache=model.parent / "cache", **OPTIONS).staged
+
+
+@pytest.mark.parametrize("file", ["request.json", "images.json", "beginning.json"])
+def test_a_damaged_file_of_an_interrupted_addition_is_named(
+    file: str, model: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        cut_off(patch, 7)
+        with pytest.raises(Interruption):
+            added(model, manifest, **OPTIONS)
+    path = model / "pending" / "nucleolus" / file
+    path.write_text(path.read_text()[:9])
+    with pytest.raises(RepmodeError, match=rf"{file}: cannot be read .*repmode-cl discard .* nucleolus"):
+        added(model, manifest, **OPTIONS)
+    discard(Model.open(model), "nucleolus")
 
 
 @pytest.mark.slow

@@ -19,12 +19,15 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, RepmodeError, UnknownStructureError
 from repmode_cl.model import Model
-from repmode_cl.store import signatures
+from repmode_cl.store import signatures, statements
 from repmode_cl.store.keys import fingerprint, make_key, raw_bytes, read_private_key, read_public_key
 from repmode_cl.store.registry import Registry
 from repmode_cl.store.signatures import sign_model, verify_signatures
 from repmode_cl.store.verify import verify_model
 from repmode_cl.store.verify_report import Level, VerifyReport
+from repmode_cl.utils.atomic_files import TEMPORARY_MARK
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 ADA, BEN = (Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in (1, 2))
 
@@ -198,6 +201,68 @@ def test_figures_in_the_registry_are_those_of_the_signed_files(signed: Path) -> 
     assert "the base is not what statement 2 states" in problems(signed)
 
 
+@pytest.mark.parametrize("fixture", ["model-v1-live", "model-v2", "model-v3", "model-v4"])
+def test_figures_of_models_of_every_format_are_signed(fixture: str, tmp_path: Path) -> None:
+    """Files of the first format do not hold them: then they are in the statement."""
+    path = Path(shutil.copytree(FIXTURES / fixture, tmp_path / "model"))
+    sign_model(path, ADA)
+    assert problems(path) == ""
+    registry = Registry.read(path)
+    added = [entry for entry in registry.entries if entry.kind == "addition"]
+    assert added
+    for entry in added:
+        better = tuple(
+            replace(one, metrics={"r2": 0.99}) if one.name == entry.name else one for one in registry.entries
+        )
+        rewrite(path, replace(registry, entries=better))
+        assert entry.name in problems(path)
+    rewrite(path, registry)
+    assert problems(path) == ""
+
+
+def test_a_statement_of_before_does_not_sign_the_figures_of_the_first_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(FIXTURES / "model-v1-live", tmp_path / "model"))
+    with monkeypatch.context() as before:
+        before.setattr(statements, "read_metadata", lambda file: {"entry": "as if it was there"})
+        sign_model(path, ADA)
+        names = [name for name in Model.open(path).entries if name not in Model.open(path).base_structures]
+    for name in names:
+        assert f"the figures of {name} are not signed" in problems(path)
+    assert [one.statement.name for one in sign_model(path, ADA)] == names
+    assert problems(path) == ""
+
+
+def test_the_history_is_that_of_the_signed_versions(signed: Path) -> None:
+    registry = Registry.read(signed)
+    for name, found in (("nucleolus", "nucleolus: change 2 of the history"), (None, "the base: the history")):
+        history = tuple(
+            replace(change, metrics={"r2": 0.99}) if change.structure == name else change
+            for change in registry.history
+        )
+        rewrite(signed, replace(registry, history=history))
+        assert found in problems(signed)
+    model = Model.open(signed)
+    rewrite(signed, registry)
+    model.remove("mitochondria")
+    model.rollback(len(registry.history))
+    sign_model(signed, ADA)
+    assert problems(signed) == ""
+
+
+def test_a_killed_or_present_writer_leaves_no_statement(signed: Path) -> None:
+    """A temporary file of a statement is neither one that is missing nor one that was removed."""
+    half = signed / "signatures" / f"0099{TEMPORARY_MARK}ab.json"
+    half.write_text("{")
+    assert problems(signed) == ""
+    model = Model.open(signed)
+    assert not half.exists()
+    model.add("golgi", another(model, "golgi", 1))
+    assert [one.statement.name for one in sign_model(signed, ADA)] == ["golgi"]
+    assert problems(signed) == ""
+
+
 def test_changed_statements_and_files_are_found(signed: Path) -> None:
     file = signed / "signatures" / "0003.json"
     values = json.loads(file.read_text())
@@ -287,6 +352,10 @@ def test_the_commands_sign_and_verify(
     model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = tmp_path / "ada.pem"
+    # A mistake makes no key, which would be in the way of the corrected command.
+    wrong = CliRunner().invoke(app, ["sign", str(tmp_path), "--key", str(key), "--new-key"])
+    assert wrong.exit_code == 2
+    assert not key.exists()
     done = CliRunner().invoke(app, ["sign", str(model_path), "--key", str(key), "--new-key"])
     assert done.exit_code == 0, done.output
     assert done.output.count("signed by ed25519:") == 5

@@ -309,7 +309,10 @@ def test_the_commands(waiting: Model) -> None:
     output = run("pending", waiting.path)
     assert "golgi_apparatus: staged" in output
     assert f"R2 0.400: asked for; `repmode-cl accept {waiting.path} golgi_apparatus` takes it" in output
-    assert f"desmosome: interrupted; `repmode-cl add {waiting.path} --structure desmosome` with" in output
+    begin = (
+        f"`repmode-cl add {waiting.path} --structure desmosome` begins it, with the same options or others"
+    )
+    assert f"desmosome: interrupted before it saved a step; {begin}" in output
     assert "golgi_apparatus: bit-identical" in run("accept", waiting.path, "golgi_apparatus")
     assert "unfinished training was removed" in run("discard", waiting.path, "desmosome")
     assert "has no pending 'desmosome'" in run("discard", waiting.path, "desmosome", code=2)
@@ -328,6 +331,9 @@ def test_pending_names_the_commands_that_resume(model_path: Path) -> None:
         model.pending(name).mkdir(parents=True)
         replace = name == "mitochondria"
         (model.pending(name) / REQUEST).write_text(json.dumps({"replace": replace}))
+    for name in ("mitochondria", "desmosome"):
+        (model.pending(name) / "checkpoint").mkdir()
+        (model.pending(name) / "checkpoint" / "latest.json").write_text("{}")
     assert f"mitochondria: interrupted; `repmode-cl replace '{path}' --structure mitochondria`" in said()
     assert f"desmosome: interrupted; `repmode-cl add '{path}' --structure desmosome`" in said()
     digest = store_operations.add(path, "desmosome")
@@ -336,5 +342,10 @@ def test_pending_names_the_commands_that_resume(model_path: Path) -> None:
     )
     (model.pending("desmosome") / OUTCOME).write_text(json.dumps({"digest": digest}))
     assert "has exactly this version already" in said()
+    (model.pending("desmosome") / REQUEST).write_text('{"replace": fal')
+    damaged = f"{model.pending('desmosome') / REQUEST}: cannot be read"
+    assert damaged in said()
+    assert f"`repmode-cl discard '{path}' desmosome` removes the interrupted training" in said()
+    (model.pending("desmosome") / REQUEST).write_text('{"replace": false}')
     store_operations.remove(path, "mitochondria")
     assert "no longer has the version that it is to replace: `repmode-cl rollback" in said()

@@ -11,7 +11,8 @@ from tiny_strategies import STREAM, configured, learn, state_of
 
 from repmode_cl import strategies
 from repmode_cl.benchmark import run_benchmark
-from repmode_cl.config import StrategyConfig
+from repmode_cl.config import Config, StrategyConfig, StreamConfig
+from repmode_cl.config.extension_schema import PluginConfig
 from repmode_cl.config.load import dump_config, load_config, parse_config
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
@@ -63,6 +64,37 @@ def test_what_is_inherited_does_not_share_a_base(samples: list[Sample], tmp_path
         "class Mine(FineTuning):\n    def criterion(self):\n        return super().criterion() * 2\n"
     )
     assert configured(f"{file}:Mine", samples, TWO).base_key is None
+
+
+def test_a_project_with_files_of_its_own_may_be_moved(tmp_path: Path) -> None:
+    """Where an order, a strategy and a plugin lie is no setting; what is in them is."""
+    project, moved = tmp_path / "project", tmp_path / "moved"
+    project.mkdir()
+    make_manifest(project)
+    (project / "order.txt").write_text("nucleolus\n")
+    (project / "mine.py").write_text(
+        "from avalanche.training.plugins import SupervisedPlugin\n"
+        "from repmode_cl.strategies import FineTuning\n\n"
+        "class Mine(FineTuning): ...\n\nclass Plug(SupervisedPlugin): ...\n"
+    )
+
+    def configuration(folder: Path) -> Config:
+        config = tiny(folder / "manifest.csv", folder / "runs")
+        return changed(
+            config,
+            stream=StreamConfig(base=("dna",), order_file=str(folder / "order.txt")),
+            strategies=(StrategyConfig(name=f"{folder / 'mine.py'}:Mine"),),
+            plugins=(PluginConfig(name=f"{folder / 'mine.py'}:Plug"),),
+        )
+
+    run = run_benchmark(configuration(project))
+    before = (run / "results.csv").read_bytes()
+    project.rename(moved)
+    again = run_benchmark(configuration(moved), resume=True)
+    assert (again / "results.csv").read_bytes() == before
+    (moved / "mine.py").write_text((moved / "mine.py").read_text() + "\n")
+    with pytest.raises(ConfigError, match=r"the file of the strategy .* has changed since"):
+        run_benchmark(configuration(moved), resume=True)
 
 
 @pytest.mark.slow
