@@ -56,11 +56,12 @@ class RehearsalStrategy(FineTuning):
         region: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
+        # First: a stream that is given is checked by them.
+        self.region = None if region is None else tuple(region)
+        self.buffer_bytes, self.buffer_bytes_each = buffer_bytes, buffer_bytes_each
         super().__init__(**kwargs)
         self.buffer = PatchBuffer(buffer, buffer_bytes, seed=self.seed)
-        self.buffer_bytes_each = buffer_bytes_each
         self.replay_batch = replay_batch or self.training_config.batch_size
-        self.region = None if region is None else tuple(region)
 
     @classmethod
     def check(cls, config: Config, options: StrategyConfig, experiences: Experiences) -> None:
@@ -71,7 +72,7 @@ class RehearsalStrategy(FineTuning):
 
     def check_stream(self, stream: StructureStream) -> None:
         """Refuse a region smaller than the stream's patches, and a buffer that holds none of them."""
-        given = {"buffer_bytes": self.buffer.capacity_bytes, "buffer_bytes_each": self.buffer_bytes_each}
+        given = {"buffer_bytes": self.buffer_bytes, "buffer_bytes_each": self.buffer_bytes_each}
         self._check_buffer(type(self).__name__, stream.patch, self.region, given, stream.experiences)
 
     @classmethod

@@ -39,7 +39,7 @@ from repmode_cl.strategies import (
     StructureStrategy,
 )
 from repmode_cl.strategies.registry import STRATEGIES
-from repmode_cl.training.best_state import trained_state_names
+from repmode_cl.training.best_state import BestState, trained_state_names
 
 SMALL = Architecture(width=2, depth=1, experts=("conv3", "conv1"))
 
@@ -224,9 +224,10 @@ def test_a_buffer_that_would_keep_nothing_is_refused_in_python(
         network = RepModeUNet(SMALL, ["a", "b"])
         kind(model=network, train_mb_size=8, device="cpu", **options).train(stream.train_stream[0])
 
-    with pytest.raises(ConfigError, match=f"{kind.__name__}: {message}"):
-        train(**options)
-    train(buffer_bytes=4096)
+    for given in ({}, {"stream": stream}):
+        with pytest.raises(ConfigError, match=f"{kind.__name__}: {message}"):
+            train(**options, **given)
+        train(buffer_bytes=4096, **given)
 
 
 def test_a_teacher_from_a_checkpoint_fuses_as_the_network_does() -> None:
@@ -288,6 +289,35 @@ def test_the_best_state_holds_statistics_of_every_norm() -> None:
         "1.weight",
         "1.bias",
     }
+
+
+class _Scaled(nn.Module):
+    """A layer of one's own, whose scale no optimiser changes."""
+
+    def __init__(self, *, weight: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1)) if weight else None
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("cache", torch.ones(1), persistent=False)
+
+
+def test_the_best_state_holds_the_buffers_of_networks_of_ones_own() -> None:
+    network = nn.Sequential(
+        _Scaled(weight=True),
+        nn.Sequential(nn.Conv3d(1, 1, 1), _Scaled(weight=False)),
+        nn.Sequential(nn.Conv3d(1, 1, 1), nn.Sequential(_Scaled(weight=False)), _Scaled(weight=True)),
+    )
+    network[2].requires_grad_(False)
+    names = trained_state_names(network)
+    assert [name for name in names if name.endswith(("scale", "cache"))] == ["0.scale", "1.1.scale"]
+    selection = BestState(names)
+    selection.offer(network, 1, 0.5)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.fill_(9)
+    selection.restore(network)
+    assert network[0].scale.item() == network[1][1].scale.item() == network[0].weight.item() == 1
+    assert network[2][1][0].scale.item() == network[2][2].scale.item() == 9
 
 
 def test_importances_of_mas_are_of_the_voxels_that_count() -> None:
