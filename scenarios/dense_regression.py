@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from repmode_cl.data.manifest import SPLITS, Manifest, Row
 from repmode_cl.errors import ManifestError
-from repmode_cl.scenarios.stream import PatchCount, StructureStream, structure_stream
+from repmode_cl.scenarios.stream import PatchCount, StructureStream, check_stream_arguments, structure_stream
 from repmode_cl.structures import check_structure_name
 from repmode_cl.utils.atomic_files import replacing
 
@@ -69,12 +70,22 @@ def dense_regression_benchmark(
 
     Raises
     ------
+    ConfigError
+        If `order` or `base` is a bare text, or `patches` or `images_each` is below 1.
     ManifestError
         If data are no volumes of one channel (two-dimensional images are none), signal, target and mask differ in
         shape, a value is not finite, or the same signal is in two splits.
     StructureError
         If a name cannot be one of a structure: lower-case letters, digits and underscores.
     """
+    # Before a volume is written.
+    check_stream_arguments(
+        order=order,
+        base=base,
+        patches=patches,
+        images_each=images_each,
+        order_is="a list of names of structures, a seed, or None",
+    )
     if not datasets:
         raise ManifestError("datasets is empty: give {name: (train, val, test)} for each structure")
     folder = Path(_new_folder() if cache is None else cache)
@@ -153,7 +164,7 @@ def _volumes(where: str, item: Any) -> Volumes:
         _volume(f"{where}: {part}", one) for part, one in zip(("signal", "target"), item, strict=False)
     )
     third: Any = item[2] if len(item) == 3 else None
-    if isinstance(third, int) or (_is_array(third) and third.ndim == 0):
+    if isinstance(third, Integral) or (_is_array(third) and third.ndim == 0):
         third = None  # a task label: the name of the structure says as much
     mask = None if third is None else _volume(f"{where}: mask", third)
     for part, one in (("signal", signal), ("target", target)):

@@ -7,12 +7,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
 from repmode_cl.data.sample import Sample, digest_of
-from repmode_cl.errors import ManifestError
+from repmode_cl.errors import ConfigError, ManifestError
 from repmode_cl.scenarios.stream_variants import StreamVariant
 
-__all__ = ["check_images", "training_images"]
+__all__ = ["check_images", "refuse_count", "training_images"]
+
+
+def refuse_count(name: str, value: Any, none: str) -> None:
+    """Refuse an argument that is neither None nor a whole number of at least 1.
+
+    Parameters
+    ----------
+    name, value
+        Of the argument.
+    none
+        Meaning of None, for the message.
+
+    Raises
+    ------
+    ConfigError
+        If it is something else.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if value is not None and not (whole and value >= 1):
+        raise ConfigError(
+            f"{name} {value!r}: a whole number of at least 1 is needed, or None, which takes {none}"
+        )
 
 
 def training_images(
@@ -52,11 +76,14 @@ def training_images(
 
     Raises
     ------
+    ConfigError
+        If `images_each` is no whole number of at least 1.
     ManifestError
         If a structure has no training image, or fewer than the number of times that it arrives.
     ValueError
         If a structure is trained that never arrives, or more than once and not as often as it arrives.
     """
+    refuse_count("images_each", images_each, "all images")
     arrivals = experiences if arrivals is None else arrivals
     parts = _parts(samples, arrivals, seed, images_each)
     times = Counter(name for group in experiences for name in group)

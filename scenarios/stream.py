@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ from repmode_cl.data.pipeline import HeldOutCheck, prepared_samples
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
-from repmode_cl.scenarios.image_allocation import training_images
+from repmode_cl.scenarios.image_allocation import refuse_count, training_images
 from repmode_cl.scenarios.stream_variants import experience_names, task_labels
 
-__all__ = ["PatchSampling", "StructureStream", "stream_of_samples", "structure_labels", "structure_stream"]
+__all__ = [
+    "PatchSampling",
+    "StructureStream",
+    "check_stream_arguments",
+    "stream_of_samples",
+    "structure_labels",
+    "structure_stream",
+]
 
 _log = logging.getLogger("repmode_cl.scenarios.stream")
 
@@ -204,6 +212,36 @@ class StructureStream:
         return [by_label[int(label)] for label in labels]
 
 
+def check_stream_arguments(
+    *, order: object, base: object, patches: object, images_each: object, order_is: str
+) -> None:
+    """Refuse arguments of a stream that would be taken for something else, before an image is prepared.
+
+    Parameters
+    ----------
+    order, base, patches, images_each
+        As for `structure_stream`.
+    order_is
+        What `order` may be, for the message.
+
+    Raises
+    ------
+    ConfigError
+        If names are a bare text, or a number is no whole number of at least 1.
+    """
+    for name, names, needed in (
+        ("order", order, order_is),
+        ("base", base, "a list of names of structures"),
+    ):
+        if isinstance(names, str):
+            raise ConfigError(
+                f"{name} {names!r}: found a text, and its letters are no structures; give {needed}, such as [{names!r}]"
+            )
+    if not callable(patches):
+        refuse_count("patches", patches, "one of each image")
+    refuse_count("images_each", images_each, "all images")
+
+
 def structure_stream(
     manifest: Manifest | str | Path,
     order: Sequence[str] | int | Path | None = None,
@@ -266,7 +304,8 @@ def structure_stream(
     Raises
     ------
     ConfigError
-        If `data` and `model` are given, or `base` is not the model's.
+        If `data` and `model` are given, `base` is not the model's, `order` or `base` is a bare text, or `patches` or
+        `images_each` is below 1.
 
     Notes
     -----
@@ -274,6 +313,13 @@ def structure_stream(
     ``bench`` refuses, the logger ``repmode_cl.scenarios.stream`` warns. It also says which structures have too few
     images to hold any out, and which images have missing chunks.
     """
+    check_stream_arguments(
+        order=order,
+        base=base,
+        patches=patches,
+        images_each=images_each,
+        order_is="a list of names of structures, a seed, the Path of a file, or None",
+    )
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(Path(manifest))
     if model is not None:
         if data is not None:
@@ -287,12 +333,13 @@ def structure_stream(
             )
         base, data = model.base_structures, model.data_settings()
     values: dict[str, Any] = {"base": tuple(base)}
-    if isinstance(order, int):
-        values["order_seed"] = order
-    elif isinstance(order, Path):
-        values["order_file"] = str(order)
-    elif order is not None:
-        values["order"] = tuple(order)
+    given: Any = order  # a number of NumPy is one, which its type does not say
+    if isinstance(given, Integral):
+        values["order_seed"] = int(given)
+    elif isinstance(given, Path):
+        values["order_file"] = str(given)
+    elif given is not None:
+        values["order"] = tuple(given)
     experiences = experience_names(StreamConfig(**values), manifest.structures)
     structures = list(dict.fromkeys(name for names in experiences for name in names))
     data = (data or DataConfig()).model_copy(update={"cache": str(cache)})
@@ -305,7 +352,9 @@ def structure_stream(
     )
     for note in notes:
         _log.warning(note)
-    count: PatchCount = patches if callable(patches) else lambda _, images: patches or images
+    count: PatchCount = (
+        patches if callable(patches) else lambda _, images: images if patches is None else patches
+    )
     return stream_of_samples(
         samples,
         experiences,

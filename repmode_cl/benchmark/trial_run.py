@@ -36,6 +36,7 @@ from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger, hyper_p
 from repmode_cl.strategies.registry import build_strategy, strategy_class, strategy_section
 from repmode_cl.training.budget import patch_count
 from repmode_cl.training.checkpoint import random_state, set_random_state
+from repmode_cl.training.size_check import check_last_batch
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.memory import parameter_bytes
 from repmode_cl.utils.progress import report_line, task
@@ -66,16 +67,20 @@ class TrialRun:
         training = config.training
         stream = context.streams[trial.stream]
         groups, self.done_after = kind.regroup(stream.experiences, section)
+        depth = config.of_strategy(options).network.depth
+
+        def patches(structures: tuple[str, ...], images: int) -> int:
+            steps = kind.steps_of(training, section, stream.experiences, structures, images)
+            count = patch_count(training, steps, images)
+            check_last_batch(training, config.patch.size, depth, count)
+            return count
+
         self.samples = context.samples
         self.stream = stream_of_samples(
             context.samples,
             groups,
             PatchSampling.of_config(config),
-            count=lambda structures, images: patch_count(
-                training,
-                kind.steps_of(training, section, stream.experiences, structures, images),
-                images,
-            ),
+            count=patches,
             seed=trial.seed,
             labels=task_labels(stream.experiences),
             images_each=stream.images,

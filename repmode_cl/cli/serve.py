@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -69,9 +70,11 @@ def serve(
         from repmode_cl.utils.extras import install_command
 
         raise RepmodeError(f"serve needs further packages ({', '.join(missing)}): {install_command('serve')}")
+    if not math.isfinite(keep):
+        raise RepmodeError(f"--keep {keep}: a finite number of minutes is needed; a year has 525600")
     token = _read_token(token_file)
     from repmode_cl.serve.server import run_server
-    from repmode_cl.serve.settings import ServeSettings, is_loopback, new_token
+    from repmode_cl.serve.settings import ServeSettings, is_loopback, is_unspecified, new_token
     from repmode_cl.utils.memory import parse_memory
 
     made = new_token() if token is None and not is_loopback(host) else None
@@ -91,6 +94,12 @@ def serve(
         # A token that the user chose is known already, and logs are read by others.
         with_token = address if made is None else f"{address}?token={made}"
         typer.echo(f"serving {', '.join(str(model) for model in models)} at {with_token} (Ctrl-C ends it)")
+        if is_unspecified(host):
+            typer.echo(
+                f"note: {host} stands for all addresses of this machine, so that its name is printed; where others do "
+                "not find it by that name, its IP address does the same",
+                err=True,
+            )
         if not is_loopback(host):
             typer.echo(
                 "note: whoever can listen to this network can read the token and the images; docs/serve.md says how to "
@@ -107,7 +116,8 @@ def _read_token(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(TOKEN_VARIABLE, "").strip() or None
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        # Editors of Windows write a mark of the encoding first, which is no part of the token.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise RepmodeError(f"--token-file {file}: no text ({error})") from None
     if not lines[0].strip():

@@ -6,8 +6,10 @@ size, and a halo for prediction in blocks are stated as far as that format can.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from repmode_cl.data.preprocessing.intensity_scales import recorded_target
 from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import RepmodeError, did_you_mean
 from repmode_cl.export.description import (
     METHOD,
     Attribution,
@@ -95,8 +98,8 @@ def check_packable(model: ModelSnapshot, attribution: Attribution) -> None:
     Raises
     ------
     RepmodeError
-        If nobody is named as author, no licence is, the model's normalisation has no counterpart in the format, or
-        bioimageio.core is not installed.
+        If nobody is named as author, no licence is or one that the format does not know, the model's normalisation has
+        no counterpart in the format, or bioimageio.core is not installed.
     """
     missing = [
         option
@@ -116,6 +119,7 @@ def check_packable(model: ModelSnapshot, attribution: Attribution) -> None:
             "preprocessing; export it as .onnx, and prepare images as the file's metadata say"
         )
     export_library("bioimageio.core", "a bioimage.io package")
+    _spdx_identifier(attribution.licence)
 
 
 def write_package(
@@ -150,6 +154,7 @@ def write_package(
         If the description is refused by bioimageio.spec, or the package fails the test of bioimageio.core.
     """
     spec = export_library("bioimageio.spec", "a bioimage.io package")
+    attribution = dataclasses.replace(attribution, licence=_spdx_identifier(attribution.licence))
     core = export_library("bioimageio.core", "a bioimage.io package")
     folder = onnx_file.parent
     blocks = block_sizes(
@@ -177,7 +182,9 @@ def write_package(
                 _describe(model, structure, onnx_file, blocks, tolerance, facts, attribution), output_path=out
             )
         except ValueError as error:
-            raise RepmodeError(f"{structure} is not packaged: bioimageio.spec refuses it: {error}") from error
+            raise RepmodeError(
+                f"{structure} is not packaged: bioimageio.spec refuses it: {_reasons(error)}"
+            ) from error
         summary = core.test_model(out, weight_format="onnx")
     if summary.status != "passed":
         problems = "; ".join(
@@ -187,6 +194,35 @@ def write_package(
             f"{structure} is not packaged: the test of bioimageio.core {core.__version__} says {summary.status}: "
             f"{problems}"
         )
+
+
+def _spdx_identifier(licence: str | None) -> str:
+    """Return a licence as SPDX spells it, whatever its case.
+
+    Raises
+    ------
+    RepmodeError
+        If bioimageio.spec does not know it.
+    """
+    # Imported here, because it is not always installed.
+    from bioimageio.spec.utils import get_spdx_licenses
+
+    known = {entry["licenseId"].casefold(): entry["licenseId"] for entry in get_spdx_licenses()["licenses"]}
+    name = (licence or "").strip()
+    if name.casefold() not in known:
+        raise RepmodeError(
+            f"--licence {name!r}: no identifier of SPDX that bioimage.io knows{did_you_mean(name, known.values())}; "
+            "give one of https://spdx.org/licenses, such as CC-BY-4.0, MIT or BSD-3-Clause"
+        )
+    return str(known[name.casefold()])
+
+
+def _reasons(error: ValueError) -> str:
+    """Return why a description is refused; pydantic's own text may be all that would be allowed."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    reasons = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return "; ".join(textwrap.shorten(reason, 200, placeholder=" ...") for reason in dict.fromkeys(reasons))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from repmode_cl.export.description import (
     training_data_text,
 )
 from repmode_cl.inference.writers.image_metadata import software
+from repmode_cl.store.hub_copy import refuse_hub_copy
 from repmode_cl.store.registry import Entry
 from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.atomic_files import write_text
@@ -37,8 +39,9 @@ def write_card(model: ModelSnapshot, attribution: Attribution, name: str | None 
     Raises
     ------
     RepmodeError
-        If there is a README that no such command wrote.
+        If there is a README that no such command wrote, or the model is a copy in the cache of the hub's library.
     """
+    refuse_hub_copy(model.path)
     path = model.path / CARD
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         raise RepmodeError(f"{path} was not written by repmode-cl card: move it away first")
@@ -58,6 +61,8 @@ def model_card(model: ModelSnapshot, attribution: Attribution, name: str | None 
     name
         ``owner/name`` that it has on the hub; None where it has none yet.
     """
+    # An empty text, as of a variable that is not set, is none.
+    attribution = replace(attribution, licence=(attribution.licence or "").strip() or None)
     title = name.rpartition("/")[2] if name else model.title
     header = yaml.safe_dump(_header(model, attribution, title), sort_keys=False, allow_unicode=True)
     voxels = (

@@ -189,9 +189,13 @@ def _voxel_size(size: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _window(size: Sequence[int]) -> tuple[int, int, int]:
-    if len(size) != 3 or not all(int(extent) >= 1 for extent in size):
+    try:
+        z, y, x = (int(extent) for extent in size)
+        whole = min(z, y, x) >= 1 and [z, y, x] == [float(extent) for extent in size]
+    except (ValueError, OverflowError):
+        whole = False
+    if not whole:
         raise RepmodeError(f"window {tuple(size)}: three positive whole numbers (z, y, x) are needed")
-    z, y, x = (int(extent) for extent in size)
     return z, y, x
 
 

@@ -170,6 +170,7 @@ def extra_channels(model: ModelSnapshot, structure: str, options: PredictionOpti
             "interval": confidence_text(model, structure),
             "interval_coverage": f"{CONFIDENCE:g}" if calibration.claims else "not claimed",
             "calibration_images": str(calibration.images),
+            **({"calibration_groups": str(calibration.groups)} if _are_grouped(calibration) else {}),
             "test_time_flips": " ".join(calibration.flips) or "none",
             "factor": f"{factor:.6g}",
             "floor": f"{floor:.6g}",
@@ -186,21 +187,28 @@ def extra_channels(model: ModelSnapshot, structure: str, options: PredictionOpti
 def confidence_text(model: ModelSnapshot, structure: str) -> str:
     """Return what a structure's confidence channel claims, in words."""
     calibration = calibration_of(model, structure)
-    low, high = coverage_band(calibration.images, CONFIDENCE)
+    low, high = coverage_band(calibration.independent, CONFIDENCE)
+    grouped = _are_grouped(calibration)
+    images = f"{calibration.images} held-out image{'s' if calibration.images > 1 else ''}"
+    if grouped:
+        images += f" of {calibration.groups} group{'s' if calibration.groups != 1 else ''}"
     times = len(flip_axes(calibration.flips))
-    made = (
-        f"calibrated on {calibration.images} held-out image{'s' if calibration.images > 1 else ''}; each window "
-        f"predicted {times} time{'s' if times > 1 else ''}"
-    )
+    made = f"calibrated on {images}; each window predicted {times} time{'s' if times > 1 else ''}"
     if not calibration.claims:
         return (
-            f"no coverage is claimed: {made}; {CLAIMED_FROM} images are needed before an interval is called "
+            f"no coverage is claimed: {made}; {CLAIMED_FROM} {'groups' if grouped else 'images'} are needed before an "
+            "interval is called "
             f"{CONFIDENCE:.0%}"
         )
     return (
         f"{CONFIDENCE:.0%} of the voxels of an image like those lie within it on average ({low:.1%} to {high:.1%} "
         f"expected, single images differ); {made}"
     )
+
+
+def _are_grouped(calibration: Calibration) -> bool:
+    """Tell whether some calibration images belong together."""
+    return calibration.independent < calibration.images
 
 
 def _features(entry: Entry) -> FeatureStatistics | None:
@@ -220,7 +228,8 @@ def calibration_of(model: ModelSnapshot, structure: str) -> Calibration:
         raise ModelError(
             f"{model.path} has no calibration of {structure!r}, which --confidence (confidence=True) needs: it was "
             "stored by an earlier repmode-cl, or no image was held out; leave --confidence out, or "
-            f"{_again(model, structure)} with held-out images ({CLAIMED_FROM} or more, for a coverage to be claimed)"
+            f"{_again(model, structure)} with held-out images ({CLAIMED_FROM} or more, not parts of one field, for a "
+            "coverage to be claimed)"
         )
     return reliability.calibration
 

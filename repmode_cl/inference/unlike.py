@@ -9,6 +9,7 @@ cancels, and what sets the whole image apart stays.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class ImageScore:
     @property
     def unlike(self) -> bool | None:
         """True if it is further away than every training image; None where that is unknown."""
-        return None if self.limit is None else self.score > self.limit
+        # A score that is not finite is beyond every limit, and NaN compares false with all of them.
+        return None if self.limit is None else not self.score <= self.limit
 
     @property
     def text(self) -> str:
@@ -119,9 +121,11 @@ class WindowSums:
     def add(self, distance: float, deviations: NDArray[np.float32]) -> None:
         """Add a window."""
         self.count += 1
-        self.largest = max(self.largest, distance)
+        # NaN stays: it is no small distance.
+        self.largest = float(np.maximum(self.largest, distance))
         own = deviations.astype(np.float64)
-        self.deviations = own if self.deviations is None else self.deviations + own
+        with np.errstate(invalid="ignore"):
+            self.deviations = own if self.deviations is None else self.deviations + own
 
     def distance(self, sizes: Sequence[int]) -> float:
         """Return the distance of the image, with so many groups in each block."""
@@ -132,14 +136,24 @@ class WindowSums:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; `from_json` reads the same bits."""
-        values = None if self.deviations is None else self.deviations.tolist()
-        return {"count": self.count, "largest": self.largest, "deviations": values}
+        values = None
+        if self.deviations is not None:
+            values = [[_as_json(value) for value in row] for row in self.deviations.tolist()]
+        return {"count": self.count, "largest": _as_json(self.largest), "deviations": values}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> WindowSums:
         """Read the values of `to_json`."""
         sums = values["deviations"]
-        return cls(values["count"], values["largest"], None if sums is None else np.array(sums, np.float64))
+        deviations = (
+            None if sums is None else np.array([[float(one) for one in row] for row in sums], np.float64)
+        )
+        return cls(values["count"], float(values["largest"]), deviations)
+
+
+def _as_json(value: float) -> float | str:
+    """Return a number as JSON has it, of which none is infinite or NaN: those become texts that `float` reads."""
+    return value if math.isfinite(value) else repr(value)
 
 
 class WindowScores:
@@ -248,8 +262,8 @@ def training_statistics(
     window: Sequence[int],
     overlap: float,
     device: str | torch.device = "cpu",
-) -> FeatureStatistics:
-    """Return the statistics of a structure's training images.
+) -> FeatureStatistics | None:
+    """Return the statistics of a structure's training images; None where its network diverged and has none.
 
     Parameters
     ----------
@@ -269,6 +283,9 @@ def training_statistics(
         ]
         for volumes in images.values()
     ]
+    together = torch.cat([one for group in features for one in group])
+    if not bool(torch.isfinite(together).all()):
+        return None
     blocks = BlockFeatures(network).blocks
     scores = []
     if len(features) > 1:
@@ -277,7 +294,6 @@ def training_statistics(
             statistics = _statistics(blocks, torch.cat(others))
             sizes = [size for _, size in blocks]
             scores += [_sums(one, statistics).distance(sizes) for one in own]
-    together = torch.cat([one for group in features for one in group])
     z, y, x = (int(size) for size in window)
     return FeatureStatistics(
         (z, y, x),

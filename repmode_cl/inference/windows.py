@@ -166,7 +166,8 @@ def plan_windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0
 
 
 def _starts(total: int, part: int, overlap: float) -> list[int]:
-    step = max(1, int(part * (1 - overlap)))
+    # Rounding must not cost a voxel: 20 * (1 - 0.9) is a little less than 2.
+    step = max(1, int(part * (1 - overlap) + 1e-9))
     count = 1 + math.ceil((total - part) / step)
     return [min(i * step, total - part) for i in range(count)]
 

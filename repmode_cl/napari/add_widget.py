@@ -26,7 +26,8 @@ from qtpy.QtWidgets import (
 
 from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.napari.layer_region import region_at_sliders, stated_voxel_size
-from repmode_cl.napari.pair_files import write_pair
+from repmode_cl.napari.pair_files import needed_gap, write_pair
+from repmode_cl.store.snapshot import ModelSnapshot
 from repmode_cl.utils.command_text import command_line
 
 __all__ = ["AddStructureWidget"]
@@ -148,6 +149,7 @@ class AddStructureWidget(QWidget):
             raise RepmodeError(
                 f"{self.path.text().strip() or 'no folder'}: no model is there; name the folder of one"
             )
+        model = ModelSnapshot.open(path)
         regions = [region_at_sliders(layer, self.viewer.dims.point) for layer in (light, target)]
         volumes = [
             region.read(layer.data[0] if layer.multiscale else layer.data)
@@ -155,7 +157,8 @@ class AddStructureWidget(QWidget):
         ]
         name = self.name.text().strip()
         folder = path.with_name(f"{path.name}-from-napari") / (name or "unnamed")
-        return write_pair(folder, name, volumes[0], volumes[1], stated_voxel_size(light, regions[0]))
+        voxel_size = stated_voxel_size(light, regions[0])
+        return write_pair(folder, name, volumes[0], volumes[1], voxel_size, needed_gap(model, voxel_size))
 
     def stop(self) -> None:
         """Stop the training; its last checkpoint stays, and the same choice continues from there."""

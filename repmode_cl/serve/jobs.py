@@ -30,6 +30,9 @@ from repmode_cl.store.snapshot import ModelSnapshot
 
 __all__ = ["Job", "JobQueue", "JobState"]
 
+# Predictions of one image that are kept after their end.
+_MOST_ENDED = 20
+
 
 class JobState(StrEnum):
     """State of a prediction."""
@@ -169,7 +172,7 @@ class JobQueue:
             self._thread.join(timeout)
 
     def submit(self, job: Job) -> None:
-        """Add a prediction at the end.
+        """Add a prediction at the end; of those of its image that have ended only the newest are kept.
 
         Raises
         ------
@@ -183,6 +186,13 @@ class JobQueue:
                 )
             self._jobs[job.identifier] = job
             self._waiting.append(job)
+            ended = [
+                one
+                for one in self._jobs.values()
+                if one.image is job.image and one.ended and one is not self._running
+            ]
+            for one in ended[:-_MOST_ENDED]:
+                self._drop(one)
             self._changed.notify_all()
 
     def find(self, identifier: str) -> Job:
@@ -239,6 +249,15 @@ class JobQueue:
             "file": None if job.result is None else job.result.name,
             "bytes": None if job.result is None or not job.result.exists() else job.result.stat().st_size,
         }
+
+    def _drop(self, job: Job) -> None:
+        """Forget a prediction that has ended, and delete its result."""
+        del self._jobs[job.identifier]
+        if job.result is not None:
+            job.image.bytes -= job.result.stat().st_size if job.result.exists() else 0
+            self._store.remove_folder(job.folder)
+        for key in [key for key in list(job.image.limits) if key[0] == job.identifier]:
+            job.image.limits.pop(key, None)
 
     # -- the thread -------------------------------------------------------------------------------------------
 
@@ -302,7 +321,7 @@ class JobQueue:
             with self._changed:
                 if job.state is JobState.running:
                     job.state = JobState.finished
-            job.image.bytes += job.result.stat().st_size
+                    job.image.bytes += job.result.stat().st_size
         if job.state is not JobState.finished:
             self._store.remove_folder(job.folder)
 

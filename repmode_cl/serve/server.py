@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ import uvicorn
 from repmode_cl.errors import RepmodeError
 from repmode_cl.serve.app import make_app
 from repmode_cl.serve.models import ServedModels, open_models
-from repmode_cl.serve.settings import ServeSettings
+from repmode_cl.serve.settings import ServeSettings, is_unspecified
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.utils.locks import exclusive, is_locked
 
@@ -37,7 +38,8 @@ def run_server(paths: Sequence[Path], settings: ServeSettings, ready: Callable[[
     settings
         Of the server.
     ready
-        Called with the address once the server can be reached.
+        Called with the address once the server can be reached: of a server on all addresses of this machine, with its
+        name.
 
     Raises
     ------
@@ -46,6 +48,8 @@ def run_server(paths: Sequence[Path], settings: ServeSettings, ready: Callable[[
     """
     models = ServedModels(open_models(paths), resolve_device(settings.device))
     with contextlib.closing(_bind(settings)) as listening, server_folder() as folder:
+        # Port 0 has become another one, which the name of the cookie holds.
+        settings = dataclasses.replace(settings, port=listening.getsockname()[1])
         config = uvicorn.Config(
             make_app(settings, models, folder),
             log_level="warning",
@@ -54,9 +58,9 @@ def run_server(paths: Sequence[Path], settings: ServeSettings, ready: Callable[[
             server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
-        port = listening.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        ready(f"http://{host}:{port}/")
+        # Nobody else can open 0.0.0.0.
+        host = socket.gethostname() if is_unspecified(settings.host) else settings.host
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/")
         # Raised again by uvicorn once all is closed; stopping is how a server ends.
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

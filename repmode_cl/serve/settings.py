@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import secrets
 from dataclasses import dataclass
 
 from repmode_cl.errors import RepmodeError
 
-__all__ = ["SHORTEST_TOKEN", "RequestError", "ServeSettings", "is_loopback", "new_token"]
+__all__ = ["SHORTEST_TOKEN", "RequestError", "ServeSettings", "is_loopback", "is_unspecified", "new_token"]
 
 #: Fewest characters of a token that a user makes up.
 SHORTEST_TOKEN = 16
@@ -37,6 +38,14 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:  # a name, which may stand for anything
+        return False
+
+
+def is_unspecified(host: str) -> bool:
+    """Return whether an address stands for all addresses of this machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
         return False
 
 
@@ -93,9 +102,16 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise RepmodeError(f"port {self.port}: a number from 0 (a free one) to 65535 is needed")
-        for name in ("max_upload", "max_voxels", "max_stored", "keep_seconds"):
-            if not getattr(self, name) > 0:
-                raise RepmodeError(f"{name} {getattr(self, name)}: a positive number is needed")
+        for name in (
+            "max_upload",
+            "max_voxels",
+            "max_stored",
+            "keep_seconds",
+            "keep_downloaded_seconds",
+            "stall_seconds",
+        ):
+            if not 0 < getattr(self, name) < math.inf:
+                raise RepmodeError(f"{name} {getattr(self, name)}: a positive, finite number is needed")
         if self.token is None and not is_loopback(self.host):
             raise RepmodeError(
                 f"host {self.host}: other machines can reach this address, so that a token is needed"

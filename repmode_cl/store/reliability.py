@@ -22,7 +22,7 @@ __all__ = [
     "feature_groups",
 ]
 
-#: Fewest calibration images with which a coverage is claimed by image.
+#: Fewest groups of calibration images with which a coverage is claimed.
 CLAIMED_FROM = 19
 
 #: Limits on what a pack's file may state.
@@ -147,6 +147,9 @@ class Calibration:
         Added to the spread, in z-score units.
     factors
         Coverage and factor, both increasing.
+    groups
+        Groups of the images, such as fields of which they are parts: each counted equally. None of a record of before
+        groups were counted, in which each image counted by itself.
     """
 
     images: int
@@ -154,11 +157,14 @@ class Calibration:
     flips: tuple[str, ...]
     floor: float
     factors: tuple[tuple[float, float], ...]
+    groups: int | None = None
 
     def __post_init__(self) -> None:
         levels, factors = [level for level, _ in self.factors], [factor for _, factor in self.factors]
         if self.images < 1 or self.split not in ("test", "val") or not self.floor > 0:
             raise ValueError("a calibration states its images, test or val, and a floor above 0")
+        if self.groups is not None and not 1 <= self.groups <= self.images:
+            raise ValueError(f"{self.images} images are of 1 to {self.images} groups, not {self.groups}")
         if [axis for axis in "zyx" if axis in self.flips] != list(self.flips):
             raise ValueError(f"flips are axes of z, y, x, not {self.flips}")
         if not 1 <= len(levels) <= _MAX_LEVELS or not 0 < min(levels) <= max(levels) < 1 or min(factors) <= 0:
@@ -167,9 +173,14 @@ class Calibration:
             raise ValueError("coverages and factors increase")
 
     @property
+    def independent(self) -> int:
+        """Number of what was counted equally: groups, or images where each counted by itself."""
+        return self.images if self.groups is None else self.groups
+
+    @property
     def claims(self) -> bool:
-        """True if there were enough images to claim a coverage."""
-        return self.images >= CLAIMED_FROM
+        """True if there were enough groups to claim a coverage."""
+        return self.independent >= CLAIMED_FROM
 
     def factor(self, level: float) -> float:
         """Return the factor of a coverage; KeyError if it is none of `factors`."""
@@ -183,7 +194,7 @@ class Calibration:
             "flips": list(self.flips),
             "floor": self.floor,
             "factors": [list(pair) for pair in self.factors],
-        }
+        } | ({} if self.groups is None else {"groups": self.groups})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Calibration:
@@ -194,6 +205,7 @@ class Calibration:
             tuple(_text(axis) for axis in values["flips"]),
             _number(values["floor"]),
             tuple((_number(level), _number(factor)) for level, factor in values["factors"]),
+            _integer(values["groups"]) if "groups" in values else None,
         )
 
 

@@ -13,15 +13,34 @@ __all__ = ["BestState", "trained_state_names"]
 
 
 def trained_state_names(network: nn.Module) -> tuple[str, ...]:
-    """Return the state-dict names that training may change: trainable parameters, and running statistics in use.
+    """Return the state-dict names that training may change: trainable parameters, running statistics, other buffers.
 
-    Statistics of a norm without a weight are always in use.
+    Running statistics are those in use; statistics of a norm without a weight are always in use. Of the other buffers
+    those of networks of one's own count, where a part with them is trained: nothing else is known of them.
     """
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     for name, module in network.named_modules():
         if isinstance(module, _NormBase) and (module.weight is None or module.weight.requires_grad):
             names += [f"{name}.{buffer}" for buffer, _ in module.named_buffers()]
+    stored = network.state_dict(keep_vars=True)
+    for name, module in network.named_modules():
+        # No bundled network has another buffer that changes once its best state is taken.
+        if isinstance(module, _NormBase) or type(module).__module__.partition(".")[0] == "repmode_cl":
+            continue
+        prefix = f"{name}." if name else ""
+        buffers = [f"{prefix}{one}" for one, _ in module.named_buffers(recurse=False)]
+        if buffers and _in_trained_part(network, name):
+            names += [one for one in buffers if one in stored]
     return tuple(names)
+
+
+def _in_trained_part(network: nn.Module, name: str) -> bool:
+    """Tell whether the smallest part that holds a module, and has parameters, is trained."""
+    while True:
+        parameters = list(network.get_submodule(name).parameters())
+        if parameters or not name:
+            return any(parameter.requires_grad for parameter in parameters)
+        name = name.rpartition(".")[0]
 
 
 class BestState:

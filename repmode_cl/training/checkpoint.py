@@ -53,6 +53,10 @@ KEEP = 2
 #: File that names them.
 POINTER = "latest.json"
 
+#: Numbers of the damaged checkpoints that this process came across, by folder: the next one takes their place, not that
+#: of the one that was loaded instead of them.
+_damaged: dict[Path, set[int]] = {}
+
 _log = logging.getLogger(__name__)
 
 
@@ -84,18 +88,28 @@ def save_checkpoint(folder: str | Path, *, tensors: Mapping[str, Tensor], state:
         By name, any shape, dtype and device; stored as they are.
     state
         A JSON value (`flatten` makes one of anything else); its numbers may be infinite or NaN.
+
+    Raises
+    ------
+    TypeError
+        If `state` holds a tensor or an array, which belongs among `tensors`, or anything that `flatten` refuses.
     """
     folder = Path(folder)
+    strays, document = flatten(state, "state")
+    if strays:
+        raise TypeError(
+            f"{', '.join(strays)}: a tensor or array among the values of a checkpoint, which are JSON; return it among "
+            "the tensors (the first part of `extra_state()`), by name, or as a list (`.tolist()`)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     entries = _pointer(folder)["checkpoints"] if (folder / POINTER).is_file() else []
     number = 1 + max((entry["number"] for entry in entries), default=0)
     names = {suffix: f"{number:08d}.{suffix}" for suffix in ("safetensors", "json")}
     write_tensors(folder / names["safetensors"], tensors, {"format": FORMAT, "version": str(VERSION)})
-    write_json(
-        folder / names["json"], {"format": FORMAT, "version": VERSION, "state": flatten(state, "state")[1]}
-    )
+    write_json(folder / names["json"], {"format": FORMAT, "version": VERSION, "state": document})
     entry = {"number": number, "files": {name: sha256_file(folder / name) for name in names.values()}}
-    entries = [entry, *entries][:KEEP]
+    damaged = _damaged.pop(folder.resolve(), set())
+    entries = [entry, *(one for one in entries if one["number"] not in damaged)][:KEEP]
     # Until this line the previous checkpoint is valid; from it on, the new one.
     write_json(folder / POINTER, {"format": FORMAT, "version": VERSION, "checkpoints": entries})
     _remove_unlisted(folder, {name for entry in entries for name in entry["files"]})
@@ -118,14 +132,17 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     if not has_checkpoint(folder):
         raise ModelError(f"{folder} holds no checkpoint (no {POINTER} in it): start without resuming")
     damage: list[str] = []
+    numbers: set[int] = set()
     for entry in _pointer(folder)["checkpoints"]:
         try:
             checkpoint = _read(folder, entry)
         except (OSError, ValueError, KeyError) as error:
             damage.append(str(error))
+            numbers.add(entry["number"])
             continue
         if damage:
             _log.warning("%s; continuing from the checkpoint before it", damage[-1])
+        _damaged[folder.resolve()] = numbers
         return checkpoint
     raise ModelError(
         f"no checkpoint in {folder} can be read: {'; '.join(damage)}. Remove the folder to start afresh"
@@ -184,9 +201,16 @@ def flatten(value: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:
     Raises
     ------
     TypeError
-        If it holds anything else, such as a function: that could only be pickled.
+        If it holds anything else, such as a function or an array of strings: that could only be pickled.
     """
     tensors: dict[str, Tensor] = {}
+
+    def add(name: str, tensor: Tensor) -> str:
+        # {"a.b": ...} and {"a": {"b": ...}}, or the keys 1 and "1", give one name to two places.
+        while name in tensors:
+            name += "~"
+        tensors[name] = tensor
+        return name
 
     def walk(item: Any, name: str) -> Any:
         if isinstance(item, np.generic):
@@ -196,12 +220,15 @@ def flatten(value: Any, prefix: str) -> tuple[dict[str, Tensor], Any]:
         if isinstance(item, float):
             return item if math.isfinite(item) else {"float": repr(item)}
         if isinstance(item, Tensor):
-            tensors[name] = item
-            return {"tensor": name}
+            return {"tensor": add(name, item)}
         if isinstance(item, np.ndarray):
+            if item.dtype.kind in "OSUV":
+                raise TypeError(
+                    f"{name}: an array of {item.dtype} cannot be stored; numbers can, and lists of strings"
+                )
             little = np.ascontiguousarray(item, dtype=item.dtype.newbyteorder("<"))
-            tensors[name] = torch.from_numpy(np.frombuffer(little.tobytes(), dtype=np.uint8).copy())
-            return {"array": name, "dtype": item.dtype.name, "shape": list(item.shape)}
+            values = torch.from_numpy(np.frombuffer(little.tobytes(), dtype=np.uint8).copy())
+            return {"array": add(name, values), "dtype": item.dtype.name, "shape": list(item.shape)}
         if isinstance(item, Mapping):
             for key in item:
                 if isinstance(key, bool) or not isinstance(key, str | int):

@@ -54,6 +54,7 @@ def fit_of(plain: nn.Module, patches: PatchDataset, device: torch.device) -> dic
     """
     plain = plain.to(device)
     squared_error = voxels = total = total_of_squares = 0.0
+    low, high = math.inf, -math.inf
     with torch.inference_mode():
         for start in range(0, len(patches), _BATCH):
             batch = [patches[index] for index in range(start, min(start + _BATCH, len(patches)))]
@@ -65,11 +66,14 @@ def fit_of(plain: nn.Module, patches: PatchDataset, device: torch.device) -> dic
                 voxels += float(weight.sum(dtype=torch.float64))
                 total += _weighted_sum(weight, target[0])
                 total_of_squares += _weighted_sum(weight, target[0] ** 2)
+                if len(counted := target[0][weight > 0]):
+                    low, high = min(low, float(counted.min())), max(high, float(counted.max()))
     if not math.isfinite(squared_error) or not voxels:
         return {}
     variance = total_of_squares / voxels - (total / voxels) ** 2
     mse = squared_error / voxels
-    return {"mse": mse, "r2": 1 - mse / variance} if variance > 0 else {"mse": mse}
+    # Of constant targets the variance may be a rounding error above 0.
+    return {"mse": mse, "r2": 1 - mse / variance} if variance > 0 and low < high else {"mse": mse}
 
 
 def _weighted_sum(weight: Tensor, values: Tensor) -> float:

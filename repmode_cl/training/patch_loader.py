@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from repmode_cl.data.patches.collate import BatchDataset, PatchBatch, identity
 from repmode_cl.data.patches.dataset import PatchDataset
-from repmode_cl.errors import RepmodeError
+from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.utils.process_pool import initialise_worker, starting_workers
 
 __all__ = ["PatchLoader", "patch_loader"]
@@ -57,11 +57,19 @@ def patch_loader(
 
     Raises
     ------
+    ConfigError
+        If the last batch has fewer items than there are processes: one would compute nothing.
     ValueError
-        If a number is out of range, or a batch has fewer items than there are processes: one would compute nothing.
+        If a number is out of range, or no batch has an item for each process.
     RepmodeError
         While iterating: if a prepared volume cannot be read. A worker's error comes with its own message.
     """
+    last = (len(dataset) - start) % max(batch_size, 1)
+    if 0 < last < world <= batch_size:
+        raise ConfigError(
+            f"the last batch has {last} items, fewer than the {world} processes that share it: set "
+            "training.last_batch=continuous, another training.batch_size, or start fewer processes"
+        )
     return PatchLoader(
         BatchDataset(dataset, batch_size=batch_size, start=start, rank=rank, world=world), workers, pin_memory
     )

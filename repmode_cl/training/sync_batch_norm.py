@@ -55,7 +55,7 @@ class SyncBatchNorm3d(nn.BatchNorm3d):
     """
 
     def __init__(self, norm: nn.BatchNorm3d, ranks: Ranks) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
@@ -64,7 +64,9 @@ class SyncBatchNorm3d(nn.BatchNorm3d):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.BatchNorm3d:
         """Return a copy that no process is needed for, torch's own: fused networks copy norms to predict with them."""
-        copied = nn.BatchNorm3d(self.num_features, self.eps, self.momentum)
+        copied = nn.BatchNorm3d(
+            self.num_features, self.eps, self.momentum, self.affine, self.track_running_stats
+        )
         copied.weight, copied.bias = copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo)
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             setattr(copied, name, copy.deepcopy(getattr(self, name), memo))
@@ -76,13 +78,15 @@ class SyncBatchNorm3d(nn.BatchNorm3d):
             return super().forward(x)
         normalise = cast(Callable[..., tuple[Tensor, ...]], _Normalise.apply)
         y, mean, variance, count = normalise(x, self.weight, self.bias, self.eps, self._ranks)
+        if self.running_mean is None or self.running_var is None:
+            return y
         with torch.no_grad():
-            running_mean, running_var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
-            momentum = cast(float, self.momentum)
-            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+            batches = cast(Tensor, self.num_batches_tracked).add_(1)
+            # Without a momentum they are the mean over all batches.
+            momentum = 1 / float(batches) if self.momentum is None else self.momentum
+            self.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
             # Running variances are unbiased, as torch's are.
-            running_var.mul_(1 - momentum).add_(variance * (count / (count - 1)), alpha=momentum)
-            cast(Tensor, self.num_batches_tracked).add_(1)
+            self.running_var.mul_(1 - momentum).add_(variance * (count / (count - 1)), alpha=momentum)
         return y
 
 
@@ -91,7 +95,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ranks: Ranks
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalise by the joint statistics, combined from those of each process without cancellation (Chan et al.)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -105,7 +109,7 @@ class _Normalise(torch.autograd.Function):
         y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
         inverse = (variance + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, inverse, total)
-        ctx.ranks = ranks
+        ctx.ranks, ctx.biased = ranks, bias is not None
         ctx.mark_non_differentiable(mean, variance, total)
         return y, mean, variance, total
 
@@ -120,10 +124,10 @@ class _Normalise(torch.autograd.Function):
         bias_grad = wide.sum(_axes(x))
         weight_grad = (wide * normalised).sum(_axes(x))
         joint = ctx.ranks.gathered(torch.stack([bias_grad, weight_grad])).sum(0) / total
-        x_grad = (wide - joint[0].view(shape) - normalised * joint[1].view(shape)) * (weight * inverse).view(
-            shape
-        )
-        return x_grad.to(x.dtype), weight_grad, bias_grad, None, None
+        scale = (inverse if weight is None else weight * inverse).view(shape)
+        x_grad = (wide - joint[0].view(shape) - normalised * joint[1].view(shape)) * scale
+        grads = None if weight is None else weight_grad, bias_grad if ctx.biased else None
+        return x_grad.to(x.dtype), *grads, None, None
 
 
 def _axes(x: Tensor) -> tuple[int, ...]:

@@ -331,7 +331,7 @@ class AdditionRun:
         check_held_out(self.options.min_r2, name, [sample.split for sample in samples])
         started = has_checkpoint(self.work / CHECKPOINT)
         record_images(self.work / IMAGES, samples, plan.title, plan.restart_hint, started=started)
-        stream = make_stream(plan.config, samples, ((name,),))
+        stream = make_stream(plan.config, samples, ((name,),), depth=plan.model.architecture.depth)
         strategy, init = self._prepare(stream)
         train_experience(strategy, self.work, f"adding {name}")
         metrics, split = evaluate_held_out(strategy, stream)

@@ -431,7 +431,7 @@ class _AdviceRun:
             init_from=trial.init_from,
             kernel=3,
         )
-        stream = make_stream(config, samples, ((name,),))
+        stream = make_stream(config, samples, ((name,),), depth=self.model.architecture.depth)
         network = methods.new_network(ADDING)
         init = initialise(plan, network, stream.patches[0], device)  # type: ignore[arg-type]
         strategy = methods.strategy(ADDING, network, stream, plan.precision)

@@ -418,7 +418,7 @@ class ComparisonRun:
                 f"{self.manifest.path}: no image of {structure!r} is held out, so it is not possible to measure how "
                 "well it is learned: give at least two images, or name rows with split test"
             )
-        stream = make_stream(self.config, self.samples, ((structure,),))
+        stream = make_stream(self.config, self.samples, ((structure,),), depth=self.model.architecture.depth)
         known_images, left_out = self._known_images(images)
         notes += left_out
         self._record_images(known_images)

@@ -35,6 +35,8 @@ def measure_reliability(
 ) -> Reliability:
     """Return statistics of a structure's training features, and a calibration on its held-out images.
 
+    Neither of a network that diverged: whoever stores it says so.
+
     Parameters
     ----------
     network
@@ -64,6 +66,8 @@ def measure_reliability(
         features = training_statistics(
             fused, groups, window=inference["window"], overlap=inference["overlap"], device=device
         )
+        if features is None:
+            return Reliability()
     axes = (tuple("zyx") if flips else ()) if isinstance(flips, bool) else tuple(flips)
     held_out = [sample for sample in own if sample.split == split]
     return Reliability(features, _calibration(fused, held_out, split, inference, axes, device))
@@ -79,10 +83,10 @@ def _calibration(
 ) -> Calibration | None:
     """Return the calibration on held-out images; None without any."""
     flips = tuple(axis for axis in "zyx" if axis in flips)
-    step = -(-len(samples) // _MAX_CALIBRATION_IMAGES) or 1
+    samples = _chosen(samples)
 
     def scores() -> Iterator[NDArray[np.float64]]:
-        for sample in track(samples[::step], "calibrating intervals"):
+        for sample in track(samples, "calibrating intervals"):
             prediction, spread = sliding_windows(
                 with_spread(network, flips),
                 np.load(sample.signal, mmap_mode="r", allow_pickle=False),
@@ -95,4 +99,17 @@ def _calibration(
             mask = None if sample.mask is None else np.load(sample.mask, allow_pickle=False)
             yield voxel_scores(prediction, spread, np.load(sample.target, allow_pickle=False), mask)
 
-    return calibrate(scores(), split=split, flips=flips) if samples else None
+    groups = [sample.group for sample in samples]
+    return calibrate(scores(), split=split, flips=flips, groups=groups) if samples else None
+
+
+def _chosen(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Return `_MAX_CALIBRATION_IMAGES` samples at most, of as many groups as there are: those are what counts."""
+    if len(samples) <= _MAX_CALIBRATION_IMAGES:
+        return samples
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group, []).append(sample)
+    most = max(1, _MAX_CALIBRATION_IMAGES // len(groups))
+    step = -(-len(groups) // _MAX_CALIBRATION_IMAGES)
+    return [one for own in list(groups.values())[::step] for one in own[:: -(-len(own) // most)]]

@@ -127,7 +127,7 @@ def train_base(config: Config, out: str | Path, *, workers: int = 1) -> Model:
             strategy = build_strategy(
                 config,
                 options,
-                make_stream(config, samples, experiences),
+                make_stream(config, samples, experiences, depth=network.depth, processes=ranks.world),
                 seed,
                 device=device,
                 precision=resolve_precision(precision, device),

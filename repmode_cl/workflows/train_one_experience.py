@@ -19,6 +19,7 @@ from repmode_cl.strategies.experts_frozen import ExpertsFrozen
 from repmode_cl.strategies.plugins.checkpoint import StrategyCheckpoint
 from repmode_cl.strategies.plugins.tensorboard import TensorBoardLogger
 from repmode_cl.training import budget_of, has_checkpoint, patch_count
+from repmode_cl.training.size_check import check_last_batch
 from repmode_cl.utils.atomic_files import read_json, write_json
 from repmode_cl.utils.memory import memory_errors
 from repmode_cl.utils.progress import report_line, task
@@ -42,13 +43,26 @@ _QUOTED = 32
 
 
 def make_stream(
-    config: Config, samples: list[Sample], experiences: tuple[tuple[str, ...], ...]
+    config: Config,
+    samples: list[Sample],
+    experiences: tuple[tuple[str, ...], ...],
+    *,
+    depth: int,
+    processes: int = 1,
 ) -> StructureStream:
-    """Make the stream of `config`, with as many patches as its budget has."""
+    """Make the stream of `config`, with as many patches as its budget has.
+
+    Raises
+    ------
+    ConfigError
+        If the last batch of an epoch is too small for a network of `depth`, or for the `processes` that share it.
+    """
     training = config.training
 
     def patches(structures: tuple[str, ...], images: int) -> int:
-        return patch_count(training, budget_of(training, len(structures), images).steps, images)
+        count = patch_count(training, budget_of(training, len(structures), images).steps, images)
+        check_last_batch(training, config.patch.size, depth, count, processes)
+        return count
 
     return stream_of_samples(
         samples,

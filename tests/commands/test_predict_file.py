@@ -236,6 +236,9 @@ def test_the_precision_is_resolved_once_and_recorded(models, tmp_path, monkeypat
     [
         ({"overlap": 1.0}, "overlap 1.0: a number from 0 to below 1"),
         ({"window": (4, 8)}, "three positive whole numbers"),
+        ({"window": (4.9, 8, 8)}, r"window \(4.9, 8, 8\): three positive whole numbers"),
+        ({"window": (float("nan"), 8, 8)}, "three positive whole numbers"),
+        ({"window": (0.5, 8, 8)}, "three positive whole numbers"),
         ({"precision": "float16"}, "precision 'float16' is unknown: give one of float32, bfloat16, auto"),
         ({"voxel_size": (0.3, 0, 0.3)}, "three positive numbers in um"),
         ({"rescale": "8:2"}, "the lower first"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 from numpy.typing import NDArray
 from reader_files import write_set
@@ -21,7 +22,8 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.data.preprocessing.normalisation import normalise
-from repmode_cl.errors import RepmodeError
+from repmode_cl.data.preprocessing.recipe import PreprocessingRecipe
+from repmode_cl.errors import ImageError, RepmodeError
 from repmode_cl.inference.image_task import ImageOutcome
 from repmode_cl.inference.options import PredictionOptions
 from repmode_cl.inference.positions import PositionChoice
@@ -34,6 +36,7 @@ from repmode_cl.inference.volume_source import z_score_of
 from repmode_cl.inference.writers import write_image
 from repmode_cl.metrics import image_metrics
 from repmode_cl.model import Model
+from repmode_cl.nn import Architecture, RepModeUNet
 
 VOXEL = (0.5, 0.3, 0.3)
 SIZE = ("--voxel-size", "0.5,0.3,0.3", "--device", "cpu")
@@ -282,6 +285,57 @@ def test_truth_without_a_z_score_is_said_before_anything_is_computed(model, fold
     assert "without a target the image is predicted all the same" in said
     assert sorted(path.name for path in Path().iterdir()) == ["dark.ome.tif", "fields"]
     assert command(*call)[0] == 0
+
+
+@pytest.fixture(scope="module")
+def data_set_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model whose images and truths all have one mean and deviation, so that an outlier stays one."""
+    network = RepModeUNet(Architecture(width=2, depth=1, experts=("conv3",)), ("dna",), seed=0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= 10
+    return Model.create(
+        tmp_path_factory.mktemp("models") / "data-set",
+        network,
+        voxel_size=None,
+        preprocessing=PreprocessingRecipe(data_set=True, light=(1500, 800)).to_json(),
+        inference={"window": (6, 8, 8), "overlap": 0.5, "batch": 3},
+        provenance={"intensities": {"light": [1500, 800], "targets": {"dna": [1500, 800]}}},
+    )
+
+
+@pytest.mark.parametrize(("truth", "reason"), [(7, "every voxel is 7"), (np.nan, "a voxel is NaN")])
+def test_truth_by_a_score_of_all_images_is_checked_before_anything_is_computed(
+    data_set_model, folder, truth, reason
+):
+    values = np.random.default_rng(5).integers(0, 3000, (2, 7, 18, 12)).astype(np.float32)
+    values[1] = truth
+    tifffile.imwrite("bad.ome.tif", values, photometric="minisblack", metadata={"axes": "CZYX"})
+    stages: list[str] = []
+    how = PredictionOptions(channel=0, targets={"dna": 1}, device="cpu", status=stages.append)
+    with pytest.raises(ImageError, match=f"the truth of dna cannot be compared with: {reason}") as caught:
+        FilePrediction(data_set_model, "dna", Path("bad.ome.tif"), Path("dna.ome.tif"), how).run()
+    assert "data.preprocessing" not in str(caught.value)
+    assert stages == []
+    assert sorted(path.name for path in Path().iterdir()) == ["bad.ome.tif", "fields"]
+
+
+@pytest.mark.parametrize("form", [".ome.tif", ".ome.zarr"])
+def test_a_prediction_that_is_not_finite_is_an_error_of_its_image(data_set_model, folder, form):
+    for path in sorted(Path("fields").iterdir()):
+        values = tifffile.imread(path)[0].astype(np.float32)
+        if path.name.startswith("f1"):
+            values[0, 0, 0] = np.finfo(np.float32).max  # a mark of missing data
+        tifffile.imwrite(path, values, photometric="minisblack", metadata={"axes": "ZYX"})
+    out = f"out/{{input}}{form}"
+    call = (data_set_model.path, "fields/*.tif", "--structure", "dna", "--out", out, "--device", "cpu")
+    code, _, err = command(*call, "--keep-going", "--csv", "results.csv")
+    assert code == 2
+    assert "Traceback" not in err
+    assert [row["status"] for row in rows("results.csv")] == ["predicted", "failed", "predicted"]
+    said = rows("results.csv")[1]["message"]
+    assert "f1.ome.tif: the network predicts numbers that are not finite for this image (dna, from" in said
+    assert sorted(path.name for path in Path("out").iterdir()) == [f"f0{form}", f"f2{form}"]
 
 
 @pytest.mark.parametrize("later", [None, {"dna": 1}])

@@ -36,6 +36,8 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert "its first line is empty" in run(model, "--token-file", empty)[1]
     empty.write_text("short\n")
     assert "at least 16" in run(model, "--token-file", empty)[1]
+    code, said = run(model, "--keep", "inf")
+    assert (code, "--keep inf: a finite number of minutes is needed" in said) == (2, True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -70,6 +72,24 @@ def test_a_token_that_was_chosen_is_not_printed(tmp_path: Path, monkeypatch: pyt
     assert served[2].token not in (None, "")
     run(tmp_path)
     assert served[3] == ServeSettings()
+    token.write_text("a-token-of-this-test\n", encoding="utf-8-sig")
+    run(tmp_path, "--token-file", token)
+    assert served[4].token == "a-token-of-this-test"
+
+
+@pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", socket.gethostname()), ("127.0.0.1", "127.0.0.1")])
+def test_the_address_can_be_opened_and_its_port_names_the_cookie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, shown: str
+) -> None:
+    """Two servers with port 0 of one machine have two cookies."""
+    made: list[ServeSettings] = []
+    monkeypatch.setattr("repmode_cl.serve.server.make_app", lambda settings, *_: made.append(settings))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    monkeypatch.setenv("REPMODE_CL_TOKEN", "a-token-of-this-test")
+    code, said = run(make_served_model(tmp_path / "model"), "--host", host, "--port", 0)
+    assert (code, made[0].port > 0) == (0, True)
+    assert f" at http://{shown}:{made[0].port}/ (" in said
+    assert (f"note: {host} stands for all addresses of this machine" in said) == (shown != host)
 
 
 @pytest.mark.slow
@@ -87,7 +107,7 @@ def test_ctrl_c_ends_it_cleanly_and_leaves_nothing(tmp_path: Path, sent: signal.
         text=True,
     ) as server:
         assert server.stdout is not None
-        found = re.search(r"at http://0\.0\.0\.0:(\d+)/\?token=(\S{43}) ", server.stdout.readline())
+        found = re.search(r"at http://[^/:]+:(\d+)/\?token=(\S{43}) ", server.stdout.readline())
         assert found is not None
         request = urllib.request.Request(
             f"http://127.0.0.1:{found[1]}/api/images?name=a.tif",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from several_processes import LAUNCHED, start
 from tiny_run import BASE, changed, tiny
+from torch import Tensor, nn
 
 from repmode_cl import __version__
 from repmode_cl.benchmark import run_benchmark
@@ -18,7 +21,7 @@ from repmode_cl.config.load import dump_config
 from repmode_cl.config.strategy_schema import STRATEGY_NAMES
 from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
-from repmode_cl.training import Ranks, process_group, refuse_distributed
+from repmode_cl.training import Ranks, process_group, refuse_distributed, sync_batch_norms
 from repmode_cl.training.distributed import launched_ranks
 from repmode_cl.workflows.add_structure import add_structure
 from repmode_cl.workflows.train_base import train_base
@@ -103,6 +106,38 @@ def test_two_processes_come_to_the_joint_batch(tmp_path: Path, monkeypatch: pyte
             difference = (one[case][name] - expected).abs().max() / expected.abs().max()
             assert difference <= tolerance, (case, name)
         assert alone[case]["losses"].dtype == (torch.float32 if case == "plain" else torch.float64)
+
+
+class _Twice(Ranks):
+    """Two processes that compute the same share."""
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        return torch.stack([tensor, tensor])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"bias": None}]
+)
+def test_norms_of_every_kind_are_those_of_the_joint_batch(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    no_bias = settings.pop("bias", "") is None
+    joint = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2, **settings)).double()
+    if no_bias:
+        joint[1].bias = None
+    shared = copy.deepcopy(joint)
+    for batch in torch.randn((3, 2, 1, 2, 3, 4), dtype=torch.float64):
+        expected, inputs = joint(torch.cat([batch, batch])), batch.clone().requires_grad_()
+        with sync_batch_norms(shared, _Twice(0, 2)):
+            found = shared(inputs)
+            torch.testing.assert_close(found, expected[:2])
+            found.pow(3).sum().backward()
+            torch.testing.assert_close(copy.deepcopy(shared).eval()(batch), joint.eval()(batch))
+        joint.train()
+        expected.pow(3).sum().backward()
+    for (name, one), other in zip(joint.named_parameters(), shared.parameters(), strict=True):
+        # Each process has half of the sum.
+        torch.testing.assert_close(2 * other.grad, one.grad, msg=name)
+    torch.testing.assert_close(dict(shared.state_dict()), dict(joint.state_dict()))
 
 
 # -- what waits and what fails ----------------------------------------------------------------------------------

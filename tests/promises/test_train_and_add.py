@@ -20,9 +20,9 @@ from tiny_addition import added, make_base
 from tiny_run import BASE, changed, make_manifest, tiny
 from typer.testing import CliRunner
 
-from repmode_cl.benchmark import run_benchmark
+from repmode_cl.benchmark import TrialsFailedError, run_benchmark
 from repmode_cl.cli.app import app
-from repmode_cl.config import Config, StrategyConfig, StreamConfig
+from repmode_cl.config import Config, DataConfig, InferenceConfig, PatchConfig, StrategyConfig, StreamConfig
 from repmode_cl.config.load import dump_config
 from repmode_cl.data.manifest import read_manifest, write_manifest
 from repmode_cl.errors import ConfigError, ModelError, StructureError
@@ -398,6 +398,28 @@ def test_a_training_that_diverged_says_so(manifest: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="its training diverged; train it again with a lower learning rate"):
         added(base, manifest, learning_rate=1e30, steps=3)
     assert Model.open(base).structures == BASE
+
+
+def test_a_last_batch_of_one_voxel_is_refused_before_training(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch norm has one value there. With five of six images in batches of two, one patch is left over."""
+    monkeypatch.setattr(StructureStrategy, "_train_step", lambda *_: pytest.fail("a step was trained"))
+    config = configured(manifest, tmp_path)
+    training = {"steps": None, "base_steps": None, "validate_every": None, "epochs": 1, "last_batch": "short"}
+    config = changed(
+        config,
+        training=config.training.model_copy(update=training | {"batch_size": 2, "accumulate": 1}),
+        data=DataConfig(manifest=str(manifest), test_fraction=0.1, val_fraction=0.0),
+        stream=StreamConfig(base=("dna",), order=()),
+        patch=PatchConfig(size=(2, 2, 2)),
+        inference=InferenceConfig(window=(4, 8, 8)),
+        strategies=(StrategyConfig(name="experts_frozen"),),
+    )
+    with pytest.raises(ConfigError, match=r"5 patches .* ends with a batch of 1, and patch.size \[2, 2, 2\]"):
+        train_base(config, tmp_path / "model")
+    with pytest.raises(TrialsFailedError, match="ends with a batch of 1"):
+        run_benchmark(config)
 
 
 def test_the_network_that_is_trained_is_checked_first(manifest: Path, tmp_path: Path) -> None:

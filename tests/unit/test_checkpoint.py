@@ -128,6 +128,39 @@ def test_what_could_only_be_pickled_is_refused() -> None:
         flatten({(1, 2): 3}, "v")
 
 
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["dna", "golgi"]), np.array([{"a": 1}], object), np.array([b"a"]), np.zeros(2, "i4,f4")],
+)
+def test_arrays_that_are_not_of_numbers_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(TypeError, match=r"v\.names: an array of .* cannot be stored"):
+        flatten({"names": array}, "v")
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), np.ones(2)])
+def test_a_tensor_among_the_values_is_refused_when_saving(tmp_path: Path, value: object) -> None:
+    with pytest.raises(TypeError, match=r"state\.own\.anchor: a tensor or array among the values"):
+        save_checkpoint(tmp_path / "new", tensors={}, state={"own": {"anchor": value}})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a.b": torch.tensor(1), "a": {"b": torch.tensor(2)}},
+        {1: torch.tensor(1), "1": np.array(2)},
+        {"a": {"b": torch.tensor(1), "b~": torch.tensor(2)}, "a.b": torch.tensor(3)},
+    ],
+)
+def test_places_with_one_name_are_kept_apart(tmp_path: Path, value: dict[object, object]) -> None:
+    tensors, state = flatten(value, "v")
+    save_checkpoint(tmp_path, tensors=tensors, state=state)
+    loaded = load_checkpoint(tmp_path)
+    back = restore(loaded.state, loaded.tensors)
+    assert list(back) == list(value)
+    assert str(back) == str(value)
+
+
 def _number(folder: Path) -> int:
     return int(load_checkpoint(folder).tensors["step"])
 
@@ -190,6 +223,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, suffix
     (tmp_path / "00000001.json").unlink()
     with pytest.raises(ModelError, match=r"00000002.*damaged.*00000001\.json is missing"):
         load_checkpoint(tmp_path)
+
+
+def test_the_checkpoint_that_was_loaded_is_kept_in_place_of_a_damaged_one(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    _save(tmp_path, 2)
+    (tmp_path / "00000002.safetensors").write_bytes(b"damaged")
+    assert _number(tmp_path) == 1
+    _save(tmp_path, 3)
+    stored = {path.stem for path in tmp_path.iterdir()}
+    assert stored == {"00000001", "00000003", "latest"}
+    (tmp_path / "00000003.safetensors").write_bytes(b"damaged")
+    assert _number(tmp_path) == 1
+    _save(tmp_path, 4)
+    _save(tmp_path, 5)
+    assert {path.stem for path in tmp_path.iterdir()} == {"00000004", "00000005", "latest"}
 
 
 def test_no_checkpoint_and_unknown_versions_are_said(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, TensorDataset
 from repmode_cl.config import Config, NetworkConfig, PatchConfig, StrategyConfig
 from repmode_cl.config.strategy_schema import STRATEGY_NAMES
 from repmode_cl.data.manifest import Row, write_manifest
-from repmode_cl.errors import ManifestError, StructureError
+from repmode_cl.errors import ConfigError, ManifestError, StructureError
 from repmode_cl.nn import RepModeUNet
 from repmode_cl.strategies import ExpertsFrozen
 from repmode_cl.strategies.registry import build_strategy, strategy_class
@@ -194,6 +194,43 @@ def test_what_is_no_volume_is_refused_by_name(item: Any, message: str) -> None:
 def test_what_is_no_data_is_refused_by_name(parts: Any, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         made({**data(), "nuclei": parts})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"images_each": -1},
+            "images_each -1: a whole number of at least 1 is needed, or None, which takes all",
+        ),
+        ({"images_each": 0}, "images_each 0: a whole number of at least 1"),
+        (
+            {"patches": 0},
+            "patches 0: a whole number of at least 1 is needed, or None, which takes one of each",
+        ),
+        ({"patches": 1.5}, r"patches 1\.5: a whole number"),
+        ({"images_each": True}, "images_each True: a whole number"),
+        ({"order": "er"}, r"order 'er': found a text, .*a list of names .* a seed, .*such as \['er'\]"),
+        ({"base": "er"}, r"base 'er': found a text, .*such as \['er'\]"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(cache=tmp_path / "cache", **wrong)
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(ConfigError, match=message):
+        structure_stream(tmp_path / "none.csv", cache=tmp_path, **wrong)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    labelled = {
+        name: tuple([(*item, np.int64(0)) for item in items] for items in splits)
+        for name, splits in data().items()
+    }
+    expected = made(order=3, patches=2, images_each=1, cache=tmp_path)
+    stream = made(labelled, order=np.int64(3), patches=np.int64(2), images_each=np.int64(1), cache=tmp_path)
+    assert (stream.experiences, stream.images) == (expected.experiences, expected.images)
+    assert [len(experience.dataset) for experience in stream.train] == [2, 2, 2]
 
 
 def test_names_are_those_of_structures() -> None:

@@ -277,7 +277,7 @@ def package(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     volume = ParityVolume("cells.tif", False, values, (values - 1000) / 50)
     attribution = Attribution(
         (Person("Ada Lovelace", "London"),),
-        "CC-BY-4.0",
+        "cc-by-4.0",
         (Citation("Notes", doi="10.1000/182"),),
         "Cells of our lab",
     )
@@ -385,10 +385,30 @@ def test_a_package_needs_people_a_licence_and_an_image(stored: Path, tmp_path: P
         ([], "name one with --image"),
         (["--image", "cells.tif"], "give --author and --licence"),
         (["--image", "cells.tif", "--author", "Ada"], "give --licence, such as"),
+        (
+            ["--image", "cells.tif", "--author", "Ada", "--licence", "cc-by-40"],
+            "--licence 'cc-by-40': no identifier of SPDX that bioimage.io knows (did you mean 'CC-BY-4.0'?)",
+        ),
     ):
         done = CliRunner().invoke(app, [*words, *more])
         assert done.exit_code == 2
         assert message in done.output.replace("\n", " ")
+        assert len(done.output) < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("files_closed")
+def test_what_the_format_refuses_is_told_in_a_line(stored: Path, tmp_path: Path) -> None:
+    with pytest.raises(RepmodeError, match=r"bioimageio\.spec refuses it: name: .*") as refused:
+        export_structure(
+            Model.open(stored),
+            "mitochondria",
+            tmp_path / "m.zip",
+            "bioimageio",
+            volume_of(),
+            Attribution((Person("Ada/Lovelace"),), "MIT"),
+        )
+    assert len(str(refused.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 

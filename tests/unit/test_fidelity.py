@@ -30,6 +30,7 @@ from repmode_cl.model import Model
 from repmode_cl.nn import Architecture, RepModeUNet
 from repmode_cl.nn.mode_block import ModeBlock, fuse_under_autocast
 from repmode_cl.strategies.registry import strategy_class, strategy_section
+from repmode_cl.training.size_check import check_last_batch
 
 SMALL = Architecture(width=2, depth=1, experts=("conv3", "conv1"))
 AUTHORS = {"voxel_size": (0.5, 0.29, 0.29), "axes": "xy", "order": 3, "normalise": "before_resampling"}
@@ -271,6 +272,25 @@ def test_epochs_end_with_a_short_batch(samples: list[Sample], last_batch: str) -
     )
     validated = {row["train_step"] for row in strategy.progress.curve if row["experience"] == 0}
     assert validated == ({2, 4, 6} if short else {2, 4, 5})
+
+
+def test_a_last_batch_that_cannot_be_computed_is_refused() -> None:
+    epochs = training(
+        last_batch="short", steps=None, base_steps=None, validate_every=None, epochs=1, batch_size=4
+    )
+    with pytest.raises(
+        ConfigError, match=r"5 patches in batches of 4 .* a batch of 1, .*needs two values; set tr"
+    ):
+        check_last_batch(epochs, (4, 4, 4), 2, 5)
+    # More patches, voxels or levels: there are two values.
+    for patch, depth, patches in (((4, 4, 4), 2, 6), ((4, 4, 8), 2, 5), ((4, 4, 4), 1, 5), ((4, 4, 4), 2, 8)):
+        check_last_batch(epochs, patch, depth, patches)
+    with pytest.raises(ConfigError, match=r"a batch of 1, fewer than the 2 processes"):
+        check_last_batch(epochs, (4, 8, 8), 1, 5, world=2)
+    check_last_batch(epochs, (4, 4, 4), 2, 6, world=2)
+    halves = epochs.model_copy(update={"accumulate": 2})
+    with pytest.raises(ConfigError, match="7 patches in batches of 2"):
+        check_last_batch(halves, (4, 4, 4), 2, 7)
 
 
 def test_a_short_last_batch_is_one_of_epochs() -> None:

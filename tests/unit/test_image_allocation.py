@@ -11,7 +11,7 @@ import pytest
 from tiny_stream import PATCH, Images, make_images
 
 from repmode_cl.data.sample import Sample
-from repmode_cl.errors import ManifestError
+from repmode_cl.errors import ConfigError, ManifestError
 from repmode_cl.scenarios import (
     PatchSampling,
     StreamVariant,
@@ -121,6 +121,12 @@ def test_a_new_structure_comes_with_few_images_and_the_base_with_all(images: Ima
         for stream in (images.stream(["nucleolus", "mitochondria"], base=("dna",), images_each=2, seed=seed, patches=8)
                        for seed in range(4))
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1.5])
+def test_fewer_than_one_image_is_refused(samples: list[Sample], count: int) -> None:
+    with pytest.raises(ConfigError, match=f"images_each {count}: a whole number of at least 1 is needed"):
+        training_images(samples, [("dna",), ("nucleolus",)], seed=0, images_each=count)
 
 
 def test_each_seed_chooses_others(samples: list[Sample]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repmode_cl.data.sample import Sample
 from repmode_cl.inference.flips import flip_axes, flip_mean_and_spread, with_spread
 from repmode_cl.inference.intervals import (
     LEVELS,
@@ -20,9 +22,10 @@ from repmode_cl.inference.intervals import (
     voxel_scores,
 )
 from repmode_cl.inference.sliding_window import sliding_window, sliding_windows
-from repmode_cl.nn import fold_norms
+from repmode_cl.nn import Architecture, RepModeUNet, fold_norms
 from repmode_cl.nn.plain_unet import PlainUNet
 from repmode_cl.store.reliability import Calibration
+from repmode_cl.workflows.reliability import measure_reliability
 
 
 def naive_factor(images: list[list[float]], level: Fraction) -> float:
@@ -147,10 +150,76 @@ def test_few_images_claim_nothing() -> None:
     assert conformal_factor([np.array([1.0, 2.0])], 0.9) == 2.0
 
 
+def test_voxels_of_large_images_are_of_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros, target = np.zeros((4, 20, 30), np.float32), np.zeros((4, 20, 30))
+    target[:, :, 0] = 5.0
+    assert (voxel_scores(zeros, zeros, target) > 0).mean() == pytest.approx(1 / 30)
+    for most in (100, 240, 400, 800):
+        monkeypatch.setattr("repmode_cl.inference.intervals._MAX_VOXELS", most)
+        scores = voxel_scores(zeros, zeros, target)
+        # 2400 voxels: every 24th, 10th, 6th or 3rd would be of 5, 3, 5 or 10 of the 30 columns.
+        assert most / 3 < len(scores) <= most
+        assert (scores > 0).mean() == pytest.approx(1 / 30, abs=0.02)
+
+
+def test_images_of_one_group_count_as_one() -> None:
+    """Regions of one field resemble each other: however many there are, the field is one of those to come."""
+    near, far = np.arange(1.0, 11.0), np.arange(101.0, 111.0)
+    scores = [near] * 30 + [far] * 3
+    groups = ["one field"] * 30 + ["a", "b", "c"]
+    grouped = calibrate(scores, split="test", flips=(), groups=groups)
+    assert grouped is not None
+    assert (grouped.images, grouped.groups, grouped.claims) == (33, 4, False)
+    # As if each group were one image.
+    assert grouped.factors == calibrate([near, far, far, far], split="test", flips=()).factors
+    single = calibrate(scores, split="test", flips=())
+    assert single is not None
+    assert (single.groups, single.claims, single.factor(0.9)) == (33, True, 101.0)
+    assert (single.factor(0.5), grouped.factor(0.5)) == (6.0, 104.0)
+    assert single.factors == calibrate(scores, split="test", flips=(), groups=range(33)).factors
+    # Of a group that has no voxel within its masks nothing is known.
+    assert calibrate([near, near[:0]], split="test", flips=(), groups=["a", "b"]).groups == 1
+
+
+def test_a_calibration_of_before_groups_were_counted_keeps_its_meaning() -> None:
+    stored = {"images": 24, "split": "val", "flips": [], "floor": 0.1, "factors": [[0.9, 2.0]]}
+    earlier = Calibration.from_json(stored)
+    assert (earlier.groups, earlier.independent, earlier.claims) == (None, 24, True)
+    assert earlier.to_json() == stored
+    counted = Calibration.from_json(stored | {"groups": 2})
+    assert (counted.independent, counted.claims) == (2, False)
+    assert counted.to_json() == stored | {"groups": 2}
+
+
+def test_calibration_images_are_of_as_many_groups_as_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = RepModeUNet(Architecture(width=2, depth=1, experts=("conv1",)), ("dna",), seed=0).eval()
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32))
+    path = tmp_path / "image.npy"
+    names = ["one field"] * 40 + [f"field {n}" for n in range(25)]
+    samples = [
+        Sample("dna", "test", n, f"{n}", path, path, None, (4, 4, 4), name) for n, name in enumerate(names)
+    ]
+    how = {"window": (4, 4, 4), "overlap": 0.5, "batch": 4}
+
+    def measured(samples: list[Sample]) -> tuple[int, int | None, bool]:
+        found = measure_reliability(network, "dna", samples, "test", how, False).calibration
+        assert found is not None
+        return found.images, found.groups, found.claims
+
+    assert measured(samples[:24]) == (24, 1, False)
+    assert measured(samples) == (27, 26, True)
+    monkeypatch.setattr("repmode_cl.workflows.reliability._MAX_CALIBRATION_IMAGES", 10)
+    assert measured(samples[39:]) == (9, 9, False)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"images": 0},
+        {"groups": 0},
+        {"groups": 4},
         {"split": "train"},
         {"flips": ("x", "z")},
         {"flips": ("t",)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ offscreen.application()
 from napari.components import ViewerModel  # noqa: E402 - after what it needs was seen to
 from napari.layers import Image  # noqa: E402
 from npe2 import PluginManifest  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
+from repmode_cl.cli.app import app  # noqa: E402
 from repmode_cl.data.manifest import read_manifest  # noqa: E402
 from repmode_cl.data.readers import open_image  # noqa: E402
 from repmode_cl.errors import ImageError  # noqa: E402
@@ -53,19 +56,52 @@ def instead(panel: AddStructureWidget, monkeypatch: pytest.MonkeyPatch, script: 
 
 
 def test_two_layers_become_a_pair_of_which_one_end_is_held_out(tmp_path: Path) -> None:
-    path = write_pair(tmp_path / "pair", "golgi_apparatus", LIGHT, LIGHT * 2, VOXELS)
+    path = write_pair(tmp_path / "pair", "golgi_apparatus", LIGHT, LIGHT * 2, VOXELS, (1, 8, 9))
     manifest = read_manifest(path)
     assert [(row.structure, row.split, row.voxel_size) for row in manifest.rows] == [
         ("golgi_apparatus", "train", VOXELS), ("golgi_apparatus", "test", VOXELS),
     ]  # fmt: skip
-    assert [row.region.y for row in manifest.rows if row.region is not None] == [(0, 56), (60, 80)]
+    assert [row.region.y for row in manifest.rows if row.region is not None] == [(0, 54), (62, 80)]
     with open_image(manifest.rows[0].target) as image:
         np.testing.assert_array_equal(image.read(0), LIGHT * 2)
         assert image.voxel_size == pytest.approx(VOXELS)
     with pytest.raises(ImageError, match="both layers must show the same voxels"):
-        write_pair(tmp_path / "pair", "golgi_apparatus", LIGHT, LIGHT[1:], VOXELS)
-    with pytest.raises(ImageError, match="at least 64 are needed"):
-        write_pair(tmp_path / "pair", "golgi_apparatus", LIGHT[:, :40, :40], LIGHT[:, :40, :40], None)
+        write_pair(tmp_path / "pair", "golgi_apparatus", LIGHT, LIGHT[1:], VOXELS, (1, 8, 9))
+    # The shortest layers that are taken, and a voxel less.
+    short, least = LIGHT[:, :40, :41], LIGHT[:, :41, :40]
+    manifest = read_manifest(write_pair(tmp_path / "pair", "golgi", least, least, None, (9, 9, 8)))
+    assert [row.region.y for row in manifest.rows if row.region is not None] == [(0, 16), (25, 41)]
+    with pytest.raises(
+        ImageError, match=r"have 41 voxels along x.*; at least 42 are needed: 16 .* and 10 between"
+    ):
+        write_pair(tmp_path / "pair", "golgi", short, short, None, (9, 9, 10))
+
+
+def test_a_structure_named_light_is_not_the_light(tmp_path: Path) -> None:
+    [row, _] = read_manifest(write_pair(tmp_path, "light", LIGHT, LIGHT * 2, VOXELS, (1, 8, 9))).rows
+    with open_image(row.signal) as light, open_image(row.target) as target:
+        np.testing.assert_array_equal(light.read(0), LIGHT)
+        np.testing.assert_array_equal(target.read(0), LIGHT * 2)
+
+
+def test_the_command_learns_from_what_is_written(
+    panel: AddStructureWidget, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With half a patch of the model between the parts, in the voxels of the layers, which are others."""
+    monkeypatch.setattr("repmode_cl.napari.sample_data._SHAPE", (8, 60, 40))
+    panel.viewer.layers.clear()
+    for data, options, _ in simulated_cells():
+        panel.viewer.add_image(data, **options | {"scale": (0.29, 0.2, 0.2)})
+    panel.target.setCurrentIndex(3)
+    panel.path.setText(str(shutil.copytree(stored, tmp_path / "own")))
+    panel.name.setText("golgi_apparatus")
+    panel.steps.setValue(2)
+    manifest = panel._write()
+    assert [row.region.y for row in read_manifest(manifest).rows if row.region] == [(0, 38), (44, 60)]
+    done = CliRunner().invoke(app, panel.words(manifest))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "own" / "pending" / "golgi_apparatus").is_dir()
+    assert "verdict of golgi_apparatus: " in done.output
 
 
 def test_progress_is_shown_and_what_was_learned_is_staged(

@@ -17,7 +17,7 @@ import torch
 
 from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.data.sample import Sample
-from repmode_cl.errors import ImageError, RepmodeError
+from repmode_cl.errors import ConfigError, ImageError, RepmodeError
 from repmode_cl.training.patch_loader import PatchBatch, patch_loader
 
 NAMES = ("dna", "nucleolus", "cell_membrane")
@@ -111,7 +111,9 @@ def test_what_no_process_could_compute_is_refused(samples: list[Sample]) -> None
             patch_loader(data, batch_size=8, **options)
     with pytest.raises(ValueError, match="fewer items than there are processes"):
         patch_loader(data, batch_size=2, world=4)
-    with pytest.raises(ValueError, match="last batch has 2 items"):
+    with pytest.raises(
+        ConfigError, match=r"last batch has 2 items, fewer than the 4 processes .*last_batch=cont"
+    ):
         patch_loader(data, batch_size=8, world=4)
 
 

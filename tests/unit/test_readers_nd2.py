@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -136,6 +137,22 @@ def test_absurd_headers_do_not_allocate(tmp_path: Path) -> None:
     path.write_bytes(long)
     with pytest.raises(ImageError, match=r"truncated: a chunk ends at byte"):
         open_image(path)
+
+
+@pytest.mark.parametrize("name", ["uiComp", "uiCompCount"])
+def test_absurd_numbers_of_channels_make_no_lists(tmp_path: Path, name: str) -> None:
+    path = write_nd2(tmp_path / "a.nd2", noise(1, 1, 3, 2, 8, 8), names=("a", "b"))
+    data = bytearray(path.read_bytes())
+    text = f"{name}\0".encode("utf-16-le")
+    struct.pack_into("<I", data, data.index(text) + len(text), 2_000_000)
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match=r"damaged: its header claims 200000\d numbers for each pixel"):
+            open_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_packed_metadata_of_any_size_are_not_unpacked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import tifffile
 from reader_files import write_micro_manager, write_set
 
 from repmode_cl.data.readers import Region, open_image
+from repmode_cl.data.readers.tiff.metadata import check_ome
 from repmode_cl.errors import ImageError
 
 RNG = np.random.default_rng(0)
@@ -263,6 +265,33 @@ def test_a_cut_off_file_is_no_smaller_stack(options: dict[str, bool], tmp_path: 
         cut.write_bytes(data[:end])
         with pytest.raises(ImageError, match="truncated"), open_image(cut):
             pass
+
+
+def test_a_damaged_last_page_gives_an_image_error_or_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(3, 4, 5), photometric="minisblack", compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        first, *_, last = (page.offset for page in file.pages)
+    data = path.read_bytes()
+    refused = set()
+    for place in range(last, len(data) if last > first else first):
+        for byte in (0, 2, 255):
+            path.write_bytes(data[:place] + bytes([byte]) + data[place + 1 :])
+            try:
+                with open_image(path) as reader:
+                    assert reader.read(0, Region((0, 1))).shape == (1, 4, 5)
+            except ImageError as error:
+                refused.add(str(error))
+    assert f"{path}: truncated or damaged: its list of pages breaks off after 3; copy it again" in refused
+
+
+def test_a_header_of_many_beginnings_is_read_in_time() -> None:
+    """The text is looked through once, not once for each beginning."""
+    began = time.perf_counter()
+    check_ome("<Pixels " * 60_000)
+    assert time.perf_counter() - began < 2
+    with pytest.raises(ImageError, match="claims 6000000 planes: it is damaged"):
+        check_ome("<Pixels <ome:Pixels ID='>' SizeC='2' SizeZ='3000' SizeT='1000'>")
 
 
 def test_other_libraries_lines_are_not_among_the_messages(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from repmode_cl.inference.predict_file import FilePrediction, predict_file
 from repmode_cl.serve import images as images_module
 from repmode_cl.serve.images import ImageStore, StoredImage, without_folder
 from repmode_cl.serve.server import server_folder
-from repmode_cl.serve.settings import ServeSettings, is_loopback, new_token
+from repmode_cl.serve.settings import ServeSettings, is_loopback, is_unspecified, new_token
 
 TOKEN = "a-token-of-this-test"
 
@@ -341,8 +341,17 @@ def test_addresses_that_others_reach_need_a_token() -> None:
     for host in ("127.0.0.1", "::1", "localhost", "127.3.2.1"):
         assert is_loopback(host)
         assert ServeSettings(host=host).token is None
+    hosts = ("0.0.0.0", "::", "127.0.0.1", "::1", "example.org")
+    assert [is_unspecified(host) for host in hosts] == [True, True, False, False, False]
     with pytest.raises(RepmodeError, match="at least 16"):
         ServeSettings(token="short")
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 0.0, -1.0])
+def test_times_are_finite(number: float) -> None:
+    for name in ("keep_seconds", "keep_downloaded_seconds", "stall_seconds"):
+        with pytest.raises(RepmodeError, match=f"{name} {number}: a positive, finite number is needed"):
+            ServeSettings(**{name: number})
 
 
 def test_other_web_sites_may_not_use_it(site: TestClient) -> None:
@@ -524,6 +533,26 @@ def test_a_defect_ends_one_prediction_and_not_the_queue(
     assert (job["state"], "defect of this program" in job["error"]) == ("failed", True)
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert wait_for(site, predict(site, image).json())["state"] == "finished"
+
+
+def test_of_the_predictions_of_an_image_the_newest_are_kept(
+    site: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repmode_cl.serve.jobs._MOST_ENDED", 2)
+    image, other = send(site), wait_for(site, predict(site, send(site)).json())
+    # The last one ends after the look for those that have ended.
+    jobs = [wait_for(site, predict(site, image).json()) for _ in range(5)]
+    answers = [site.get(f"/api/jobs/{job['id']}") for job in jobs]
+    assert [answer.status_code for answer in answers] == [404, 404, 200, 200, 200]
+    assert "predict the image again" in error(answers[0], 404)
+    kept = {path.parent.name for path in files(tmp_path / "store") if "predicted" in path.name}
+    assert kept == {other["id"], *(job["id"] for job in jobs[2:])}
+    # One that failed counts, too.
+    with monkeypatch.context() as patched:
+        patched.setattr(FilePrediction, "run", lambda self: 1 / 0)
+        failed = [wait_for(site, predict(site, image).json()) for _ in range(3)]
+    assert site.get(f"/api/jobs/{failed[0]['id']}").status_code == 200
+    assert [site.get(f"/api/jobs/{job['id']}").status_code for job in jobs] == [404] * 5
 
 
 # -- deletion -------------------------------------------------------------------------------------------------

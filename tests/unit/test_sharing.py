@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from repmode_cl.cli.app import app
 from repmode_cl.errors import ModelError, RepmodeError
-from repmode_cl.export.description import Citation, Person, parse_citation, parse_person
+from repmode_cl.export.description import Attribution, Citation, Person, parse_citation, parse_person
+from repmode_cl.export.model_card import model_card, write_card
 from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.model import Model
 from repmode_cl.store.hub import is_hub_address
@@ -75,6 +76,7 @@ def test_a_model_is_fetched_by_revision_and_predicts_the_same(hub: Hub, stored: 
         lambda: model.add("er", another(model, "er", 0)),
         lambda: model.pending("er"),
         lambda: sign_model(model.path, KEY),
+        lambda: write_card(model, Attribution()),
     ):
         with pytest.raises(
             ModelError, match=f"cached copy of hf://lab/cells@{first[:12]}, which is not changed"
@@ -238,8 +240,6 @@ def test_a_readme_of_somebody_is_not_replaced(model_path: Path) -> None:
 def test_a_card_of_a_trained_model_tells_its_images(stored: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from repmode_cl.export.description import Attribution
-    from repmode_cl.export.model_card import model_card
     from repmode_cl.store.registry import Registry
 
     path = Path(shutil.copytree(stored, tmp_path / "told"))
@@ -263,6 +263,8 @@ def test_a_card_of_a_trained_model_tells_its_images(stored: Path, tmp_path: Path
     assert "Trained jointly with cell_membrane." in line
     header = yaml.safe_load(text.split("---")[1])
     assert "license" not in header
+    for empty in ("", " "):
+        assert model_card(Model.open(path), Attribution(licence=empty)) == text
     assert json.dumps(header)
 
 

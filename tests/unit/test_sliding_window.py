@@ -55,6 +55,24 @@ def test_windows_by_hand():
 
 
 @pytest.mark.parametrize(
+    ("window", "overlap", "step"),
+    [
+        (20, 0.9, 2),
+        (10, 0.8, 2),
+        (40, 0.8, 8),
+        (30, 0.9, 3),
+        (20, 0.91, 1),
+        (9, 0.5, 4),
+        (16, 0.5, 8),
+        (7, 0.99, 1),
+    ],
+)
+def test_rounding_costs_no_voxel_of_a_step(window, overlap, step):
+    [first, second, *_] = plan_windows((99, 1, 1), (window, 1, 1), overlap)
+    assert second.start[0] - first.start[0] == step
+
+
+@pytest.mark.parametrize(
     ("shape", "window", "overlap"),
     [
         ((4, 4), (2, 2), 0.5),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from repmode_cl.config import TrainingConfig
+from repmode_cl.data.patches.dataset import PatchDataset
 from repmode_cl.nn import AdditionSpec, Architecture, RepModeUNet
 from repmode_cl.training import BestState, Budget, budget_of, make_schedule, masked_mse
 from repmode_cl.training.best_state import trained_state_names
+from repmode_cl.training.known_modes import fit_of
 
 # -- budget -----------------------------------------------------------------------------------------------------
 
@@ -181,6 +184,30 @@ def test_a_selection_comes_back_from_what_a_checkpoint_holds() -> None:
     assert not second.offer(network_at(1), 6, 0.6)
     second.restore(network)
     assert network.weight.item() == 3
+
+
+class _Constant:
+    """Patches whose targets are one number within their masks, and another beyond."""
+
+    def __init__(self, value: float, beyond: float | None = None) -> None:
+        self.value, self.beyond = value, beyond
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        target = torch.full((1, 8, 16, 16), self.value)
+        if self.beyond is not None:
+            target = torch.cat([target, torch.ones_like(target)])
+            target[:, :4] = torch.tensor([self.beyond, 0]).view(2, 1, 1, 1)
+        return torch.zeros(1, 8, 16, 16), target
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 1.7])
+@pytest.mark.parametrize("beyond", [None, 5.0])
+def test_the_fit_to_constant_targets_has_no_r2(value: float, beyond: float | None) -> None:
+    found = fit_of(nn.Identity(), cast(PatchDataset, _Constant(value, beyond)), torch.device("cpu"))
+    assert found == {"mse": pytest.approx(value**2)}
 
 
 def test_what_training_may_change_is_parameters_and_their_norms_statistics() -> None:

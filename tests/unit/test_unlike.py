@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -25,8 +26,15 @@ from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.inference.predict_files import predict_files
 from repmode_cl.inference.sliding_window import sliding_windows
 from repmode_cl.inference.streaming.run import PredictionStopped
-from repmode_cl.inference.unlike import WindowScores, measure_features, score_volume, training_statistics
-from repmode_cl.inference.windows import gaussian_weights, plan_windows
+from repmode_cl.inference.unlike import (
+    ImageScore,
+    WindowScores,
+    WindowSums,
+    measure_features,
+    score_volume,
+    training_statistics,
+)
+from repmode_cl.inference.windows import WindowGrid, gaussian_weights, plan_windows
 from repmode_cl.model import Model
 from repmode_cl.nn import fold_norms, fold_structure
 from repmode_cl.nn.plain_unet import PlainUNet
@@ -144,6 +152,24 @@ def test_an_image_of_the_kind_is_like_and_another_is_not(model: Model) -> None:
     assert scores["step"].score > 2 * statistics.limit
     assert scores["step"].unlike is True
     assert "unlike the training images (distance" in scores["step"].text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_not_like_and_stays_so_on_disk(model: Model, value: float) -> None:
+    statistics = model.entries["dna"].reliability.features
+    sums = WindowSums()
+    groups = sum(len(block.mean) for block in statistics.blocks)
+    for sign in (1, -1):
+        sums.add(value, np.full((2, groups), sign * value, np.float32))
+        sums.add(0.5, np.zeros((2, groups), np.float32))
+    read = WindowSums.from_json(json.loads(json.dumps(sums.to_json(), allow_nan=False)))
+    np.testing.assert_array_equal(
+        [read.largest, *read.deviations.flat], [sums.largest, *sums.deviations.flat]
+    )
+    score = ImageScore.of(read, statistics, WindowGrid(SHAPE, **WINDOWS))
+    assert not np.isfinite([score.score, score.largest]).any()
+    assert score.unlike is True
+    assert "unlike the training images (distance nan" in score.text
 
 
 def test_one_training_image_has_no_limit_and_parts_of_a_field_are_left_out_together() -> None:
@@ -377,6 +403,25 @@ def test_few_calibration_images_claim_no_coverage(model: Model, tmp_path: Path) 
     text = channels(made.path)[1]
     assert fact(text, "interval_coverage") == "not claimed"
     assert made.unlike is None
+
+
+def test_images_of_few_groups_claim_no_coverage(model: Model, tmp_path: Path) -> None:
+    calibration = Calibration(24, "test", (), 0.1, ((0.9, 2.0),), groups=2)
+    grouped = Model.create(
+        tmp_path / "grouped",
+        base_network(),
+        voxel_size=None,
+        preprocessing={"order": 1},
+        inference={"window": WINDOW, "overlap": 0.5, "batch": 3},
+        reliability={"dna": Reliability(None, calibration)},
+    )
+    image = write(tmp_path / "in.tif", smooth(57))
+    made = predict_file(grouped, "dna", image, tmp_path / "out.ome.tif", confidence=True)
+    assert "no coverage is claimed: calibrated on 24 held-out images of 2 groups" in made.confidence
+    assert "19 groups are needed" in made.confidence
+    text = channels(made.path)[1]
+    assert fact(text, "interval_coverage") == "not claimed"
+    assert (fact(text, "calibration_images"), fact(text, "calibration_groups")) == ("24", "2")
 
 
 def test_statistics_of_another_network_are_refused(model: Model) -> None:

@@ -223,6 +223,19 @@ def test_our_own_reader_reads_both(tmp_path):
             assert np.array_equal(image.read(1), volumes[1])
 
 
+@pytest.mark.parametrize("suffix", [".ome.tif", ".ome.zarr"])
+def test_numbers_that_are_not_finite_are_written_and_the_ranges_are_of_the_others(tmp_path, suffix):
+    values = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8)
+    values[0, 0, :2] = np.nan, np.inf
+    nothing = np.full_like(values, np.nan)
+    path = tmp_path / f"image{suffix}"
+    write(path, [values, nothing])
+    np.testing.assert_array_equal(levels_of(path)[0], [values, nothing])
+    if suffix == ".ome.zarr":
+        shown = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["omero"]["channels"]
+        assert [(one["window"]["min"], one["window"]["max"]) for one in shown] == [(2, 127), (0, 1)]
+
+
 # -- metadata of predictions ---------------------------------------------------------------------------------
 
 
@@ -321,6 +334,23 @@ def test_light_that_does_not_fit_the_type_is_rescaled_with_its_range_in_the_file
     assert np.abs(low + values[0] * (high - low) / 255 - light).max() <= (high - low) / 255
     predict_file(model, ["dna"], image, out, channel=0, stack=True, device="cpu", rescale="-1:1:uint16")
     assert np.array_equal(levels_of(out)[0][0], light)
+
+
+def test_constant_light_has_no_range_to_be_mapped_and_is_zero(tmp_path):
+    model = Model.create(
+        tmp_path / "model",
+        RepModeUNet(Architecture(width=2, depth=1, experts=("conv3",)), ("dna",), seed=0),
+        voxel_size=None,
+        preprocessing={"order": 1, "empty": "zeros"},
+        inference={"window": (4, 8, 8), "overlap": 0.5, "batch": 3},
+    )
+    image, out = tmp_path / "flat.npy", tmp_path / "stack.ome.zarr"
+    np.save(image, np.full((4, 8, 8), 700, np.uint16))
+    predict_file(model, "dna", image, out, stack=True, device="cpu", rescale="-1:1:uint8")
+    assert not levels_of(out)[0][0].any()
+    _, [first, _] = about(out)
+    assert first["values"] == "those of the input (uint16), which are all 700, as 0"
+    assert float(first["value_of_0"]) == 700
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,13 @@ def _light_channel(
         values = _Stoppable(source, stopped).read(box)
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     top = np.iinfo(dtype).max
+    if low == high:
+        # A model that takes constant images (empty: zeros) predicts it, and no range can be mapped.
+        about = {
+            "values": f"those of the input ({light_dtype}), which are all {low:g}, as 0",
+            "value_of_0": repr(low),
+        }
+        return source, lambda values: np.zeros(values.shape, dtype), about
     about = {
         "values": f"those of the input ({light_dtype}), of which {low:g} to {high:g} are 0 to {top}",
         "value_of_0": repr(low),

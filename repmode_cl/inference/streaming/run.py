@@ -215,7 +215,7 @@ def compute_streaming_job(
     Raises
     ------
     ImageError
-        If the image cannot be read or has no z-score.
+        If the image cannot be read or has no z-score, or a network predicts numbers of it that are not finite.
     RepmodeError
         If the disk is too small, or a file of an unfinished prediction is missing.
     PredictionStopped
@@ -332,6 +332,9 @@ def _preview(
         device=job.device,
         weights=job.weights,
     )
+    for name, values in predictions.items():
+        if not np.isfinite(values).all():
+            raise _not_finite(name, [one.start for one in part])
     job.preview(part, light, predictions)
 
 
@@ -472,8 +475,11 @@ class _Blending:
             if self._number >= self._first:
                 box = _box_in_block(grid, self._number, self._block)
                 for name, predictions in zip(self._job.networks, outputs, strict=True):
-                    np.multiply(predictions[index], self._weights, out=self._weighted)
-                    self._sums[name][box] += self._weighted
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        np.multiply(predictions[index], self._weights, out=self._weighted)
+                        self._sums[name][box] += self._weighted
+                    if not np.isfinite(self._sums[name][box]).all():
+                        raise _not_finite(name, grid[self._number].start)
                 for name, (distances, deviations) in batch.scores.items():
                     self._over_windows[name].add(float(distances[index]), deviations[index])
             self._number += 1
@@ -520,12 +526,20 @@ def _outputs(
     yield from job.elsewhere(described, (range(a, min(a + batch, len(grid))) for a in starts))
 
 
+def _not_finite(name: str, corner: Sequence[int]) -> ImageError:
+    """Return the error about a network whose output is beyond float32, in a window or part that begins at `corner`."""
+    return ImageError(
+        f"the network predicts numbers that are not finite for this image ({name}, from voxel "
+        f"{', '.join(map(str, corner))} (z, y, x) of the model's grid on): look there for voxels far beyond those of "
+        "the training images, such as marks of missing data, and replace them; where every image fails so, train again"
+    )
+
+
 def _check_targets(job: StreamingJob) -> None:
-    """Refuse truth without a z-score, such as a channel of zeros, before hours of prediction."""
+    """Refuse truth that nothing can be compared with, such as a channel of zeros, before hours of prediction."""
     for name, target in job.targets.items():
-        if name not in job.target_scores:
-            with _truth_of(name):
-                z_score_of(target, percentiles=job.recipe.percentiles)
+        with _truth_of(name):
+            z_score_of(target, percentiles=job.recipe.percentiles, given=job.target_scores.get(name))
 
 
 @contextmanager
@@ -534,8 +548,10 @@ def _truth_of(name: str) -> Iterator[None]:
     try:
         yield
     except ImageError as error:
+        # What a training image may be is no help here.
+        reason = str(error).partition("; data.preprocessing")[0]
         raise ImageError(
-            f"the truth of {name} cannot be compared with: {error}; without a target the image is predicted all the "
+            f"the truth of {name} cannot be compared with: {reason}; without a target the image is predicted all the "
             "same"
         ) from error
 

@@ -120,6 +120,8 @@ def _group_json(metadata: ImageMetadata, channels: Sequence[Pyramid]) -> dict[st
         of_times = channels[number :: len(metadata.channels)]
         ranges = [pyramid.display_range() for pyramid in of_times]
         low, high = min(pyramid.low for pyramid in of_times), max(pyramid.high for pyramid in of_times)
+        if low > high:  # no number is finite
+            low, high = 0.0, 1.0
         window = {
             "min": low,
             "max": max(high, low + 1e-6),

@@ -55,6 +55,21 @@ def halve(values: NDArray[Any]) -> NDArray[Any]:
     return means.astype(values.dtype, copy=False)
 
 
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the finite ones: of predictions all are, of a map of distances a window's may be beyond float32."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        values = values[np.isfinite(values)]
+    return values
+
+
+def _percentiles(values: NDArray[Any]) -> tuple[float, float]:
+    finite = _finite(values)
+    if not finite.size:
+        return 0.0, 0.0
+    low, high = np.percentile(finite, (0.5, 99.8))
+    return float(low), float(high)
+
+
 class Pyramid:
     """The levels of one channel.
 
@@ -74,7 +89,7 @@ class Pyramid:
     shapes
         Voxels (Z, Y, X) of each level.
     low, high
-        Least and largest number written so far.
+        Least and largest finite number written so far; infinity and its opposite without any.
     """
 
     def __init__(
@@ -142,7 +157,7 @@ class Pyramid:
         start = max(0, y // 2 - TILE // 2)
         planes = sorted({round(plane) for plane in np.linspace(0, z - 1, min(z, _SAMPLED_PLANES))})
         values = np.concatenate([self.rows(plane, start, min(start + TILE, y)).ravel() for plane in planes])
-        low, high = (float(value) for value in np.percentile(values, (0.5, 99.8)))
+        low, high = _percentiles(values)
         return (low, high) if low < high else (low, low + 1)
 
     def _read(self, level: int, box: Box) -> NDArray[Any]:
@@ -151,7 +166,9 @@ class Pyramid:
         values = self._source.read(box)
         values = values if self._convert is None else self._convert(values)
         values = values.astype(self.dtype, copy=False)
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        finite = _finite(values)
+        if finite.size:
+            self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
         return values
 
     def display_range(self) -> tuple[float, float]:
@@ -160,9 +177,10 @@ class Pyramid:
         planes = sorted({round(plane) for plane in np.linspace(0, z - 1, min(z, _RANGE_PLANES))})
         lowest = len(self.shapes) - 1
         boxes = [(slice(plane, plane + 1), slice(0, y), slice(0, x)) for plane in planes]
-        values = np.concatenate([self._read(lowest, box) for box in boxes])
-        low, high = (float(value) for value in np.percentile(values, (0.5, 99.8)))
-        return (low, high) if low < high else (self.low, max(self.high, self.low + 1))
+        low, high = _percentiles(np.concatenate([self._read(lowest, box) for box in boxes]))
+        if low < high:
+            return low, high
+        return (self.low, max(self.high, self.low + 1)) if self.low <= self.high else (0.0, 1.0)
 
     def _remove_level(self, level: int) -> None:
         volume = self._lower.pop(level)

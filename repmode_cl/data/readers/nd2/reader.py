@@ -32,6 +32,9 @@ _OF_A_FRAME = "CYXS"
 # No codec of the format (deflate) shrinks more than this.
 _MOST_COMPRESSION = 1100
 
+# No microscope records more numbers for a pixel: spectral detectors have some tens.
+_MOST_COMPONENTS = 10_000
+
 
 @dataclass(frozen=True)
 class _Metadata:
@@ -99,7 +102,7 @@ class Nd2Reader(ImageReader):
             )
         self._frames = read_chunk_map(path)
         try:
-            self._metadata = _read_metadata(path)
+            self._metadata = _read_metadata(path, len(self._frames))
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
         except Exception as error:  # nd2 raises whatever a damaged file leads it to
@@ -196,13 +199,15 @@ class Nd2Reader(ImageReader):
         )
 
 
-def _read_metadata(path: Path) -> _Metadata:
+def _read_metadata(path: Path, frames: int) -> _Metadata:
     import nd2
 
     with nd2.ND2File(path) as file:
         if file.is_legacy:
             raise ImageError("an ND2 file of before 2010 (JPEG 2000); save it again with NIS-Elements")
         attributes, sizes = file.attributes, file.sizes
+        components = int(attributes.componentCount)
+        _check_components(file, components)
         if attributes.compressionType == "lossy":
             raise ImageError("its frames are compressed with a loss, which cannot be read; export it as TIFF")
         loops = {axis: int(count) for axis, count in sizes.items() if axis not in _OF_A_FRAME}
@@ -211,8 +216,9 @@ def _read_metadata(path: Path) -> _Metadata:
             if loop.type == "XYPosLoop":
                 names = [point.name or "" for point in loop.parameters.points]
         count = loops.get("P", 1)
+        if count > max(1, len(names), frames):
+            raise ImageError(f"damaged: its header claims {count} positions, the file has {frames} frames")
         channels = file.metadata.channels or []
-        components = int(attributes.componentCount)
         return _Metadata(
             loops=loops,
             positions=tuple(names) if len(names) == count else ("",) * count,
@@ -227,6 +233,25 @@ def _read_metadata(path: Path) -> _Metadata:
             channel_names=_channel_names([channel.channel.name for channel in channels], components),
             voxel_size=_voxel_size(channels),
         )
+
+
+def _check_components(file: Any, components: int) -> None:
+    """Refuse counts for which nd2, or `_channel_names`, would make lists of any length."""
+    chunk = "ImageMetadataSeqLV|0" if file.version >= (3, 0) else "ImageMetadataSeq|0"
+    held = _sum_of("uiCompCount", file.unstructured_metadata(strip_prefix=False, include={chunk}))
+    if max(components, held) > _MOST_COMPONENTS:
+        raise ImageError(
+            f"damaged: its header claims {max(components, held)} numbers for each pixel (channels and colour samples); "
+            f"at most {_MOST_COMPONENTS} are read"
+        )
+
+
+def _sum_of(key: str, value: Any) -> int:
+    """Return the sum of all numbers of this name in nested dictionaries."""
+    if not isinstance(value, dict):
+        return 0
+    own = value.get(key, 0)
+    return (own if isinstance(own, int) else 0) + sum(_sum_of(key, one) for one in value.values())
 
 
 def _channel_names(names: list[str], components: int) -> tuple[str, ...]:

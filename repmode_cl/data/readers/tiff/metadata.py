@@ -58,7 +58,8 @@ def check_ome(xml: str) -> None:
     """
     if "<!ENTITY" in xml:
         raise ImageError("the OME-XML header defines entities, which no microscope writes: refused")
-    for tag in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", xml):
+    # Up to the next tag, not to ">", which a value may hold: each character is looked at once.
+    for tag in re.findall(r"<(?:\w+:)?Pixels\b[^<]*", xml):
         planes = math.prod(int(size) for size in re.findall(r"\bSize[CZT]\s*=\s*[\"'](\d{1,20})[\"']", tag))
         if planes > MOST_PLANES:
             raise ImageError(f"the OME-XML header claims {planes} planes: it is damaged")

@@ -129,10 +129,8 @@ def cut_off(file: Any) -> str | None:
             code, _, length, at = entry
             if code == _DESCRIPTION and length > form.tagoffsetthreshold and at + length > handle.size:
                 return "the text that describes its axes is gone"
-        at = file.pages[len(file.pages) - 1].offset
-        handle.seek(at)
-        (tags,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
-        handle.seek(at + form.tagnosize + tags * form.tagsize)
+        # Not of the last page itself: the tags of a damaged one cannot be read.
+        handle.seek(file.pages.next_page_offset)
         (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
     except (struct.error, OSError):
         following = 1
