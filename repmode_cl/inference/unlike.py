@@ -35,8 +35,13 @@ __all__ = [
     "training_statistics",
 ]
 
-#: Windows of training images that statistics are taken over at most.
+#: Windows of training images that statistics are taken over, about at most: one of each image at least.
 _MAX_WINDOWS = 256
+#: Training images that are scored against the others at most, each by all of its windows, as a new image is: a mean
+#: over fewer windows would be further away for that alone.
+_MAX_SCORED = 20
+#: More windows than any image has.
+_ALL = 1 << 62
 #: Windows computed at once while features are measured.
 _BATCH = 4
 #: Least spread of a feature over windows, as a part of the root mean square of its block's: a channel that is silent in
@@ -57,7 +62,7 @@ class ImageScore:
     largest
         Largest distance of a window.
     typical, limit
-        Median and largest score of the training images, each scored against the others; None where there was one, and
+        Median and largest score of training images, each scored against the others; None where there was one, and
         where their windows had another size: features depend on it, by the zeros that a window's borders are padded
         with.
     other_window
@@ -244,7 +249,7 @@ def measure_features(
     """
     features = BlockFeatures(network)
     grid = WindowGrid(volume.shape, window, overlap)
-    numbers = np.unique(np.linspace(0, len(grid) - 1, min(most, len(grid))).round().astype(int))
+    numbers = _evenly_chosen(len(grid), most)
     found = []
     for first in range(0, len(numbers), _BATCH):
         windows = [volume[grid[int(number)].slices] for number in numbers[first : first + _BATCH]]
@@ -275,25 +280,25 @@ def training_statistics(
         As of `measure_features`.
     """
     count = sum(len(volumes) for volumes in images.values())
+
+    def measured(volume: NDArray[np.floating], most: int) -> Tensor:
+        return measure_features(network, volume, window=window, overlap=overlap, most=most, device=device)
+
     most = max(1, _MAX_WINDOWS // count)
-    features = [
-        [
-            measure_features(network, volume, window=window, overlap=overlap, most=most, device=device)
-            for volume in volumes
-        ]
-        for volumes in images.values()
-    ]
-    together = torch.cat([one for group in features for one in group])
+    features = [torch.cat([measured(one, most) for one in volumes]) for volumes in images.values()]
+    together = torch.cat(features)
     if not bool(torch.isfinite(together).all()):
         return None
     blocks = BlockFeatures(network).blocks
     scores = []
     if len(features) > 1:
-        for number, own in enumerate(features):
-            others = [one for place, group in enumerate(features) if place != number for one in group]
-            statistics = _statistics(blocks, torch.cat(others))
-            sizes = [size for _, size in blocks]
-            scores += [_sums(one, statistics).distance(sizes) for one in own]
+        each = max(1, _MAX_SCORED // len(features))
+        sizes = [size for _, size in blocks]
+        for number in _evenly_chosen(len(features), _MAX_SCORED):
+            volumes = list(images.values())[number]
+            statistics = _statistics(blocks, torch.cat([*features[:number], *features[number + 1 :]]))
+            for place in _evenly_chosen(len(volumes), each):
+                scores.append(_sums(measured(volumes[place], _ALL), statistics).distance(sizes))
     z, y, x = (int(size) for size in window)
     return FeatureStatistics(
         (z, y, x),
@@ -303,6 +308,11 @@ def training_statistics(
         _rounded(max(scores)) if scores else None,
         _statistics(blocks, together),
     )
+
+
+def _evenly_chosen(count: int, most: int) -> list[int]:
+    """Return `most` of the numbers below `count` at most, the first and the last among them."""
+    return [int(number) for number in np.unique(np.linspace(0, count - 1, min(most, count)).round())]
 
 
 def _sums(features: Tensor, blocks: Sequence[BlockStatistics]) -> WindowSums:
@@ -324,7 +334,7 @@ def score_volume(
     device: str | torch.device = "cpu",
 ) -> ImageScore:
     """Return how unlike a prepared volume (Z, Y, X) is to the training images; parameters as of `measure_features`."""
-    features = measure_features(network, volume, window=window, overlap=overlap, most=1 << 62, device=device)
+    features = measure_features(network, volume, window=window, overlap=overlap, most=_ALL, device=device)
     return ImageScore.of(
         _sums(features, statistics.blocks), statistics, WindowGrid(volume.shape, window, overlap)
     )

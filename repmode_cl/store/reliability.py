@@ -76,8 +76,8 @@ class FeatureStatistics:
     images, windows
         Training images, and windows of them.
     typical, limit
-        Median and largest score of the training images, each left out of the statistics that it is scored against;
-        None where there was only one.
+        Median and largest score of training images, each left out, with its group, of the statistics that it is scored
+        against; None where there was only one.
     blocks
         Of each block, from input to output.
     """

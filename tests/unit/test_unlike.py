@@ -172,6 +172,26 @@ def test_a_score_that_is_not_finite_is_not_like_and_stays_so_on_disk(model: Mode
     assert "unlike the training images (distance nan" in score.text
 
 
+def patchy(random: np.random.Generator) -> np.ndarray:
+    """An image like all of its kind, whose windows differ: bright in some places, smooth in others."""
+    places = np.kron(random.choice([0.2, 2.0], size=(2, 4, 4)), np.ones((4, 8, 8)))
+    image = random.normal(size=(8, 32, 32)) * places
+    return ((image - image.mean()) / image.std()).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [8, 80])
+def test_training_images_are_scored_as_a_new_image_is(count: int) -> None:
+    """Half of the new images of their kind are further away than the typical one, however many train."""
+    network, random = fold_structure(base_network(), "dna"), np.random.default_rng(0)
+    plan = {"window": (4, 8, 8), "overlap": 0.5}
+    statistics = training_statistics(network, {n: [patchy(random)] for n in range(count)}, **plan)
+    assert statistics is not None
+    scores = [score_volume(network, patchy(random), statistics, **plan) for _ in range(24)]
+    further = sum(one.score > one.typical for one in scores if one.typical is not None)
+    assert 5 <= further <= 20
+    assert sum(bool(one.unlike) for one in scores) <= 6
+
+
 def test_one_training_image_has_no_limit_and_parts_of_a_field_are_left_out_together() -> None:
     network = fold_structure(base_network(), "dna")
     parts = [normalise(smooth(0)), normalise(smooth(1))]
