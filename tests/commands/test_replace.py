@@ -11,8 +11,27 @@ from typer.testing import CliRunner
 from repmode_cl.cli.app import app
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec
+from repmode_cl.store import Entry
 
 SPEC = AdditionSpec(expert="conv1", norm="base")
+
+
+def replaced(model: Path, manifest: Path, *options: str) -> Entry:
+    """Replace nucleolus by the command, with these options, and return what the model has then."""
+    words = [
+        "replace",
+        str(model),
+        "--structure",
+        "nucleolus",
+        "--data",
+        str(manifest),
+        "--steps",
+        "2",
+        *options,
+    ]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    return Model.open(model).entries["nucleolus"]
 
 
 def test_replace_keeps_kind_and_patch_and_says_so(manifest: Path, tmp_path: Path) -> None:
@@ -31,31 +50,14 @@ def test_replace_keeps_kind_and_patch_and_says_so(manifest: Path, tmp_path: Path
 def test_an_option_of_replace_changes_only_that(manifest: Path, tmp_path: Path) -> None:
     model = make_base(tmp_path / "model")
     added(model, manifest, spec=SPEC, steps=2)
-    words = [
-        "replace",
-        model,
-        "--structure",
-        "nucleolus",
-        "--data",
-        manifest,
-        "--steps",
-        2,
-        "--expert",
-        "conv3",
-    ]
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == 0, done.output
-    assert Model.open(model).entries["nucleolus"].spec == AdditionSpec(expert="conv3", norm="base")
+    assert replaced(model, manifest, "--expert", "conv3").spec == AdditionSpec(expert="conv3", norm="base")
 
 
 def test_an_option_of_replace_keeps_the_setting(manifest: Path, tmp_path: Path) -> None:
     model = make_base(tmp_path / "model")
     added(model, manifest, setting="small", steps=2)
     before = Model.open(model).entries["nucleolus"]
-    words = ["replace", model, "--structure", "nucleolus", "--data", manifest, "--steps", 2, "--norm", "base"]
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == 0, done.output
-    after = Model.open(model).entries["nucleolus"]
+    after = replaced(model, manifest, "--norm", "base")
     assert before.spec is not None
     assert after.spec == replace(before.spec, norm="base")
     assert after.provenance["addition"]["setting"] == "small"
@@ -67,20 +69,6 @@ def test_a_setting_of_replace_is_the_whole_setting(manifest: Path, tmp_path: Pat
     """`best` has its own resampling layers, whatever the version that it replaces had."""
     model = make_base(tmp_path / "model")
     added(model, manifest, setting="small", steps=2)
-    words = [
-        "replace",
-        model,
-        "--structure",
-        "nucleolus",
-        "--data",
-        manifest,
-        "--steps",
-        2,
-        "--setting",
-        "best",
-    ]
-    done = CliRunner().invoke(app, [str(word) for word in [*words, "--norm", "base"]])
-    assert done.exit_code == 0, done.output
-    entry = Model.open(model).entries["nucleolus"]
+    entry = replaced(model, manifest, "--setting", "best", "--norm", "base")
     assert entry.spec == AdditionSpec(expert="conv3", norm="base")
     assert entry.provenance["addition"]["setting"] == "best"

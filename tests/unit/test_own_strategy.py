@@ -66,7 +66,7 @@ def test_what_is_inherited_does_not_share_a_base(samples: list[Sample], tmp_path
     assert configured(f"{file}:Mine", samples, TWO).base_key is None
 
 
-def test_a_project_with_files_of_its_own_may_be_moved(tmp_path: Path) -> None:
+def test_a_moved_project_is_resumed_with_its_files(tmp_path: Path) -> None:
     """Where an order, a strategy and a plugin lie is no setting; what is in them is."""
     project, moved = tmp_path / "project", tmp_path / "moved"
     project.mkdir()
