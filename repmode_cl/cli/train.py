@@ -55,8 +55,11 @@ def train(
 
     loaded = load_config(config, overrides or ())
     # Checked before hours of training, not after; without torch, which the store imports, where nothing is there.
-    if out.exists() and not _is_free(out):
-        raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
+    if out.exists():
+        from repmode_cl.store.transaction import is_free
+
+        if not is_free(out):
+            raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
     from repmode_cl.data.pipeline import check_base
 
     check_base(loaded)
@@ -79,12 +82,6 @@ def train(
             typer.echo(f"note: {printable(note)}", err=True)
         show(out)
         typer.echo(f"curves of its training, which may be removed: {training_folder(out)}", err=True)
-
-
-def _is_free(out: Path) -> bool:
-    from repmode_cl.store.transaction import is_free
-
-    return is_free(out)
 
 
 def _unused_settings(config: Config) -> list[str]:
