@@ -59,7 +59,9 @@ def train(
         from repmode_cl.store.transaction import is_free
 
         if not is_free(out):
-            raise ModelError(f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`")
+            raise ModelError(
+                f"{out}: exists already; give a new folder, or grow a model with `repmode-cl add`"
+            )
     from repmode_cl.data.pipeline import check_base
 
     check_base(loaded)
