@@ -21,7 +21,7 @@ from repmode_cl.errors import ModelError, RepmodeError
 from repmode_cl.inference.block_features import BlockFeatures
 from repmode_cl.inference.flips import with_spread
 from repmode_cl.inference.intervals import calibrate
-from repmode_cl.inference.options import PredictionOptions
+from repmode_cl.inference.options import PredictedFile, PredictionOptions
 from repmode_cl.inference.predict_file import predict_file
 from repmode_cl.inference.predict_files import predict_files
 from repmode_cl.inference.sliding_window import sliding_windows
@@ -406,18 +406,22 @@ def test_what_cannot_be_had_is_refused_before_anything_is_computed(
     assert [path.name for path in tmp_path.iterdir()] == ["in.tif"]
 
 
-def test_few_calibration_images_claim_no_coverage(model: Model, tmp_path: Path) -> None:
-    calibration = Calibration(3, "val", ("z",), 0.1, ((0.9, 2.0),))
-    few = Model.create(
-        tmp_path / "few",
+def predicted_with(calibration: Calibration, folder: Path) -> PredictedFile:
+    """Predict an image with intervals, by a model that has this calibration and no statistics of features."""
+    model = Model.create(
+        folder / "model",
         base_network(),
         voxel_size=None,
         preprocessing={"order": 1},
         inference={"window": WINDOW, "overlap": 0.5, "batch": 3},
         reliability={"dna": Reliability(None, calibration)},
     )
-    image = write(tmp_path / "in.tif", smooth(57))
-    made = predict_file(few, "dna", image, tmp_path / "out.ome.tif", confidence=True)
+    image = write(folder / "in.tif", smooth(57))
+    return predict_file(model, "dna", image, folder / "out.ome.tif", confidence=True)
+
+
+def test_few_calibration_images_claim_no_coverage(tmp_path: Path) -> None:
+    made = predicted_with(Calibration(3, "val", ("z",), 0.1, ((0.9, 2.0),)), tmp_path)
     assert "no coverage is claimed: calibrated on 3 held-out images" in made.confidence
     assert "90%" in made.confidence
     text = channels(made.path)[1]
@@ -425,18 +429,8 @@ def test_few_calibration_images_claim_no_coverage(model: Model, tmp_path: Path) 
     assert made.unlike is None
 
 
-def test_images_of_few_groups_claim_no_coverage(model: Model, tmp_path: Path) -> None:
-    calibration = Calibration(24, "test", (), 0.1, ((0.9, 2.0),), groups=2)
-    grouped = Model.create(
-        tmp_path / "grouped",
-        base_network(),
-        voxel_size=None,
-        preprocessing={"order": 1},
-        inference={"window": WINDOW, "overlap": 0.5, "batch": 3},
-        reliability={"dna": Reliability(None, calibration)},
-    )
-    image = write(tmp_path / "in.tif", smooth(57))
-    made = predict_file(grouped, "dna", image, tmp_path / "out.ome.tif", confidence=True)
+def test_images_of_few_groups_claim_no_coverage(tmp_path: Path) -> None:
+    made = predicted_with(Calibration(24, "test", (), 0.1, ((0.9, 2.0),), groups=2), tmp_path)
     assert "no coverage is claimed: calibrated on 24 held-out images of 2 groups" in made.confidence
     assert "19 groups are needed" in made.confidence
     text = channels(made.path)[1]
