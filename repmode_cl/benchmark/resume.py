@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from repmode_cl.benchmark.shared_base import base_folder
 from repmode_cl.benchmark.trials import trials_of
@@ -98,6 +99,9 @@ def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]
             "choose another name"
         )
     before = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
+    # Configurations of earlier versions name a setting without what it stands for.
+    then = tuple(_as_recorded(options, info) for options in before.strategies)
+    before = before.model_copy(update={"strategies": then})
     trials = trials_of(before, info.streams)
     learned_titles = {trial.title for trial in trials if _learned(folder / trial.folder)}
     learned = bool(learned_titles) or any(map(_learned, (folder / "base").glob("**/seed-*")))
@@ -159,6 +163,14 @@ def _check_same(
     difference: str | None,
 ) -> None:
     problem = f"{folder} was started with another configuration"
+    for options in config.strategies:
+        changed = _changed_by_setting(options, info) if options.title in learned_titles else {}
+        for key, was in changed.items():
+            raise ConfigError(
+                f"{problem}: {options.title}: {key} was {was!r} and is {getattr(options, key)!r} now: what the setting "
+                f"{options.setting} stands for has changed since; give `{key}: {was}` and `label: {options.title}`, or "
+                "choose another name"
+            )
     if difference is not None:
         raise ConfigError(f"{problem}: {difference}; resume with the same, or choose another name")
     titles = [one.title for one in before.strategies]
@@ -187,6 +199,25 @@ def _check_same(
                 f"{problem}: the file of the strategy {title} ({options.name}){plugins} has changed since; bring back "
                 f"the earlier file, remove {folder / title} to start that strategy again, or choose another name"
             )
+
+
+def _changed_by_setting(options: StrategyConfig, info: RunInfo) -> dict[str, Any]:
+    """Return what the run recorded of the keys that a setting stands for, where that is something else today."""
+    recorded = info.options.get(options.title)
+    if recorded is None:
+        return {}
+    # A later key is left out at its default.
+    before = {
+        key: recorded.get(key, type(options).model_fields[key].default)
+        for key in sorted(options.from_setting())
+    }
+    return {key: was for key, was in before.items() if was != getattr(options, key)}
+
+
+def _as_recorded(options: StrategyConfig, info: RunInfo) -> StrategyConfig:
+    """Return a strategy of a run with what its setting stood for then; its title stays."""
+    changed = _changed_by_setting(options, info)
+    return options.model_copy(update=changed | {"label": options.title}) if changed else options
 
 
 def _order_text(experiences: Sequence[Sequence[str]]) -> str:

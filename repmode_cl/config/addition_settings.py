@@ -27,8 +27,9 @@ ADDITION_SETTINGS: Mapping[AdditionSetting, Mapping[str, Any]] = {
         "resampling": "base",
         "learning_rate": 2.0e-2,
         "init_from": "best",
+        "gate_steps": 0.1,
     },
-    "best": {"expert": "conv3", "learning_rate": 2.0e-2, "init_from": "best"},
+    "best": {"expert": "conv3", "learning_rate": 2.0e-2, "init_from": "best", "gate_steps": 0.1},
 }
 
 #: Width of the networks in which ranks by level were chosen. In wider ones they are the same.
@@ -67,7 +68,7 @@ def kind_of_setting(setting: AdditionSetting) -> dict[str, Any]:
     return {
         key: value
         for key, value in ADDITION_SETTINGS[setting].items()
-        if key not in ("learning_rate", "init_from")
+        if key not in ("learning_rate", "init_from", "gate_steps")
     }
 
 

@@ -128,8 +128,13 @@ def parse_config(text: str, source: str = "configuration", overrides: Sequence[s
 def dump_config(config: Config) -> str:
     """Return a configuration as a YAML text with all defaults, which `parse_config` turns into an equal one."""
     data = config.model_dump(mode="json")
-    # An option of another strategy is refused even at its default value, so only what was given is written.
-    data["strategies"] = [one.model_dump(mode="json", exclude_unset=True) for one in config.strategies]
+    # An option of another strategy is refused even at its default value, so only what was given is written, and what a
+    # named setting says today: a later version may mean something else by its name.
+    data["strategies"] = [
+        one.model_dump(mode="json", exclude_unset=True)
+        | one.model_dump(mode="json", include=one.from_setting())
+        for one in config.strategies
+    ]
     # What is given for one sampler is refused for the other, also at its default.
     if config.search is None:
         del data["search"]

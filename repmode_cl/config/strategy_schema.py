@@ -331,11 +331,13 @@ class StrategyConfig(GrownModel):
                     object.__setattr__(self, key, value)  # frozen, but not yet given away
         return self
 
+    def from_setting(self) -> set[str]:
+        """Return the keys that the setting says, given or not."""
+        return set(ADDITION_SETTINGS[self.setting] if self.setting else ())
+
     def always_written(self) -> frozenset[str]:
         """Return the keys that were given in place of what the setting says."""
-        return frozenset(self.model_fields_set) & frozenset(
-            ADDITION_SETTINGS[self.setting] if self.setting else ()
-        )
+        return frozenset(self.model_fields_set & self.from_setting())
 
     def fit_setting(self, *, width: int, depth: int) -> None:
         """Give the setting's expert the levels and channels of a network, where none was given in its place."""
@@ -472,7 +474,7 @@ class StrategyConfig(GrownModel):
             parts.append(f"bottleneck{self.bottleneck}")
         if self.decay_to_base:
             parts.append(f"decay{self.decay_to_base:g}")
-        if self.gate_steps != 1:
+        if self.gate_steps != named.get("gate_steps", 1):
             parts.append(f"gates{self.gate_steps:g}")
         if self.init_from != named.get("init_from", "none"):
             parts.append("from_best" if self.init_from == "best" else "from_chance")

@@ -248,8 +248,10 @@ def addition_strategy(
         values["decay_to_base"] = decay
     if setting is not None and "learning_rate" not in values and isinstance(rate, (int, float)):
         values["learning_rate"] = rate  # else the setting would fill in its own
-    learning = named.get("gate_steps") if overrides.gate_steps is None else overrides.gate_steps
-    if learning is not None and learning != 1:
+    learning = overrides.gate_steps
+    if learning is None and setting in (None, named.get("setting")):
+        learning = named.get("gate_steps")
+    if learning is not None and (learning != 1 or setting is not None):
         values["gate_steps"] = learning
     values = {"name": "experts_frozen", **(choices if values else {}), **values}
     with _config_errors(values):

@@ -60,6 +60,31 @@ def test_a_failed_strategy_of_a_users_own_is_repaired(manifest: Path, tmp_path: 
         run_benchmark(changed(config, strategies=(MULTI,)), resume=True)
 
 
+def test_a_setting_that_stood_for_something_else_is_not_mixed(manifest: Path, tmp_path: Path) -> None:
+    """A run of an earlier version names a setting; what that stands for today is another training."""
+    row = StrategyConfig(name="experts_frozen", setting="small")
+    config = small(manifest, tmp_path, row)
+    folder = run_benchmark(config)
+    assert (
+        "gate_steps: 0.1" in (folder / "config.yaml").read_text()
+    )  # and what it stands for is in what is written
+    assert run_benchmark(config, resume=True) == folder
+    # As an earlier version wrote it.
+    text = (folder / "config.yaml").read_text().replace("  gate_steps: 0.1\n", "")
+    (folder / "config.yaml").write_text(text)
+    info = json.loads((folder / "run.json").read_text())
+    del info["strategies"]["experts_frozen_small"]["options"]["gate_steps"]
+    (folder / "run.json").write_text(json.dumps(info))
+    said = (
+        "experts_frozen_small: gate_steps was 1.0 and is 0.1 now: what the setting small stands for has changed since; "
+        "give `gate_steps: 1.0` and `label: experts_frozen_small`"
+    )
+    with pytest.raises(ConfigError, match=said):
+        run_benchmark(config, resume=True)
+    given = StrategyConfig(name="experts_frozen", setting="small", gate_steps=1.0, label=row.title)
+    assert run_benchmark(changed(config, strategies=(given,)), resume=True) == folder
+
+
 def test_a_project_that_was_moved_is_resumed(manifest: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(manifest.parent, images, ignore=shutil.ignore_patterns("cache*", "tiny*"))

@@ -25,7 +25,12 @@ from repmode_cl.errors import ConfigError
 from repmode_cl.model import Model
 from repmode_cl.nn import AdditionSpec, Architecture
 from repmode_cl.workflows.options import TrainingOverrides
-from repmode_cl.workflows.training_settings import addition_notes, addition_rate, resolve_addition
+from repmode_cl.workflows.training_settings import (
+    addition_notes,
+    addition_rate,
+    addition_strategy,
+    resolve_addition,
+)
 
 SMALL, BEST = ADDITION_SETTINGS["small"], ADDITION_SETTINGS["best"]
 
@@ -79,12 +84,14 @@ def test_a_setting_fills_in_what_is_not_given_and_is_recorded() -> None:
     other = StrategyConfig(name="experts_frozen", setting="small", expert="lowrank:2", learning_rate=1e-3)
     assert (other.expert, other.learning_rate) == ("lowrank:2", 1e-3)
     assert other.title == "experts_frozen_small_lowrank2"
+    learning = StrategyConfig(name="experts_frozen", setting="small", gate_steps=1)
+    assert learning.title == "experts_frozen_small_gates1"
     # What a run recorded before there were settings is written as it was.
     assert "setting" not in StrategyConfig(name="experts_frozen").model_dump()
 
 
 @pytest.mark.parametrize("setting", ["small", "best"])
-@pytest.mark.parametrize("key", ["expert", "resampling", "init_from", "learning_rate"])
+@pytest.mark.parametrize("key", ["expert", "resampling", "init_from", "learning_rate", "gate_steps"])
 def test_what_is_given_in_place_of_the_settings_own_survives_writing(
     setting: AdditionSetting, key: str
 ) -> None:
@@ -97,7 +104,7 @@ def test_what_is_given_in_place_of_the_settings_own_survives_writing(
     again = parse_config(dump_config(read))
     assert again == read
     assert again.strategies[0].title == read.strategies[0].title
-    varied = with_values(read.strategies[0], {"gate_steps": 0.5}, None)
+    varied = with_values(read.strategies[0], {"decay_to_base": 0.0}, None)
     assert getattr(varied, key) == default
 
 
@@ -136,6 +143,32 @@ def test_where_the_rate_comes_from(
 ) -> None:
     overrides = TrainingOverrides(learning_rate=given)
     assert addition_rate({"addition": named}, overrides, setting) == rate
+
+
+@pytest.mark.parametrize(
+    ("named", "given", "setting", "share"),
+    [
+        ({}, None, "small", SMALL["gate_steps"]),
+        ({"setting": "small"}, None, "small", SMALL["gate_steps"]),  # of a version whose settings had none
+        ({"gate_steps": 0.4}, None, "small", SMALL["gate_steps"]),
+        ({"gate_steps": 0.4, "setting": "best"}, None, "small", SMALL["gate_steps"]),
+        ({"gate_steps": 0.4, "setting": "small"}, None, "small", 0.4),
+        ({"gate_steps": 1.0, "setting": "small"}, None, "small", 1.0),
+        ({"gate_steps": 0.4, "setting": "small"}, 1.0, "small", 1.0),
+        ({}, 1.0, "best", 1.0),
+        ({"gate_steps": 0.4}, None, None, 0.4),
+        ({"gate_steps": 0.4}, 1.0, None, 1.0),
+        ({}, None, None, 1.0),
+    ],
+)
+def test_where_the_share_of_steps_comes_from_in_which_gates_learn(
+    named: dict[str, Any], given: float | None, setting: Any, share: float
+) -> None:
+    spec = AdditionSpec() if setting is None else kind_in(setting, 4, 1)
+    overrides = TrainingOverrides(gate_steps=given)
+    strategy = addition_strategy({"addition": named}, overrides, spec, setting)
+    assert strategy.gate_steps == share
+    assert strategy.model_dump(mode="json").get("gate_steps", 1.0) == share  # what a model records
 
 
 @pytest.mark.parametrize(
@@ -195,3 +228,5 @@ def test_what_add_trains(
     assert entry.spec == spec
     assert entry.provenance["training"]["learning_rate"] == rate
     assert entry.provenance["addition"].get("setting") == setting
+    shared = 1 if setting is None else ADDITION_SETTINGS[setting]["gate_steps"]
+    assert entry.provenance["addition"].get("gate_steps", 1) == shared
