@@ -209,7 +209,7 @@ def _changed_by_setting(options: StrategyConfig, info: RunInfo) -> dict[str, Any
     # A later key is left out at its default.
     before = {
         key: recorded.get(key, type(options).model_fields[key].default)
-        for key in sorted(options.from_setting())
+        for key in sorted(options.of_setting())
     }
     return {key: was for key, was in before.items() if was != getattr(options, key)}
 

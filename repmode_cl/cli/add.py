@@ -165,7 +165,8 @@ def add(
         float | None,
         typer.Option(
             help="Share of the steps in which its gates learn, 0 to 1; then they are fixed, and steps cost less. By "
-            "default that of `experts_frozen` in the base's configuration, or 1."
+            "default that of the setting, 0.1, or of `experts_frozen` in the base's configuration if it has the same "
+            "setting; without a setting that strategy's, or 1."
         ),
     ] = None,
     batch_size: BatchSizeOption = None,

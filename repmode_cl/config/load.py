@@ -132,7 +132,7 @@ def dump_config(config: Config) -> str:
     # named setting says today: a later version may mean something else by its name.
     data["strategies"] = [
         one.model_dump(mode="json", exclude_unset=True)
-        | one.model_dump(mode="json", include=one.from_setting())
+        | one.model_dump(mode="json", include=set(one.of_setting()))
         for one in config.strategies
     ]
     # What is given for one sampler is refused for the other, also at its default.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -326,18 +326,21 @@ class StrategyConfig(GrownModel):
     def _fill_in_setting(self) -> StrategyConfig:
         """Fill in what a setting says and is not given, so that a run records it."""
         if self.setting is not None:
-            for key, value in ADDITION_SETTINGS[self.setting].items():
+            for key, value in self.of_setting().items():
                 if key not in self.model_fields_set:
                     object.__setattr__(self, key, value)  # frozen, but not yet given away
         return self
 
-    def from_setting(self) -> set[str]:
-        """Return the keys that the setting says, given or not."""
-        return set(ADDITION_SETTINGS[self.setting] if self.setting else ())
+    def of_setting(self) -> dict[str, Any]:
+        """Return what the setting says, also of keys that are given in its place."""
+        values = dict(ADDITION_SETTINGS[self.setting]) if self.setting else {}
+        if self.expert == "none":  # then gates are all that learns, but for norms and resampling layers
+            values.pop("gate_steps", None)
+        return values
 
     def always_written(self) -> frozenset[str]:
         """Return the keys that were given in place of what the setting says."""
-        return frozenset(self.model_fields_set & self.from_setting())
+        return frozenset(self.model_fields_set) & frozenset(self.of_setting())
 
     def fit_setting(self, *, width: int, depth: int) -> None:
         """Give the setting's expert the levels and channels of a network, where none was given in its place."""
@@ -456,7 +459,7 @@ class StrategyConfig(GrownModel):
             parts.append(self.head)
         if self.has_plain_network:
             parts.append(f"k{self.kernel}")
-        named = ADDITION_SETTINGS[self.setting] if self.setting else {}
+        named = self.of_setting()
         if self.setting:
             parts.append(self.setting)
         for key in _TITLE_OPTIONS:

@@ -110,8 +110,8 @@ def add_structure(
         Decay of what is trained towards the base, for an expert outside the softmax: a step at the learning rate r
         goes the share r times this of the way. ``None``: what the base's configuration named, or 0.
     gate_steps
-        Share of the steps in which the gates learn; then they are fixed, and steps cost less. ``None``: what the base's
-        configuration named, or 1.
+        Share of the steps in which the gates learn; then they are fixed, and steps cost less. ``None``: that of the
+        setting, unless the base's configuration names another for it; without one, what that names, or 1.
     time_limit
         Seconds of training, validation excluded, after which it is validated and ends.
     patience

@@ -29,7 +29,8 @@ class TrainingOverrides:
     decay_to_base
         Decay of an addition towards the base; ``None``: what the base's configuration names for additions.
     gate_steps
-        Share of the steps in which its gates learn; ``None``: what the base's configuration names for additions.
+        Share of the steps in which its gates learn; ``None``: as the rate, that of the setting or of
+        the base's configuration.
     batch_size
         Patches of a step; ``None``: as the base.
     patch

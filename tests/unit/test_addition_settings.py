@@ -86,6 +86,10 @@ def test_a_setting_fills_in_what_is_not_given_and_is_recorded() -> None:
     assert other.title == "experts_frozen_small_lowrank2"
     learning = StrategyConfig(name="experts_frozen", setting="small", gate_steps=1)
     assert learning.title == "experts_frozen_small_gates1"
+    # Without an expert the gates are what learns: they do to the end.
+    without = StrategyConfig(name="experts_frozen", setting="small", expert="none")
+    assert (without.gate_steps, without.title) == (1, "experts_frozen_small_none")
+    assert StrategyConfig.model_validate(without.model_dump(include={"name", "setting", "expert"})) == without
     # What a run recorded before there were settings is written as it was.
     assert "setting" not in StrategyConfig(name="experts_frozen").model_dump()
 
