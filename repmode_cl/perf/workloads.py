@@ -122,7 +122,11 @@ def kernel3_variants(settings: PerfSettings) -> list[Variant]:
             for n, text in counted
         ),
         *(_added_to_kernel3(expert, gate) for expert in ("conv3", "lowrank:4") for gate in _GATES),
-        *(_added_to_kernel3(expert, "outside", fixed=True) for expert in ("conv3", "lowrank:4")),
+        *(
+            _added_to_kernel3(expert, gate, fixed=True)
+            for expert in ("conv3", "lowrank:4")
+            for gate in _GATES
+        ),
     ]
 
 

@@ -96,7 +96,7 @@ def test_the_quick_command_measures_and_writes_everything(tmp_path: Path) -> Non
         f"addition-{kind}"
         for kind in ("conv3-softmax", "conv3-outside", "lowrank4-softmax", "lowrank4-outside")
     ]
-    fixed = ["addition-conv3-outside-fixed", "addition-lowrank4-outside-fixed"]
+    fixed = [f"{name}-fixed" for name in added]
     assert [row["name"] for row in narrow["training"]] == ["plain-k3", "ours-1", "ours-2", *added, *fixed]
     assert [row["name"] for row in narrow["prediction"]] == [
         "plain-k3", "ours-fused", "addition-fused", "plain-k3-folded", "ours-folded", "addition-folded", "ours-1",
@@ -360,6 +360,7 @@ LIMITS_K3 = [
     ("addition-conv3-outside", "plain-k3", 1.8),
     ("addition-lowrank4-outside", "plain-k3", 1.8),
     ("addition-conv3-outside-fixed", "plain-k3", 1.3),
+    ("addition-conv3-softmax-fixed", "plain-k3", 1.3),
 ]
 
 
