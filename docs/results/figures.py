@@ -33,13 +33,14 @@ SHOWN = {
 }
 
 
-#: Title of a strategy of `never_forget_confirm` that never forgets -> what the legend calls it, colour, whether it
-#: starts from the known structure that fits best.
+#: Title of a strategy of the confirmations that never forgets -> what the legend calls it, colour, whether it starts
+#: from the known structure that fits best. One copy of the plain base is in each of them.
 NEVER_FORGET = {
     "experts_frozen_best": ("best (ours)", "#0b6e75", True),
     "experts_frozen_small": ("small (ours)", "#4fb3a9", True),
     "warm_copy_from_best": ("copy of RepMode's base", "#c0392b", True),
     "warm_copy_multi_head_last_k3": ("copy of the plain base", "#b9770e", False),
+    "warm_copy_multi_head_last_k3_from_best": ("copy of the plain base", "#b9770e", True),
     "lora_k3_rank32_from_best": ("LoRA, rank 32", "#8e5ea2", True),
 }
 
@@ -79,7 +80,8 @@ def main(run: str | None = None) -> None:
         }
     )
     draw_twelve_structures()
-    draw_never_forget()
+    draw_never_forget("never_forget_confirm", "never_forget.svg")
+    draw_never_forget("never_forget_confirm_2", "never_forget_2.svg")
     draw_paper_tables()
     if (GATES_FILE).exists():
         draw_gates()
@@ -174,19 +176,22 @@ def draw_side_by_side(folder: Path) -> None:
     figure.savefig(HERE / "paper_figure_7.png", dpi=110, metadata={"Software": None})
 
 
-def draw_never_forget() -> None:
-    """Write ``never_forget.svg``: R2 of the eight added structures against what each of them costs, over the seeds."""
-    files = sorted((HERE / "never_forget_confirm").glob("*/results.csv"))
+def draw_never_forget(study: str, name: str) -> None:
+    """Write the file `name`: R2 of the eight added structures against what each of them costs, over the seeds."""
+    files = sorted((HERE / study).glob("*/results.csv"))
     rows = [row for file in files for row in ResultsTable.read(file).rows]
-    added = tuple(load_config("never_forget_confirm").stream.order or ())
+    added = tuple(load_config(study).stream.order or ())
     final = [row for row in rows if row.metric == "r2" and row.structure in added and row.step == len(added)]
-    together = np.mean([row.value for row in final if row.strategy == "joint"])
+    together = [row.value for row in final if row.strategy == "joint"]
+    present = {
+        title: shown for title, shown in NEVER_FORGET.items() if any(r.strategy == title for r in final)
+    }
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True, layout="constrained")
-    for axis, metric, label, unit in (
+    for axis, metric, what, unit in (
         (axes[0], "added_bytes", "MB of an added structure", 1e6),
         (axes[1], "cpu_seconds", "processor seconds to add one", 1.0),
     ):
-        for title, (name, colour, warm) in NEVER_FORGET.items():
+        for title, (label, colour, warm) in present.items():
             paid = [
                 r.value for r in rows if r.strategy == title and r.metric == metric and r.structure in added
             ]
@@ -204,16 +209,18 @@ def draw_never_forget() -> None:
                 markerfacecolor=colour if warm else "white",
                 markersize=8,
                 capsize=3,
-                label=name,
+                label=label,
             )
-        axis.axhline(together, color="0.5", linestyle="--", linewidth=1, label="all twelve at once")
+        if together:
+            mean = float(np.mean(together))
+            axis.axhline(mean, color="0.5", linestyle="--", linewidth=1, label="all twelve at once")
         axis.margins(x=0.1)
-        axis.set_xlabel(label)
+        axis.set_xlabel(what)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("R2 of the eight added, in the end")
     axes[1].legend(frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left")
-    figure.savefig(HERE / "never_forget.svg", metadata={"Date": None})
+    figure.savefig(HERE / name, metadata={"Date": None})
 
 
 def draw_twelve_structures() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.config.addition_settings import start_of_setting
+from repmode_cl.config.strict_yaml import read_yaml
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.sample import Sample
 from repmode_cl.data.split_record import TrainingRecords
@@ -37,7 +38,7 @@ from repmode_cl.utils.command_text import command
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 from repmode_cl.workflows.pending_training import CHECKPOINT, read_request, rows_digest
-from repmode_cl.workflows.train_one_experience import resume_config_text
+from repmode_cl.workflows.train_one_experience import resume_config_text, rows_with_learning_gates
 from repmode_cl.workflows.training_settings import (
     addition_notes,
     addition_strategy,
@@ -237,6 +238,13 @@ def plan_addition(
         elif _interrupted_with_former_default(model, structure):
             spec, setting = AdditionSpec(), None
             notes.append(f"the kind is that of the training that was interrupted: {spec.text}")
+    if (
+        setting is not None
+        and overrides.gate_steps is None
+        and _interrupted_with_learning_gates(model, structure)
+    ):
+        overrides = replace(overrides, gate_steps=1.0)
+        notes.append("its gates learn in all steps, as in the training that was interrupted")
     init_from = start_of_setting(setting) if options.init_from is None else options.init_from
     needs = _needed_versions(model, structure, spec)
     if check_conflicts:
@@ -288,6 +296,14 @@ def _interrupted_with_former_default(model: Model, structure: str) -> bool:
     """Return whether a training was interrupted that has the kind which an addition had before there were settings."""
     request = read_request(model, structure)
     return request is not None and request["spec"] == AdditionSpec().to_json()
+
+
+def _interrupted_with_learning_gates(model: Model, structure: str) -> bool:
+    """Return whether a training was interrupted by a setting of the time when its gates learned to the end."""
+    request = read_request(model, structure)
+    return request is not None and bool(
+        rows_with_learning_gates(read_yaml(request["config"], "config").value)
+    )
 
 
 def replacement_kind(

@@ -35,6 +35,7 @@ __all__ = [
     "record_request",
     "check_same_request",
     "changed_settings",
+    "rows_with_learning_gates",
     "with_present_defaults",
 ]
 
@@ -259,10 +260,34 @@ def with_present_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(text, str):
         return dict(request)
     try:
-        present = read_yaml(resume_config_text(parse_config(text)), "config").value
+        recorded = read_yaml(text, "config").value
+        for row in rows_with_learning_gates(recorded):
+            row["gate_steps"] = 1.0
+        present = read_yaml(resume_config_text(parse_config(write_yaml(recorded))), "config").value
     except ConfigError:
         return dict(request)
-    return {**request, "config": write_yaml(_completed(read_yaml(text, "config").value, present))}
+    completed = _completed(recorded, present)
+    # What a setting stands for is in what is recorded today.
+    for row, now in zip(completed.get("strategies", []), present["strategies"], strict=False):
+        if "setting" in row:
+            row |= {key: value for key, value in now.items() if key not in row}
+    return {**request, "config": write_yaml(completed)}
+
+
+def rows_with_learning_gates(recorded: Any) -> list[dict[str, Any]]:
+    """Return the recorded strategies whose setting is of the time when its gates learned in all steps.
+
+    Since then what a setting stands for is recorded beside its name.
+    """
+    rows = recorded.get("strategies") if isinstance(recorded, Mapping) else None
+    return [
+        row
+        for row in rows or ()
+        if isinstance(row, dict)
+        and row.get("setting")
+        and "gate_steps" not in row
+        and row.get("expert") != "none"
+    ]
 
 
 def _completed(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:

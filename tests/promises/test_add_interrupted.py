@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -385,3 +386,28 @@ def test_gates_stay_fixed_after_an_interruption(
     entries = [Model.open(path).entries["nucleolus"] for path in (whole, broken)]
     assert entries[0].digest == entries[1].digest
     assert entries[0].provenance["addition"]["gate_steps"] == 0.5
+
+
+def test_a_setting_whose_gates_learned_in_all_steps_continues_so(
+    base: Path, manifest: Path, tmp_path: Path
+) -> None:
+    """A training that an earlier version began names the setting, and not what that stood for then."""
+    whole, broken = (Path(shutil.copytree(base, tmp_path / name)) for name in ("whole", "broken"))
+    added(whole, manifest, setting="small", gate_steps=1.0, steps=8)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_off(patch, 4)
+        with pytest.raises(Interruption):
+            added(broken, manifest, setting="small", gate_steps=1.0, steps=8)
+    path = broken / "pending" / "nucleolus" / "request.json"
+    request = json.loads(path.read_text())
+    lines = request["config"].splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip().startswith(("gate_steps:", "init_from:"))]
+    assert len(kept) == len(lines) - 2
+    path.write_text(json.dumps({**request, "config": "".join(kept)}))
+    with pytest.raises(ConfigError, match="other settings"):
+        added(broken, manifest, setting="small", gate_steps=0.5, steps=8)
+    result = added(broken, manifest, setting="small", steps=8)
+    assert any("its gates learn in all steps" in note for note in result.notes)
+    entries = [Model.open(path).entries["nucleolus"] for path in (whole, broken)]
+    assert entries[0].digest == entries[1].digest
+    assert entries[1].provenance["addition"]["gate_steps"] == 1.0
