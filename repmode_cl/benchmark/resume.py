@@ -12,9 +12,9 @@ from typing import Any
 
 from repmode_cl.benchmark.shared_base import base_folder
 from repmode_cl.benchmark.trials import trials_of
-from repmode_cl.config import Config, StrategyConfig, parse_config
+from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.config.diff import EXTENSION_KEYS, RESULT_NEUTRAL_KEYS, first_difference
-from repmode_cl.config.load import dump_config
+from repmode_cl.config.load import dump_config, parse_recorded_config
 from repmode_cl.data.sample import Sample, structure_digests
 from repmode_cl.errors import ConfigError
 from repmode_cl.results.run_info import RUN_FILE, VERSION, RunInfo, read_recorded_info
@@ -98,10 +98,8 @@ def check_run(config: Config, folder: Path, streams: Mapping[str, StreamVariant]
             f"{folder} was started by another version of repmode-cl, whose runs this one can show but not resume: "
             "choose another name"
         )
-    before = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
-    # Configurations of earlier versions name a setting without what it stands for.
-    then = tuple(_as_recorded(options, info) for options in before.strategies)
-    before = before.model_copy(update={"strategies": then})
+    path = folder / "config.yaml"
+    before = parse_recorded_config(path.read_text(encoding="utf-8"), str(path))
     trials = trials_of(before, info.streams)
     learned_titles = {trial.title for trial in trials if _learned(folder / trial.folder)}
     learned = bool(learned_titles) or any(map(_learned, (folder / "base").glob("**/seed-*")))
@@ -164,7 +162,7 @@ def _check_same(
 ) -> None:
     problem = f"{folder} was started with another configuration"
     for options in config.strategies:
-        changed = _changed_by_setting(options, info) if options.title in learned_titles else {}
+        changed = _changed_by_setting(before, options) if options.title in learned_titles else {}
         for key, was in changed.items():
             raise ConfigError(
                 f"{problem}: {options.title}: {key} was {was!r} and is {getattr(options, key)!r} now: what the setting "
@@ -201,23 +199,12 @@ def _check_same(
             )
 
 
-def _changed_by_setting(options: StrategyConfig, info: RunInfo) -> dict[str, Any]:
-    """Return what the run recorded of the keys that a setting stands for, where that is something else today."""
-    recorded = info.options.get(options.title)
-    if recorded is None:
-        return {}
-    # A later key is left out at its default.
-    before = {
-        key: recorded.get(key, type(options).model_fields[key].default)
-        for key in sorted(options.of_setting())
-    }
-    return {key: was for key, was in before.items() if was != getattr(options, key)}
-
-
-def _as_recorded(options: StrategyConfig, info: RunInfo) -> StrategyConfig:
-    """Return a strategy of a run with what its setting stood for then; its title stays."""
-    changed = _changed_by_setting(options, info)
-    return options.model_copy(update=changed | {"label": options.title}) if changed else options
+def _changed_by_setting(before: Config, options: StrategyConfig) -> dict[str, Any]:
+    """Return what the setting of a strategy stood for in an earlier version, where that is something else today."""
+    [then] = (one for one in before.strategies if one.title == options.title)
+    keys = sorted(options.of_setting().keys() - options.model_fields_set)
+    values = {key: getattr(then, key) for key in keys}
+    return {key: was for key, was in values.items() if was != getattr(options, key)}
 
 
 def _order_text(experiences: Sequence[Sequence[str]]) -> str:

@@ -25,7 +25,15 @@ from repmode_cl.config.schema import Config
 from repmode_cl.config.strict_yaml import dotted
 from repmode_cl.errors import ConfigError, did_you_mean
 
-__all__ = ["dump_config", "load_config", "parse_config", "shipped_config_names", "shipped_config_text"]
+__all__ = [
+    "dump_config",
+    "load_config",
+    "parse_config",
+    "parse_recorded_config",
+    "rows_with_learning_gates",
+    "shipped_config_names",
+    "shipped_config_text",
+]
 
 #: Keys that hold a path which is relative to the file that names it.
 _RELATIVE_TO_FILE = (("data", "manifest"), ("stream", "order_file"), ("stream", "difficulty"))
@@ -123,6 +131,41 @@ def parse_config(text: str, source: str = "configuration", overrides: Sequence[s
         If anything in the text or in an override is wrong.
     """
     return _parse(text, source, overrides, folder=Path())
+
+
+def parse_recorded_config(text: str, source: str) -> Config:
+    """Parse what `dump_config` wrote, of this version or an earlier one: a setting stands for what it did then.
+
+    Raises
+    ------
+    ConfigError
+        As `parse_config`.
+    """
+    recorded = strict_yaml.read_yaml(text, source).value
+    rows = rows_with_learning_gates(recorded)
+    if not rows:
+        return parse_config(text, source)
+    titles = [one.title for one in parse_config(text, source).strategies]
+    for row in rows:
+        # Under the title that it had: by the present one it is another strategy.
+        row |= {"gate_steps": 1.0, "label": titles[recorded["strategies"].index(row)]}
+    return parse_config(strict_yaml.write_yaml(recorded), source)
+
+
+def rows_with_learning_gates(recorded: Any) -> list[dict[str, Any]]:
+    """Return the recorded strategies whose setting is of the time when its gates learned in all steps.
+
+    Since then what a setting stands for is recorded beside its name.
+    """
+    rows = recorded.get("strategies") if isinstance(recorded, Mapping) else None
+    return [
+        row
+        for row in rows or ()
+        if isinstance(row, dict)
+        and row.get("setting")
+        and "gate_steps" not in row
+        and row.get("expert") != "none"
+    ]
 
 
 def dump_config(config: Config) -> str:

@@ -10,9 +10,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from repmode_cl.config import Config, parse_config
+from repmode_cl.config import Config
 from repmode_cl.config.diff import EXTENSION_KEYS, RESULT_NEUTRAL_KEYS, first_difference
-from repmode_cl.config.load import dump_config
+from repmode_cl.config.load import dump_config, parse_recorded_config
 from repmode_cl.errors import RepmodeError
 from repmode_cl.metrics import HIGHER_IS_BETTER
 from repmode_cl.results.gates import GATES
@@ -127,7 +127,9 @@ def _read(folder: Path) -> _Source:
         raise RepmodeError(
             f"{path}: cannot be read ({error.strerror}), so what the run did is not known"
         ) from error
-    return _Source(folder, info, parse_config(text, str(path)), ResultsTable.read(folder / "results.csv"), {})
+    return _Source(
+        folder, info, parse_recorded_config(text, str(path)), ResultsTable.read(folder / "results.csv"), {}
+    )
 
 
 def _with_stream_names(sources: list[_Source]) -> list[_Source]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from repmode_cl.config import Config, StrategyConfig
 from repmode_cl.config.addition_settings import start_of_setting
+from repmode_cl.config.load import rows_with_learning_gates
 from repmode_cl.config.strict_yaml import read_yaml
 from repmode_cl.data.manifest import Manifest
 from repmode_cl.data.sample import Sample
@@ -38,7 +39,7 @@ from repmode_cl.utils.command_text import command
 from repmode_cl.utils.devices import resolve_device
 from repmode_cl.workflows.options import AdditionOptions, TrainingOverrides
 from repmode_cl.workflows.pending_training import CHECKPOINT, read_request, rows_digest
-from repmode_cl.workflows.train_one_experience import resume_config_text, rows_with_learning_gates
+from repmode_cl.workflows.train_one_experience import resume_config_text
 from repmode_cl.workflows.training_settings import (
     addition_notes,
     addition_strategy,

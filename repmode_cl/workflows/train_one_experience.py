@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from repmode_cl.config import Config
-from repmode_cl.config.load import dump_config, parse_config
+from repmode_cl.config.load import dump_config, parse_config, rows_with_learning_gates
 from repmode_cl.config.strict_yaml import read_yaml, write_yaml
 from repmode_cl.data.sample import Sample
 from repmode_cl.errors import ConfigError
@@ -35,7 +35,6 @@ __all__ = [
     "record_request",
     "check_same_request",
     "changed_settings",
-    "rows_with_learning_gates",
     "with_present_defaults",
 ]
 
@@ -272,22 +271,6 @@ def with_present_defaults(request: Mapping[str, Any]) -> dict[str, Any]:
         if "setting" in row:
             row |= {key: value for key, value in now.items() if key not in row}
     return {**request, "config": write_yaml(completed)}
-
-
-def rows_with_learning_gates(recorded: Any) -> list[dict[str, Any]]:
-    """Return the recorded strategies whose setting is of the time when its gates learned in all steps.
-
-    Since then what a setting stands for is recorded beside its name.
-    """
-    rows = recorded.get("strategies") if isinstance(recorded, Mapping) else None
-    return [
-        row
-        for row in rows or ()
-        if isinstance(row, dict)
-        and row.get("setting")
-        and "gate_steps" not in row
-        and row.get("expert") != "none"
-    ]
 
 
 def _completed(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from tiny_trials import FINE, MULTI, small
 from repmode_cl.benchmark import TrialsFailedError, run_benchmark
 from repmode_cl.benchmark import run as benchmark_module
 from repmode_cl.benchmark import trial_run as run_module
-from repmode_cl.config import StrategyConfig
+from repmode_cl.config import StrategyConfig, parse_config
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.results import ResultsTable
+from repmode_cl.results.merge_runs import merge_runs
 from repmode_cl.strategies import FineTuning
 from repmode_cl.strategies.plugins import peak_memory as memory_module
 
@@ -81,6 +82,13 @@ def test_a_setting_that_stood_for_something_else_is_not_mixed(manifest: Path, tm
     )
     with pytest.raises(ConfigError, match=said):
         run_benchmark(config, resume=True)
+    # Nor is it merged with a run of today; alone it is, and what is written says what it was.
+    today = run_benchmark(changed(config, output=str(tmp_path / "today"), seeds=(SEED + 1,)))
+    with pytest.raises(RepmodeError, match=r"cannot be merged: strategies"):
+        merge_runs([folder, today], tmp_path / "merged")
+    merged = merge_runs([folder], tmp_path / "merged")
+    [strategy] = parse_config((merged / "config.yaml").read_text()).strategies
+    assert (strategy.title, strategy.gate_steps) == (row.title, 1.0)
     given = StrategyConfig(name="experts_frozen", setting="small", gate_steps=1.0, label=row.title)
     assert run_benchmark(changed(config, strategies=(given,)), resume=True) == folder
 

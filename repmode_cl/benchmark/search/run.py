@@ -14,9 +14,9 @@ from repmode_cl.benchmark.run import run_benchmark
 from repmode_cl.benchmark.search.plan import SearchPlan, plan_search, trial_title
 from repmode_cl.benchmark.search.study_files import matching_strategies, write_studies
 from repmode_cl.benchmark.search.trial_store import STORE, StoredTrial, TrialStore, require_optuna
-from repmode_cl.config import Config, parse_config
+from repmode_cl.config import Config
 from repmode_cl.config.diff import RESULT_NEUTRAL_KEYS, first_difference
-from repmode_cl.config.load import dump_config
+from repmode_cl.config.load import dump_config, parse_recorded_config
 from repmode_cl.data.pipeline import available_structures
 from repmode_cl.errors import ConfigError, RepmodeError
 from repmode_cl.evaluation.search_score import RULES, bytes_of_trial, score_of_trial
@@ -267,7 +267,7 @@ def _check_same(plan: SearchPlan) -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != dump_config(plan.config):
             (folder / STORE).unlink(missing_ok=True)
         return
-    before = parse_config(path.read_text(encoding="utf-8"), str(path))
+    before = parse_recorded_config(path.read_text(encoding="utf-8"), str(path))
     difference = first_difference(before, plan.config, RESULT_NEUTRAL_KEYS)
     titles = [[one.title for one in config.strategies] for config in (before, plan.config)]
     if difference is None and titles[0] != titles[1]:
