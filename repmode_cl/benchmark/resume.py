@@ -162,8 +162,9 @@ def _check_same(
 ) -> None:
     problem = f"{folder} was started with another configuration"
     for options in config.strategies:
-        changed = _changed_by_setting(before, options) if options.title in learned_titles else {}
-        for key, was in changed.items():
+        changed = _changed_by_setting(before, options) if options.title in learned_titles else None
+        if changed is not None:
+            key, was = changed
             raise ConfigError(
                 f"{problem}: {options.title}: {key} was {was!r} and is {getattr(options, key)!r} now: what the setting "
                 f"{options.setting} stands for has changed since; give `{key}: {was}` and `label: {options.title}`, or "
@@ -199,12 +200,13 @@ def _check_same(
             )
 
 
-def _changed_by_setting(before: Config, options: StrategyConfig) -> dict[str, Any]:
-    """Return what the setting of a strategy stood for in an earlier version, where that is something else today."""
+def _changed_by_setting(before: Config, options: StrategyConfig) -> tuple[str, Any] | None:
+    """Return the first key, and its value then, for which a strategy's setting stands for something else today."""
     [then] = (one for one in before.strategies if one.title == options.title)
-    keys = sorted(options.of_setting().keys() - options.model_fields_set)
-    values = {key: getattr(then, key) for key in keys}
-    return {key: was for key, was in values.items() if was != getattr(options, key)}
+    for key in sorted(options.of_setting().keys() - options.model_fields_set):
+        if getattr(then, key) != getattr(options, key):
+            return key, getattr(then, key)
+    return None
 
 
 def _order_text(experiences: Sequence[Sequence[str]]) -> str:

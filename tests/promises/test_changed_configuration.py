@@ -66,9 +66,8 @@ def test_a_setting_that_stood_for_something_else_is_not_mixed(manifest: Path, tm
     row = StrategyConfig(name="experts_frozen", setting="small")
     config = small(manifest, tmp_path, row)
     folder = run_benchmark(config)
-    assert (
-        "gate_steps: 0.1" in (folder / "config.yaml").read_text()
-    )  # and what it stands for is in what is written
+    # What the setting stands for is in what is written.
+    assert "gate_steps: 0.1" in (folder / "config.yaml").read_text()
     assert run_benchmark(config, resume=True) == folder
     # As an earlier version wrote it.
     text = (folder / "config.yaml").read_text().replace("  gate_steps: 0.1\n", "")
